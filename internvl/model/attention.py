@@ -1,0 +1,199 @@
+"""The attention seam: causal attention over packed rows and cached sequences, by name.
+
+Model code asks `attend` for attention and nothing else; which kernel runs is decided by the name in
+`config._attn_implementation`. Documents of a packed row are told by `cu_seqlens`, never by position ids (fractional
+positions would look like document borders), and no length x length mask is ever made: a row is cut at its document
+borders (or at its padding) and every piece goes through torch's scaled_dot_product_attention, whose fused kernels
+know grouped-query heads and causal order.
+
+The functions are registered with transformers' AttentionInterface under `packed_sdpa`, together with a mask function
+that builds no mask, so that decoders of transformers can use them too. Further names (flash, ring, ulysses) register
+in the same table.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from .errors import ConfigError
+
+DEFAULT_ATTENTION = "packed_sdpa"
+_QUERY_BLOCK = 1024  # queries that share one mask when cached keys stand in front of them
+
+
+class AttentionFunction(Protocol):
+    """Causal self-attention of queries that are the last tokens of their keys.
+
+    Args:
+        query: (batch, heads, query_length, head_dim).
+        key: (batch, kv_heads, key_length, head_dim), heads a multiple of kv_heads.
+        value: Same shape as `key`.
+        scaling: Factor of the scores.
+        cu_seqlens: (documents + 1,) int borders of a packed row; needs a batch of one and query_length == key_length.
+        attention_mask: (batch, key_length), 0 where padded; every row's real tokens stand in one piece.
+
+    Returns:
+        (batch, heads, query_length, head_dim). Rows of padding are zero.
+    """
+
+    def __call__(  # noqa: D102
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        cu_seqlens: Tensor | None,
+        attention_mask: Tensor | None,
+    ) -> Tensor: ...
+
+
+# Names that transformers fills in when nobody chose one.
+_UNCHOSEN = (None, "eager", "sdpa")
+
+
+def register_attention(name: str, function: AttentionFunction) -> None:
+    """Make `function` selectable as `attn_implementation=name` in our decoder and in those of transformers."""
+    _ATTENTION[name] = function
+    AttentionInterface.register(name, _as_interface(function))
+    AttentionMaskInterface.register(name, _no_mask)
+
+
+def attend(
+    name: str | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """Attention by the function registered under `name` (see `AttentionFunction`).
+
+    Raises:
+        ConfigError: No function of that name.
+    """
+    function = _ATTENTION.get(DEFAULT_ATTENTION if name in _UNCHOSEN else name)
+    if function is None:
+        raise ConfigError(f"unknown attention {name!r}; registered: {sorted(map(str, _ATTENTION))}")
+    return function(query, key, value, scaling=scaling, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
+
+
+def packed_sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """Torch's fused attention, piece by piece (see `AttentionFunction`)."""
+    if cu_seqlens is not None:
+        return _attend_documents(query, key, value, scaling, cu_seqlens)
+    if attention_mask is not None and not bool(attention_mask.all()):
+        return _attend_padded(query, key, value, scaling, attention_mask)
+    return attend_causal(query, key, value, scaling)
+
+
+def attend_causal(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Causal attention where query i of n sees the first `key_length - n + i + 1` keys."""
+    query_length, key_length = query.shape[2], key.shape[2]
+    grouped = query.shape[1] != key.shape[1]
+    if query_length in (1, key_length):
+        return F.scaled_dot_product_attention(
+            query, key, value, is_causal=query_length > 1, scale=scaling, enable_gqa=grouped
+        )
+    # A further chunk of a cached sequence: one small mask per block of queries.
+    blocks = []
+    for first in range(0, query_length, _QUERY_BLOCK):
+        block = query[:, :, first : first + _QUERY_BLOCK]
+        visible = key_length - query_length + first + block.shape[2]
+        order = torch.arange(visible, device=query.device)
+        mask = order <= order[visible - block.shape[2] :].unsqueeze(1)
+        blocks.append(
+            F.scaled_dot_product_attention(
+                block, key[:, :, :visible], value[:, :, :visible], attn_mask=mask, scale=scaling, enable_gqa=grouped
+            )
+        )
+    return torch.cat(blocks, dim=2)
+
+
+def _attend_documents(query: Tensor, key: Tensor, value: Tensor, scaling: float, cu_seqlens: Tensor) -> Tensor:
+    borders = cu_seqlens.reshape(-1).tolist()
+    if query.shape[0] != 1 or query.shape[2] != key.shape[2] or borders[-1] != query.shape[2]:
+        raise ValueError(
+            f"cu_seqlens {borders[:4]}...{borders[-1]} needs one row of {borders[-1]} queries and keys, "
+            f"got batch {query.shape[0]}, {query.shape[2]} queries, {key.shape[2]} keys"
+        )
+    documents = [
+        attend_causal(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], scaling)
+        for a, b in pairwise(borders)
+        if b > a
+    ]
+    return torch.cat(documents, dim=2)
+
+
+def _attend_padded(query: Tensor, key: Tensor, value: Tensor, scaling: float, attention_mask: Tensor) -> Tensor:
+    query_length, key_length = query.shape[2], key.shape[2]
+    rows = []
+    for i, mask in enumerate(attention_mask[:, :key_length].bool()):
+        first, last = real_span(mask)
+        hidden = key_length - query_length  # keys that stand in the cache only
+        query_first, query_last = max(first - hidden, 0), max(last - hidden, 0)
+        row = query.new_zeros(1, *query.shape[1:])
+        if query_last > query_first:
+            row_slice = slice(query_first, query_last)
+            piece = attend_causal(
+                query[i : i + 1, :, row_slice],
+                key[i : i + 1, :, first:last],
+                value[i : i + 1, :, first:last],
+                scaling,
+            )
+            row = F.pad(piece, (0, 0, query_first, query_length - query_last))
+        rows.append(row)
+    return torch.cat(rows, dim=0)
+
+
+def real_span(mask: Tensor) -> tuple[int, int]:
+    """(first, last + 1) index of the real tokens of one row.
+
+    Raises:
+        ValueError: Padding between real tokens.
+    """
+    real = mask.nonzero().squeeze(1)
+    if len(real) == 0:
+        return 0, 0
+    first, last = int(real[0]), int(real[-1]) + 1
+    if last - first != len(real):
+        raise ValueError("attention_mask has padding between real tokens; pad on the left or on the right only")
+    return first, last
+
+
+def _as_interface(function: AttentionFunction) -> Callable:
+    def interface(module, query, key, value, attention_mask, scaling=None, dropout=0.0, cu_seqlens=None, **kwargs):
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        out = function(query, key, value, scaling=scaling, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
+        return out.transpose(1, 2), None
+
+    return interface
+
+
+def _no_mask(*args, **kwargs) -> None:
+    """Our attention functions need no mask tensor."""
+    return None
+
+
+_ATTENTION: dict[str | None, AttentionFunction] = {DEFAULT_ATTENTION: packed_sdpa}
+
+
+def register_builtin_attention() -> None:
+    """Make this file's functions known to transformers (the chat model calls it when it is made)."""
+    register_attention(DEFAULT_ATTENTION, packed_sdpa)

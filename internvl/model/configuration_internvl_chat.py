@@ -1,0 +1,259 @@
+"""Configs of InternVL2: vision tower, InternLM2 decoder, and the chat model that joins them.
+
+Field names and defaults are those of released InternVL2 checkpoints, so that any of their config.json files loads.
+Fields that describe a run and not a model (`chunk_num`, `attn_type`, `group_list`, ...) appear in files saved by older
+code; they are accepted and dropped.
+"""
+
+import math
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from .errors import ConfigError
+from .v2pe import RANDOM_STRIDES, check_version
+
+# Fields of older files that carry no meaning here.
+_RUN_FIELDS = (
+    "attn_type",
+    "chunk_num",
+    "compress_seq",
+    "group_list",
+    "img_emb_down_sample_ratio",
+    "interaction",
+    "final_size",
+    "fuse_method",
+    "compress_method",
+)
+
+
+class InternVisionConfig(PretrainedConfig):
+    """InternViT. Sizes are in pixels (`image_size`, `patch_size`) and channels."""
+
+    model_type = "intern_vit_6b"
+    base_config_key = "vision_config"
+
+    def __init__(
+        self,
+        num_channels: int = 3,
+        patch_size: int = 14,
+        image_size: int = 224,
+        qkv_bias: bool = False,
+        hidden_size: int = 3200,
+        num_attention_heads: int = 25,
+        intermediate_size: int = 12800,
+        qk_normalization: bool = True,
+        num_hidden_layers: int = 48,
+        use_flash_attn: bool = True,
+        hidden_act: str = "gelu",
+        norm_type: str = "rms_norm",
+        layer_norm_eps: float = 1e-6,
+        dropout: float = 0.0,
+        drop_path_rate: float = 0.0,
+        attention_dropout: float = 0.0,
+        initializer_range: float = 0.02,
+        initializer_factor: float = 0.1,
+        **kwargs: Any,
+    ):
+        self.num_channels = num_channels
+        self.patch_size = patch_size
+        self.image_size = image_size
+        self.qkv_bias = qkv_bias
+        self.hidden_size = hidden_size
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.qk_normalization = qk_normalization
+        self.num_hidden_layers = num_hidden_layers
+        self.use_flash_attn = use_flash_attn
+        self.hidden_act = hidden_act
+        self.norm_type = norm_type
+        self.layer_norm_eps = layer_norm_eps
+        self.dropout = dropout
+        self.drop_path_rate = drop_path_rate
+        self.attention_dropout = attention_dropout
+        self.initializer_range = initializer_range
+        self.initializer_factor = initializer_factor
+        super().__init__(**kwargs)
+
+
+class InternLM2Config(PretrainedConfig):
+    """InternLM2 decoder.
+
+    `rope_scaling` is None or `{"type": "linear" | "dynamic", "factor": >= 1}` and applies to `default` positions
+    only; V2PE positions are never scaled. The entry `{"type": "v2pe"}` that older code saved means no scaling.
+    """
+
+    model_type = "internlm2"
+    base_config_key = "llm_config"
+    _auto_class = "AutoConfig"
+    rope_scaling = None  # a plain field here; the base class has a property of this name
+
+    def __init__(
+        self,
+        vocab_size: int = 103168,
+        hidden_size: int = 4096,
+        intermediate_size: int = 11008,
+        num_hidden_layers: int = 32,
+        num_attention_heads: int = 32,
+        num_key_value_heads: int | None = None,
+        hidden_act: str = "silu",
+        max_position_embeddings: int = 2048,
+        initializer_range: float = 0.02,
+        rms_norm_eps: float = 1e-6,
+        use_cache: bool = True,
+        pad_token_id: int = 0,
+        bos_token_id: int = 1,
+        eos_token_id: int = 2,
+        tie_word_embeddings: bool = False,
+        bias: bool = True,
+        rope_theta: float = 10000,
+        rope_scaling: dict | None = None,
+        **kwargs: Any,
+    ):
+        # The released files name a CUDA kernel here; which kernel runs is decided by internvl.model.attention.
+        kwargs.pop("attn_implementation", None)
+        kwargs.pop("rope_pos_id_version", None)
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
+        self.hidden_act = hidden_act
+        self.max_position_embeddings = max_position_embeddings
+        self.initializer_range = initializer_range
+        self.rms_norm_eps = rms_norm_eps
+        self.use_cache = use_cache
+        self.pad_token_id = pad_token_id
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+        self.tie_word_embeddings = tie_word_embeddings
+        self.bias = bias
+        self.rope_theta = rope_theta
+        self.rope_scaling = _checked_rope_scaling(rope_scaling)
+        super().__init__(**kwargs)
+
+
+def _checked_rope_scaling(rope_scaling: dict | None) -> dict | None:
+    """The scaling entry, None where it stands for no scaling."""
+    if rope_scaling is None:
+        return None
+    kind = rope_scaling.get("type", rope_scaling.get("rope_type"))
+    if kind in ("v2pe", "default"):
+        return None
+    factor = rope_scaling.get("factor")
+    if kind not in ("linear", "dynamic") or not isinstance(factor, (int, float)) or factor < 1:
+        raise ConfigError(
+            f"rope_scaling of InternLM2 must be {{'type': 'linear' or 'dynamic', 'factor': a number >= 1}}, "
+            f"got {rope_scaling}"
+        )
+    return {"type": kind, "factor": float(factor)}
+
+
+class InternVLChatConfig(PretrainedConfig):
+    """InternVL2 chat model.
+
+    Attributes:
+        vision_config: InternVisionConfig (a dict is converted).
+        llm_config: Config of the decoder; a dict is converted by its `architectures[0]`.
+        select_layer: Hidden state of the vision tower that is used (-1: the last).
+        force_image_size: Side of a tile in pixels; None: `vision_config.image_size`.
+        downsample_ratio: Side ratio of pixel shuffle (0.5: four patches become one visual token).
+        template: Name of the conversation template.
+        ps_version: `v2`, or `v1` for the spatially transposed pixel shuffle of the first release.
+        img_context_token_id: Id of `<IMG_CONTEXT>`; None in files that were not saved by this project.
+        rope_pos_id_version: Positions the model was trained with: `default`, `v2pe_fix` or `v2pe_rnd`.
+        rope_pos_id_stride: Stride of `v2pe_fix`.
+        rope_pos_id_random_strides: Strides that `v2pe_rnd` draws from.
+    """
+
+    model_type = "internvl_chat"
+    is_composition = True
+    sub_configs = {"vision_config": InternVisionConfig, "llm_config": AutoConfig}
+    _auto_class = "AutoConfig"
+
+    def __init__(
+        self,
+        vision_config: InternVisionConfig | dict | None = None,
+        llm_config: PretrainedConfig | dict | None = None,
+        use_backbone_lora: int = 0,
+        use_llm_lora: int = 0,
+        pad2square: bool = False,
+        select_layer: int = -1,
+        force_image_size: int | None = None,
+        downsample_ratio: float = 0.5,
+        template: str | None = None,
+        dynamic_image_size: bool = False,
+        use_thumbnail: bool = False,
+        ps_version: str = "v1",
+        dynamic_max_patch: bool = False,
+        min_dynamic_patch: int = 1,
+        max_dynamic_patch: int = 6,
+        min_num_frame: int = 4,
+        max_num_frame: int = 20,
+        rope_pos_id_version: str = "default",
+        rope_pos_id_stride: float | None = None,
+        rope_pos_id_random_strides: tuple[float, ...] | list[float] = RANDOM_STRIDES,
+        img_context_token_id: int | None = None,
+        **kwargs: Any,
+    ):
+        for name in _RUN_FIELDS:
+            kwargs.pop(name, None)
+        kwargs.pop("attn_implementation", None)
+        check_version(rope_pos_id_version)
+        if ps_version not in ("v1", "v2"):
+            raise ConfigError(f"ps_version must be 'v1' or 'v2', got {ps_version!r}")
+        self.vision_config = _vision_config(vision_config)
+        self.llm_config = _llm_config(llm_config)
+        self.use_backbone_lora = use_backbone_lora
+        self.use_llm_lora = use_llm_lora
+        self.pad2square = pad2square
+        self.select_layer = select_layer
+        self.force_image_size = force_image_size
+        self.downsample_ratio = downsample_ratio
+        self.template = template
+        self.dynamic_image_size = dynamic_image_size
+        self.use_thumbnail = use_thumbnail
+        self.ps_version = ps_version
+        self.dynamic_max_patch = dynamic_max_patch
+        self.min_dynamic_patch = min_dynamic_patch
+        self.max_dynamic_patch = max_dynamic_patch
+        self.min_num_frame = min_num_frame
+        self.max_num_frame = max_num_frame
+        self.rope_pos_id_version = rope_pos_id_version
+        self.rope_pos_id_stride = rope_pos_id_stride
+        self.rope_pos_id_random_strides = list(rope_pos_id_random_strides)
+        self.img_context_token_id = img_context_token_id
+        kwargs.setdefault("tie_word_embeddings", False)
+        super().__init__(**kwargs)
+
+    @property
+    def image_size(self) -> int:
+        """Side of a tile in pixels."""
+        return self.force_image_size or self.vision_config.image_size
+
+    @property
+    def num_image_token(self) -> int:
+        """T, visual tokens per tile."""
+        side = self.image_size // self.vision_config.patch_size
+        return math.floor(side * side * self.downsample_ratio**2 + 1e-6)
+
+    def get_text_config(self, decoder=None, encoder=None) -> PretrainedConfig:
+        """Config of the decoder (transformers' generation code asks for it)."""
+        return self.llm_config
+
+
+def _vision_config(config: InternVisionConfig | dict | None) -> InternVisionConfig:
+    if isinstance(config, InternVisionConfig):
+        return config
+    return InternVisionConfig(**(config or {}))
+
+
+def _llm_config(config: PretrainedConfig | dict | None) -> PretrainedConfig:
+    if isinstance(config, PretrainedConfig):
+        return config
+    fields = dict(config or {})
+    architecture = (fields.get("architectures") or ["InternLM2ForCausalLM"])[0]
+    if architecture != "InternLM2ForCausalLM":
+        raise ConfigError(f"llm_config.architectures[0] is {architecture!r}; supported: InternLM2ForCausalLM")
+    return InternLM2Config(**fields)

@@ -1,0 +1,41 @@
+"""Errors for users: each message says what was got, what was expected and what to change."""
+
+
+class InternVLError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class ConfigError(InternVLError):
+    """A flag, a config field or a combination of them is wrong."""
+
+
+class DataError(InternVLError):
+    """A data set, a record or a file is wrong.
+
+    Args:
+        message: What was got, what was expected, what to change.
+        source: Name or path of the data set.
+        row: Row of the record in its annotation file, counted from 0.
+    """
+
+    def __init__(self, message: str, *, source: str | None = None, row: int | None = None):
+        self.source = source
+        self.row = row
+        place = ", ".join(p for p in (source, None if row is None else f"row {row}") if p)
+        super().__init__(f"{place}: {message}" if place else message)
+
+
+class CheckpointError(InternVLError):
+    """A checkpoint folder is missing, incomplete or does not fit the model."""
+
+
+class ParallelError(InternVLError):
+    """The process grid or the launcher's environment is wrong."""
+
+
+class EvalError(InternVLError):
+    """An evaluation cannot go on without giving a wrong number."""
+
+
+class MissingDependencyError(InternVLError):
+    """An optional package is needed; the message names the pip line that installs it."""

@@ -1,0 +1,372 @@
+"""InternLM2 decoder: grouped-query attention with one fused query/key/value matrix, SwiGLU, RMS norms.
+
+Parameter names are those of released InternVL2 checkpoints. Rotary tables are made once per forward from float64
+positions (see v2pe.py) and shared by all layers; attention goes through the seam in attention.py; packed rows are
+told by `cu_seqlens`.
+
+Which scaling the rotary table gets depends on the positions in use and not on a field of the checkpoint: whole-number
+positions of an integer dtype are ordinary ones and follow `config.rope_scaling` (dynamic NTK in InternVL2), floating
+positions are V2PE's and are never scaled.
+"""
+
+from typing import cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from .attention import attend
+from .configuration_internvl_chat import InternLM2Config
+from .loss import shift_targets, weighted_cross_entropy
+from .v2pe import apply_rotary, next_position, ntk_base, rotary_tables
+
+
+class InternLM2RMSNorm(nn.Module):
+    """Root-mean-square norm with float32 statistics."""
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(..., hidden) -> same."""
+        states = hidden_states.float()
+        states = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * states.to(hidden_states.dtype)
+
+
+class InternLM2Attention(nn.Module):
+    """Causal self-attention.
+
+    `wqkv` holds one group per key/value head: its query heads, then the key head, then the value head.
+    """
+
+    def __init__(self, config: InternLM2Config, layer_index: int):
+        super().__init__()
+        self.config = config
+        self.layer_index = layer_index
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.num_kv_heads = config.num_key_value_heads
+        self.queries_per_kv = config.num_attention_heads // config.num_key_value_heads
+        total_heads = config.num_attention_heads + 2 * self.num_kv_heads
+        self.wqkv = nn.Linear(config.hidden_size, total_heads * self.head_dim, bias=config.bias)
+        self.wo = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=config.bias)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cu_seqlens: Tensor | None,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+    ) -> Tensor:
+        """(batch, length, hidden) -> same."""
+        groups = rearrange(self.wqkv(hidden_states), "b s (g n d) -> b g n s d", g=self.num_kv_heads, d=self.head_dim)
+        query = rearrange(groups[:, :, :-2], "b g n s d -> b (g n) s d")
+        query = apply_rotary(query, *rotary)
+        key = apply_rotary(groups[:, :, -2], *rotary)
+        value = groups[:, :, -1]
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_index)
+        out = attend(
+            self.config._attn_implementation,
+            query,
+            key,
+            value,
+            scaling=self.head_dim**-0.5,
+            cu_seqlens=cu_seqlens,
+            attention_mask=attention_mask,
+        )
+        return self.wo(rearrange(out, "b h s d -> b s (h d)"))
+
+
+class InternLM2MLP(nn.Module):
+    """SwiGLU: w2(act(w1 x) * w3 x)."""
+
+    def __init__(self, config: InternLM2Config):
+        super().__init__()
+        self.w1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.act = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(..., hidden) -> same."""
+        return self.w2(self.act(self.w1(hidden_states)) * self.w3(hidden_states))
+
+
+class InternLM2DecoderLayer(nn.Module):
+    """Pre-norm attention and MLP, each with a residual."""
+
+    def __init__(self, config: InternLM2Config, layer_index: int):
+        super().__init__()
+        self.attention = InternLM2Attention(config, layer_index)
+        self.feed_forward = InternLM2MLP(config)
+        self.attention_norm = InternLM2RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.ffn_norm = InternLM2RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, hidden_states: Tensor, *context) -> Tensor:
+        """(batch, length, hidden) -> same; `context` as in `InternLM2Attention.forward`."""
+        hidden_states = hidden_states + self.attention(self.attention_norm(hidden_states), *context)
+        return hidden_states + self.feed_forward(self.ffn_norm(hidden_states))
+
+
+class InternLM2PreTrainedModel(PreTrainedModel):
+    """Shared settings of the decoder classes."""
+
+    config_class = InternLM2Config
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["InternLM2DecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, InternLM2RMSNorm):
+            nn.init.ones_(module.weight)
+
+
+class InternLM2Model(InternLM2PreTrainedModel):
+    """Embeddings, decoder layers, final norm."""
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: InternLM2Config):
+        super().__init__(config)
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(InternLM2DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = InternLM2RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Token embeddings."""
+        return self.tok_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings."""
+        self.tok_embeddings = cast(nn.Embedding, value)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        cu_seqlens: Tensor | None = None,
+        rope_lengths: Tensor | int | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states behind the final norm.
+
+        Args:
+            input_ids: (batch, length); or give `inputs_embeds`.
+            attention_mask: (batch, cached + length), 0 where padded.
+            position_ids: (batch, length). Floating: V2PE positions, never scaled. Integer: ordinary positions,
+                scaled as `config.rope_scaling` says. None: ordinary positions made here.
+            past_key_values: Cache; keys are stored rotated.
+            inputs_embeds: (batch, length, hidden).
+            use_cache: Fill (and if needed make) a cache.
+            cu_seqlens: (documents + 1,) borders of a packed row.
+            rope_lengths: Final length of every sequence (documents of a packed row, rows otherwise), for dynamic
+                NTK: one base per sequence, the same for keys that are already cached. None: the length so far.
+            **kwargs: Ignored (generation passes fields that this decoder has no use for).
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.tok_embeddings(input_ids)
+        if use_cache and past_key_values is None and not self.training:
+            past_key_values = DynamicCache()
+        num_cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+        batch, length = inputs_embeds.shape[:2]
+        if position_ids is None:
+            position_ids = _ordinary_positions(
+                batch, length, num_cached, attention_mask, cu_seqlens, inputs_embeds.device
+            )
+        rotary = self._rotary_tables(position_ids.expand(batch, length), cu_seqlens, rope_lengths)
+
+        hidden_states = inputs_embeds
+        for layer in self.layers:
+            context = (rotary, cu_seqlens, attention_mask, past_key_values)
+            if self.gradient_checkpointing and self.training:
+                hidden_states = checkpoint(layer, hidden_states, *context, use_reentrant=False)
+            else:
+                hidden_states = layer(hidden_states, *context)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states),
+            past_key_values=past_key_values,
+        )
+
+    def _rotary_tables(
+        self, position_ids: Tensor, cu_seqlens: Tensor | None, rope_lengths: Tensor | int | None
+    ) -> tuple[Tensor, Tensor]:
+        config = self.config
+        head_dim = config.hidden_size // config.num_attention_heads
+        scaling = config.rope_scaling
+        if scaling is None or position_ids.is_floating_point():
+            return rotary_tables(position_ids, head_dim=head_dim, base=config.rope_theta)
+        if scaling["type"] == "linear":
+            return rotary_tables(
+                position_ids.to(torch.float64) / scaling["factor"], head_dim=head_dim, base=config.rope_theta
+            )
+        if rope_lengths is None:
+            lengths = position_ids.amax(dim=1) + 1 if cu_seqlens is None else cu_seqlens.reshape(-1).diff()
+        else:
+            lengths = torch.as_tensor(rope_lengths, device=position_ids.device).reshape(-1)
+        base = ntk_base(
+            config.rope_theta,
+            lengths,
+            max_position_embeddings=config.max_position_embeddings,
+            factor=scaling["factor"],
+            head_dim=head_dim,
+        )
+        if cu_seqlens is None:
+            base = base.unsqueeze(1)
+        else:
+            base = torch.repeat_interleave(base, cu_seqlens.reshape(-1).diff().to(base.device)).unsqueeze(0)
+        if bool((base == config.rope_theta).all()):
+            return rotary_tables(position_ids, head_dim=head_dim, base=config.rope_theta)
+        return rotary_tables(position_ids, head_dim=head_dim, base=base)
+
+
+def _ordinary_positions(
+    batch: int,
+    length: int,
+    num_cached: int,
+    attention_mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    if cu_seqlens is not None:
+        borders = cu_seqlens.reshape(-1).to(device, torch.int64)
+        starts = torch.repeat_interleave(borders[:-1], borders.diff())
+        return (torch.arange(length, device=device) - starts).unsqueeze(0)
+    if attention_mask is None:
+        return torch.arange(num_cached, num_cached + length, device=device).expand(batch, -1)
+    positions = attention_mask.long().cumsum(1) - 1
+    return positions.masked_fill(attention_mask == 0, 1)[:, -length:]
+
+
+class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
+    """The decoder with its output layer (not tied to the embeddings)."""
+
+    _auto_class = "AutoModelForCausalLM"
+
+    def __init__(self, config: InternLM2Config):
+        super().__init__(config)
+        self.model = InternLM2Model(config)
+        self.vocab_size = config.vocab_size
+        self.output = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Token embeddings."""
+        return self.model.tok_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings."""
+        self.model.tok_embeddings = cast(nn.Embedding, value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The output layer."""
+        return self.output
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the output layer."""
+        self.output = cast(nn.Linear, value)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        cu_seqlens: Tensor | None = None,
+        rope_lengths: Tensor | int | None = None,
+        loss_weight: Tensor | None = None,
+        loss_denominator: Tensor | float | None = None,
+        logits_to_keep: int = 0,
+        return_logits: bool | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Logits and, with `labels`, the loss.
+
+        Args:
+            input_ids: As in `InternLM2Model.forward`, like all arguments up to `rope_lengths`.
+            attention_mask: See there.
+            position_ids: See there.
+            past_key_values: See there.
+            inputs_embeds: See there.
+            labels: (batch, length) int64, -100 where not supervised.
+            use_cache: See there.
+            cu_seqlens: See there.
+            rope_lengths: See there.
+            loss_weight: (batch, length) weight of every label; None: 1 each.
+            loss_denominator: What the weighted sum is divided by; None: the sum of the weights in this call.
+            logits_to_keep: Logits of the last n positions only; 0: of all.
+            return_logits: None: logits are made unless this is a training step (labels given, training mode), which
+                has no use for them.
+            **kwargs: Passed on.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            cu_seqlens=cu_seqlens,
+            rope_lengths=rope_lengths,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        loss = None
+        if labels is not None:
+            targets, weights = shift_targets(labels, loss_weight)
+            loss = weighted_cross_entropy(
+                hidden_states, self.output.weight, targets, weights, denominator=loss_denominator
+            )
+        if return_logits is None:
+            return_logits = labels is None or not self.training
+        logits = self.output(hidden_states[:, -logits_to_keep:]).float() if return_logits else None
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    ):
+        """Fix the rotary base by the final length of every sequence, so that cached keys keep theirs."""
+        super()._prepare_cache_for_generation(  # type: ignore[misc]
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+        if model_kwargs.get("rope_lengths") is None:
+            mask = model_kwargs.get("attention_mask")
+            num_padding = 0 if mask is None else (mask == 0).sum(dim=1)
+            model_kwargs["rope_lengths"] = torch.as_tensor(max_cache_length + 1 - num_padding)
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, is_encoder_decoder=False, num_new_tokens=1):
+        """The n-th generated token sits at ceil(last prompt position) + n, also behind a fractional position."""
+        positions = model_kwargs.get("position_ids")
+        if positions is not None and positions.is_floating_point():
+            # The parent appends last + 1, last + 2, ...: give it a whole number to start from.
+            whole = next_position(positions[..., -1:]) - 1
+            model_kwargs["position_ids"] = torch.cat([positions[..., :-1], whole], dim=-1)
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder, num_new_tokens)

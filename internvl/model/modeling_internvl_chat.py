@@ -1,0 +1,442 @@
+"""InternVL2 with V2PE: vision tower -> pixel shuffle -> projector -> merge into the text -> decoder.
+
+    tiles (n, 3, S, S) --ViT--> (n, 1+P, H) --pixel shuffle--> (n, T, 4H) --mlp1--> (n, T, D)
+    ids   ... <img> <IMG_CONTEXT> * T*tiles </img> ...  --embed, replace visual tokens-->  (batch, length, D)
+
+Positions are made here, once per forward, from the ids and one stride per image (see v2pe.py). Call
+`internvl.model.registration.register_auto_classes()` to make AutoModel know these classes, or load a saved folder with
+`trust_remote_code=True` (it carries this code).
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .attention import register_builtin_attention
+from .configuration_internvl_chat import InternLM2Config, InternVLChatConfig
+from .constants import IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
+from .conversation import Role, get_conversation
+from .errors import ConfigError
+from .modeling_intern_vit import InternVisionModel
+from .modeling_internlm2 import InternLM2ForCausalLM
+from .v2pe import Strides, build_position_ids, check_stride, draw_strides, units_to_strides
+
+logger = logging.getLogger(__name__)
+
+
+class InternVLChatModel(PreTrainedModel):
+    """The chat model. Parameter names and folder layout are those of released InternVL2 checkpoints.
+
+    Attributes:
+        img_context_token_id: Id of `<IMG_CONTEXT>`. Read from the config; older checkpoints do not carry it, then
+            set it once (`model.img_context_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")`).
+        num_image_token: T, visual tokens per tile.
+    """
+
+    config_class = InternVLChatConfig
+    config: InternVLChatConfig
+    main_input_name = "pixel_values"
+    base_model_prefix = "language_model"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is normalised by `loss_denominator`, not by the Trainer's item count
+    _no_split_modules = ["InternVisionEncoderLayer", "InternLM2DecoderLayer"]
+    _supports_sdpa = True
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: InternVLChatConfig):
+        register_builtin_attention()
+        super().__init__(config)
+        self.vision_model = InternVisionModel(config.vision_config)
+        self.language_model = InternLM2ForCausalLM(cast(InternLM2Config, config.llm_config))
+        vision_width = config.vision_config.hidden_size * round(1 / config.downsample_ratio) ** 2
+        text_width = config.llm_config.hidden_size
+        self.mlp1 = nn.Sequential(
+            nn.LayerNorm(vision_width),
+            nn.Linear(vision_width, text_width),
+            nn.GELU(),
+            nn.Linear(text_width, text_width),
+        )
+        self.num_image_token = config.num_image_token
+        self.img_context_token_id = config.img_context_token_id
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=self.config.llm_config.initializer_range)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Token embeddings of the decoder."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings of the decoder."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Output layer of the decoder."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the output layer of the decoder."""
+        self.language_model.set_output_embeddings(value)
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """As of `PreTrainedModel`; the config carries `img_context_token_id`, so that a saved folder is complete."""
+        self.config.img_context_token_id = self.img_context_token_id
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    # ---------------------------------------------------------------------------------------------------- features
+
+    def extract_feature(self, pixel_values: Tensor) -> Tensor:
+        """Visual tokens of tiles: (tiles, 3, S, S) -> (tiles, T, D)."""
+        states = self.vision_model(pixel_values, select_layer=self.config.select_layer)[:, 1:]
+        side = math.isqrt(states.shape[1])
+        grid = rearrange(states, "n (h w) c -> n h w c", h=side)
+        return self.mlp1(pixel_shuffle(grid, self.config.downsample_ratio, self.config.ps_version).flatten(1, 2))
+
+    def _embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None,
+        image_flags: Tensor | None,
+        visual_features: Tensor | None,
+    ) -> Tensor:
+        """Token embeddings with visual features in place: (batch, length, D)."""
+        embeds = self.get_input_embeddings()(input_ids)
+        if visual_features is None and pixel_values is not None:
+            if image_flags is not None:
+                pixel_values = pixel_values[image_flags.reshape(-1).to(pixel_values.device) == 1]
+            if len(pixel_values):
+                visual_features = self.extract_feature(pixel_values)
+        if visual_features is None and self.training:
+            # Every rank's backward must reach the vision tower, or sharded optimisers wait for each other.
+            size = self.config.image_size
+            blank = torch.zeros(1, 3, size, size, dtype=embeds.dtype, device=embeds.device)
+            embeds = embeds + 0.0 * self.extract_feature(blank).sum()
+        visual = self._visual_mask(input_ids)
+        if visual_features is None and not bool(visual.any()):
+            return embeds
+        if self.img_context_token_id is None:
+            raise ConfigError(
+                "img_context_token_id is not set: this checkpoint's config does not carry it. "
+                "Set model.img_context_token_id = tokenizer.convert_tokens_to_ids('<IMG_CONTEXT>')"
+            )
+        return merge_visual_features(embeds, visual, visual_features)
+
+    def _visual_mask(self, input_ids: Tensor) -> Tensor:
+        """(batch, length) bool, True at visual tokens (nowhere while `img_context_token_id` is unknown)."""
+        return input_ids == (-1 if self.img_context_token_id is None else self.img_context_token_id)
+
+    # --------------------------------------------------------------------------------------------------- positions
+
+    def build_positions(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        image_strides: Tensor | None = None,
+        rope_pos_id_version: str | None = None,
+        rope_pos_id_stride: float | None = None,
+    ) -> Tensor:
+        """Positions of a batch: int64 for `default` (the decoder may scale those), float64 for V2PE.
+
+        Args:
+            input_ids: (batch, length).
+            attention_mask: (batch, length), 0 where padded.
+            cu_seqlens: (documents + 1,) borders of a packed row.
+            image_strides: (images,) int64 strides in units of 1/65536, in the order of the row. Wins over
+                `rope_pos_id_stride`.
+            rope_pos_id_version: `default`, `v2pe_fix` or `v2pe_rnd`; None: the checkpoint's own. A checkpoint that
+                was trained with `v2pe_rnd` has no stride of its own: it runs on ordinary positions (which are among
+                its strides) until one is chosen.
+            rope_pos_id_stride: Stride of `v2pe_fix`; None: the checkpoint's own.
+
+        Raises:
+            ConfigError: Unknown version, `v2pe_fix` without a stride, a stride that is not positive.
+        """
+        version = rope_pos_id_version
+        if version is None:
+            version = self.config.rope_pos_id_version
+            if image_strides is None and version == "v2pe_rnd":
+                logger.info("no stride given for a v2pe_rnd checkpoint: default positions are used")
+                version = "default"
+        stride = self.config.rope_pos_id_stride if rope_pos_id_stride is None else rope_pos_id_stride
+        if image_strides is None:
+            check_stride(version, stride)
+        positions = build_position_ids(
+            input_ids,
+            image_token_id=-1 if self.img_context_token_id is None else self.img_context_token_id,
+            num_image_token=self.num_image_token,
+            strides=self._strides(input_ids, version, stride, image_strides),
+            cu_seqlens=cu_seqlens,
+            attention_mask=attention_mask,
+        )
+        return positions.to(torch.int64) if version == "default" else positions
+
+    def _strides(self, input_ids: Tensor, version: str, stride: float | None, image_strides: Tensor | None) -> Strides:
+        if version == "default":
+            if image_strides is not None and bool((units_to_strides(image_strides) != self.num_image_token).any()):
+                raise ConfigError(
+                    "the batch carries strides but rope_pos_id_version is 'default'; pass 'v2pe_fix' or 'v2pe_rnd'"
+                )
+            return None
+        if image_strides is not None:
+            return units_to_strides(image_strides)
+        if version == "v2pe_fix":
+            return stride
+        # Random strides outside the data pipeline come from a fixed seed: the same call gives the same answer.
+        visual = self._visual_mask(input_ids)
+        num_images = int((visual[:, 1:] & ~visual[:, :-1]).sum() + visual[:, 0].sum())
+        generator = torch.Generator().manual_seed(0)
+        return draw_strides(num_images, self.config.rope_pos_id_random_strides, generator)
+
+    # ----------------------------------------------------------------------------------------------------- forward
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        image_flags: Tensor | None = None,
+        past_key_values=None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        cu_seqlens: Tensor | None = None,
+        image_strides: Tensor | None = None,
+        visual_features: Tensor | None = None,
+        rope_pos_id_version: str | None = None,
+        rope_pos_id_stride: float | None = None,
+        rope_lengths: Tensor | int | None = None,
+        loss_weight: Tensor | None = None,
+        loss_denominator: Tensor | float | None = None,
+        logits_to_keep: int = 0,
+        return_logits: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits and, with `labels`, the loss sum(w * CE) / sum(w).
+
+        Args:
+            pixel_values: (tiles, 3, S, S), tiles of all images in the order of the row.
+            input_ids: (batch, length) int64.
+            attention_mask: (batch, length), 0 where padded.
+            position_ids: (batch, length) in natural units; wins over everything below that makes positions.
+                Floating positions are V2PE's, integer ones ordinary (see modeling_internlm2.py).
+            image_flags: (tiles,) 1 for real tiles; tiles with 0 are left out.
+            past_key_values: Cache of transformers.
+            labels: (batch, length) int64, -100 where not supervised.
+            use_cache: Return a cache.
+            cu_seqlens: (documents + 1,) borders of the documents of a packed row (batch of one).
+            image_strides: (images,) int64 in units of 1/65536, see `build_positions`.
+            visual_features: (tiles, T, D) from `extract_feature`, instead of `pixel_values`.
+            rope_pos_id_version: See `build_positions`.
+            rope_pos_id_stride: See `build_positions`.
+            rope_lengths: Final length per sequence for dynamic NTK, see modeling_internlm2.py.
+            loss_weight: (batch, length) weight of every label (see loss.py); None: 1 each.
+            loss_denominator: What the weighted sum is divided by; None: the sum of weights of this call.
+            logits_to_keep: Logits of the last n positions only; 0: of all.
+            return_logits: None: logits, except in a training step.
+            **kwargs: Passed to the decoder.
+
+        Raises:
+            ConfigError: Positions cannot be made (see `build_positions`).
+            ValueError: Another number of visual tokens than of features.
+        """
+        if input_ids is None:
+            raise ValueError("InternVLChatModel needs input_ids (positions and visual tokens are found in them)")
+        inputs_embeds = self._embed(input_ids, pixel_values, image_flags, visual_features)
+        if position_ids is None and past_key_values is None:
+            position_ids = self.build_positions(
+                input_ids,
+                attention_mask=attention_mask,
+                cu_seqlens=cu_seqlens,
+                image_strides=image_strides,
+                rope_pos_id_version=rope_pos_id_version,
+                rope_pos_id_stride=rope_pos_id_stride,
+            )
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            labels=labels,
+            use_cache=use_cache,
+            cu_seqlens=cu_seqlens,
+            rope_lengths=rope_lengths,
+            loss_weight=loss_weight,
+            loss_denominator=loss_denominator,
+            logits_to_keep=logits_to_keep,
+            return_logits=return_logits,
+            **kwargs,
+        )
+
+    # -------------------------------------------------------------------------------------------------- generation
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        visual_features: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        image_flags: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        image_strides: Tensor | None = None,
+        rope_pos_id_version: str | None = None,
+        rope_pos_id_stride: float | None = None,
+        **generate_kwargs: Any,
+    ) -> Tensor:
+        """Generate with a key/value cache; returns new tokens only, (batch, new tokens).
+
+        Arguments as in `forward`; further ones as of transformers' `generate` (`max_new_tokens`, `do_sample`, ...).
+        The n-th generated token sits at `ceil(last prompt position) + n`.
+        """
+        if input_ids is None:
+            raise ValueError("generate needs input_ids")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if position_ids is None:
+            position_ids = self.build_positions(
+                input_ids,
+                attention_mask=attention_mask,
+                image_strides=image_strides,
+                rope_pos_id_version=rope_pos_id_version,
+                rope_pos_id_stride=rope_pos_id_stride,
+            )
+        return self.language_model.generate(  # type: ignore[misc,return-value]
+            inputs_embeds=self._embed(input_ids, pixel_values, image_flags, visual_features),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            generation_config=generation_config,
+            **generate_kwargs,
+        )
+
+    def chat(
+        self,
+        tokenizer,
+        pixel_values: Tensor | None,
+        question: str,
+        generation_config: dict[str, Any],
+        history: Sequence[tuple[str, str]] | None = None,
+        return_history: bool = False,
+        num_patches_list: Sequence[int] | None = None,
+        IMG_START_TOKEN: str = IMG_START_TOKEN,
+        IMG_END_TOKEN: str = IMG_END_TOKEN,
+        IMG_CONTEXT_TOKEN: str = IMG_CONTEXT_TOKEN,
+        verbose: bool = False,
+        rope_pos_id_version: str | None = None,
+        rope_pos_id_stride: float | None = None,
+        system_message: str | None = None,
+        **_ignored: Any,
+    ):
+        """Answer one question about images.
+
+        Args:
+            tokenizer: Tokenizer of the checkpoint.
+            pixel_values: (tiles, 3, S, S) tiles of all images, those of earlier turns first; None without images.
+            question: Text with one `<image>` per image; without any, `<image>` is put in front of the first turn.
+            generation_config: Arguments of `generate`; the dict is not changed.
+            history: Earlier turns (question, answer).
+            return_history: Return `(answer, history)`.
+            num_patches_list: Tiles per image; None: one image that holds all tiles.
+            IMG_START_TOKEN: Marker in front of an image.
+            IMG_END_TOKEN: Marker behind an image.
+            IMG_CONTEXT_TOKEN: The visual token.
+            verbose: Log prompt and answer.
+            rope_pos_id_version: See `build_positions`.
+            rope_pos_id_stride: See `build_positions`.
+            system_message: Replaces the template's own.
+
+        Returns:
+            The answer, or `(answer, history)`.
+
+        Raises:
+            ValueError: Numbers of placeholders, images and tiles do not fit.
+        """
+        num_tiles = 0 if pixel_values is None else len(pixel_values)
+        if history is None and pixel_values is not None and IMAGE_PLACEHOLDER not in question:
+            question = f"{IMAGE_PLACEHOLDER}\n{question}"
+        if num_patches_list is None:
+            num_patches_list = [num_tiles] if num_tiles else []
+        if sum(num_patches_list) != num_tiles:
+            raise ValueError(f"num_patches_list adds up to {sum(num_patches_list)} tiles, pixel_values has {num_tiles}")
+        history = list(history or [])
+        conversation = get_conversation(self.config.template or "internlm2-chat")
+        messages: list[tuple[Role, str | None]] = []
+        for past_question, past_answer in history:
+            messages += [("user", past_question), ("assistant", past_answer)]
+        messages += [("user", question), ("assistant", None)]
+        prompt = conversation.render(messages, system_message=system_message)
+        pieces = prompt.split(IMAGE_PLACEHOLDER)
+        num_images = len(num_patches_list)
+        if len(pieces) - 1 != num_images:
+            raise ValueError(
+                f"the conversation has {len(pieces) - 1} {IMAGE_PLACEHOLDER} placeholders for {num_images} images"
+            )
+        for index, tiles in enumerate(num_patches_list):
+            image = IMG_START_TOKEN + IMG_CONTEXT_TOKEN * (self.num_image_token * tiles) + IMG_END_TOKEN
+            pieces[index] += image
+        self.img_context_token_id = tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN)
+        inputs = tokenizer("".join(pieces), return_tensors="pt")
+        stop = conversation.stop_token
+        tokens = self.generate(
+            pixel_values=None if pixel_values is None else pixel_values.to(self.device, self.dtype),
+            input_ids=inputs["input_ids"].to(self.device),
+            attention_mask=inputs["attention_mask"].to(self.device),
+            rope_pos_id_version=rope_pos_id_version,
+            rope_pos_id_stride=rope_pos_id_stride,
+            **{"eos_token_id": tokenizer.convert_tokens_to_ids(stop), **generation_config},
+        )
+        answer = tokenizer.decode(tokens[0], skip_special_tokens=True).split(stop)[0].strip()
+        if verbose:
+            logger.info("%s %s", prompt, answer)
+        return (answer, [*history, (question, answer)]) if return_history else answer
+
+
+def pixel_shuffle(grid: Tensor, ratio: float, version: str) -> Tensor:
+    """Fold neighbouring patches into channels.
+
+    Args:
+        grid: (tiles, height, width, channels).
+        ratio: Side ratio, 0.5 folds 2 x 2 patches into one.
+        version: `v2`: (tiles, height*ratio, width*ratio, channels/ratio**2), rows first. `v1`: the same with height
+            and width swapped, as the first release had it.
+    """
+    factor = round(1 / ratio)
+    layout = "n (h a) (w b) c -> n h w (a b c)" if version == "v2" else "n (h a) (w b) c -> n w h (a b c)"
+    return rearrange(grid, layout, a=factor, b=factor)
+
+
+def merge_visual_features(embeds: Tensor, visual: Tensor, features: Tensor | None) -> Tensor:
+    """Put features in place of visual tokens, in order.
+
+    Args:
+        embeds: (batch, length, D).
+        visual: (batch, length) bool, True at visual tokens.
+        features: (tiles, T, D).
+
+    Raises:
+        ValueError: Another number of visual tokens than of features; nothing is cut or repeated.
+    """
+    num_features = 0 if features is None else features.shape[0] * features.shape[1]
+    num_visual = int(visual.sum())
+    if num_visual != num_features:
+        raise ValueError(
+            f"the text has {num_visual} visual tokens but the images give {num_features} features; "
+            "every image needs <img>, T <IMG_CONTEXT> per tile, </img> in the text"
+        )
+    assert features is not None
+    return embeds.masked_scatter(visual.unsqueeze(-1), features.to(embeds.dtype))

@@ -1,0 +1,180 @@
+"""Positions against the worked values of the published rule and against rational arithmetic."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from internvl.model import v2pe
+from internvl.model.errors import ConfigError
+from internvl.model.v2pe import build_position_ids, rotary_tables, stride_to_units, units_to_strides
+
+VISUAL = 9
+BEGIN, END = 7, 8
+
+
+def positions(ids, strides, tokens_per_tile=4, **kwargs):
+    return build_position_ids(
+        torch.tensor([ids]), image_token_id=VISUAL, num_image_token=tokens_per_tile, strides=strides, **kwargs
+    )[0].tolist()
+
+
+def image(tiles, tokens_per_tile=4):
+    return [BEGIN, *[VISUAL] * (tiles * tokens_per_tile), END]
+
+
+def reference(ids, strides, tokens_per_tile):
+    """Token by token, in rationals."""
+    out, last, index, inside = [], Fraction(-1), -1, 0
+    for i, token in enumerate(ids):
+        if token == VISUAL:
+            if i == 0 or ids[i - 1] != VISUAL:
+                index, inside, anchor = index + 1, 0, last
+            inside += 1
+            last = anchor + inside * Fraction(strides[index]) / tokens_per_tile
+        else:
+            last = Fraction(math.ceil(last)) + 1
+        out.append(last)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("ids", "stride", "expected"),
+    [
+        ([1, 1, *image(2), 1, 1], 2, [0, 1, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9]),
+        ([1, 1, *image(1), 1, 1], 3, [0, 1, 2, 2.75, 3.5, 4.25, 5, 6, 7, 8]),
+        ([1, *image(1), 1], 6, [0, 1, 2.5, 4, 5.5, 7, 8, 9]),
+        (image(1), 1, [0, 0.25, 0.5, 0.75, 1, 2]),
+        ([1, *image(2), 1], 4, list(range(12))),
+        ([1, *image(2), 1], None, list(range(12))),
+        ([1, 1, 1], 1, [0, 1, 2]),
+        ([1, *image(1)], Fraction(1, 16), [0, 1, 1 + 1 / 64, 1 + 2 / 64, 1 + 3 / 64, 1 + 4 / 64, 3]),
+    ],
+)
+def test_positions_equal_the_worked_values(ids, stride, expected):
+    assert positions(ids, stride) == expected
+
+
+def test_adjacent_images_carry_their_own_strides():
+    ids = [1, *image(1), *image(3), 1]
+    expected = [0, 1, 1.25, 1.5, 1.75, 2, 3, 4, *[4 + k * 0.5 for k in range(1, 13)], 11, 12]
+    assert positions(ids, [1, 2]) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    layout=st.lists(
+        st.tuples(
+            st.integers(0, 4),
+            st.integers(1, 6),
+            st.one_of(st.sampled_from([1, 2, 64, 256, 300]), st.integers(1, 2**22).map(lambda u: u / 65536)),
+        ),
+        max_size=6,
+    ),
+    tokens_per_tile=st.sampled_from([1, 3, 4, 7, 256]),
+    tail=st.integers(0, 3),
+)
+def test_positions_equal_rational_arithmetic(layout, tokens_per_tile, tail):
+    ids, strides = [], []
+    for text, tiles, stride in layout:
+        ids += [1] * text + image(tiles, tokens_per_tile)
+        strides.append(stride)
+    ids += [1] * tail
+    if not ids:
+        return
+    got = positions(ids, strides, tokens_per_tile)
+    for value, exact in zip(got, reference(ids, strides, tokens_per_tile), strict=True):
+        assert value == pytest.approx(float(exact), rel=1e-15, abs=1e-15)
+
+
+def test_long_rows_stay_exact():
+    """A row of two million tokens: late visual tokens keep their increments, the end is where rationals put it."""
+    tokens_per_tile, tiles, images = 256, 12, 650
+    block = torch.tensor([1, *image(tiles, tokens_per_tile)])
+    ids = block.repeat(images).unsqueeze(0)
+    out = build_position_ids(ids, image_token_id=VISUAL, num_image_token=tokens_per_tile, strides=3)[0]
+    per_block = 3 + tiles * 3
+    assert out[-1].item() == images * per_block - 1
+    last_visual = out[-1 - tokens_per_tile : -1]
+    assert torch.equal(last_visual.diff(), torch.full_like(last_visual[1:], 3 / 256))
+
+
+def test_documents_of_a_packed_row_start_at_zero():
+    first, second = [1, *image(1)], [*image(2), 1]
+    borders = torch.tensor([0, len(first), len(first), len(first) + len(second)])
+    packed = positions(first + second, [1, 2], cu_seqlens=borders)
+    assert packed == positions(first, 1) + positions(second, 2)
+
+
+def test_visual_runs_of_different_documents_are_different_images():
+    packed = positions([VISUAL] * 8, [4, 8], cu_seqlens=torch.tensor([0, 4, 8]))
+    assert packed == [0, 1, 2, 3, 1, 3, 5, 7]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_shifts_nothing(side):
+    ids = [1, *image(1), 1]
+    pad, mask = [0] * 3, [0] * 3
+    real = [1] * len(ids)
+    padded = pad + ids if side == "left" else ids + pad
+    mask = mask + real if side == "left" else real + mask
+    got = positions(padded, 1, attention_mask=torch.tensor([mask]))
+    assert [p for p, m in zip(got, mask, strict=True) if m] == positions(ids, 1)
+    assert [p for p, m in zip(got, mask, strict=True) if not m] == [1.0] * 3
+
+
+def test_batches_take_strides_row_by_row():
+    ids = torch.tensor([[1, *image(1)], [*image(1), 1]])
+    both = build_position_ids(ids, image_token_id=VISUAL, num_image_token=4, strides=torch.tensor([1, 2]))
+    assert both[0].tolist() == positions(ids[0].tolist(), 1)
+    assert both[1].tolist() == positions(ids[1].tolist(), 2)
+
+
+@pytest.mark.parametrize("strides", [0, -1, float("nan"), float("inf"), [1, 0]])
+def test_strides_must_be_positive(strides):
+    with pytest.raises(ConfigError, match="positive"):
+        positions([*image(1), *image(1)], strides)
+
+
+def test_stride_count_must_match_the_images():
+    with pytest.raises(ConfigError, match="3 strides for 2 images"):
+        positions([*image(1), *image(1)], [1, 2, 3])
+
+
+def test_borders_must_cover_the_row():
+    with pytest.raises(ValueError, match="row's length"):
+        positions([1, 1, 1], None, cu_seqlens=torch.tensor([0, 2]))
+
+
+def test_units_carry_every_multiple_of_one_65536th():
+    for stride in (1, 256, 0.0625, Fraction(3, 65536)):
+        assert units_to_strides(torch.tensor([stride_to_units(stride)])).item() == float(stride)
+    with pytest.raises(ConfigError, match="nearest"):
+        stride_to_units(0.1)
+
+
+@pytest.mark.parametrize(("version", "stride"), [("v2pe", 1), ("v2pe_fix", None), ("v2pe_fix", 0), ("default", -1)])
+def test_version_and_stride_are_checked(version, stride):
+    with pytest.raises(ConfigError):
+        v2pe.check_stride(version, stride)
+
+
+def test_neighbouring_visual_tokens_keep_distinct_tables_at_a_million():
+    """Stride 1 with 256 tokens per tile at position 1,000,000, InternVL2-2B's head."""
+    near = torch.tensor([[1_000_000.0, 1_000_000.0 + 1 / 256]], dtype=torch.float64)
+    cos, sin = rotary_tables(near, head_dim=128, base=1e6)
+    changed = (cos[0, 0] != cos[0, 1]) | (sin[0, 0] != sin[0, 1])
+    assert cos.dtype == torch.float32
+    assert changed.float().mean() > 0.5
+    exact = math.cos(1_000_000.0 + 1 / 256)
+    assert cos[0, 1, 0].item() == pytest.approx(exact, abs=1e-7)
+
+
+def test_dynamic_ntk_leaves_short_sequences_alone():
+    lengths = torch.tensor([10, 256, 512])
+    base = v2pe.ntk_base(1e4, lengths, max_position_embeddings=256, factor=2.0, head_dim=32)
+    assert base[:2].tolist() == [1e4, 1e4]
+    assert base[2].item() == pytest.approx(1e4 * 3 ** (32 / 30))
