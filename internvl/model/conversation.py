@@ -6,10 +6,12 @@ how a prompt ends just before the answer. Strings follow the templates that the 
 trained with.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from .constants import IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
 from .errors import ConfigError
 
 Role = Literal["user", "assistant"]
@@ -103,3 +105,31 @@ def get_conversation(name: str) -> Conversation:
     if name not in _TEMPLATES:
         raise ConfigError(f"unknown conversation template {name!r}; expected one of {sorted(_TEMPLATES)}")
     return _TEMPLATES[name]
+
+
+# Strings that steer the model or mark documents. Grounding tokens (<ref>, <box>, <quad>) may stand in text.
+_STRUCTURAL_TOKENS = (
+    IMG_START_TOKEN,
+    IMG_END_TOKEN,
+    IMG_CONTEXT_TOKEN,
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<unk>",
+    "<s>",
+    "</s>",
+)
+_STRUCTURAL_PATTERN = re.compile("|".join(f"(?:{re.escape(token)})" for token in _STRUCTURAL_TOKENS))
+
+
+def neutralise_special_tokens(text: str) -> str:
+    """Make structural tokens that stand literally in a text harmless: `<img>` becomes `< img>`.
+
+    A space behind the opening bracket keeps the text readable and keeps the tokenizer from taking it for the token.
+    Applying it twice changes nothing more. `<image>` placeholders stay.
+    """
+    return _STRUCTURAL_PATTERN.sub(lambda match: "< " + match.group()[1:], text)

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .attention import register_builtin_attention
 from .configuration_internvl_chat import InternLM2Config, InternVLChatConfig
 from .constants import IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
-from .conversation import Role, get_conversation
+from .conversation import Role, get_conversation, neutralise_special_tokens
 from .errors import ConfigError
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
@@ -348,6 +348,7 @@ class InternVLChatModel(PreTrainedModel):
             tokenizer: Tokenizer of the checkpoint.
             pixel_values: (tiles, 3, S, S) tiles of all images, those of earlier turns first; None without images.
             question: Text with one `<image>` per image; without any, `<image>` is put in front of the first turn.
+                Chat markers and image tokens that stand literally in texts are neutralised.
             generation_config: Arguments of `generate`; the dict is not changed.
             history: Earlier turns (question, answer).
             return_history: Return `(answer, history)`.
@@ -377,8 +378,11 @@ class InternVLChatModel(PreTrainedModel):
         conversation = get_conversation(self.config.template or "internlm2-chat")
         messages: list[tuple[Role, str | None]] = []
         for past_question, past_answer in history:
-            messages += [("user", past_question), ("assistant", past_answer)]
-        messages += [("user", question), ("assistant", None)]
+            messages += [
+                ("user", neutralise_special_tokens(past_question)),
+                ("assistant", neutralise_special_tokens(past_answer)),
+            ]
+        messages += [("user", neutralise_special_tokens(question)), ("assistant", None)]
         prompt = conversation.render(messages, system_message=system_message)
         pieces = prompt.split(IMAGE_PLACEHOLDER)
         num_images = len(num_patches_list)

@@ -1,0 +1,38 @@
+"""Documents to the batch of one training step: joined end to end, without padding.
+
+    document 0      document 1          cu_seqlens
+    [a b c d]       [e f g]      ->     [0 4 7]         input_ids  (1, 7)   a b c d e f g
+
+The borders of the documents travel as `cu_seqlens`. Besides `pixel_values` no entry is a float, since training
+frameworks cast floats to bf16.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from internvl.data.encode import EncodedDocument
+
+
+def collate_row(documents: Sequence[EncodedDocument]) -> dict[str, Tensor]:
+    """Join the documents of a row.
+
+    Args:
+        documents: At least one.
+
+    Returns:
+        input_ids and labels: int64 (1, tokens). cu_seqlens: int32 (documents + 1,). pixel_values: float32
+        (tiles, 3, S, S). image_flags: int64 (tiles,). image_strides: int64 (images,), units of 1/65536 positions.
+    """
+    if not documents:
+        raise ValueError("a row without documents; expected at least one")
+    lengths = [len(document.input_ids) for document in documents]
+    return {
+        "input_ids": torch.cat([document.input_ids for document in documents]).unsqueeze(0),
+        "labels": torch.cat([document.labels for document in documents]).unsqueeze(0),
+        "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
+        "pixel_values": torch.cat([document.pixel_values for document in documents]),
+        "image_flags": torch.cat([document.image_flags for document in documents]),
+        "image_strides": torch.cat([document.image_strides for document in documents]),
+    }

@@ -1,0 +1,387 @@
+"""One record to one training document: token ids, labels, tiles and strides.
+
+A document is laid out as pieces, and what is trained on follows from how it is built, not from searching the ids:
+
+    <s><|im_start|>system\\n...<|im_end|>              text, masked
+    <|im_start|>user\\n  <img> ctx ctx ... </img>      text, image (T * tiles visual tokens), masked
+    \\nWhat is shown?<|im_end|>                        text, masked
+    <|im_start|>assistant\\n                           text, masked
+    A cat.<|im_end|>                                  answer, SUPERVISED with its closing token
+
+Pieces meet at special tokens, where a tokenizer splits anyway, so the joined ids are those of the rendered text. (The
+only other seam is behind `assistant\\n`; there the ids are the ones that a prompt plus a generated answer has.)
+Image pieces are made as ids and never pass through the tokenizer.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from PIL import Image
+from torch import Tensor
+
+from internvl.data.media import load_image, read_image_size
+from internvl.data.records import Record, Role
+from internvl.data.tiling import count_tiles, split_into_tiles
+from internvl.data.transform import TileTransform, build_transform
+from internvl.errors import ConfigError, DataError
+from internvl.model.constants import (
+    IGNORE_INDEX,
+    IMAGE_PLACEHOLDER,
+    IMG_CONTEXT_TOKEN,
+    IMG_END_TOKEN,
+    IMG_START_TOKEN,
+)
+from internvl.model.conversation import get_conversation, neutralise_special_tokens
+from internvl.model.v2pe import RANDOM_STRIDES, check_stride, stride_to_units
+
+
+def document_generator(seed: int, *, epoch: int, source: str, row: int, repeat: int) -> np.random.Generator:
+    """The random generator of one document: the same arguments give the same draws, on any rank and in any order."""
+    return np.random.default_rng(np.random.SeedSequence([seed, epoch, zlib.crc32(source.encode()), row, repeat]))
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedDocument:
+    """A document ready to be joined into a row.
+
+    Attributes:
+        input_ids: Token ids.
+        labels: The ids of supervised tokens, -100 elsewhere.
+        pixel_values: Tiles of all images in order.
+        image_flags: 1 for every tile.
+        image_strides: Stride per image in units of 1/65536 positions.
+        tiles_per_image: Tiles of every image.
+    """
+
+    input_ids: Int64[Tensor, " tokens"]
+    labels: Int64[Tensor, " tokens"]
+    pixel_values: Float[Tensor, "tiles 3 size size"]
+    image_flags: Int64[Tensor, " tiles"]
+    image_strides: Int64[Tensor, " images"]
+    tiles_per_image: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _TextPiece:
+    ids: list[int]
+    is_supervised: bool = False
+
+
+@dataclass(frozen=True)
+class _ImagePiece:
+    path: Path
+    size: tuple[int, int]
+    num_tiles: int
+
+
+@dataclass(frozen=True)
+class _Layout:
+    pieces: tuple[_TextPiece | _ImagePiece, ...]
+    num_tokens: int
+
+    @property
+    def images(self) -> list[_ImagePiece]:
+        return [piece for piece in self.pieces if isinstance(piece, _ImagePiece)]
+
+    @property
+    def num_tiles(self) -> int:
+        return sum(image.num_tiles for image in self.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleEncoder:
+    """Turns records into documents; the options of a run that decide what a document looks like.
+
+    Attributes:
+        tokenizer: Any transformers tokenizer that knows the image tokens and the template's markers.
+        conversation_name: Prompt template.
+        image_size: Side of a tile in pixels.
+        num_image_token: T, visual tokens per tile.
+        max_seq_length: Longest document in tokens. Trailing question-answer pairs of a longer one are dropped; a
+            first pair that is too long is an error.
+        dynamic_image_size: Tile images; otherwise every image is one tile.
+        dynamic_max_patch: Share the tile limit among the images of a multi-image record.
+        use_thumbnail: Append a thumbnail tile to images of several tiles.
+        min_dynamic_patch: Fewest tiles per image.
+        max_dynamic_patch: Most tiles per image (thumbnail not counted).
+        normalize_type: `imagenet`, `clip` or `siglip`.
+        pad2square: See `TileTransform`.
+        rope_pos_id_version: `default` (stride T), `v2pe_fix` or `v2pe_rnd`.
+        rope_pos_id_stride: The stride of `v2pe_fix`.
+        random_strides: What `v2pe_rnd` draws from, uniformly.
+        rope_pos_id_rnd_scope: Draw a stride for every image, or one for all images of a document.
+
+    Raises:
+        ConfigError: A token is missing in the tokenizer, or an option is wrong.
+    """
+
+    tokenizer: Any
+    conversation_name: str
+    image_size: int
+    num_image_token: int
+    max_seq_length: int = 2048
+    dynamic_image_size: bool = False
+    dynamic_max_patch: bool = False
+    use_thumbnail: bool = False
+    min_dynamic_patch: int = 1
+    max_dynamic_patch: int = 12
+    normalize_type: str = "imagenet"
+    pad2square: bool = False
+    rope_pos_id_version: str = "default"
+    rope_pos_id_stride: int | float | Fraction | None = None
+    random_strides: Sequence[int | float | Fraction] = RANDOM_STRIDES
+    rope_pos_id_rnd_scope: Literal["image", "sample"] = "image"
+
+    def __post_init__(self) -> None:
+        check_stride(self.rope_pos_id_version, self.rope_pos_id_stride)
+        if self.rope_pos_id_rnd_scope not in ("image", "sample"):
+            raise ConfigError(f"rope_pos_id_rnd_scope is {self.rope_pos_id_rnd_scope!r}, expected 'image' or 'sample'")
+        if not 1 <= self.min_dynamic_patch <= self.max_dynamic_patch:
+            limits = f"{self.min_dynamic_patch} and {self.max_dynamic_patch}"
+            raise ConfigError(f"min_dynamic_patch and max_dynamic_patch are {limits}, expected 1 <= minimum <= maximum")
+        _ = self._image_ids, self._stride_units, self._transforms  # built early, so that errors come early
+
+    def measure(self, record: Record) -> tuple[int, int]:
+        """(tokens, tiles) of the record's document, from text and image headers alone.
+
+        Raises:
+            DataError: The record cannot become a document.
+        """
+        layout = self._lay_out(record)
+        return layout.num_tokens, layout.num_tiles
+
+    def encode(self, record: Record, rng: np.random.Generator) -> EncodedDocument:
+        """Make the document.
+
+        Args:
+            record: The record.
+            rng: The document's own generator (`document_generator`); draws strides and JPEG qualities.
+
+        Raises:
+            DataError: The record cannot become a document, or an image cannot be decoded.
+        """
+        layout = self._lay_out(record)
+        stride_rng, image_rng = rng.spawn(2)
+        input_ids, labels = self._join(layout)
+        images = layout.images
+        return EncodedDocument(
+            input_ids=torch.from_numpy(input_ids),
+            labels=torch.from_numpy(labels),
+            pixel_values=self._load_tiles(record, images, image_rng),
+            image_flags=torch.ones(layout.num_tiles, dtype=torch.int64),
+            image_strides=torch.from_numpy(self._draw_strides(len(images), stride_rng)),
+            tiles_per_image=tuple(image.num_tiles for image in images),
+        )
+
+    # Text -----------------------------------------------------------------------------------------------------------
+
+    def _lay_out(self, record: Record) -> _Layout:
+        try:
+            return self._lay_out_pairs(record)
+        except DataError as error:
+            raise DataError(str(error), source=record.source, row=record.row) from None
+
+    def _lay_out_pairs(self, record: Record) -> _Layout:
+        """Pieces of the opening and of as many question-answer pairs as fit."""
+        turns = _place_images(record)
+        paths = iter(record.image_paths)
+        pieces: list[_TextPiece | _ImagePiece] = [_TextPiece(self._opening_ids(record.system_message))]
+        num_tokens = self._count(pieces)
+        for start in range(0, len(turns), 2):
+            pair = [
+                piece
+                for role, text in turns[start : start + 2]
+                for piece in self._lay_out_turn(role, text, paths, record)
+            ]
+            num_pair_tokens = self._count(pair)
+            if num_tokens + num_pair_tokens > self.max_seq_length:
+                if start == 0:
+                    raise DataError(
+                        f"the first question and answer need {num_tokens + num_pair_tokens} tokens, expected at most "
+                        f"max_seq_length {self.max_seq_length}; raise it, or lower max_dynamic_patch"
+                    )
+                break
+            pieces += pair
+            num_tokens += num_pair_tokens
+        return _Layout(tuple(pieces), num_tokens)
+
+    def _lay_out_turn(
+        self, role: Role, text: str, paths: Iterator[Path], record: Record
+    ) -> Iterator[_TextPiece | _ImagePiece]:
+        conversation = self._conversation
+        closing, rest = conversation.stop_token, conversation.separator[len(conversation.stop_token) :]
+        text = neutralise_special_tokens(text)
+        if role == "assistant":
+            yield _TextPiece(self._assistant_prefix_ids)
+            yield _TextPiece(self._answer_ids(text + closing), is_supervised=True)
+        else:
+            first, *others = (conversation.user_prefix + text).split(IMAGE_PLACEHOLDER)
+            yield _TextPiece(self._tokenize(first))
+            for other in others:
+                yield self._measure_image(next(paths), record)
+                yield _TextPiece(self._tokenize(other))
+            yield _TextPiece(self._tokenize(closing))
+        if rest:
+            yield _TextPiece(self._tokenize(rest))
+
+    def _opening_ids(self, system_message: str | None) -> list[int]:
+        if system_message is None:
+            return self._default_opening_ids
+        return self._bos_ids + self._tokenize(
+            self._conversation.render([], system_message=neutralise_special_tokens(system_message))
+        )
+
+    def _answer_ids(self, text: str) -> list[int]:
+        """Ids of an answer behind the role string; where both would merge, the ids that generation would give."""
+        prefix = self._assistant_prefix_ids
+        whole = self._tokenize(self._conversation.assistant_prefix + text)
+        return whole[len(prefix) :] if whole[: len(prefix)] == prefix else self._tokenize(text)
+
+    def _tokenize(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
+
+    def _count(self, pieces: Sequence[_TextPiece | _ImagePiece]) -> int:
+        return sum(
+            len(piece.ids) if isinstance(piece, _TextPiece) else piece.num_tiles * self.num_image_token + 2
+            for piece in pieces
+        )
+
+    def _join(self, layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
+        """(input_ids, labels) as int64 arrays."""
+        input_ids = np.empty(layout.num_tokens, dtype=np.int64)
+        labels = np.full(layout.num_tokens, IGNORE_INDEX, dtype=np.int64)
+        stop = 0
+        for piece in layout.pieces:
+            start, stop = stop, stop + self._count([piece])
+            if isinstance(piece, _ImagePiece):
+                img_start, img_context, img_end = self._image_ids
+                input_ids[start:stop] = img_context
+                input_ids[start], input_ids[stop - 1] = img_start, img_end
+                continue
+            input_ids[start:stop] = piece.ids
+            if piece.is_supervised:
+                labels[start:stop] = piece.ids
+        return input_ids, labels
+
+    # Images ---------------------------------------------------------------------------------------------------------
+
+    def _measure_image(self, path: Path, record: Record) -> _ImagePiece:
+        size = read_image_size(path)
+        num_tiles = count_tiles(*size, **self._tiling(record)) if self._is_tiled(record) else 1
+        return _ImagePiece(path, size, num_tiles)
+
+    def _is_tiled(self, record: Record) -> bool:
+        return self.dynamic_image_size if record.dynamic_image_size is None else record.dynamic_image_size
+
+    def _tiling(self, record: Record) -> dict[str, Any]:
+        max_num = self.max_dynamic_patch if record.max_dynamic_patch is None else record.max_dynamic_patch
+        if self.dynamic_max_patch and record.is_multi_image:
+            max_num //= len(record.image_paths)
+        return {
+            "min_num": self.min_dynamic_patch,
+            "max_num": max_num,
+            "image_size": self.image_size,
+            "use_thumbnail": self.use_thumbnail,
+        }
+
+    def _load_tiles(self, record: Record, images: Sequence[_ImagePiece], rng: np.random.Generator) -> Tensor:
+        """Tiles of all images, (tiles, 3, S, S) float32; every image has a generator of its own."""
+        transform = self._transforms[record.data_augment]
+        squares: list[Image.Image] = []
+        for piece, child in zip(images, rng.spawn(len(images)), strict=True):
+            image = load_image(piece.path)
+            if image.size != piece.size:
+                message = f"image {piece.path} decodes to {image.size}, its header says {piece.size}; replace the file"
+                raise DataError(message, source=record.source, row=record.row)
+            tiles = split_into_tiles(image, **self._tiling(record)) if self._is_tiled(record) else [image]
+            squares += transform.to_squares(tiles, child)
+        return transform.to_tensor(squares) if squares else torch.empty(0, 3, self.image_size, self.image_size)
+
+    def _draw_strides(self, num_images: int, rng: np.random.Generator) -> np.ndarray:
+        """(images,) int64 strides in units of 1/65536."""
+        if self.rope_pos_id_rnd_scope == "sample":
+            return np.full(num_images, rng.choice(self._stride_units), dtype=np.int64)
+        return rng.choice(self._stride_units, size=num_images)
+
+    # What follows from the options ----------------------------------------------------------------------------------
+
+    @cached_property
+    def _conversation(self) -> Any:
+        return get_conversation(self.conversation_name)
+
+    @cached_property
+    def _stride_units(self) -> np.ndarray:
+        """The strides to draw from; a single one unless they are random."""
+        strides: Sequence[int | float | Fraction] = (self.num_image_token,)
+        if self.rope_pos_id_version == "v2pe_fix" and self.rope_pos_id_stride is not None:
+            strides = (self.rope_pos_id_stride,)
+        elif self.rope_pos_id_version == "v2pe_rnd":
+            strides = self.random_strides
+        if not strides:
+            raise ConfigError("random_strides is empty, expected at least one stride")
+        return np.array([stride_to_units(stride) for stride in strides], dtype=np.int64)
+
+    @cached_property
+    def _transforms(self) -> dict[bool, TileTransform]:
+        """Augmenting and plain transform, by `data_augment`."""
+        return {
+            augment: build_transform(
+                self.image_size, normalize_type=self.normalize_type, pad2square=self.pad2square, augment=augment
+            )
+            for augment in (False, True)
+        }
+
+    @cached_property
+    def _image_ids(self) -> tuple[int, int, int]:
+        """Ids of <img>, <IMG_CONTEXT> and </img>."""
+        tokens = (IMG_START_TOKEN, IMG_CONTEXT_TOKEN, IMG_END_TOKEN)
+        ids = [self._tokenize(token) for token in (*tokens, self._conversation.stop_token)]
+        for token, token_ids in zip((*tokens, self._conversation.stop_token), ids, strict=True):
+            if len(token_ids) != 1 or token_ids[0] == self.tokenizer.unk_token_id:
+                raise ConfigError(
+                    f"the tokenizer splits {token} into {len(token_ids)} tokens, expected one special token; add it to "
+                    f"the tokenizer, or choose another template than {self.conversation_name!r}"
+                )
+        return ids[0][0], ids[1][0], ids[2][0]
+
+    @cached_property
+    def _bos_ids(self) -> list[int]:
+        return self.tokenizer("")["input_ids"]
+
+    @cached_property
+    def _default_opening_ids(self) -> list[int]:
+        return self._bos_ids + self._tokenize(self._conversation.render([]))
+
+    @cached_property
+    def _assistant_prefix_ids(self) -> list[int]:
+        return self._tokenize(self._conversation.assistant_prefix)
+
+
+def _place_images(record: Record) -> list[tuple[Role, str]]:
+    """The turns with every image placed: as many placeholders in the questions as the record has images.
+
+    A single image without placeholder stands in front of the first question; a list of images must be placed.
+    """
+    turns = list(record.turns)
+    num_placeholders = sum(text.count(IMAGE_PLACEHOLDER) for role, text in turns if role == "user")
+    if num_placeholders == 0 and len(record.image_paths) == 1 and not record.is_multi_image:
+        role, text = turns[0]
+        turns[0] = (role, f"{IMAGE_PLACEHOLDER}\n{text}".strip())
+        num_placeholders = 1
+    if num_placeholders != len(record.image_paths):
+        raise DataError(
+            f"the questions hold {num_placeholders} {IMAGE_PLACEHOLDER} placeholders for {len(record.image_paths)} "
+            "images, expected as many placeholders as images; correct the text or the 'image' list"
+        )
+    empty = next((index for index, (_, text) in enumerate(turns) if not text), None)
+    if empty is not None:
+        raise DataError(f"turn {empty} is an empty question, expected text or an image")
+    return turns

@@ -1,0 +1,459 @@
+"""Training batches, the same for every cluster shape.
+
+1. `mixture` puts the documents of an epoch in order: d0 d1 d2 ...
+2. They are dealt out to G streams, G = data-parallel world size x gradient accumulation steps: stream s gets
+   d[s], d[s + G], d[s + 2G], ... and packs them into rows of its own, epoch after epoch.
+3. Optimiser step t trains on row t of every stream. A rank owns A neighbouring streams and yields
+   row 0 of its first stream, ..., row 0 of its last, row 1 of its first, ...
+
+            G = 4           2 ranks, A = 2                  4 ranks, A = 1
+        stream 0 | r0 r1 r2 ...  } rank 0: 0.r0 1.r0 0.r1   rank 0
+        stream 1 | r0 r1 r2 ...  }                          rank 1
+        stream 2 | r0 r1 r2 ...  } rank 1: 2.r0 3.r0 2.r1   rank 2
+        stream 3 | r0 r1 r2 ...  }                          rank 3
+
+So what a step trains on follows from (meta file, seed, G): neither from the number of ranks nor of workers. Planning a
+row needs token and tile counts only; every worker plans all rows of its rank and decodes its share of them, n-th row
+to worker n modulo workers, which is the order in which the DataLoader collects them.
+
+Bad documents. One that cannot be measured (bad json, missing image, too long, ...) is skipped while planning. One
+whose image turns out damaged when it is decoded is left out of its row; a row that has nothing left is replaced by
+the next row of its stream that has (which then is seen twice), so that ranks stay in step. Rows carry the list of
+skipped documents to the training process, the only one that counts them, writes them down (each once) and gives up
+when they are too many.
+"""
+
+import json
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from internvl.data.collate import collate_row
+from internvl.data.encode import EncodedDocument, SampleEncoder, document_generator
+from internvl.data.meta import SourceSpec
+from internvl.data.mixture import DataOrder, EpochOrder, count_documents, order_epoch
+from internvl.data.packing import FillReport, FixedCountRows, PackedRow, Packer, PackingLimits, RowBuilder
+from internvl.data.records import RecordFile
+from internvl.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, Tensor]
+
+_MIN_SEEN_FOR_FRACTION = 100  # documents before the share of skipped ones says anything
+_MAX_UNREADABLE_ROWS = 16  # rows in sequence without a readable document before giving up
+_NUM_CAUSES_SHOWN = 5
+_ROW_ERRORS = (DataError, OSError)
+
+
+class DocumentRef(NamedTuple):
+    """Which document: the `repeat`-th copy of a row in an epoch."""
+
+    epoch: int
+    source: int
+    row: int
+    repeat: int
+
+
+class Skip(NamedTuple):
+    """A document that is left out, and why."""
+
+    source: str
+    row: int
+    cause: str
+
+
+@dataclass
+class _Tally:
+    """What happened since the last row of a stream."""
+
+    num_seen: int = 0
+    skips: list[Skip] = field(default_factory=list)
+
+    def take(self) -> tuple[int, tuple[Skip, ...]]:
+        taken = self.num_seen, tuple(self.skips)
+        self.num_seen, self.skips = 0, []
+        return taken
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """A row before decoding.
+
+    Attributes:
+        content: Its documents and their sizes.
+        num_seen: Documents looked at since the stream's last row.
+        skips: Those of them that cannot be used.
+    """
+
+    content: PackedRow[DocumentRef]
+    num_seen: int
+    skips: tuple[Skip, ...]
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Which documents form which row of which stream.
+
+    Attributes:
+        files: Annotation files, one per data set.
+        encoder: Measures documents.
+        num_streams: G.
+        seed: Data seed.
+        packing: Limits of a packed row; None for rows of `documents_per_row` documents.
+        documents_per_row: See `packing`.
+        data_order: `shuffle` or `sequential`.
+        use_data_resampling: Weight data sets by the square root of their size.
+    """
+
+    files: tuple[RecordFile, ...]
+    encoder: SampleEncoder
+    num_streams: int
+    seed: int
+    packing: PackingLimits | None = None
+    documents_per_row: int = 1
+    data_order: DataOrder = "shuffle"
+    use_data_resampling: bool = False
+
+    @cached_property
+    def documents_per_source(self) -> list[int]:
+        """Documents that every data set gives to an epoch."""
+        return count_documents(
+            [len(file) for file in self.files],
+            [file.spec.repeat_time for file in self.files],
+            use_data_resampling=self.use_data_resampling,
+        )
+
+    def order_stream(self, stream: int, epoch: int) -> EpochOrder:
+        """The documents of a stream in an epoch."""
+        order = order_epoch(
+            [file.spec.name for file in self.files],
+            [len(file) for file in self.files],
+            self.documents_per_source,
+            seed=self.seed,
+            epoch=epoch,
+            data_order=self.data_order,
+        )
+        return order.take(slice(stream, None, self.num_streams))
+
+    def plan_stream(self, stream: int) -> Iterator[PlannedRow]:
+        """Rows of a stream, epoch after epoch, without end.
+
+        Raises:
+            DataError: A whole epoch of the stream has no usable document.
+        """
+        tally = _Tally()
+        for epoch in count():
+            yield from self.plan_epoch(stream, epoch, tally)
+
+    def plan_epoch(self, stream: int, epoch: int, tally: _Tally | None = None) -> Iterator[PlannedRow]:
+        """Rows of a stream in one epoch. `tally` hands over what was skipped behind the last row of an epoch.
+
+        Raises:
+            DataError: None of the documents can be used.
+        """
+        tally = _Tally() if tally is None else tally
+        builder: RowBuilder[DocumentRef] = (
+            FixedCountRows(self.documents_per_row) if self.packing is None else Packer(self.packing)
+        )
+        num_rows = 0
+        for rows in self._build_rows(builder, stream, epoch, tally):
+            for row in rows:
+                num_rows += 1
+                yield PlannedRow(row, *tally.take())
+        if num_rows == 0:
+            raise DataError(_describe_skips(tally.num_seen, len(tally.skips), tally.skips))
+
+    def _build_rows(
+        self, builder: RowBuilder[DocumentRef], stream: int, epoch: int, tally: _Tally
+    ) -> Iterator[list[PackedRow[DocumentRef]]]:
+        order = self.order_stream(stream, epoch)
+        for index in range(len(order)):
+            ref = DocumentRef(epoch, int(order.source[index]), int(order.row[index]), int(order.repeat[index]))
+            tally.num_seen += 1
+            try:
+                num_tokens, num_tiles = self.encoder.measure(self.files[ref.source][ref.row])
+                rows = builder.add(ref, num_tokens=num_tokens, num_tiles=num_tiles)
+            except _ROW_ERRORS as error:
+                tally.skips.append(self.skip(ref, error))
+            else:
+                yield rows
+        yield builder.flush()
+
+    def encode(self, ref: DocumentRef) -> EncodedDocument:
+        """Make a planned document.
+
+        Raises:
+            DataError: An image cannot be decoded.
+        """
+        file = self.files[ref.source]
+        rng = document_generator(self.seed, epoch=ref.epoch, source=file.spec.name, row=ref.row, repeat=ref.repeat)
+        return self.encoder.encode(file[ref.row], rng)
+
+    def skip(self, ref: DocumentRef, error: Exception) -> Skip:
+        """The note about a document that `error` makes unusable."""
+        source = self.files[ref.source].spec.name
+        return Skip(source, ref.row, str(error).removeprefix(f"{source}, row {ref.row}: "))
+
+
+class _Lookahead:
+    """A stream of planned rows in which later rows can be looked at without taking them."""
+
+    def __init__(self, rows: Iterator[PlannedRow]):
+        self._rows = rows
+        self._next: deque[PlannedRow] = deque()
+
+    def peek(self, index: int = 0) -> PlannedRow:
+        while len(self._next) <= index:
+            self._next.append(next(self._rows))
+        return self._next[index]
+
+    def advance(self) -> None:
+        self.peek()
+        self._next.popleft()
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What a worker sends: a batch, and what was skipped on the way to it."""
+
+    batch: Batch
+    num_seen: int
+    skips: tuple[Skip, ...]
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a worker sends instead when it cannot go on (an exception would arrive wrapped in its traceback)."""
+
+    message: str
+
+
+class RowDataset(IterableDataset):
+    """Decoded rows of the streams of one rank, without end."""
+
+    def __init__(self, plan: RowPlan, streams: range):
+        self.plan = plan
+        self.streams = streams
+
+    def __iter__(self) -> Iterator[_Row | _Failure]:
+        info = get_worker_info()
+        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        streams = [_Lookahead(self.plan.plan_stream(stream)) for stream in self.streams]
+        try:
+            for number in count():
+                rows = streams[number % len(streams)]
+                if number % num_workers == worker:
+                    yield self._decode_row(rows)
+                rows.advance()
+        except DataError as error:
+            yield _Failure(str(error))
+
+    def _decode_row(self, rows: _Lookahead) -> _Row:
+        first = rows.peek()
+        documents, skips = self._decode_documents(first)
+        for index in range(1, _MAX_UNREADABLE_ROWS):
+            if documents:
+                break
+            documents, _ = self._decode_documents(rows.peek(index))  # what fails there is noted by that row itself
+        if not documents:
+            all_skips = [*first.skips, *skips]
+            raise DataError(
+                f"{_MAX_UNREADABLE_ROWS} rows in sequence have no readable document; "
+                + _describe_skips(first.num_seen, len(all_skips), all_skips)
+            )
+        return _Row(collate_row(documents), first.num_seen, (*first.skips, *skips))
+
+    def _decode_documents(self, row: PlannedRow) -> tuple[list[EncodedDocument], list[Skip]]:
+        documents, skips = [], []
+        for ref in row.content.refs:
+            try:
+                documents.append(self.plan.encode(ref))
+            except _ROW_ERRORS as error:
+                skips.append(self.plan.skip(ref, error))
+        return documents, skips
+
+
+class SkipLedger:
+    """Counts skipped documents, lists each of them once in a jsonl file, and says when they are too many.
+
+    Args:
+        path: File that gets a line `{"source", "row", "cause"}` per skipped document; None for no file. Several ranks
+            may share it (lines are appended whole).
+        max_skipped: Largest bearable share of the documents seen.
+    """
+
+    def __init__(self, path: Path | None, max_skipped: float):
+        self.path = path
+        self.max_skipped = max_skipped
+        self.num_seen = 0
+        self.num_skipped = 0
+        self._listed: dict[tuple[str, int], Skip] = {}
+
+    def note(self, num_seen: int, skips: Sequence[Skip]) -> None:
+        """Count documents and list those skipped.
+
+        Raises:
+            DataError: More than `max_skipped` of at least 100 documents were skipped.
+        """
+        self.num_seen += num_seen
+        self.num_skipped += len(skips)
+        for skip in skips:
+            if (skip.source, skip.row) not in self._listed:
+                self._listed[skip.source, skip.row] = skip
+                self._write(skip)
+        is_enough = self.num_seen >= _MIN_SEEN_FOR_FRACTION
+        if is_enough and self.num_skipped > self.max_skipped * self.num_seen:
+            allowed = f"; allowed are {self.max_skipped:.1%} (max_skipped)"
+            raise DataError(_describe_skips(self.num_seen, self.num_skipped, list(self._listed.values())) + allowed)
+
+    def _write(self, skip: Skip) -> None:
+        if len(self._listed) <= _NUM_CAUSES_SHOWN:
+            logger.warning("document skipped: %s, row %d: %s", *skip)
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(skip._asdict(), ensure_ascii=False) + "\n")
+
+
+def _describe_skips(num_seen: int, num_skipped: int, skips: Sequence[Skip]) -> str:
+    causes = [f"\n  {skip.source}, row {skip.row}: {skip.cause}" for skip in skips[:_NUM_CAUSES_SHOWN]]
+    return f"{num_skipped} of {num_seen} documents cannot be used, the first ones:" + "".join(causes)
+
+
+class TrainLoader:
+    """Endless iterable over the batches of one rank; see the module docstring.
+
+    Attributes:
+        plan: Which documents form which row.
+        dataset: The rows that this rank yields.
+        ledger: The skipped documents of this rank.
+    """
+
+    def __init__(self, plan: RowPlan, streams: range, ledger: SkipLedger, *, num_workers: int, prefetch_rows: int):
+        self.plan = plan
+        self.dataset = RowDataset(plan, streams)
+        self.ledger = ledger
+        self.num_workers = num_workers
+        self.prefetch_rows = prefetch_rows
+
+    def __iter__(self) -> Iterator[Batch]:
+        rows: DataLoader[Any] = DataLoader(
+            self.dataset,
+            batch_size=None,
+            num_workers=self.num_workers,
+            prefetch_factor=self.prefetch_rows if self.num_workers else None,
+            collate_fn=_keep,
+            generator=torch.Generator(),  # torch's global generator is left alone
+        )
+        for row in rows:
+            if isinstance(row, _Failure):
+                raise DataError(row.message)
+            self.ledger.note(row.num_seen, row.skips)
+            yield row.batch
+
+    @property
+    def num_documents_per_epoch(self) -> int:
+        """Documents of an epoch over all streams, bad ones included."""
+        return sum(self.plan.documents_per_source)
+
+    def rows_per_epoch(self) -> int:
+        """Rows that the poorest stream has in the first epoch, so that all ranks agree on the length of an epoch.
+
+        Measures every document once (text and image headers), which takes its time for large mixtures.
+        """
+        return self._first_epoch_rows
+
+    @cached_property
+    def _first_epoch_rows(self) -> int:
+        report = FillReport()
+        rows_per_stream = []
+        for stream in range(self.plan.num_streams):
+            num_rows_before = report.num_rows
+            for row in self.plan.plan_epoch(stream, 0):
+                report.note(row.content)
+            rows_per_stream.append(report.num_rows - num_rows_before)
+        logger.info("planned an epoch: %s", report.describe(self.plan.packing))
+        return min(rows_per_stream)
+
+
+def _keep(item: Any) -> Any:
+    return item
+
+
+def build_train_loader(
+    specs: Sequence[SourceSpec],
+    encoder: SampleEncoder,
+    *,
+    num_streams: int,
+    first_stream: int = 0,
+    streams_per_rank: int | None = None,
+    seed: int = 0,
+    packing: PackingLimits | None = None,
+    documents_per_row: int = 1,
+    num_workers: int = 0,
+    prefetch_rows: int = 2,
+    skipped_path: str | Path | None = None,
+    max_skipped: float = 0.01,
+    data_order: DataOrder = "shuffle",
+    use_data_resampling: bool = False,
+) -> TrainLoader:
+    """Make the loader of one rank.
+
+    Args:
+        specs: Data sets, from `load_meta`.
+        encoder: Makes documents of records.
+        num_streams: G, rows per optimiser step over all ranks.
+        first_stream: First stream of this rank.
+        streams_per_rank: A, streams of this rank; None for all from `first_stream` on.
+        seed: Data seed; with epoch and document it fixes order, samples, strides and augmentation.
+        packing: Limits of packed rows; None for rows of `documents_per_row` documents.
+        documents_per_row: Documents of a row without packing.
+        num_workers: Worker processes; 0 decodes in the training process. Does not change any batch.
+        prefetch_rows: Rows that each worker keeps ready.
+        skipped_path: jsonl file for skipped documents.
+        max_skipped: Share of skipped documents above which loading fails (once 100 documents were seen).
+        data_order: `shuffle` or `sequential`.
+        use_data_resampling: Weight data sets by the square root of their size.
+
+    Raises:
+        ConfigError: Streams out of range, an unknown order, or fewer documents than streams.
+    """
+    last_stream = num_streams if streams_per_rank is None else first_stream + streams_per_rank
+    if not 0 <= first_stream < last_stream <= num_streams:
+        raise ConfigError(f"streams {first_stream} to {last_stream - 1} are wanted, there are {num_streams}")
+    if data_order not in ("shuffle", "sequential"):
+        raise ConfigError(f"data_order is {data_order!r}, expected 'shuffle' or 'sequential'")
+    if not 0 <= max_skipped <= 1:
+        raise ConfigError(f"max_skipped is {max_skipped}, expected a share between 0 and 1")
+    if seed < 0:
+        raise ConfigError(f"the data seed is {seed}, expected 0 or larger")
+    plan = RowPlan(
+        files=tuple(RecordFile(spec) for spec in specs),
+        encoder=encoder,
+        num_streams=num_streams,
+        seed=seed,
+        packing=packing,
+        documents_per_row=documents_per_row,
+        data_order=data_order,
+        use_data_resampling=use_data_resampling,
+    )
+    num_documents = sum(plan.documents_per_source)
+    if num_documents < num_streams:
+        raise ConfigError(
+            f"an epoch has {num_documents} documents for {num_streams} streams (data-parallel ranks x gradient "
+            "accumulation steps), expected at least one per stream; add data, raise repeat_time, or use fewer"
+        )
+    ledger = SkipLedger(None if skipped_path is None else Path(skipped_path), max_skipped)
+    streams = range(first_stream, last_stream)
+    return TrainLoader(plan, streams, ledger, num_workers=num_workers, prefetch_rows=prefetch_rows)

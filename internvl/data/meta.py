@@ -1,0 +1,162 @@
+"""The meta json: which data sets a run is trained on, and how each of them is read.
+
+A meta file is one object `{data set name: {key: value, ...}, ...}`. The keys are those of the public V2PE recipes.
+Everything is checked here, before any model is loaded, so that a wrong recipe costs seconds.
+
+Relative paths (`annotation`, `root`, `root2`, `http_root`) are looked up in this order:
+1. below `data_root`, when one is given (and nowhere else);
+2. below the current directory, when the path exists there;
+3. below the folder of the meta file.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from internvl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """One data set of the meta file.
+
+    Attributes:
+        name: The data set's name, unique in the meta file.
+        annotation: The jsonl file with one record per line.
+        root: Folder that image paths are relative to.
+        root2: Folder used instead of `root` by records with several images.
+        http_root: Folder of downloaded pictures, named by the sha256 of their URL.
+        data_augment: Use the augmenting image transform.
+        repeat_time: How often the data set is seen per epoch; a fraction is a random share of its rows.
+        max_dynamic_patch: Tile limit per image for this data set; None keeps the run's.
+        dynamic_image_size: Tiling on or off for this data set; None keeps the run's.
+        length: Number of rows as noted by the recipe; for readers only.
+    """
+
+    name: str
+    annotation: Path
+    root: Path = Path()
+    root2: Path | None = None
+    http_root: Path | None = None
+    data_augment: bool = False
+    repeat_time: float = 1.0
+    max_dynamic_patch: int | None = None
+    dynamic_image_size: bool | None = None
+    length: int | None = None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+_CHECKS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "annotation": ("a path ending in .jsonl", lambda v: isinstance(v, str) and v.endswith(".jsonl")),
+    "root": ("a path (string)", lambda v: isinstance(v, str)),
+    "root2": ("a path (string)", lambda v: isinstance(v, str)),
+    "http_root": ("a path (string)", lambda v: isinstance(v, str)),
+    "data_augment": ("true or false", lambda v: isinstance(v, bool)),
+    "repeat_time": ("a number, 0 or larger", lambda v: _is_number(v) and v >= 0),
+    "max_dynamic_patch": ("a whole number, 1 or larger", _is_count),
+    "dynamic_image_size": ("true or false", lambda v: isinstance(v, bool)),
+    "length": ("a number, 0 or larger", lambda v: _is_number(v) and v >= 0),
+}
+
+
+def load_meta(path: str | Path, *, data_root: str | Path | None = None) -> list[SourceSpec]:
+    """Read and check a meta json.
+
+    Args:
+        path: The meta file.
+        data_root: Folder that relative paths inside the file are below; None applies the rule of the module docstring.
+
+    Returns:
+        One spec per data set, in the order of the file.
+
+    Raises:
+        ConfigError: The file is missing, is no json object, or a data set has an unknown key, a value of a wrong type,
+            or files that do not exist.
+    """
+    meta_path = Path(path)
+    bases = [Path(data_root)] if data_root is not None else [Path(), meta_path.parent]
+    return [_read_source(meta_path, name, entry, bases) for name, entry in _read_object(meta_path).items()]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"meta file not found: {path} (current directory {Path.cwd()}); check --meta_path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"meta file {path} cannot be read as UTF-8 text: {error}; check --meta_path") from None
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"meta file {path}: {twice!r} is given twice; rename or remove one of them")
+        return dict(pairs)
+
+    try:
+        content = json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"meta file {path} is not json: {error}; expected an object "
+            '{"data set": {"annotation": "....jsonl", ...}} (annotations are jsonl, the meta file is one json object)'
+        ) from None
+    if not isinstance(content, dict) or not content:
+        got = "an empty object" if content == {} else f"a json {type(content).__name__}"
+        raise ConfigError(f'meta file {path}: got {got}, expected {{"data set": {{"annotation": ...}}, ...}}')
+    return content
+
+
+def _read_source(meta_path: Path, name: str, entry: object, bases: list[Path]) -> SourceSpec:
+    where = f"meta file {meta_path}, data set {name!r}"
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where}: got a {type(entry).__name__}, expected an object with keys {', '.join(_CHECKS)}")
+    _check_entry(where, entry)
+    values = dict(entry)
+    values["annotation"] = _resolve(where, "annotation", values["annotation"], bases)
+    values["root"] = _resolve(where, "root", values.get("root", ""), bases)
+    for key in ("root2", "http_root"):
+        values[key] = _resolve(where, key, values[key], bases) if values.get(key) else None
+    if values.get("length") is not None:
+        values["length"] = int(values["length"])
+    if "repeat_time" in values:
+        values["repeat_time"] = float(values["repeat_time"])
+    return SourceSpec(name=name, **values)
+
+
+def _check_entry(where: str, entry: Mapping[str, object]) -> None:
+    for key, value in entry.items():
+        if key not in _CHECKS:
+            nearest = difflib.get_close_matches(key, list(_CHECKS), n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{where}: unknown key {key!r}; did you mean {nearest!r}? Valid: {', '.join(_CHECKS)}")
+        expected, is_valid = _CHECKS[key]
+        if not is_valid(value):
+            got = f"{value!r} ({type(value).__name__})"
+            raise ConfigError(f"{where}: {key} is {got}, expected {expected}; change it in the meta file")
+    if "annotation" not in entry:
+        raise ConfigError(f"{where}: the key 'annotation' is missing; add the path of the data set's jsonl file")
+
+
+def _resolve(where: str, key: str, value: str, bases: list[Path]) -> Path:
+    if "://" in value or value.startswith("s3:"):
+        raise ConfigError(f"{where}: {key} is {value!r}, expected a path on this machine; copy the data and change it")
+    candidates = [base / value for base in bases]
+    wanted = Path.is_file if key == "annotation" else Path.is_dir
+    found = next((candidate for candidate in candidates if wanted(candidate)), None)
+    if found is None:
+        kind = "file" if key == "annotation" else "folder"
+        tried = ", ".join(dict.fromkeys(str(candidate.absolute()) for candidate in candidates))
+        raise ConfigError(
+            f"{where}: {key} {value!r} is no {kind}; tried {tried}; correct the path or set the data root"
+        )
+    return found

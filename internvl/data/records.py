@@ -1,0 +1,192 @@
+"""Annotation files: random access to jsonl rows, and what a row means.
+
+Only the byte offset of every line is kept in memory; a line is read and parsed when its document is needed, so a file
+of millions of rows costs eight bytes a row. A row that is no valid record is a `DataError` of that row alone.
+
+A record holds `conversations` (turns of `human` and `gpt`, optionally opened by `system`) and `image` (a path, a list
+of paths, or nothing). Other keys are ignored.
+"""
+
+import json
+import os
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from internvl.data.media import resolve_image_path
+from internvl.data.meta import SourceSpec
+from internvl.errors import ConfigError, DataError
+
+Role = Literal["user", "assistant"]
+
+_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One checked row of an annotation file.
+
+    Attributes:
+        source: Name of its data set.
+        row: Row in the annotation file, counted from 0.
+        turns: Questions and answers in turn, (role, text), opened by a question and closed by an answer.
+        image_paths: Image files in the order of their placeholders.
+        is_multi_image: The row gave a list of images (even of one), which may not be placed automatically.
+        system_message: Replaces the template's system message.
+        data_augment: Use the augmenting transform.
+        max_dynamic_patch: Tile limit of the data set; None keeps the run's.
+        dynamic_image_size: Tiling of the data set; None keeps the run's.
+    """
+
+    source: str
+    row: int
+    turns: tuple[tuple[Role, str], ...]
+    image_paths: tuple[Path, ...] = ()
+    is_multi_image: bool = False
+    system_message: str | None = None
+    data_augment: bool = False
+    max_dynamic_patch: int | None = None
+    dynamic_image_size: bool | None = None
+
+
+class RecordFile:
+    """The rows of one data set, by number.
+
+    Args:
+        spec: The data set.
+
+    Raises:
+        ConfigError: The annotation file cannot be read.
+    """
+
+    def __init__(self, spec: SourceSpec):
+        self.spec = spec
+        self._borders = _index_lines(spec.annotation)
+        self._file_descriptor: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._borders)
+
+    def __getitem__(self, row: int) -> Record:
+        """Read and check one row.
+
+        Raises:
+            DataError: The row is no valid record.
+        """
+        try:
+            raw = json.loads(self._read_line(row))
+        except ValueError as error:
+            raise DataError(f"not a json line: {error}", source=self.spec.name, row=row) from None
+        return parse_record(raw, self.spec, row=row)
+
+    def _read_line(self, row: int) -> bytes:
+        if self._file_descriptor is None:
+            self._file_descriptor = os.open(self.spec.annotation, os.O_RDONLY)
+        start, stop = (int(border) for border in self._borders[row])
+        return os.pread(self._file_descriptor, stop - start, start)  # no shared cursor: safe in forked workers
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file_descriptor": None}
+
+    def __del__(self) -> None:
+        if getattr(self, "_file_descriptor", None) is not None:
+            os.close(self._file_descriptor)  # type: ignore[arg-type]
+
+
+def _index_lines(path: Path) -> np.ndarray:
+    """(rows, 2) int64 byte borders of the lines that are not blank."""
+    borders = array("q")
+    start = 0
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if not line.isspace():
+                    borders.extend((start, start + len(line)))
+                start += len(line)
+    except OSError as error:
+        raise ConfigError(f"annotation {path} cannot be read: {error}; correct it in the meta file") from None
+    return np.asarray(borders, dtype=np.int64).reshape(-1, 2)
+
+
+def parse_record(raw: object, spec: SourceSpec, *, row: int) -> Record:
+    """Check one parsed json line.
+
+    Args:
+        raw: The json value.
+        spec: Its data set (image folders, tiling and augmentation options).
+        row: Its row, for messages.
+
+    Raises:
+        DataError: It is no valid record.
+    """
+    try:
+        if not isinstance(raw, dict):
+            raise DataError(f"got a json {type(raw).__name__}, expected an object with 'conversations'")
+        images, is_multi_image = _read_images(raw)
+        system_message, turns = _read_turns(raw.get("conversations"))
+        paths = tuple(
+            resolve_image_path(
+                image, root=spec.root, root2=spec.root2, http_root=spec.http_root, is_multi_image=is_multi_image
+            )
+            for image in images
+        )
+    except DataError as error:
+        raise DataError(str(error), source=spec.name, row=row) from None
+    return Record(
+        source=spec.name,
+        row=row,
+        turns=turns,
+        image_paths=paths,
+        is_multi_image=is_multi_image,
+        system_message=system_message,
+        data_augment=spec.data_augment,
+        max_dynamic_patch=spec.max_dynamic_patch,
+        dynamic_image_size=spec.dynamic_image_size,
+    )
+
+
+def _read_images(raw: dict[str, Any]) -> tuple[list[str], bool]:
+    image = raw.get("image")
+    if image is None or image in ("", []):
+        if raw.get("video"):
+            raise DataError("the record has a 'video'; this loader reads images and text, remove the row")
+        return [], False
+    if isinstance(image, str):
+        return [image], False
+    if isinstance(image, list) and all(isinstance(item, str) and item for item in image):
+        return image, True
+    raise DataError(f"'image' is {image!r:.80}, expected a path, a list of paths, null or nothing")
+
+
+def _read_turns(conversations: object) -> tuple[str | None, tuple[tuple[Role, str], ...]]:
+    """(system message, turns); a leading turn that is neither human nor system is dropped."""
+    if not isinstance(conversations, list):
+        got = "nothing" if conversations is None else f"a {type(conversations).__name__}"
+        raise DataError(f"'conversations' is {got}, expected a list of {{'from', 'value'}} turns")
+    turns = [_read_turn(index, turn) for index, turn in enumerate(conversations)]
+    system_message = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
+    if turns and turns[0][0] == "gpt":
+        turns.pop(0)
+    for index, (speaker, _) in enumerate(turns):
+        expected = "gpt" if index % 2 else "human"
+        if speaker != expected:
+            raise DataError(f"turn {index} is from {speaker!r}, expected {expected!r}: human and gpt take turns")
+    if not turns or len(turns) % 2:
+        raise DataError(f"the conversation has {len(turns)} turns, expected pairs of a question and an answer")
+    return system_message, tuple((_ROLES[speaker], text) for speaker, text in turns)
+
+
+def _read_turn(index: int, turn: object) -> tuple[str, str]:
+    if not isinstance(turn, dict):
+        raise DataError(f"turn {index} is a {type(turn).__name__}, expected an object with 'from' and 'value'")
+    speaker, text = turn.get("from"), turn.get("value")
+    if speaker not in ("human", "gpt", "system"):
+        raise DataError(f"turn {index} is from {speaker!r}, expected 'human', 'gpt' or 'system'")
+    if not isinstance(text, str):
+        raise DataError(f"turn {index} has a value of type {type(text).__name__}, expected text")
+    if speaker == "gpt" and not text.strip():
+        raise DataError(f"turn {index} is an empty answer, expected text")
+    return speaker, text.strip()

@@ -1,0 +1,127 @@
+"""Tiles to tensors: colour, optional JPEG noise or padding, resize, normalise; pillow and torch only.
+
+    RGB -> [augment: JPEG re-encoding, quality 75..100] or [pad2square] -> bicubic resize -> [0, 1] -> (x - mean) / std
+
+Augmentation wins over pad2square, as in the public recipes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from internvl.errors import ConfigError
+from internvl.model.constants import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, SIGLIP_MEAN, SIGLIP_STD
+
+NormalizeType = Literal["imagenet", "clip", "siglip"]
+JPEG_QUALITIES = (75, 100)
+
+
+@dataclass(frozen=True)
+class TileTransform:
+    """Turns the tiles of an image into the tensor that the vision tower takes.
+
+    Attributes:
+        image_size: Side of a tile in pixels.
+        mean: Mean per colour, in 0..1.
+        std: Standard deviation per colour.
+        pad2square: Paste a picture that is not square on a square of the mean colour instead of stretching it.
+        augment: Re-encode every tile as JPEG at a random quality; needs `rng` in the call.
+    """
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    pad2square: bool = False
+    augment: bool = False
+
+    def __call__(
+        self, tiles: Sequence[Image.Image], rng: np.random.Generator | None = None
+    ) -> Float[Tensor, "tiles 3 size size"]:
+        """Transform tiles of any size and mode; `rng` draws the JPEG qualities of an augmenting transform."""
+        return self.to_tensor(self.to_squares(tiles, rng))
+
+    def to_squares(self, tiles: Sequence[Image.Image], rng: np.random.Generator | None = None) -> list[Image.Image]:
+        """All steps on pictures: RGB tiles of `image_size` x `image_size` pixels."""
+        if self.augment and rng is None:
+            raise ValueError("an augmenting transform needs a generator; pass rng=")
+        return [self._to_square(tile.convert("RGB"), rng) for tile in tiles]
+
+    def to_tensor(self, squares: Sequence[Image.Image]) -> Float[Tensor, "tiles 3 size size"]:
+        """Normalised tensor of the results of `to_squares`, of one image or of many."""
+        return tiles_to_tensor(squares, mean=self.mean, std=self.std)
+
+    def _to_square(self, tile: Image.Image, rng: np.random.Generator | None) -> Image.Image:
+        if self.augment and rng is not None:
+            low, high = JPEG_QUALITIES
+            tile = reencode_jpeg(tile, int(rng.integers(low, high, endpoint=True)))
+        elif self.pad2square:
+            tile = pad_to_square(tile, self.mean)
+        size = (self.image_size, self.image_size)
+        return tile if tile.size == size else tile.resize(size, Image.Resampling.BICUBIC)
+
+
+def build_transform(
+    image_size: int, *, normalize_type: str = "imagenet", pad2square: bool = False, augment: bool = False
+) -> TileTransform:
+    """Make the transform of a run.
+
+    Args:
+        image_size: Side of a tile in pixels.
+        normalize_type: `imagenet`, `clip` or `siglip`.
+        pad2square: See `TileTransform`.
+        augment: See `TileTransform`.
+
+    Raises:
+        ConfigError: `normalize_type` is none of the three.
+    """
+    statistics = {
+        "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+        "clip": (CLIP_MEAN, CLIP_STD),
+        "siglip": (SIGLIP_MEAN, SIGLIP_STD),
+    }
+    if normalize_type not in statistics:
+        raise ConfigError(
+            f"normalize_type is {normalize_type!r}, expected one of {', '.join(get_args(NormalizeType))}; "
+            "change --normalize_type"
+        )
+    mean, std = statistics[normalize_type]
+    return TileTransform(image_size, mean=mean, std=std, pad2square=pad2square, augment=augment)
+
+
+def tiles_to_tensor(
+    tiles: Sequence[Image.Image], *, mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "tiles 3 height width"]:
+    """Stack RGB tiles of one size as float32: `(pixel / 255 - mean) / std`."""
+    if not tiles:
+        raise ValueError("no tiles to stack; expected at least one")
+    pixels = torch.from_numpy(np.stack([np.asarray(tile, dtype=np.uint8) for tile in tiles]))
+    values = rearrange(pixels, "n h w c -> n c h w").contiguous().to(torch.float32).div_(255)
+    shape = (1, 3, 1, 1)
+    return values.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
+
+
+def reencode_jpeg(tile: Image.Image, quality: int) -> Image.Image:
+    """An RGB image after a round trip through JPEG at `quality`."""
+    buffer = BytesIO()
+    tile.save(buffer, format="JPEG", quality=quality)
+    return Image.open(BytesIO(buffer.getvalue())).convert("RGB")
+
+
+def pad_to_square(tile: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """Centre an RGB image on a square of the mean colour whose side is the longer one of the image."""
+    width, height = tile.size
+    side = max(width, height)
+    if width == height:
+        return tile
+    red, green, blue = (int(value * 255) for value in mean)
+    square = Image.new("RGB", (side, side), (red, green, blue))
+    square.paste(tile, ((side - width) // 2, (side - height) // 2))
+    return square

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from internvl.data.collate import collate_row
+from internvl.data.encode import EncodedDocument
+
+
+def make_document(first: int, num_tokens: int, tiles_per_image: tuple[int, ...]) -> EncodedDocument:
+    ids = torch.arange(first, first + num_tokens)
+    num_tiles = sum(tiles_per_image)
+    return EncodedDocument(
+        input_ids=ids,
+        labels=torch.where(ids % 2 == 0, ids, -100),
+        pixel_values=torch.full((num_tiles, 3, 2, 2), float(first)),
+        image_flags=torch.ones(num_tiles, dtype=torch.int64),
+        image_strides=torch.tensor([first + i for i in range(len(tiles_per_image))], dtype=torch.int64),
+        tiles_per_image=tiles_per_image,
+    )
+
+
+def test_documents_are_joined_end_to_end_with_their_borders():
+    batch = collate_row([make_document(0, 4, (2, 1)), make_document(10, 3, ()), make_document(20, 2, (1,))])
+    assert batch["input_ids"].tolist() == [[0, 1, 2, 3, 10, 11, 12, 20, 21]]
+    assert batch["labels"].tolist() == [[0, -100, 2, -100, 10, -100, 12, 20, -100]]
+    assert batch["cu_seqlens"].tolist() == [0, 4, 7, 9]
+    assert batch["image_strides"].tolist() == [0, 1, 20]
+    assert batch["image_flags"].tolist() == [1, 1, 1, 1]
+    assert batch["pixel_values"][:, 0, 0, 0].tolist() == [0, 0, 0, 20]
+
+
+def test_dtypes_hold_no_float_besides_pixels_even_without_images():
+    for documents in ([make_document(0, 4, (1,))], [make_document(0, 4, ())]):
+        dtypes = {name: tensor.dtype for name, tensor in collate_row(documents).items()}
+        assert dtypes.pop("pixel_values") == torch.float32
+        assert dtypes.pop("cu_seqlens") == torch.int32
+        assert set(dtypes.values()) == {torch.int64}
+    assert collate_row(documents)["pixel_values"].shape == (0, 3, 2, 2)
+
+
+def test_an_empty_row_is_refused():
+    with pytest.raises(ValueError, match="without documents"):
+        collate_row([])

@@ -1,0 +1,303 @@
+import json
+import re
+from itertools import islice
+
+import pytest
+import torch
+
+from internvl.data.loader import build_train_loader
+from internvl.data.packing import PackingLimits
+from internvl.errors import ConfigError, DataError
+
+from .conftest import conversation
+
+LIMITS = PackingLimits(max_tokens=500, max_tiles=12, max_open_rows=3)
+
+
+def name_of(number: int) -> str:
+    return f"doc{number:03d}"
+
+
+@pytest.fixture
+def make_lines(make_image):
+    """Rows whose question names the row; every third one has an image, some have two."""
+
+    def make(num_rows: int):
+        names = [make_image(f"{width}.png", width, 30, seed=width).name for width in (30, 60)]
+        lines = []
+        for row in range(num_rows):
+            images = names[: row % 3] if row % 2 else []
+            question = f"{'<image>' * len(images)} {name_of(row)} {'word ' * (row % 7)}"
+            lines.append({"conversations": conversation(question, "yes"), "image": images})
+        return lines
+
+    return make
+
+
+@pytest.fixture
+def make_loader(make_encoder):
+    def make(*specs, **options):
+        version = {"rope_pos_id_version": "v2pe_rnd"}
+        encoder = make_encoder(**(version | options.pop("encoder", {})))
+        return build_train_loader(specs, encoder, **({"num_streams": 1, "packing": LIMITS} | options))
+
+    return make
+
+
+@pytest.fixture
+def read_names(tokenizer):
+    """The names of the documents of a batch."""
+
+    def read(batch) -> list[str]:
+        return re.findall(r"doc\d{3}", tokenizer.decode(batch["input_ids"][0].tolist()))
+
+    return read
+
+
+def take(loader, num_batches):
+    return list(islice(loader, num_batches))
+
+
+def assert_same(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert torch.equal(a[key], b[key]), key
+
+
+# One order for all cluster shapes
+
+
+def test_rows_do_not_depend_on_the_number_of_ranks(make_loader, make_source, make_lines):
+    spec = make_source("a", make_lines(60), data_augment=True)
+    alone = take(make_loader(spec, num_streams=2, streams_per_rank=2), 10)
+    ranks = [make_loader(spec, num_streams=2, first_stream=rank, streams_per_rank=1) for rank in range(2)]
+    together = [batch for step in zip(*(take(rank, 5) for rank in ranks), strict=True) for batch in step]
+    assert_same(alone, together)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_rows_do_not_depend_on_the_number_of_workers(make_loader, make_source, make_lines, num_workers):
+    spec = make_source("a", make_lines(40), data_augment=True)
+    expected = take(make_loader(spec, num_streams=3, streams_per_rank=3), 9)
+    assert_same(take(make_loader(spec, num_streams=3, streams_per_rank=3, num_workers=num_workers), 9), expected)
+
+
+def test_the_same_seed_gives_the_same_rows_and_another_seed_others(make_loader, make_source, make_lines, read_names):
+    spec = make_source("a", make_lines(40))
+    first = take(make_loader(spec, seed=1), 5)
+    assert_same(first, take(make_loader(spec, seed=1), 5))
+    assert [read_names(batch) for batch in first] != [read_names(batch) for batch in take(make_loader(spec, seed=2), 5)]
+
+
+def test_torch_random_state_is_left_alone(make_loader, make_source, make_lines):
+    before = torch.get_rng_state()
+    take(make_loader(make_source("a", make_lines(20)), num_workers=1), 2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Epochs
+
+
+@pytest.mark.parametrize("num_streams", [1, 3])
+def test_every_epoch_has_every_document_once(make_loader, make_source, make_lines, read_names, num_streams):
+    loader = make_loader(make_source("a", make_lines(50)), num_streams=num_streams)
+    names: list[str] = []
+    for stream in range(num_streams):
+        num_rows = len(list(loader.plan.plan_epoch(stream, 0)))
+        one = make_loader(*[file.spec for file in loader.plan.files], num_streams=num_streams, first_stream=stream)
+        one.dataset.streams = range(stream, stream + 1)
+        names += [name for batch in take(one, num_rows) for name in read_names(batch)]
+    assert sorted(names) == [name_of(row) for row in range(50)]
+
+
+def test_epochs_follow_each_other_in_new_order(make_loader, make_source, make_lines, read_names):
+    loader = make_loader(make_source("a", make_lines(20)), packing=None)
+    names = [name for batch in take(loader, 40) for name in read_names(batch)]
+    assert sorted(names[:20]) == sorted(names[20:]) == [name_of(row) for row in range(20)]
+    assert names[:20] != names[20:]
+
+
+def test_sequential_order_keeps_meta_order_over_streams(make_loader, make_source, make_lines, read_names):
+    lines = make_lines(12)
+    specs = [make_source("a", lines[:5]), make_source("b", lines[5:])]
+    loader = make_loader(*specs, num_streams=2, packing=None, data_order="sequential")
+    assert [read_names(batch) for batch in take(loader, 12)] == [[name_of(row)] for row in range(12)]
+
+
+def test_repeats_of_a_document_draw_strides_of_their_own(make_loader, make_source, make_lines):
+    spec = make_source("a", make_lines(6)[5:], repeat_time=30)
+    batches = take(make_loader(spec, packing=None, data_order="sequential"), 30)
+    drawn = [tuple(batch["image_strides"].tolist()) for batch in batches]
+    assert len(drawn[0]) == 2
+    assert len(set(drawn)) > 10
+
+
+def test_rows_and_documents_per_epoch(make_loader, make_source, make_lines):
+    specs = [make_source("a", make_lines(30), repeat_time=1.5), make_source("b", make_lines(4))]
+    loader = make_loader(*specs, num_streams=4)
+    assert loader.num_documents_per_epoch == 49
+    assert loader.rows_per_epoch() == min(len(list(loader.plan.plan_epoch(stream, 0))) for stream in range(4))
+    assert make_loader(*specs, num_streams=4, packing=None).rows_per_epoch() == 12
+    assert make_loader(*specs, packing=None, documents_per_row=10).rows_per_epoch() == 5
+
+
+def test_packed_rows_keep_the_limits_and_their_borders(make_loader, make_source, make_lines):
+    for batch in take(make_loader(make_source("a", make_lines(50))), 12):
+        length = batch["input_ids"].shape[1]
+        assert batch["labels"].shape == (1, length)
+        assert length <= LIMITS.max_tokens
+        assert len(batch["pixel_values"]) == len(batch["image_flags"]) <= LIMITS.max_tiles
+        borders = batch["cu_seqlens"]
+        assert borders[0] == 0
+        assert borders[-1] == length
+        assert (batch["input_ids"][0, borders[:-1].long()] == 1).all()  # every document opens with <s>
+        assert (batch["labels"][0, borders[:-1].long()] == -100).all()
+
+
+def test_without_packing_every_document_is_a_row(make_loader, make_source, make_lines):
+    batches = take(make_loader(make_source("a", make_lines(10)), packing=None, documents_per_row=3), 4)
+    assert [len(batch["cu_seqlens"]) - 1 for batch in batches] == [3, 3, 3, 1]
+
+
+# Bad documents
+
+
+BAD_LINES = {
+    "not a json line": "{",
+    "'conversations' is nothing": {},
+    "1 <image> placeholders for 0 images": {"conversations": conversation("<image>", "a")},
+    "2 <image> placeholders for 1": {"conversations": conversation("<image><image>", "a"), "image": "30.png"},
+    "none.png not found": {"conversations": conversation("q", "a"), "image": "none.png"},
+    "empty.png cannot be read": {"conversations": conversation("q", "a"), "image": "empty.png"},
+    "expected at most max_seq_length": {"conversations": conversation("word " * 5000, "a")},
+    "tokens and 14 tiles, expected at most 500 tokens and 12 tiles": {
+        "conversations": conversation("<image><image>", "a"),
+        "image": ["30x20.png", "30x20.png"],
+    },
+    "has a 'video'": {"conversations": conversation("<video>", "a"), "video": "x.mp4"},
+}
+
+
+@pytest.fixture
+def bad_images(make_image):
+    make_image("empty.png").write_bytes(b"")
+    make_image("30x20.png", 42, 28)
+    path = make_image("cut.png", 30, 30)
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("cause", BAD_LINES)
+def test_a_bad_document_is_skipped_counted_and_listed_once(
+    make_loader, make_source, make_lines, read_names, bad_images, tmp_path, cause, num_workers
+):
+    lines = make_lines(6)
+    spec = make_source("a", [*lines[:3], BAD_LINES[cause], *lines[3:]])
+    path = tmp_path / "out" / "skipped.jsonl"
+    loader = make_loader(spec, packing=LIMITS, skipped_path=path, num_workers=num_workers)
+    num_rows = len(list(loader.plan.plan_epoch(0, 0)))
+    names = [name for batch in take(loader, num_rows) for name in read_names(batch)]
+    take(loader, 2 * num_rows)  # seen again, not listed again
+    assert sorted(names) == [name_of(row) for row in range(6)]
+    (entry,) = [json.loads(line) for line in path.read_text().splitlines()]
+    assert (entry["source"], entry["row"]) == ("a", 3)
+    assert cause in entry["cause"]
+    assert loader.ledger.num_skipped >= 2
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_image_cut_short_leaves_its_row_without_the_document(
+    make_loader, make_source, make_lines, read_names, bad_images, tmp_path, num_workers
+):
+    bad = {"conversations": conversation("<image> doc999 ", "a"), "image": "cut.png"}
+    spec = make_source("a", [*make_lines(4), bad])
+    path = tmp_path / "skipped.jsonl"
+    options = {"packing": None, "documents_per_row": 5, "skipped_path": path, "num_workers": num_workers}
+    loader = make_loader(spec, **options)
+    for batch in take(loader, 3):
+        assert sorted(read_names(batch)) == [name_of(row) for row in range(4)]
+        assert len(batch["cu_seqlens"]) == 5
+        assert len(batch["pixel_values"]) == 1  # of row 1; row 3 has no image
+    (entry,) = [json.loads(line) for line in path.read_text().splitlines()]
+    assert "cut.png cannot be read" in entry["cause"]
+    assert entry["row"] == 4
+    assert (loader.ledger.num_seen, loader.ledger.num_skipped) == (15, 3)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_a_row_with_nothing_readable_is_replaced_by_the_next_one(
+    make_loader, make_source, make_lines, read_names, bad_images, num_workers
+):
+    bad = {"conversations": conversation("<image> doc999 ", "a"), "image": "cut.png"}
+    lines = make_lines(6)
+    spec = make_source("a", [*lines[:2], bad, bad, *lines[2:]])
+    loader = make_loader(spec, packing=None, data_order="sequential", num_workers=num_workers)
+    names = [read_names(batch)[0] for batch in take(loader, 8)]
+    assert names == [name_of(row) for row in (0, 1, 2, 2, 2, 3, 4, 5)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_data_of_which_nothing_can_be_used_is_an_error_with_causes(make_loader, make_source, num_workers):
+    lines = [{"conversations": conversation("q", "a"), "image": "none.png"}] * 7
+    loader = make_loader(make_source("a", lines), num_workers=num_workers, data_order="sequential")
+    with pytest.raises(DataError, match="7 of 7 documents cannot be used") as caught:
+        take(loader, 1)
+    assert "a, row 0: image " in str(caught.value)
+    assert str(caught.value).count("none.png not found") == 5
+    assert "Traceback" not in str(caught.value)
+    with pytest.raises(DataError, match="7 of 7 documents"):
+        loader.rows_per_epoch()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_data_of_which_nothing_can_be_decoded_is_an_error(make_loader, make_source, bad_images, num_workers):
+    lines = [{"conversations": conversation("q", "a"), "image": "cut.png"}] * 3
+    loader = make_loader(make_source("a", lines), packing=None, num_workers=num_workers)
+    with pytest.raises(DataError, match="16 rows in sequence have no readable document") as caught:
+        take(loader, 1)
+    assert "cut.png cannot be read" in str(caught.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_too_many_bad_documents_are_an_error(make_loader, make_source, make_lines, num_workers):
+    spec = make_source("a", [*make_lines(196), *["{"] * 4])
+    options = {"packing": None, "documents_per_row": 4, "data_order": "sequential", "num_workers": num_workers}
+    assert len(take(make_loader(spec, **options, max_skipped=0.02), 49)) == 49
+    loader = make_loader(spec, **options, max_skipped=0.01)
+    with pytest.raises(DataError, match=r"4 of 204 documents cannot be used") as caught:
+        take(loader, 60)
+    assert "allowed are 1.0% (max_skipped)" in str(caught.value)
+
+
+def test_few_documents_say_nothing_about_the_share_of_bad_ones(make_loader, make_source, make_lines):
+    loader = make_loader(make_source("a", [*make_lines(10), "{"]), packing=None)
+    assert len(take(loader, 20)) == 20
+
+
+def test_skips_behind_the_last_row_of_an_epoch_are_counted(make_loader, make_source, make_lines):
+    loader = make_loader(make_source("a", [*make_lines(4), "{"]), packing=None, data_order="sequential")
+    take(loader, 4)
+    assert (loader.ledger.num_seen, loader.ledger.num_skipped) == (4, 0)
+    take(loader, 5)
+    assert (loader.ledger.num_seen, loader.ledger.num_skipped) == (4 + 6, 1)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_streams": 5}, "4 documents for 5 streams"),
+        ({"num_streams": 2, "first_stream": 2}, "streams 2 to 1 are wanted"),
+        ({"num_streams": 2, "first_stream": 1, "streams_per_rank": 2}, "streams 1 to 2 are wanted, there are 2"),
+        ({"data_order": "random"}, "data_order is 'random'"),
+        ({"max_skipped": 3}, "max_skipped is 3"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_wrong_options_are_refused(make_loader, make_source, make_lines, options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_loader(make_source("a", make_lines(4)), **options)

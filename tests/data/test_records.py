@@ -1,0 +1,99 @@
+import pickle
+from pathlib import Path
+
+import pytest
+
+from internvl.data.meta import SourceSpec
+from internvl.data.records import RecordFile, parse_record
+from internvl.errors import DataError
+
+from .conftest import conversation
+
+SPEC = SourceSpec(name="things", annotation=Path("things.jsonl"), root=Path("/root"))
+
+
+def test_rows_are_read_in_any_order(make_source):
+    lines = [{"conversations": conversation(f"问题 {i}", f"a{i}"), "image": f"{i}.png"} for i in range(50)]
+    file = RecordFile(make_source("many", lines))
+    assert len(file) == 50
+    for row in (49, 0, 17, 17):
+        assert file[row].turns == (("user", f"问题 {row}"), ("assistant", f"a{row}"))
+        assert file[row].image_paths == (file.spec.root / f"{row}.png",)
+
+
+def test_blank_lines_are_no_rows_and_the_last_line_needs_no_newline(make_source):
+    spec = make_source("blank", ["", {"conversations": conversation("q", "a")}, "  "])
+    spec.annotation.write_bytes(spec.annotation.read_bytes() + b'{"conversations": []}')
+    assert len(RecordFile(spec)) == 2
+
+
+def test_a_file_survives_pickling_after_use(make_source):
+    file = RecordFile(make_source("used", [{"conversations": conversation("q", "a")}]))
+    assert pickle.loads(pickle.dumps((file[0], file)))[1][0] == file[0]
+
+
+def test_a_broken_line_spoils_its_own_row_only(make_source):
+    file = RecordFile(make_source("broken", ['{"conversations": [', {"conversations": conversation("q", "a")}]))
+    with pytest.raises(DataError, match="broken, row 0: not a json line"):
+        file[0]
+    assert file[1].turns[0] == ("user", "q")
+
+
+def test_bytes_that_are_no_utf8_spoil_their_own_row_only(make_source):
+    spec = make_source("latin", [{"conversations": conversation("q", "a")}])
+    spec.annotation.write_bytes(b'{"conversations": "\xe9"}\n' + spec.annotation.read_bytes())
+    file = RecordFile(spec)
+    with pytest.raises(DataError, match="latin, row 0"):
+        file[0]
+    assert file[1].turns[0] == ("user", "q")
+
+
+def test_values_are_stripped_and_a_leading_answer_is_dropped():
+    turns = [{"from": "gpt", "value": "hello"}, *conversation(" q \n", " a ")]
+    assert parse_record({"conversations": turns}, SPEC, row=0).turns == (("user", "q"), ("assistant", "a"))
+
+
+def test_a_leading_system_turn_is_the_system_message():
+    turns = [{"from": "system", "value": "be brief"}, *conversation("q", "a")]
+    assert parse_record({"conversations": turns}, SPEC, row=0).system_message == "be brief"
+
+
+@pytest.mark.parametrize("image", [None, "", []])
+def test_no_image_in_any_spelling_is_text_only(image):
+    record = parse_record({"conversations": conversation("q", "a"), "image": image}, SPEC, row=0)
+    assert record.image_paths == ()
+
+
+def test_a_list_of_one_image_is_a_multi_image_record():
+    one = parse_record({"conversations": conversation("q", "a"), "image": ["x.png"]}, SPEC, row=0)
+    assert one.is_multi_image
+    assert not parse_record({"conversations": conversation("q", "a"), "image": "x.png"}, SPEC, row=0).is_multi_image
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ([], "got a json list"),
+        ({}, "'conversations' is nothing"),
+        ({"conversations": "q"}, "'conversations' is a str"),
+        ({"conversations": []}, "has 0 turns"),
+        ({"conversations": ["q", "a"]}, "turn 0 is a str"),
+        ({"conversations": conversation("q")}, "has 1 turns"),
+        ({"conversations": conversation("q", "a", "q")}, "has 3 turns"),
+        ({"conversations": [*conversation("q", "a"), *conversation("x", "b")][::-1][:2]}, "has 1 turns"),
+        ({"conversations": [{"from": "human", "value": "q"}] * 2}, "turn 1 is from 'human', expected 'gpt'"),
+        ({"conversations": [*conversation("q", "a"), {"from": "system", "value": "s"}]}, "turn 2 is from 'system'"),
+        ({"conversations": [{"from": "bot", "value": "q"}]}, "turn 0 is from 'bot'"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "turn 0 has a value of type int"),
+        ({"conversations": conversation("q", " ")}, "turn 1 is an empty answer"),
+        ({"conversations": conversation("q", "a"), "image": 3}, "'image' is 3"),
+        ({"conversations": conversation("q", "a"), "image": ["x", None]}, "'image' is "),
+        ({"conversations": conversation("q", "a"), "image": {"path": "x"}}, "'image' is "),
+        ({"conversations": conversation("q", "a"), "image": "s3://x/y"}, "object store"),
+        ({"conversations": conversation("q", "a"), "video": "x.mp4"}, "has a 'video'"),
+    ],
+)
+def test_invalid_records_say_where_and_why(raw, message):
+    with pytest.raises(DataError, match=f"things, row 7: .*{message}") as caught:
+        parse_record(raw, SPEC, row=7)
+    assert (caught.value.source, caught.value.row) == ("things", 7)
