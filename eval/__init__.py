@@ -1,0 +1,1 @@
+"""Evaluation in five steps with five names: record -> prompt -> answer -> score -> aggregate."""

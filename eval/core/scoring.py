@@ -1,0 +1,158 @@
+"""From predictions to numbers, without a model: every score comes with its standard error, count and protocol."""
+
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from eval.core.sample import Prediction
+from eval.core.store import write_atomically
+from eval.core.task import Scored, Task
+from internvl.errors import ConfigError, EvalError
+
+SCORES_NAME = "scores.json"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean of scores.
+
+    Attributes:
+        score: The mean.
+        stderr: Its standard error, `sqrt(variance / count)`; for right-or-wrong scores the binomial one.
+        count: Number of scores.
+    """
+
+    score: float
+    stderr: float
+    count: int
+
+
+def estimate_mean(scores: Sequence[float]) -> Estimate:
+    """Mean and standard error.
+
+    Raises:
+        EvalError: Nothing to average.
+    """
+    if not scores:
+        raise EvalError("cannot average zero scores")
+    count = len(scores)
+    mean = math.fsum(scores) / count
+    variance = math.fsum((score - mean) ** 2 for score in scores) / count
+    return Estimate(mean, math.sqrt(variance / count), count)
+
+
+def wilson_interval(score: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Confidence interval of a share (Wilson 1927): sensible at 0 and 1 too, where the standard error is 0."""
+    spread = z * math.sqrt(score * (1 - score) / count + z**2 / (4 * count**2))
+    centre, scale = score + z**2 / (2 * count), 1 + z**2 / count
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def check_length_edges(edges: Sequence[int]) -> None:
+    """Raise ConfigError unless `edges` rises from a positive number."""
+    if not edges or edges[0] <= 0 or any(a >= b for a, b in pairwise(edges)):
+        raise ConfigError(f"length bins must be rising token counts such as 1000 2000 4000, got {list(edges)}")
+
+
+def score_by_length(scored: Sequence[Scored], edges: Sequence[int]) -> list[dict[str, Any]]:
+    """Estimate per bin of `metadata["context_length"]`; bins without samples are left out.
+
+    Returns:
+        Rows of `low` and `high` (tokens; None: open), `score`, `stderr`, `count`, `chance`.
+    """
+    bins: dict[int, list[Scored]] = {}
+    for item in scored:
+        bins.setdefault(bisect_right(edges, item.metadata["context_length"]), []).append(item)
+    rows = []
+    for index, items in sorted(bins.items()):
+        estimate = estimate_mean([item.score for item in items])
+        rows.append(
+            {
+                "low": edges[index - 1] if index else None,
+                "high": edges[index] if index < len(edges) else None,
+                **vars(estimate),
+                "chance": mean_chance([item.metadata for item in items]),
+            }
+        )
+    return rows
+
+
+def mean_chance(metadata: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean chance level; None when it is not known for every sample."""
+    levels = [entry.get("chance") for entry in metadata]
+    known = [level for level in levels if level is not None]
+    return math.fsum(known) / len(known) if levels and len(known) == len(levels) else None
+
+
+def score_predictions(
+    task: Task, predictions: Sequence[Prediction], *, protocol: str, length_edges: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Score one task under one protocol.
+
+    A failed sample has an empty response and is scored like one: it stays in the denominator.
+
+    Returns:
+        `score`, `stderr`, `count`, `num_failed`, `num_empty`, `chance`, and what the task's own aggregation adds.
+    """
+    scored = []
+    for prediction in predictions:
+        try:
+            score = task.score_answer(prediction.answer, prediction.response, protocol)
+        except (TypeError, ValueError) as error:
+            raise EvalError(f"{task.name}, sample {prediction.id!r}: cannot be scored: {error}") from error
+        scored.append(Scored(score, prediction.metadata))
+    return {
+        **vars(estimate_mean([item.score for item in scored])),
+        "num_failed": sum(prediction.failure is not None for prediction in predictions),
+        "num_empty": sum(not prediction.response.strip() for prediction in predictions),
+        "chance": mean_chance([item.metadata for item in scored]),
+        **task.aggregate(scored, length_edges),
+    }
+
+
+def write_scores(
+    folder: Path,
+    task: Task,
+    predictions: Sequence[Prediction],
+    *,
+    settings: Mapping[str, Any],
+    info: Mapping[str, Any],
+    protocol: str | None = None,
+    length_edges: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Score a task under all of its protocols and write `scores.json`.
+
+    Args:
+        folder: Result folder of the task.
+        task: The task.
+        predictions: All of its predictions.
+        settings: What they were made with.
+        info: Further facts for readers.
+        protocol: The protocol whose score is the task's headline; None for the task's first.
+        length_edges: Borders of context-length bins in tokens; None for the task's own.
+
+    Raises:
+        ConfigError: The task has no such protocol.
+    """
+    headline = protocol if protocol is not None else task.protocols[0]
+    if headline not in task.protocols:
+        raise ConfigError(f"{task.name} has the protocols {', '.join(task.protocols)}, got {headline!r}")
+    results = {
+        name: score_predictions(task, predictions, protocol=name, length_edges=length_edges) for name in task.protocols
+    }
+    content = {
+        "task": task.name,
+        "version": task.version,
+        "source": task.source,
+        "protocol": headline,
+        "settings": dict(settings),
+        "info": dict(info),
+        "results": results,
+    }
+    write_atomically(folder / SCORES_NAME, json.dumps(content, indent=2) + "\n")
+    return content

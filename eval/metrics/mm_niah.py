@@ -1,0 +1,196 @@
+"""MM-NIAH: is an answer right, and which accuracy does a set of answers have by context length and needle depth?
+
+Two protocols, because published V2PE numbers were made with a scorer that differs from the benchmark's own:
+`official` is OpenGVLab/MM-NIAH `calculate_scores.py`; `upstream` is its copy in OpenGVLab/V2PE, which also accepts
+`left`/`right` for options and compares text answers up to their first period (so `3.5` equals `3.9`): its scores can
+only be higher. Inputs on which those scripts stop with an exception count as wrong here.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from eval.metrics.text import (
+    NUMBERS_TO_NINETY,
+    contains_word,
+    flatten_whitespace,
+    normalise_words,
+    remove_punctuation,
+    split_possessives,
+)
+
+Protocol = Literal["official", "upstream"]
+PROTOCOLS: tuple[Protocol, ...] = ("official", "upstream")
+
+LENGTH_EDGES = (1000, 2000, 4000, 8000, 12000, 16000, 24000, 32000, 40000, 48000, 64000)  # tokens
+NUM_DEPTHS = 5
+DEPTH_STEP = 0.2  # divided by in binary floating point: depth 0.6 falls into cell 2, not 3
+NUM_TASKS_FOR_OVERALL = 6
+
+
+def is_correct(answer: int | str | list[Any], response: str, *, protocol: Protocol) -> float:
+    """Score one response.
+
+    Args:
+        answer: Option index (int), list of counts, or open text.
+        response: What the model said.
+        protocol: Whose rule.
+
+    Returns:
+        0 or 1; for a list answer the share of its places that are right.
+
+    Raises:
+        TypeError: The answer is of no kind that MM-NIAH has.
+    """
+    response = response.strip(".")
+    if isinstance(answer, int):
+        return float(_is_option(answer, response, protocol))
+    if isinstance(answer, list):
+        return _share_of_counts(answer, response)
+    if isinstance(answer, str):
+        same_start = protocol == "upstream" and _cut_sentence(response).strip() == _cut_sentence(answer)
+        return float(same_start or contains_word(_normalise(response, protocol), _normalise(answer, protocol)))
+    raise TypeError(f"an MM-NIAH answer is an int, a list or a str, got {type(answer).__name__}: {answer!r}")
+
+
+def _is_option(answer: int, response: str, protocol: Protocol) -> bool:
+    if response.isdigit():
+        try:
+            return int(response) == answer
+        except ValueError:  # superscripts and the like count as digits, but are no numbers
+            return False
+    letter = _cut_sentence(response).strip()
+    for direction, option in (("left", "a"), ("right", "b")):
+        if f"the camera is moving {direction}" in letter or (protocol == "upstream" and letter == direction):
+            letter = option
+            break
+    return len(letter) == 1 and ord(letter) - ord("a") == answer
+
+
+def _cut_sentence(text: str) -> str:
+    """Lower case, without `the answer is` and `*`, up to the first period; commas go only where a period was."""
+    text = text.lower().replace("the answer is", "").replace("*", "")
+    head, period, _ = text.partition(".")
+    return head.replace(",", "").strip() if period else text
+
+
+def _share_of_counts(answer: list[Any], response: str) -> float:
+    counts = _parse_counts(response)
+    if not answer or counts is None:
+        return 0.0
+    return sum(given == gold for given, gold in zip(counts, answer, strict=False)) / len(answer)
+
+
+def _parse_counts(response: str) -> list[Any] | None:
+    """The list in a JSON response; the lists of an object are joined; None for anything else."""
+    try:
+        parsed = json.loads(response.replace("json", "").replace("```", "").strip())
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(parsed, dict):
+        if not all(isinstance(value, list) for value in parsed.values()):
+            return None
+        return [item for value in parsed.values() for item in value]
+    return parsed if isinstance(parsed, list) else None
+
+
+def _normalise(text: str, protocol: Protocol) -> str:
+    if protocol == "upstream":
+        text = split_possessives(text)
+    return normalise_words(remove_punctuation(flatten_whitespace(text)), NUMBERS_TO_NINETY)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Sums of scores and counts by context length and needle depth.
+
+    Attributes:
+        edges: Left edges of the length bins in tokens; the last bin has no right edge.
+        score_sums: `len(edges) + 1` rows of `NUM_DEPTHS` cells; row 0 lies below the first edge.
+        counts: Number of samples in each cell.
+    """
+
+    edges: tuple[int, ...]
+    score_sums: tuple[tuple[float, ...], ...]
+    counts: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_empty_cells(self) -> int:
+        """Cells at or above the first edge that hold no sample; the official score counts them as 0."""
+        return sum(count == 0 for row in self.counts[1:] for count in row)
+
+
+def find_length_bin(context_length: float, edges: Sequence[int]) -> int:
+    """0 below the first edge, i for `edges[i-1] <= context_length < edges[i]`, `len(edges)` from the last edge on."""
+    return bisect_right(edges, context_length)
+
+
+def find_depth_cell(placed_depth: float | Sequence[float]) -> int:
+    """Cell of a needle's depth (several needles: of their mean), 0 at the start of the context.
+
+    Raises:
+        ValueError: No depth, no number, or outside 0..1.
+    """
+    depths = [placed_depth] if isinstance(placed_depth, (int, float)) else list(placed_depth)
+    are_numbers = bool(depths) and all(isinstance(depth, (int, float)) for depth in depths)
+    depth = sum(depths) / len(depths) if are_numbers else -1.0
+    if not 0.0 <= depth <= 1.0:
+        raise ValueError(f"placed_depth must be one or several numbers in 0..1, got {placed_depth!r}")
+    return int((0.99 if depth == 1.0 else depth) / DEPTH_STEP)
+
+
+def build_grid(
+    rows: Iterable[tuple[float, float | Sequence[float], float]], edges: Sequence[int] = LENGTH_EDGES
+) -> Grid:
+    """Sort `(context_length, placed_depth, score)` rows into cells."""
+    score_sums = [[0.0] * NUM_DEPTHS for _ in range(len(edges) + 1)]
+    counts = [[0] * NUM_DEPTHS for _ in range(len(edges) + 1)]
+    for context_length, placed_depth, score in rows:
+        column, cell = find_length_bin(context_length, edges), find_depth_cell(placed_depth)
+        score_sums[column][cell] += score
+        counts[column][cell] += 1
+    return Grid(tuple(edges), tuple(map(tuple, score_sums)), tuple(map(tuple, counts)))
+
+
+def score_length_bins(grid: Grid) -> list[float]:
+    """Official score per length bin: mean of the depth cells, empty cells counted as 0, rounded to 6 digits."""
+    means = (
+        [s / n if n else 0.0 for s, n in zip(sums, counts, strict=True)]
+        for sums, counts in zip(grid.score_sums[1:], grid.counts[1:], strict=True)
+    )
+    return [round(sum(cells) / NUM_DEPTHS, 6) for cells in means]
+
+
+def summarise_grid(grid: Grid) -> dict[str, Any]:
+    """Everything that the two published scripts report for one task, under their names, and what they hide.
+
+    Returns:
+        `scores` (official, per length bin), `average` (their mean), `weighted_acc` and `sample_number_array` (micro,
+        per length bin), `weighted_avg_acc` (micro, samples below the first edge included), `context_ranges`,
+        `num_empty_cells`.
+    """
+    scores = score_length_bins(grid)
+    sums, counts = [sum(row) for row in grid.score_sums], [sum(row) for row in grid.counts]
+    return {
+        "scores": scores,
+        "average": sum(scores) / len(scores),
+        "weighted_acc": [s / n if n else 0.0 for s, n in zip(sums[1:], counts[1:], strict=True)],
+        "sample_number_array": counts[1:],
+        "weighted_avg_acc": sum(sums) / sum(counts) if sum(counts) else 0.0,
+        "context_ranges": [format_length(edge) for edge in grid.edges],
+        "num_empty_cells": grid.num_empty_cells,
+    }
+
+
+def average_tasks(scores_by_task: dict[str, Sequence[float]]) -> list[float] | None:
+    """Official `overall`: mean over the six tasks per length bin; None for any other number of tasks."""
+    if len(scores_by_task) != NUM_TASKS_FOR_OVERALL:
+        return None
+    return [round(sum(column) / NUM_TASKS_FOR_OVERALL, 6) for column in zip(*scores_by_task.values(), strict=True)]
+
+
+def format_length(num_tokens: int) -> str:
+    """`4000` -> `4k`, `1500` -> `1500`: the name of a length bin is its left edge."""
+    return f"{num_tokens // 1000}k" if num_tokens >= 1000 and num_tokens % 1000 == 0 else str(num_tokens)

@@ -1,0 +1,124 @@
+"""What an evaluation is asked to do: the command line of `python -m eval.run` as one record."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+
+from eval.core.scoring import check_length_edges
+from eval.tasks.registry import PROMPT_STYLES, list_task_names
+from internvl.errors import ConfigError
+from internvl.model.v2pe import ROPE_POS_ID_VERSIONS
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """One evaluation run.
+
+    Attributes:
+        checkpoint: Folder of the model.
+        tasks: Comma-separated names, groups or patterns.
+        rope_pos_id_version: Visual positions.
+        rope_pos_id_stride: Positions that one tile spans; None: the checkpoint's own.
+        data_root: Folder of the benchmarks.
+        max_num: Largest number of tiles per image; None: the task's.
+        limit: First samples of every task only.
+        out: Result folder; None: inside the checkpoint.
+        prompts: Whose prompts and answer limits.
+        protocol: Scoring rule of the headline number; None: the task's first.
+        length_bins: Left edges of context-length bins in tokens; None: the task's.
+        dtype: Of the weights; None: by device.
+        device: None: cuda when there is a GPU.
+        cache_mib: Memory for features of images that are asked again.
+        overwrite: Throw saved predictions away first.
+    """
+
+    checkpoint: Path
+    tasks: str
+    rope_pos_id_version: str = "default"
+    rope_pos_id_stride: int | float | None = None
+    data_root: Path = Path("dataset/benchmark")
+    max_num: int | None = None
+    limit: int | None = None
+    out: Path | None = None
+    prompts: str = "upstream"
+    protocol: str | None = None
+    length_bins: tuple[int, ...] | None = None
+    dtype: str | None = None
+    device: str | None = None
+    cache_mib: int = 1024
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range."""
+        for name in ("max_num", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name} must be at least 1, got {value}")
+        if self.cache_mib < 0:
+            raise ConfigError(f"--cache_mib must not be negative, got {self.cache_mib}")
+        if self.length_bins is not None:
+            check_length_edges(self.length_bins)
+
+
+def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
+    """Read the command line.
+
+    Raises:
+        ConfigError: A value is out of range (a malformed one ends the process with argparse's own message).
+    """
+    values = vars(_build_parser().parse_args(argv))
+    if values["length_bins"] is not None:
+        values["length_bins"] = tuple(values["length_bins"])
+    given = {field.name: values[field.name] for field in fields(RunOptions) if values[field.name] is not None}
+    return RunOptions(**given)
+
+
+def parse_stride(text: str) -> int | float:
+    """A stride from the command line; fractions are allowed."""
+    try:
+        stride = Fraction(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"expected a number such as 64, 0.25 or 1/16, got {text!r}") from error
+    return int(stride) if stride.denominator == 1 else float(stride)
+
+
+def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that choose how saved predictions become numbers."""
+    parser.add_argument("--protocol", help="scoring rule of the headline number; all rules are written")
+    parser.add_argument(
+        "--length_bins", type=int, nargs="+", metavar="TOKENS", help="left edges of context-length bins in reports"
+    )
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.run",
+        description="Evaluate a checkpoint. A killed run continues when the same command is started again, also with "
+        "another number of processes (torchrun or slurm tasks).",
+    )
+    known = ", ".join(list_task_names())
+    versions = ", ".join(ROPE_POS_ID_VERSIONS)
+    add = parser.add_argument
+    add("--checkpoint", required=True, type=Path, help="folder of the model")
+    add("--tasks", required=True, help=f"comma-separated names, groups or patterns; known: {known}")
+    add("--rope_pos_id_version", default="default", help=f"visual positions: {versions}")
+    add(
+        "--rope_pos_id_stride",
+        type=parse_stride,
+        help="positions that one tile spans, such as 64, 0.25 or 1/16; default: the checkpoint's own",
+    )
+    add("--data-root", "--data_root", type=Path, help="folder of the benchmarks (dataset/benchmark)")
+    add("--max_num", type=int, help="largest number of tiles per image; default: the task's")
+    add("--limit", type=int, help="first N samples of every task only")
+    add("--out", type=Path, help="result folder; default: CHECKPOINT/eval_VERSION[_STRIDE]")
+    add("--prompts", choices=PROMPT_STYLES, help="whose prompts and answer limits (upstream)")
+    add_scoring_arguments(parser)
+    add("--dtype", choices=DTYPES, help="float32 on CPU, bfloat16 on CUDA")
+    add("--device", choices=("cpu", "cuda"), help="default: cuda when there is a GPU")
+    add("--cache_mib", type=int, help="memory for features of images that are asked again, in MiB (1024)")
+    add("--overwrite", action="store_true", help="throw saved predictions away first")
+    return parser

@@ -1,0 +1,1 @@
+"""Benchmarks, one file each; the registry finds them by name."""

@@ -1,0 +1,108 @@
+"""Checkpoint folders: is everything there, what is in it, and load it.
+
+The checks read a few kilobytes, so a wrong path costs no time; the fingerprint tells whether two evaluations were made
+with the same weights without reading gigabytes.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
+
+from internvl.errors import CheckpointError
+from internvl.model.configuration_internvl_chat import InternVLChatConfig
+from internvl.model.constants import IMG_CONTEXT_TOKEN
+from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.model.registration import load_tokenizer
+
+_CONTENT_PATTERNS = ("config.json", "tokenizer*", "*tokens*.json", "*.safetensors", "pytorch_model*.bin")
+_WHOLE_FILE_BYTES = 64 * 2**20
+_NUM_BLOCKS, _BLOCK_BYTES = 256, 64 * 2**10
+
+
+def check_checkpoint(folder: str | Path) -> dict[str, Any]:
+    """Make sure that a folder holds a complete checkpoint.
+
+    Returns:
+        Its config.json.
+
+    Raises:
+        CheckpointError: Folder, config or weights are missing or broken.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"checkpoint folder {folder} does not exist")
+    config = _read_json(folder / "config.json")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
+        if missing or not shards:
+            raise CheckpointError(f"{folder}: {index.name} lists shards that are not there: {missing or 'none'}")
+    elif not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise CheckpointError(f"{folder} holds no weights: expected model.safetensors or its shards with their index")
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; expected a folder written by save_pretrained") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is no JSON object")
+    return content
+
+
+def fingerprint_checkpoint(folder: str | Path) -> str:
+    """Hash of config, tokenizer and weights; the folder's own name and place do not matter.
+
+    Files up to 64 MiB count whole, larger ones by their size and 256 blocks of 64 KiB spread evenly over them.
+    """
+    folder = Path(folder)
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in _CONTENT_PATTERNS for path in folder.glob(pattern) if path.is_file()}):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            if size <= _WHOLE_FILE_BYTES:
+                digest.update(file.read())
+                continue
+            for block in range(_NUM_BLOCKS):
+                file.seek((size - _BLOCK_BYTES) * block // (_NUM_BLOCKS - 1))
+                digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def load_checkpoint(
+    folder: str | Path, *, dtype: torch.dtype, device: torch.device | str
+) -> tuple[InternVLChatModel, PreTrainedTokenizerBase]:
+    """Load model (in evaluation mode) and tokenizer.
+
+    Raises:
+        CheckpointError: Files are missing or broken, weights do not fit the config, or the tokenizer does not know
+            the image tokens.
+    """
+    check_checkpoint(folder)
+    tokenizer = load_tokenizer(folder)
+    image_token_id = cast(int, tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN))
+    if image_token_id is None or image_token_id == tokenizer.unk_token_id:
+        raise CheckpointError(f"the tokenizer of {folder} does not know {IMG_CONTEXT_TOKEN}; is it an InternVL2 model?")
+    try:
+        config = InternVLChatConfig.from_pretrained(folder)
+        loaded: Any = InternVLChatModel.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"the weights of {folder} cannot be loaded: {error}") from error
+    model, report = cast("tuple[InternVLChatModel, dict[str, Any]]", loaded)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(f"{folder} lacks {len(missing)} parameters of the model, for example {missing[:3]}")
+    model.img_context_token_id = image_token_id
+    model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` without its types
+    return model.eval(), tokenizer

@@ -1,0 +1,65 @@
+"""A tiny checkpoint and data sets in MM-NIAH's published form."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+_spec = importlib.util.spec_from_file_location("tiny_checkpoint", Path(__file__).parents[1] / "infer" / "conftest.py")
+_tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_tiny)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return _tiny.write_checkpoint(tmp_path_factory.mktemp("eval") / "tiny")
+
+
+def make_record(index, *, answer="blue", num_images=1, **meta):
+    return {
+        "id": index,
+        "images_list": [f"{i}.png" for i in range(num_images)],
+        "context": "".join(f"text {i} <image>\n" for i in range(num_images)) + f"secret {index}. ",
+        "question": "What is the secret?",
+        "answer": answer,
+        "meta": {
+            "placed_depth": (index % 5) / 5,
+            "context_length": 100 * (1 + index % 4),
+            "num_images": num_images,
+            "needles": ["secret"],
+            "choices": None,
+            "choices_image_path": None,
+            **meta,
+        },
+    }
+
+
+class Benchmark:
+    """A data root with MM-NIAH annotations and images."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def write(self, stem, records, *, split="test"):
+        folder = self.root / "MM-NIAH" / f"mm_niah_{split}"
+        for name in ("annotations", "images"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in range(4):
+            pixels = np.random.default_rng(index).integers(0, 256, (28, 28 * (1 + index % 2), 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / f"{index}.png")
+        path = folder / "annotations" / f"{stem}.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        return path
+
+
+@pytest.fixture
+def benchmark_root(tmp_path):
+    return Benchmark(tmp_path / "benchmark")
+
+
+@pytest.fixture
+def record():
+    return make_record

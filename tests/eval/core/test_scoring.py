@@ -1,0 +1,115 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from eval.core.sample import Prediction
+from eval.core.scoring import (
+    check_length_edges,
+    estimate_mean,
+    score_by_length,
+    score_predictions,
+    wilson_interval,
+    write_scores,
+)
+from eval.core.task import Scored, Task
+from internvl.errors import ConfigError, EvalError
+
+
+def make_task(**options):
+    defaults = {
+        "name": "g/t",
+        "version": 1,
+        "source": "here",
+        "annotation": Path("t.jsonl"),
+        "read_samples": lambda root: [],
+        "max_new_tokens": 4,
+        "max_num": 1,
+        "score_answer": lambda answer, response, protocol: float(answer == response),
+        "protocols": ("official", "upstream"),
+    }
+    return Task(**(defaults | options))
+
+
+def predict(response, answer="a", failure=None, **metadata):
+    return Prediction("x", response, answer, metadata, 1, 0, 0.0, 0.0, failure)
+
+
+def test_standard_error_of_right_or_wrong_is_binomial():
+    estimate = estimate_mean([1.0] * 30 + [0.0] * 10)
+    assert estimate.score == 0.75
+    assert estimate.stderr == pytest.approx(math.sqrt(0.75 * 0.25 / 40))
+    assert estimate.count == 40
+
+
+def test_standard_error_of_shares_is_that_of_a_mean():
+    estimate = estimate_mean([0.0, 0.5, 1.0])
+    assert estimate.stderr == pytest.approx(math.sqrt((0.25 + 0 + 0.25) / 3 / 3))
+
+
+def test_nothing_to_average_is_an_error():
+    with pytest.raises(EvalError, match="zero"):
+        estimate_mean([])
+
+
+def test_wilson_interval_matches_a_published_value_and_stays_inside():
+    low, high = wilson_interval(0.9, 10)
+    assert (low, high) == (pytest.approx(0.5958, abs=1e-3), pytest.approx(0.9821, abs=1e-3))
+    assert wilson_interval(1.0, 5)[1] == 1.0
+    assert wilson_interval(1.0, 5)[0] < 0.6
+
+
+def test_failed_and_empty_answers_stay_in_the_denominator():
+    numbers = score_predictions(
+        make_task(), [predict("a"), predict("", failure="out of memory"), predict(" ")], protocol="official"
+    )
+    assert numbers["score"] == pytest.approx(1 / 3)
+    assert (numbers["count"], numbers["num_failed"], numbers["num_empty"]) == (3, 1, 2)
+
+
+def test_chance_is_the_mean_and_unknown_when_one_is_missing():
+    known = [predict("a", chance=0.1), predict("a", chance=0.3)]
+    assert score_predictions(make_task(), known, protocol="official")["chance"] == pytest.approx(0.2)
+    assert score_predictions(make_task(), [*known, predict("a")], protocol="official")["chance"] is None
+
+
+def test_length_bins_are_right_open_and_keep_short_and_long():
+    scored = [Scored(float(n % 2), {"context_length": n, "chance": 0.5}) for n in (50, 100, 199, 200, 900)]
+    rows = score_by_length(scored, (100, 200, 400))
+    assert [(r["low"], r["high"], r["count"]) for r in rows] == [
+        (None, 100, 1),
+        (100, 200, 2),
+        (200, 400, 1),
+        (400, None, 1),
+    ]
+    assert [r["score"] for r in rows] == [0.0, 0.5, 0.0, 0.0]
+    assert all(r["chance"] == 0.5 for r in rows)
+
+
+@pytest.mark.parametrize("edges", [[], [0, 1], [5, 5], [9, 3], [-1]])
+def test_wrong_length_bins_are_refused(edges):
+    with pytest.raises(ConfigError, match="rising"):
+        check_length_edges(edges)
+
+
+def test_all_protocols_are_written_and_the_headline_is_chosen(tmp_path):
+    task = make_task(score_answer=lambda answer, response, protocol: 1.0 if protocol == "upstream" else 0.0)
+    for protocol, expected in ((None, "official"), ("upstream", "upstream")):
+        write_scores(tmp_path, task, [predict("a")], settings={"x": 1}, info={}, protocol=protocol)
+        content = json.loads((tmp_path / "scores.json").read_text())
+        assert content["protocol"] == expected
+        assert {name: r["score"] for name, r in content["results"].items()} == {"official": 0.0, "upstream": 1.0}
+
+
+def test_unknown_protocol_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="official, upstream"):
+        write_scores(tmp_path, make_task(), [predict("a")], settings={}, info={}, protocol="mine")
+
+
+def test_answers_that_cannot_be_scored_name_the_sample():
+    def refuse(answer, response, protocol):
+        raise TypeError("odd answer")
+
+    with pytest.raises(EvalError, match="'x': cannot be scored: odd answer"):
+        score_predictions(make_task(score_answer=refuse), [predict("a")], protocol="official")

@@ -1,0 +1,224 @@
+"""Whole evaluations with a tiny random model: what a user starts, kills, starts again, and gets wrong."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from eval.run import main
+from eval.score import main as score
+
+ROOT = Path(__file__).parents[2]
+EDGES = ["--length_bins", "100", "200", "300", "400"]
+
+
+@pytest.fixture
+def arguments(checkpoint, benchmark_root, record, tmp_path):
+    """A working command line with two tasks of 8 questions."""
+    benchmark_root.write("retrieval-text", [record(i, num_images=1 + i % 3, chance=0.1) for i in range(8)])
+    benchmark_root.write(
+        "reasoning-image", [record(i, answer=i % 2, num_images=2, choices=["up", "down"]) for i in range(8)]
+    )
+    tasks = "mm_niah/retrieval-text-test,mm_niah/reasoning-image-test"
+    return [
+        "--checkpoint", str(checkpoint), "--tasks", tasks, "--data-root", str(benchmark_root.root),
+        "--out", str(tmp_path / "out"), "--device", "cpu", *EDGES,
+    ]  # fmt: skip
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def replace(arguments, name, value):
+    position = arguments.index(name) + 1
+    return [*arguments[:position], value, *arguments[position + 1 :]]
+
+
+def without_times(path):
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(path)]
+
+
+def test_a_run_leaves_predictions_scores_plots_and_a_table(arguments, tmp_path, capsys):
+    assert main([*arguments, "--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "1/4"]) == 0
+    folder = tmp_path / "out" / "mm_niah" / "retrieval-text-test"
+    lines = read_lines(folder / "predictions.jsonl")
+    assert [line["id"] for line in lines] == [str(i) for i in range(8)]
+    assert all(line["num_tiles"] >= 1 and line["seconds"] > 0 for line in lines)
+    wide = [line for line in lines if line["num_tiles"] >= 3]
+    assert wide
+    assert all(line["last_position"] < line["num_prompt_tokens"] - 1 for line in wide)
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["settings"]["rope_pos_id_stride"] == 0.25
+    official = scores["results"]["official"]
+    assert (official["count"], official["chance"]) == (8, pytest.approx(0.1))
+    assert [row["low"] for row in official["by_length"]] == [100, 200, 300, 400]
+    assert {"heatmap.png", "accuracy_by_length.png"} <= {path.name for path in folder.iterdir()}
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [task["task"] for task in summary["tasks"]] == arguments[3].split(",")
+    assert "v2pe_fix stride 0.25" in capsys.readouterr().out
+
+
+def test_scores_can_be_made_again_without_the_model(arguments, tmp_path, monkeypatch):
+    assert main(arguments) == 0
+    scores = tmp_path / "out" / "mm_niah" / "retrieval-text-test" / "scores.json"
+    before = scores.read_text()
+    scores.unlink()
+    monkeypatch.setattr("eval.answering.Session", None)
+    assert score([str(tmp_path / "out"), *EDGES]) == 0
+    assert scores.read_text() == before
+    assert score([str(tmp_path / "out"), "--length_bins", "250"]) == 0
+    rows = json.loads(scores.read_text())["results"]["official"]["by_length"]
+    assert [(row["low"], row["count"]) for row in rows] == [(None, 4), (250, 4)]
+
+
+def test_scoring_nothing_is_an_error(tmp_path, capsys):
+    assert score([str(tmp_path)]) == 2
+    assert re.search(r"error: .*predictions\.jsonl", capsys.readouterr().err)
+
+
+def test_limit_asks_the_first_samples_and_a_later_run_the_rest(arguments, tmp_path):
+    assert main([*arguments, "--limit", "3"]) == 0
+    path = tmp_path / "out" / "mm_niah" / "retrieval-text-test" / "predictions.jsonl"
+    first = read_lines(path)
+    assert len(first) == 3
+    assert main(arguments) == 0
+    assert read_lines(path)[:3] == first
+    assert len(read_lines(path)) == 8
+
+
+def test_default_folder_is_named_after_the_positions(arguments, checkpoint, tmp_path):
+    place = arguments.index("--out")
+    copy = shutil.copytree(checkpoint, tmp_path / "model")
+    command = replace(arguments[:place] + arguments[place + 2 :], "--checkpoint", str(copy))
+    assert main([*command, "--limit", "1"]) == 0
+    assert main([*command, "--limit", "1", "--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "2"]) == 0
+    assert {path.name for path in copy.glob("eval_*")} == {"eval_default", "eval_v2pe_fix_2"}
+
+
+def test_the_checkpoints_own_stride_is_used(arguments, checkpoint, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "model")
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 2.0}
+    (copy / "config.json").write_text(json.dumps(config))
+    command = replace(arguments, "--checkpoint", str(copy))
+    assert main([*command, "--limit", "1", "--rope_pos_id_version", "v2pe_fix"]) == 0
+    settings = json.loads((tmp_path / "out" / "mm_niah" / "retrieval-text-test" / "settings.json").read_text())
+    assert settings["settings"]["rope_pos_id_stride"] == 2
+
+
+@pytest.mark.parametrize(
+    ("extra", "difference"),
+    [
+        (["--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "1"], "rope_pos_id_stride: saved None, asked 1"),
+        (["--max_num", "2"], "max_num: saved 5, asked 2"),
+        (["--prompts", "official"], "prompts: saved 'upstream', asked 'official'"),
+        (["--dtype", "bfloat16"], "dtype: saved 'float32', asked 'bfloat16'"),
+    ],
+)
+def test_other_settings_are_refused_until_overwritten(arguments, tmp_path, capsys, extra, difference):
+    assert main([*arguments, "--limit", "1"]) == 0
+    before = (tmp_path / "out" / "summary.json").read_text()
+    assert main([*arguments, *extra]) == 2
+    assert difference in capsys.readouterr().err
+    assert (tmp_path / "out" / "summary.json").read_text() == before
+    assert main([*arguments, *extra, "--limit", "1", "--overwrite"]) == 0
+
+
+def test_other_weights_are_refused(arguments, checkpoint, tmp_path, capsys):
+    copy = shutil.copytree(checkpoint, tmp_path / "model")
+    command = [*replace(arguments, "--checkpoint", str(copy)), "--limit", "1"]
+    assert main(command) == 0
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert main(command) == 2
+    assert "checkpoint: saved" in capsys.readouterr().err
+
+
+def spoil(arguments, case, benchmark_root, record):
+    stem = benchmark_root.root / "MM-NIAH" / "mm_niah_test" / "annotations" / "retrieval-text.jsonl"
+    if case == "duplicate ids":
+        benchmark_root.write("retrieval-text", [record(1), record(1)])
+    elif case == "missing annotation":
+        stem.unlink()
+    elif case == "missing image":
+        benchmark_root.write("retrieval-text", [record(0, num_images=9)])
+    elif case == "empty annotation":
+        stem.write_text("")
+    elif case == "missing checkpoint":
+        return replace(arguments, "--checkpoint", "/nowhere/model")
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("case", "extra", "message"),
+    [
+        ("missing checkpoint", [], r"checkpoint folder /nowhere/model does not exist"),
+        ("", ["--rope_pos_id_version", "v2pe"], r"unknown rope_pos_id_version 'v2pe'"),
+        ("", ["--rope_pos_id_version", "v2pe_fix"], r"v2pe_fix needs rope_pos_id_stride"),
+        ("", ["--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "0"], r"must be a positive number, got 0"),
+        ("", ["--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride=-4"], r"must be a positive number, got -4"),
+        ("", ["--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "1/3"], r"multiple of 1/65536"),
+        ("", ["--tasks", "mm_niah/none-test"], r"unknown task"),
+        ("", ["--max_num", "0"], r"--max_num must be at least 1"),
+        ("", ["--limit", "0"], r"--limit must be at least 1"),
+        ("", ["--length_bins", "5", "3"], r"rising"),
+        ("", ["--protocol", "mine"], r"--protocol must be one of official, upstream"),
+        ("missing annotation", [], r"expected at /.*mm_niah_test/annotations/retrieval-text\.jsonl"),
+        ("empty annotation", [], r"no records"),
+        ("missing image", [], r"image not found, expected at .*/images/4\.png"),
+        ("duplicate ids", [], r"id '1' is used twice"),
+    ],
+)
+def test_bad_input_ends_with_a_clear_error_and_nothing_written(
+    arguments, benchmark_root, record, tmp_path, capsys, monkeypatch, case, extra, message
+):
+    monkeypatch.setattr("eval.answering.Session", None)  # nothing may be loaded
+    assert main([*spoil(arguments, case, benchmark_root, record), *extra]) == 2
+    captured = capsys.readouterr()
+    assert re.search(f"error: .*{message}", captured.err)
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "out").exists()
+
+
+def start(arguments, *launcher):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, "-m", "eval.run", *arguments]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_run_continues_under_torchrun_with_the_same_scores(arguments, benchmark_root, record, tmp_path):
+    benchmark_root.write("retrieval-text", [record(i, num_images=3) for i in range(60)])
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main(replace(arguments, "--out", str(whole))) == 0
+
+    killed = start(replace(arguments, "--out", str(broken)))
+    part = broken / "mm_niah" / "reasoning-image-test" / "parts" / "0000-of-0001.jsonl"
+    deadline = time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size > 300) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not list(broken.rglob("predictions.jsonl"))
+    part.write_bytes(part.read_bytes()[:-7])
+
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    again = start(replace(arguments, "--out", str(broken)), *torchrun)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert out.count("| task") == 1
+    for task in ("retrieval-text-test", "reasoning-image-test"):
+        folders = [run / "mm_niah" / task for run in (whole, broken)]
+        first, second = (without_times(folder / "predictions.jsonl") for folder in folders)
+        assert first == second
+        results = [json.loads((folder / "scores.json").read_text())["results"] for folder in folders]
+        assert results[0] == results[1]
+    assert len(list(broken.rglob("parts/*-of-0002.jsonl"))) >= 2

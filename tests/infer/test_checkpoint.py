@@ -1,0 +1,89 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from internvl.errors import CheckpointError
+from internvl.infer.checkpoint import check_checkpoint, fingerprint_checkpoint, load_checkpoint
+
+
+@pytest.fixture
+def copy(checkpoint, tmp_path):
+    return shutil.copytree(checkpoint, tmp_path / "copy")
+
+
+def load(folder):
+    return load_checkpoint(folder, dtype=torch.float32, device="cpu")
+
+
+def test_a_complete_folder_loads(checkpoint):
+    model, tokenizer = load(checkpoint)
+    assert not model.training
+    assert tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>") == model.img_context_token_id
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere does not exist"):
+        check_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_missing_or_broken_config_is_named(copy, content):
+    (copy / "config.json").unlink() if content is None else (copy / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        check_checkpoint(copy)
+
+
+def test_missing_weights_are_named(copy):
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no weights"):
+        check_checkpoint(copy)
+
+
+def test_a_missing_shard_is_named(copy):
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"model-2\.safetensors"):
+        check_checkpoint(copy)
+
+
+def test_weights_cut_short_are_an_error(copy):
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load(copy)
+
+
+def test_missing_parameters_are_an_error_not_random_weights(copy):
+    path = copy / "model.safetensors"
+    weights = load_file(path)
+    del weights["language_model.output.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"language_model\.output\.weight"):
+        load(copy)
+
+
+def test_fingerprint_follows_content_not_place(checkpoint, copy):
+    before = fingerprint_checkpoint(checkpoint)
+    (copy / "eval_default").mkdir()
+    (copy / "trainer_state.json").write_text("{}")
+    assert fingerprint_checkpoint(copy) == before
+    path = copy / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert fingerprint_checkpoint(copy) != before
+
+
+def test_fingerprint_of_large_files_samples_all_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("internvl.infer.checkpoint._WHOLE_FILE_BYTES", 10)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(bytes(300_000))
+    before = fingerprint_checkpoint(tmp_path)
+    for place in (0, 150_000, 299_999):
+        content = bytearray(300_000)
+        content[place] = 1
+        path.write_bytes(content)
+        assert fingerprint_checkpoint(tmp_path) != before

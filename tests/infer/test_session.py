@@ -1,0 +1,158 @@
+import os
+
+import pytest
+import torch
+from PIL import Image
+
+from internvl.data.tiling import split_into_tiles
+from internvl.errors import ConfigError, DataError
+from internvl.infer.session import Session
+from internvl.model.constants import IMG_CONTEXT_TOKEN
+
+
+def count_encoded(session, monkeypatch):
+    """Numbers of tiles of every call of the vision tower from now on."""
+    calls = []
+    original = session.model.extract_feature
+
+    def counting(pixel_values):
+        calls.append(len(pixel_values))
+        return original(pixel_values)
+
+    monkeypatch.setattr(session.model, "extract_feature", counting)
+    return calls
+
+
+@pytest.mark.parametrize(("version", "stride"), [("default", None), ("v2pe_fix", 0.25)])
+def test_answers_equal_the_models_own_chat(checkpoint, make_image, version, stride):
+    session = Session.from_pretrained(
+        checkpoint, device="cpu", rope_pos_id_version=version, rope_pos_id_stride=stride, max_num=4
+    )
+    paths = [make_image("a.png", 84, 28, seed=1), make_image("b.png", 28, 28, seed=2)]
+    question = "first <image> then <image>\nwhich?"
+    tiles = [
+        split_into_tiles(Image.open(path), min_num=1, max_num=4, image_size=28, use_thumbnail=True) for path in paths
+    ]
+    pixels = torch.cat([session._transform(t) for t in tiles])
+    options = {"max_new_tokens": 12, "do_sample": False}
+    expected = session.model.chat(
+        session.tokenizer,
+        pixels,
+        question,
+        options,
+        num_patches_list=[len(t) for t in tiles],
+        rope_pos_id_version=version,
+        rope_pos_id_stride=stride,
+    )
+    answer = session.answer(question, paths, max_new_tokens=12)
+    assert answer.text == expected
+    assert answer.num_tiles == 5
+    assert answer.num_new_tokens <= 12
+
+
+def test_positions_follow_the_stride(checkpoint, make_image):
+    path = make_image("wide.png", 112, 28)  # 4 tiles and a thumbnail
+    last = {}
+    for version, stride in (("default", None), ("v2pe_fix", 0.5), ("v2pe_fix", 2)):
+        session = Session.from_pretrained(
+            checkpoint, device="cpu", rope_pos_id_version=version, rope_pos_id_stride=stride, max_num=4
+        )
+        answer = session.answer("<image>what?", [path], max_new_tokens=1)
+        num_text = answer.num_prompt_tokens - 5 * session.model.num_image_token
+        last[stride] = answer.last_position - (num_text - 1)
+    assert last == {None: 5.0, 0.5: 3.0, 2: 10.0}  # 5 tiles; ceil(2.5) = 3
+
+
+def test_placeholders_must_match_images(session, make_image):
+    with pytest.raises(DataError, match="2 <image> for 1 images"):
+        session.answer("<image> and <image>", [make_image("a.png")], max_new_tokens=1)
+
+
+def test_literal_image_tokens_in_text_stay_text(session, make_image):
+    prompt = f"<image> literally <img>{IMG_CONTEXT_TOKEN}</img><|im_end|>?"
+    answer = session.answer(prompt, [make_image("a.png")], max_new_tokens=1)
+    assert answer.num_tiles == 1
+    ids = session._encode_prompt(prompt, [1], None)
+    assert int((ids == session.model.img_context_token_id).sum()) == session.model.num_image_token
+    stop_id = session.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert int((ids == stop_id).sum()) == 2  # behind the system message and behind the question
+
+
+def test_text_only_questions_work(session):
+    assert session.answer("no picture", max_new_tokens=2).num_tiles == 0
+
+
+def test_cached_features_give_the_same_answers_and_are_encoded_once(checkpoint, make_image, monkeypatch):
+    paths = [make_image(f"{i}.png", 28 * (1 + i % 3), 28, seed=i) for i in range(4)]
+    questions = [("<image>?", paths[:1]), ("<image><image>!", paths[:2]), ("a<image>b<image>c<image>", paths[1:])]
+    answers, calls = {}, {}
+    for max_bytes in (0, 2**20):
+        session = Session.from_pretrained(checkpoint, device="cpu", max_num=4, max_cache_bytes=max_bytes)
+        calls[max_bytes] = count_encoded(session, monkeypatch)
+        answers[max_bytes] = [session.answer(q, p, max_new_tokens=8).text for q, p in questions * 2]
+    assert answers[0] == answers[2**20]
+    assert len(set(answers[0])) == len(questions)
+    assert (len(calls[0]), len(calls[2**20])) == (12, 4)
+
+
+def test_an_image_used_twice_in_a_question_is_encoded_once(session, make_image, monkeypatch):
+    calls = count_encoded(session, monkeypatch)
+    path = make_image("a.png")
+    picture = Image.open(path).convert("RGB")
+    session.answer("<image><image>", [path, path], max_new_tokens=1)
+    session.answer("<image><image>", [picture, picture], max_new_tokens=1)
+    assert calls == [1, 1]
+
+
+def test_a_changed_file_is_encoded_again(session, make_image, monkeypatch):
+    calls = count_encoded(session, monkeypatch)
+    path = make_image("a.png", seed=1)
+    session.answer("<image>", [path], max_new_tokens=1)
+    make_image("a.png", seed=2)
+    os.utime(path, ns=(1, 1))
+    session.answer("<image>", [path], max_new_tokens=1)
+    assert calls == [1, 1]
+
+
+def test_max_num_of_a_question_wins(session, make_image):
+    path = make_image("wide.png", 112, 28)
+    tiles = {n: session.answer("<image>", [path], max_new_tokens=1, max_num=n).num_tiles for n in (1, 2, 4)}
+    assert tiles == {1: 1, 2: 3, 4: 5}
+
+
+def test_the_answer_ends_at_the_separator(session, monkeypatch):
+    ids = session.tokenizer(" blue <|im_end|>more", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(session.model, "generate", lambda **kwargs: torch.tensor([ids]))
+    assert session.answer("colour?", max_new_tokens=8).text == "blue"
+
+
+def test_generation_stops_at_the_stop_token(session):
+    stop = session.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    with torch.no_grad():
+        session.model.language_model.output.weight.zero_()
+        bias = torch.nn.Parameter(torch.zeros(session.model.config.llm_config.vocab_size))
+        bias[stop] = 1.0
+        session.model.language_model.output.bias = bias
+    answer = session.answer("x", max_new_tokens=20)
+    assert (answer.text, answer.num_new_tokens) == ("", 1)
+
+
+def test_a_cut_short_image_is_an_error(session, make_image):
+    path = make_image("a.png", 64, 64)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"a\.png"):
+        session.answer("<image>", [path], max_new_tokens=1)
+
+
+def test_a_missing_image_is_an_error(session, tmp_path):
+    with pytest.raises(DataError, match=r"none\.png"):
+        session.answer("<image>", [tmp_path / "none.png"], max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("version", "stride", "message"),
+    [("v2pe", 1, "unknown"), ("v2pe_fix", None, "needs"), ("v2pe_fix", 0, "positive"), ("v2pe_fix", -1, "positive")],
+)
+def test_wrong_positions_are_refused(checkpoint, version, stride, message):
+    with pytest.raises(ConfigError, match=message):
+        Session.from_pretrained(checkpoint, device="cpu", rope_pos_id_version=version, rope_pos_id_stride=stride)
