@@ -1,0 +1,1 @@
+"""Which process holds what: launchers and process groups."""

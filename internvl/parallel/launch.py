@@ -1,0 +1,248 @@
+"""How processes start and end: the only reader of RANK, WORLD_SIZE, SLURM_* and MASTER_*.
+
+    torchrun, deepspeed   RANK LOCAL_RANK WORLD_SIZE ...   \
+    srun                  SLURM_PROCID SLURM_NTASKS ...     >  read_rank_env() -> RankEnv -> init_distributed()
+    plain python          nothing                          /
+
+The rest of the project asks a `RankEnv` or torch.distributed. `init_distributed` writes the torchrun names back into
+the environment, because accelerate and DeepSpeed read them there. Every distributed program ends a successful run with
+`finish_distributed`; a failed one lets its exception through, so that the launcher sees the code and stops the others.
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal, NoReturn, cast, get_args
+
+import torch
+import torch.distributed as dist
+
+from internvl.errors import ParallelError
+
+Launcher = Literal["pytorch", "slurm", "deepspeed", "none"]
+DeviceType = Literal["cpu", "cuda"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RankEnv:
+    """The place of this process among all processes of the run.
+
+    Attributes:
+        rank: Number of the process, 0 <= rank < world_size.
+        local_rank: Number of the process on its machine.
+        world_size: Number of processes.
+        local_world_size: Number of processes on this machine.
+        launcher: Who started the processes.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    launcher: Launcher = "none"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size or not 0 <= self.local_rank < self.local_world_size <= self.world_size:
+            raise ParallelError(
+                f"the launcher's environment is inconsistent: rank {self.rank} of {self.world_size}, local rank "
+                f"{self.local_rank} of {self.local_world_size}; start through torchrun, srun or shell/launch.sh, "
+                "or unset stale RANK/WORLD_SIZE/LOCAL_RANK variables"
+            )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the process that logs and writes."""
+        return self.rank == 0
+
+    @property
+    def is_single_machine(self) -> bool:
+        """Whether all processes are on this machine."""
+        return self.local_world_size == self.world_size
+
+
+def read_rank_env(environ: Mapping[str, str] | None = None) -> RankEnv:
+    """Read the launcher's environment.
+
+    The variable LAUNCHER (pytorch, slurm, deepspeed, none) decides when set. Otherwise RANK and WORLD_SIZE mean
+    torchrun (also inside a slurm allocation), a slurm step (srun, not the batch shell itself) means slurm.
+
+    Args:
+        environ: Environment to read; None reads `os.environ`.
+
+    Raises:
+        ParallelError: LAUNCHER is unknown, a variable is missing or is no whole number, or the numbers contradict.
+    """
+    environ = os.environ if environ is None else environ
+    launcher = _detect_launcher(environ)
+    if launcher == "none":
+        return RankEnv()
+    if launcher == "slurm":
+        world_size = _read_int(environ, "SLURM_NTASKS", launcher, fallback="SLURM_STEP_NUM_TASKS")
+        local_world_size = _count_local_tasks(environ, world_size)
+        rank = _read_int(environ, "SLURM_PROCID", launcher)
+        local_rank = _read_int(environ, "SLURM_LOCALID", launcher)
+        return RankEnv(rank, local_rank, world_size, local_world_size, launcher)
+    world_size = _read_int(environ, "WORLD_SIZE", launcher)
+    local_world_size = _read_int(environ, "LOCAL_WORLD_SIZE", launcher, default=world_size)
+    rank = _read_int(environ, "RANK", launcher)
+    return RankEnv(rank, _read_int(environ, "LOCAL_RANK", launcher), world_size, local_world_size, launcher)
+
+
+def init_distributed(
+    env: RankEnv, *, device: DeviceType | None = None, use_deepspeed: bool = False, timeout_s: float = 1800.0
+) -> None:
+    """Create the default process group (gloo on CPU, nccl on CUDA) and give the process its GPU.
+
+    A single process without DeepSpeed gets no group: there is nobody to talk to. DeepSpeed wants one even then.
+
+    Args:
+        env: This process, from `read_rank_env`.
+        device: Where the model will be; None means CUDA when there is a GPU.
+        use_deepspeed: The run uses DeepSpeed (on CPU its compiled communication op is switched off, see
+            `disable_shm_compilation`).
+        timeout_s: A collective that waits longer fails; covers checkpoint loading and slow storage.
+
+    Raises:
+        ParallelError: The address of rank 0 is unknown, or a machine has fewer GPUs than processes.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # spares DeepSpeed the search for a GPU, and its warning
+    if use_deepspeed and device == "cpu":
+        disable_shm_compilation()
+    if env.launcher == "none" and not use_deepspeed:
+        return
+    _export(env)
+    if device == "cuda":
+        if env.local_rank >= torch.cuda.device_count():
+            raise ParallelError(
+                f"local rank {env.local_rank} has no GPU: this machine shows {torch.cuda.device_count()}; "
+                "start at most as many processes per machine as GPUs (GPUS_PER_NODE), or pass --use_cpu True"
+            )
+        torch.cuda.set_device(env.local_rank)
+    if not dist.is_initialized():
+        backend = "nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        logger.info("process group: %d processes, backend %s, launcher %s", env.world_size, backend, env.launcher)
+
+
+def finish_distributed(code: int = 0) -> NoReturn:
+    """End the process after a SUCCESSFUL run: wait for the others, take the group down, flush, exit.
+
+    `os._exit` skips the interpreter's teardown, where torch's gloo threads abort now and then ("terminate called
+    without an active exception") after all work is done. Never call it on the way out of an error: the traceback and
+    the exit code must reach the launcher, and the other ranks are not coming to the barrier.
+    """
+    if not dist.is_initialized():
+        sys.exit(code)
+    dist.barrier()
+    dist.destroy_process_group()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def disable_shm_compilation() -> None:
+    """Tell DeepSpeed that its shared-memory all-reduce for CPUs cannot be built here.
+
+    DeepSpeed compiles the op (a minute, and a C++ compiler) whenever it meets a CPU process group, but only
+    tensor-parallel inference uses it. Its table of compatible ops is the place to say no, and must be edited before
+    DeepSpeed wraps the group; everything else in DeepSpeed stays as it is.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def find_free_port() -> int:
+    """Return a TCP port that was free on this machine a moment ago."""
+    with socket.socket() as server:
+        server.bind(("", 0))
+        return server.getsockname()[1]
+
+
+def _detect_launcher(environ: Mapping[str, str]) -> Launcher:
+    wanted = environ.get("LAUNCHER", "")
+    if wanted:
+        if wanted not in get_args(Launcher):
+            raise ParallelError(f"LAUNCHER is {wanted!r}, expected one of {', '.join(get_args(Launcher))}")
+        return cast(Launcher, wanted)
+    if "RANK" in environ and "WORLD_SIZE" in environ:
+        return "pytorch"
+    if "SLURM_STEP_NUM_TASKS" in environ and "SLURM_PROCID" in environ:
+        return "slurm"
+    return "none"
+
+
+def _read_int(
+    environ: Mapping[str, str], name: str, launcher: str, *, fallback: str = "", default: int | None = None
+) -> int:
+    text = environ.get(name) or environ.get(fallback)
+    if not text:
+        if default is not None:
+            return default
+        start = "srun" if launcher == "slurm" else "torchrun"
+        raise ParallelError(
+            f"the launcher is {launcher} but {name} is not set; start through {start} (or shell/launch.sh), "
+            "or set LAUNCHER=none for a single process"
+        )
+    try:
+        return int(text)
+    except ValueError:
+        raise ParallelError(f"{name} is {text!r}, expected a whole number") from None
+
+
+def _count_local_tasks(environ: Mapping[str, str], world_size: int) -> int:
+    """Tasks of the slurm step on this machine; SLURM_STEP_TASKS_PER_NODE reads like `2(x3),1`: one entry a node."""
+    layout = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE")
+    if not layout:
+        return world_size
+    counts: list[int] = []
+    for entry in layout.split(","):
+        count, _, repeats = entry.partition("(x")
+        counts += [int(count)] * int(repeats.rstrip(")") or 1)
+    return counts[_read_int(environ, "SLURM_NODEID", "slurm", default=0)]
+
+
+def _export(env: RankEnv) -> None:
+    os.environ.update(
+        RANK=str(env.rank),
+        LOCAL_RANK=str(env.local_rank),
+        WORLD_SIZE=str(env.world_size),
+        LOCAL_WORLD_SIZE=str(env.local_world_size),
+    )
+    if not os.environ.get("MASTER_ADDR"):
+        os.environ["MASTER_ADDR"] = _find_master_address(env)
+    if not os.environ.get("MASTER_PORT"):
+        os.environ["MASTER_PORT"] = str(_choose_port(env))
+
+
+def _find_master_address(env: RankEnv) -> str:
+    if env.is_single_machine:
+        return "127.0.0.1"
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
+    if env.launcher != "slurm" or not nodes:
+        raise ParallelError("MASTER_ADDR is not set and the run has several machines; export rank 0's host name")
+    try:
+        command = ["scontrol", "show", "hostnames", nodes]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise ParallelError(f"`{' '.join(command)}` failed ({error}); export MASTER_ADDR yourself") from error
+
+
+def _choose_port(env: RankEnv) -> int:
+    """A free port for a process on its own; ranks that cannot ask each other yet derive one from the job id."""
+    if env.world_size == 1:
+        return find_free_port()
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if not job.isdigit():
+        raise ParallelError("MASTER_PORT is not set; start through torchrun or shell/launch.sh, or export it")
+    return 20000 + (int(job) * 100 + int(os.environ.get("SLURM_STEP_ID", "0"))) % 12000

@@ -1,0 +1,373 @@
+"""Every flag of training, and the checks that cost seconds instead of a model load.
+
+Names and types are those of the public V2PE recipes, so their command lines run unchanged. Defaults differ from the
+public ones in six places, where those fit no released checkpoint or no packed row: conv_style internlm2-chat,
+force_image_size 448, down_sample_ratio 0.5, ps_version v2, strict_mode False, per_device_train_batch_size 1.
+
+Parsing has two halves, because transformers' `TrainingArguments` touches devices and process groups when built:
+
+    parse_arguments -> validate_arguments -> init_distributed -> build_training_arguments
+    flags as given     ConfigError           process group       device, DeepSpeed
+"""
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import transformers
+from transformers import HfArgumentParser
+
+from internvl.errors import CheckpointError, ConfigError
+from internvl.model.v2pe import RANDOM_STRIDES, check_stride, stride_to_units
+
+
+def _flag(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and which parts of it."""
+
+    model_name_or_path: str | None = _flag(None, "InternVL2-format checkpoint folder to start from.")
+    vision_path: str | None = _flag(None, "Not available: separate ViT checkpoint. Use --model_name_or_path.")
+    llm_path: str | None = _flag(None, "Not available: separate LLM checkpoint. Use --model_name_or_path.")
+    tokenizer_path: str | None = _flag(None, "Tokenizer folder; the checkpoint's own when not given.")
+    mlp_path: str | None = _flag(None, "File with a state dict for the projector (mlp1), loaded over the checkpoint's.")
+    freeze_llm: bool = _flag(False, "Do not train the language model.")
+    freeze_backbone: bool = _flag(False, "Do not train the vision tower.")
+    freeze_mlp: bool = _flag(False, "Do not train the projector.")
+    unfreeze_vit_layers: int = _flag(0, "Train ViT layers from this index on; negative counts from the end; 0: off.")
+    vision_select_layer: int = _flag(-1, "ViT hidden state that the projector sees; -1 is the last.")
+    use_backbone_lora: int = _flag(0, "LoRA rank for the vision tower; 0: off. Other ViT weights stay frozen.")
+    use_llm_lora: int = _flag(0, "LoRA rank for the language model; 0: off. Other LLM weights stay frozen.")
+    unfreeze_lm_head: bool = _flag(False, "Train the LLM's output layer although the LLM is frozen or has LoRA.")
+    use_custom_trainer: bool = _flag(False, "Not available: optimiser with layer-wise learning-rate decay.")
+    grad_checkpoint: bool = _flag(False, "Recompute activations of ViT and LLM in the backward pass to save memory.")
+    drop_path_rate: float = _flag(0.0, "Stochastic depth of the ViT: greatest rate, reached in its last layer.")
+    ps_version: Literal["v1", "v2"] = _flag("v2", "Pixel shuffle version; InternVL2 checkpoints use v2.")
+    compress_seq: bool = _flag(False, "Removed: abandoned sequence-compression experiment.")
+    chunk_num: int = _flag(1, "Ranks that share one row (sequence parallelism). Only 1 is available.")
+    interaction: bool = _flag(True, "Removed: part of the sequence-compression experiment.")
+    fuse_method: str = _flag("add", "Removed: part of the sequence-compression experiment.")
+    compress_method: str = _flag("avg", "Removed: part of the sequence-compression experiment.")
+    attn_type: str | None = _flag(None, "Attention over packed rows: packed. ring and ulysses are not available.")
+    img_emb_down_sample_ratio: int | None = _flag(None, "Not available: extra pooling of visual tokens.")
+
+
+@dataclass
+class DataTrainingArguments:
+    """Which data is read, and how it becomes rows."""
+
+    max_seq_length: int = _flag(2048, "Longest document in tokens; last turns are dropped, else it is skipped.")
+    force_image_size: int = _flag(448, "Side of a tile in pixels; the ViT's position table is resized to it.")
+    down_sample_ratio: float = _flag(0.5, "Pixel-shuffle ratio; must equal the checkpoint's downsample_ratio.")
+    pad2square: bool = _flag(False, "Pad tiles to squares instead of stretching (data without data_augment only).")
+    conv_style: str = _flag("internlm2-chat", "Prompt template, written to the checkpoint's config as template.")
+    meta_path: str | None = _flag(None, "Meta json: data set name -> annotation, root, repeat_time, ...")
+    data_root: str | None = _flag(None, "Folder that relative paths of the meta json are below.")
+    data_order: Literal["shuffle", "sequential"] = _flag(
+        "shuffle", "Order of documents in an epoch: shuffled by seed and epoch, or as the meta json lists them."
+    )
+    max_skipped: float = _flag(0.01, "Share of bad samples that may be skipped; more of them stop the run.")
+    use_data_resampling: bool = _flag(False, "Weight data sets by the square root of their number of documents.")
+    dynamic_image_size: bool = _flag(False, "Cut images into tiles by aspect ratio (a meta entry may override).")
+    dynamic_max_patch: bool = _flag(False, "Several images share max_dynamic_patch: each gets its n-th part.")
+    use_thumbnail: bool = _flag(False, "Append a thumbnail tile to images of more than one tile.")
+    min_dynamic_patch: int = _flag(1, "Fewest tiles of an image.")
+    max_dynamic_patch: int = _flag(12, "Most tiles of an image (a meta entry may override).")
+    min_num_frame: int = _flag(4, "Fewest frames of a video; written to the checkpoint's config.")
+    max_num_frame: int = _flag(20, "Most frames of a video; written to the checkpoint's config.")
+    neftune_alpha: float | None = _flag(None, "Removed: never had an effect. Use --neftune_noise_alpha.")
+    normalize_type: Literal["imagenet", "clip", "siglip"] = _flag("imagenet", "Mean and deviation of pixel values.")
+    use_packed_ds: bool = _flag(
+        False, "Pack documents into rows; otherwise a row is --per_device_train_batch_size documents, end to end."
+    )
+    num_images_expected: int = _flag(12, "Most tiles in a row.")
+    max_packed_tokens: int = _flag(8192, "Most tokens in a row.")
+    max_buffer_size: int = _flag(20, "Rows kept open at a time while packing.")
+    log_freq: int = _flag(1000, "No effect: packing statistics are logged with every --logging_steps.")
+    strict_mode: bool = _flag(False, "Removed: rows are never padded.")
+    replacement: bool = _flag(False, "Removed: data always continues with the next epoch when it is exhausted.")
+    allow_overflow: bool = _flag(False, "Removed: a document is never cut to fit a row.")
+    loss_reduction: Literal["token", "sample", "square"] = _flag(
+        "token", "Weight of a target token in a document of n targets: 1, 1/n or 1/sqrt(n)."
+    )
+    loss_reduction_all_gather: bool = _flag(
+        False, "Divide the weighted loss by the sum of weights over all ranks; otherwise by the rank's own sum."
+    )
+    scale: float = _flag(25.0, "Not available: learning-rate factor of the layer-scale group.")
+    final_size: int = _flag(100, "Removed: part of the sequence-compression experiment.")
+    rope_pos_id_version: str = _flag(
+        "default", "Visual positions: default (a token each), v2pe_fix (one stride), v2pe_rnd (random stride an image)."
+    )
+    rope_pos_id_stride: float | None = _flag(
+        None, "Positions that one tile spans under v2pe_fix; fractions such as 0.0625 are fine."
+    )
+    rope_pos_id_random_strides: list[float] = field(
+        default_factory=lambda: list(RANDOM_STRIDES),
+        metadata={"help": "Strides that v2pe_rnd draws from, separated by spaces."},
+    )
+    rope_pos_id_rnd_scope: Literal["image", "sample"] = _flag(
+        "image", "Draw the random stride per image, or once for all images of a sample."
+    )
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """transformers' arguments, on CPU without asking where there is no GPU, plus names that its version 5 dropped."""
+
+    per_device_train_batch_size: int = _flag(1, "Documents in a row without packing; 1 with --use_packed_ds True.")
+    overwrite_output_dir: bool = _flag(False, "Start anew in an output_dir that is not empty, ignoring checkpoints.")
+    warmup_ratio: float | None = _flag(None, "Share of all steps with rising learning rate; or use --warmup_steps.")
+    evaluation_strategy: str = _flag("no", "Only no: checkpoints are evaluated by scripts/.")
+    group_by_length: bool = _flag(False, "Removed: packing makes rows of equal length.")
+    skipped_path: str | None = _flag(None, "Where skipped samples are listed; default output_dir/skipped.jsonl.")
+
+
+class Arguments(NamedTuple):
+    """What the command line says; `training` holds the fields of `TrainingArguments`, not yet built."""
+
+    model: ModelArguments
+    data: DataTrainingArguments
+    training: Namespace
+
+
+def parse_arguments(argv: Sequence[str]) -> Arguments:
+    """Read flags, or the one `.json` file that replaces them; touches no device and no process group.
+
+    Args:
+        argv: Arguments without the program name.
+
+    Raises:
+        ConfigError: The json file is missing, no json object, or has an unknown key.
+        SystemExit: As argparse does for --help (0) and unknown or ill-typed flags (2).
+    """
+    parser = HfArgumentParser(
+        (ModelArguments, DataTrainingArguments, TrainingArguments),  # type: ignore[arg-type]
+        prog="internvl_chat_finetune.py",
+        description="Fine-tune an InternVL2 checkpoint with V2PE positions. A single FILE.json supplies all arguments.",
+        allow_abbrev=False,
+    )
+    if len(argv) == 1 and argv[0].endswith(".json"):
+        values = _read_json(Path(argv[0]))
+        known = {action.dest for action in parser._actions}
+        if unknown := sorted(set(values) - known):
+            raise ConfigError(f"{argv[0]}: unknown arguments {', '.join(unknown)}; see --help for all names")
+        given = parser.parse_args([])
+        vars(given).update(values)
+    else:
+        given = parser.parse_args(list(argv))
+    model, data, training = (
+        {f.name: getattr(given, f.name) for f in fields(kind) if f.init}
+        for kind in (ModelArguments, DataTrainingArguments, TrainingArguments)
+    )
+    return Arguments(ModelArguments(**model), DataTrainingArguments(**data), Namespace(**training))
+
+
+def build_training_arguments(training: Namespace, *, grad_checkpoint: bool = False) -> TrainingArguments:
+    """Build transformers' object from parsed values: chooses the device and reads the DeepSpeed file.
+
+    Args:
+        training: Fields of `TrainingArguments`, validated.
+        grad_checkpoint: Recompute activations (`ModelArguments.grad_checkpoint`).
+
+    Raises:
+        ConfigError: transformers refuses a value or a combination of values.
+    """
+    values = dict(vars(training))
+    if values["warmup_ratio"]:
+        values["warmup_steps"] = values["warmup_ratio"]
+    if grad_checkpoint:
+        values["activation_checkpointing"] = True
+    if values["disable_tqdm"] is None:
+        values["disable_tqdm"] = not sys.stderr.isatty()
+    values["remove_unused_columns"] = False
+    if not values["use_cpu"]:
+        values["use_cpu"] = not has_cuda()
+    try:
+        return TrainingArguments(**values)
+    except ValueError as error:
+        raise ConfigError(f"training arguments: {error}") from error
+
+
+def has_cuda() -> bool:
+    """Whether this machine has a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def validate_arguments(model: ModelArguments, data: DataTrainingArguments, training: Namespace) -> None:
+    """Refuse wrong values and combinations, before anything is loaded.
+
+    Raises:
+        ConfigError: A flag is wrong; the message says what to change.
+        CheckpointError: The folder to start from is missing or is no checkpoint.
+    """
+    _refuse_removed_flags(model, data, training)
+    _check_positions(data)
+    _check_model(model)
+    _check_rows(data, training)
+    _check_precision(training)
+    _check_data_files(data)
+
+
+_COMPRESSION = "belonged to an abandoned sequence-compression experiment; remove the flag"
+_REMOVED: dict[str, str] = {
+    "compress_seq": _COMPRESSION,
+    "interaction": _COMPRESSION,
+    "fuse_method": _COMPRESSION,
+    "compress_method": _COMPRESSION,
+    "final_size": _COMPRESSION,
+    "neftune_alpha": "was stored and never read; use --neftune_noise_alpha",
+    "strict_mode": "padded rows to full length; rows are never padded here, remove the flag",
+    "replacement": "is the only behaviour: data continues with the next epoch; remove the flag",
+    "allow_overflow": "cut documents to fit a row; raise --max_packed_tokens instead",
+    "group_by_length": "has no meaning for packed rows; remove the flag",
+    "evaluation_strategy": "must be no: evaluate checkpoints with scripts/evaluate_mmniah.sh and its like",
+    "eval_strategy": "must be no: evaluate checkpoints with scripts/evaluate_mmniah.sh and its like",
+    "vision_path": "is not available; give a whole InternVL2 folder as --model_name_or_path",
+    "llm_path": "is not available; give a whole InternVL2 folder as --model_name_or_path",
+    "use_custom_trainer": "(layer-wise learning-rate decay) is not available; remove the flag",
+    "scale": "(learning-rate factor of layer scales) is not available; remove the flag",
+    "img_emb_down_sample_ratio": "is not available; set --down_sample_ratio as the checkpoint has it",
+    "label_smoothing_factor": "is not available: the loss is computed inside the model; remove the flag",
+    "auto_find_batch_size": "is not available: a batch is one row; lower --max_packed_tokens instead",
+    "do_eval": "is not available: evaluate checkpoints with scripts/evaluate_mmniah.sh and its like",
+    "do_predict": "is not available: evaluate checkpoints with scripts/evaluate_mmniah.sh and its like",
+    "load_best_model_at_end": "needs evaluation during training, which is not available; remove the flag",
+}
+
+
+def _refuse_removed_flags(*groups: ModelArguments | DataTrainingArguments | Namespace) -> None:
+    kinds = (ModelArguments, DataTrainingArguments, TrainingArguments)
+    for group, kind in zip(groups, kinds, strict=True):
+        for f in fields(kind):
+            given = getattr(group, f.name, f.default)
+            # The enum transformers uses for strategies equals its string value.
+            if f.name in _REMOVED and f.default is not MISSING and given != f.default:
+                raise ConfigError(f"--{f.name} {given} {_REMOVED[f.name]}")
+
+
+def _check_positions(data: DataTrainingArguments) -> None:
+    check_stride(data.rope_pos_id_version, data.rope_pos_id_stride)
+    if data.rope_pos_id_stride is not None:
+        if data.rope_pos_id_version != "v2pe_fix":
+            raise ConfigError(
+                f"--rope_pos_id_stride {data.rope_pos_id_stride} has no effect with --rope_pos_id_version "
+                f"{data.rope_pos_id_version}; use v2pe_fix, or --rope_pos_id_random_strides with v2pe_rnd"
+            )
+        stride_to_units(data.rope_pos_id_stride)
+    if not data.rope_pos_id_random_strides:
+        raise ConfigError("--rope_pos_id_random_strides is empty; give at least one stride")
+    for stride in data.rope_pos_id_random_strides:
+        stride_to_units(stride)
+
+
+def _check_model(model: ModelArguments) -> None:
+    if model.attn_type not in (None, "packed", "ring", "ulysses"):
+        raise ConfigError(f"--attn_type {model.attn_type}: expected packed (ring and ulysses are not available)")
+    if model.attn_type in ("ring", "ulysses") or model.chunk_num != 1:
+        raise ConfigError(
+            f"--attn_type {model.attn_type} --chunk_num {model.chunk_num}: sequence parallelism (internvl.parallel "
+            "has no ring or ulysses attention) is not available; use --chunk_num 1 and no --attn_type"
+        )
+    for name in ("use_llm_lora", "use_backbone_lora"):
+        if getattr(model, name) < 0:
+            raise ConfigError(f"--{name} {getattr(model, name)}: expected a rank, 0 or larger")
+    if not 0 <= model.drop_path_rate < 1:
+        raise ConfigError(f"--drop_path_rate {model.drop_path_rate}: expected 0 <= rate < 1")
+    if model.model_name_or_path is None:
+        raise ConfigError("--model_name_or_path is missing: the InternVL2-format folder to start from")
+    _check_checkpoint_folder("model_name_or_path", model.model_name_or_path)
+    if model.mlp_path is not None and not Path(model.mlp_path).is_file():
+        raise CheckpointError(f"--mlp_path {model.mlp_path}: no such file")
+    if model.tokenizer_path is not None and not Path(model.tokenizer_path).is_dir():
+        raise CheckpointError(f"--tokenizer_path {model.tokenizer_path}: no such folder")
+    nothing_trained = model.freeze_llm and model.freeze_backbone and model.freeze_mlp
+    exceptions = model.use_llm_lora or model.use_backbone_lora or model.unfreeze_vit_layers or model.unfreeze_lm_head
+    if nothing_trained and not exceptions:
+        raise ConfigError("--freeze_llm, --freeze_backbone and --freeze_mlp leave nothing to train; drop one")
+
+
+def _check_checkpoint_folder(flag: str, path: str) -> None:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"--{flag} {path}: no such folder (current directory {Path.cwd()}); download the checkpoint there, "
+            "or make a tiny one with `python -m internvl.tools.make_tiny`"
+        )
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"--{flag} {path}: the folder has no config.json; expected an InternVL2 checkpoint")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise CheckpointError(f"--{flag} {path}: the folder has no weights (*.safetensors); complete the download")
+
+
+def _check_rows(data: DataTrainingArguments, training: Namespace) -> None:
+    positive = ("max_seq_length", "force_image_size", "max_packed_tokens", "num_images_expected", "max_buffer_size")
+    for name in (*positive, "min_dynamic_patch", "max_dynamic_patch", "min_num_frame", "max_num_frame"):
+        if getattr(data, name) < 1:
+            raise ConfigError(f"--{name} {getattr(data, name)}: expected 1 or larger")
+    for thing in ("dynamic_patch", "num_frame"):
+        low, high = getattr(data, f"min_{thing}"), getattr(data, f"max_{thing}")
+        if low > high:
+            raise ConfigError(f"--min_{thing} {low} is larger than --max_{thing} {high}")
+    if not 0 <= data.max_skipped <= 1:
+        raise ConfigError(f"--max_skipped {data.max_skipped}: expected a share between 0 and 1")
+    if data.use_packed_ds and training.per_device_train_batch_size != 1:
+        raise ConfigError(
+            f"--per_device_train_batch_size {training.per_device_train_batch_size}: with --use_packed_ds True a batch "
+            "is one row; use 1, and --max_packed_tokens or --gradient_accumulation_steps for larger batches"
+        )
+    if data.use_packed_ds and data.max_seq_length > data.max_packed_tokens:
+        raise ConfigError(
+            f"--max_seq_length {data.max_seq_length} is larger than --max_packed_tokens {data.max_packed_tokens}: "
+            "such documents fit no row; lower the first or raise the second"
+        )
+    if data.use_packed_ds and data.max_dynamic_patch > data.num_images_expected:
+        raise ConfigError(
+            f"--max_dynamic_patch {data.max_dynamic_patch} is larger than --num_images_expected "
+            f"{data.num_images_expected}: one image may not fit a row; lower the first or raise the second"
+        )
+
+
+def _check_precision(training: Namespace) -> None:
+    if training.bf16 and training.fp16:
+        raise ConfigError("--bf16 True and --fp16 True exclude each other; keep --bf16 True")
+    on_cpu = training.use_cpu or not has_cuda()
+    if training.fp16 and on_cpu:
+        raise ConfigError("--fp16 True needs a GPU; on CPU use --bf16 True, or neither for float32")
+    if training.bf16 and on_cpu and not training.deepspeed:
+        raise ConfigError(
+            "--bf16 True on CPU needs DeepSpeed's float32 master weights; add --deepspeed shell/deepspeed/zero1.json, "
+            "or train in float32 with --bf16 False"
+        )
+    if training.deepspeed:
+        _read_json(Path(training.deepspeed))
+    if training.warmup_ratio is not None and not 0 <= training.warmup_ratio < 1:
+        raise ConfigError(f"--warmup_ratio {training.warmup_ratio}: expected 0 <= ratio < 1")
+
+
+def _check_data_files(data: DataTrainingArguments) -> None:
+    from internvl.data.meta import load_meta
+
+    if data.meta_path is None:
+        raise ConfigError("--meta_path is missing: the json that lists the training data sets")
+    load_meta(data.meta_path, data_root=data.data_root)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file (current directory {Path.cwd()})") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not json: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a json object, got {type(content).__name__}")
+    return content

@@ -1,0 +1,162 @@
+"""Fine-tune an InternVL2 checkpoint: `torchrun ... internvl/train/internvl_chat_finetune.py --help`.
+
+shell/launch.sh starts it on one machine or under slurm; the recipes are in shell/internlm2_2b/ and shell/tiny/.
+"""
+
+import logging
+import math
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from internvl.data.encode import SampleEncoder
+from internvl.data.loader import TrainLoader, build_train_loader
+from internvl.data.meta import load_meta
+from internvl.data.packing import PackingLimits
+from internvl.errors import InternVLError
+from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, read_rank_env
+from internvl.train.arguments import (
+    DataTrainingArguments,
+    build_training_arguments,
+    has_cuda,
+    parse_arguments,
+    validate_arguments,
+)
+from internvl.train.checkpointing import find_resume_checkpoint
+from internvl.train.model_loading import load_training_model, load_training_tokenizer
+from internvl.train.trainable import select_trainable
+from internvl.train.trainer import LossOptions, V2PETrainer
+
+logger = logging.getLogger(__name__)
+
+
+def run_training(argv: Sequence[str]) -> None:
+    """Train as the flags say, and leave a loadable checkpoint in `--output_dir`.
+
+    Raises:
+        InternVLError: Wrong flags, data or checkpoint; before anything is loaded where that is possible.
+    """
+    model_args, data_args, training = parse_arguments(argv)
+    validate_arguments(model_args, data_args, training)
+    checkpoint = find_resume_checkpoint(
+        training.output_dir, overwrite=training.overwrite_output_dir, wanted=training.resume_from_checkpoint
+    )
+    env = read_rank_env()
+    on_cpu = training.use_cpu or not has_cuda()
+    init_distributed(
+        env,
+        device="cpu" if on_cpu else "cuda",
+        use_deepspeed=bool(training.deepspeed),
+        timeout_s=training.ddp_timeout,
+    )
+    _start_logging(training.output_dir, env)
+    set_seed(training.seed)
+
+    tokenizer, num_added_tokens = load_training_tokenizer(model_args, data_args.max_seq_length)
+    model = load_training_model(
+        model_args,
+        data_args,
+        tokenizer=tokenizer,
+        num_added_tokens=num_added_tokens,
+        dtype=torch.bfloat16 if training.bf16 and training.deepspeed else torch.float32,
+    )
+    select_trainable(model, model_args)
+    loader = _build_loader(data_args, training, tokenizer=tokenizer, num_image_token=model.num_image_token, env=env)
+    if training.max_steps <= 0:
+        training.max_steps = math.ceil(training.num_train_epochs * loader.rows_per_epoch())
+
+    trainer = V2PETrainer(
+        model,
+        build_training_arguments(training, grad_checkpoint=model_args.grad_checkpoint),
+        loader=loader,
+        tokenizer=tokenizer,
+        loss=LossOptions(data_args.loss_reduction, data_args.loss_reduction_all_gather),
+        max_row_tokens=data_args.max_packed_tokens if data_args.use_packed_ds else None,
+        companions=Path(str(model_args.model_name_or_path)).glob("generation_config.json"),
+    )
+    with logging_redirect_tqdm():
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+    logger.info("done: %s (train loss %.4f)", training.output_dir, result.training_loss)
+
+
+def _build_loader(
+    args: DataTrainingArguments,
+    training: Namespace,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    num_image_token: int,
+    env: RankEnv,
+) -> TrainLoader:
+    """The rows of this rank: stream r*A .. r*A + A - 1 of the R * A streams (A accumulation steps, R ranks)."""
+    encoder = SampleEncoder(
+        tokenizer=tokenizer,
+        conversation_name=args.conv_style,
+        image_size=args.force_image_size,
+        num_image_token=num_image_token,
+        max_seq_length=args.max_seq_length,
+        dynamic_image_size=args.dynamic_image_size,
+        dynamic_max_patch=args.dynamic_max_patch,
+        use_thumbnail=args.use_thumbnail,
+        min_dynamic_patch=args.min_dynamic_patch,
+        max_dynamic_patch=args.max_dynamic_patch,
+        normalize_type=args.normalize_type,
+        pad2square=args.pad2square,
+        rope_pos_id_version=args.rope_pos_id_version,
+        rope_pos_id_stride=args.rope_pos_id_stride,
+        random_strides=args.rope_pos_id_random_strides,
+        rope_pos_id_rnd_scope=args.rope_pos_id_rnd_scope,
+    )
+    limits = PackingLimits(args.max_packed_tokens, args.num_images_expected, args.max_buffer_size)
+    streams_per_rank = training.gradient_accumulation_steps
+    return build_train_loader(
+        load_meta(str(args.meta_path), data_root=args.data_root),
+        encoder,
+        num_streams=env.world_size * streams_per_rank,
+        first_stream=env.rank * streams_per_rank,
+        streams_per_rank=streams_per_rank,
+        seed=training.seed if training.data_seed is None else training.data_seed,
+        packing=limits if args.use_packed_ds else None,
+        documents_per_row=training.per_device_train_batch_size,
+        num_workers=training.dataloader_num_workers,
+        skipped_path=training.skipped_path or Path(training.output_dir, "skipped.jsonl"),
+        max_skipped=args.max_skipped,
+        data_order=args.data_order,
+        use_data_resampling=args.use_data_resampling,
+    )
+
+
+def _start_logging(output_dir: str, env: RankEnv) -> None:
+    """Rank 0 logs to the terminal and to training_log.txt; the others only warn."""
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if env.is_main:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(Path(output_dir, "training_log.txt"), encoding="utf-8"))
+    logging.basicConfig(
+        level=logging.INFO if env.is_main else logging.WARNING,
+        format=f"%(asctime)s [{env.rank}] %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        handlers=handlers,
+        force=True,
+    )
+
+
+def main() -> None:
+    """Command line: exit code 0 on success, 2 with one clear line for an error that the user can correct."""
+    try:
+        run_training(sys.argv[1:])
+    except InternVLError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    finish_distributed()
+
+
+if __name__ == "__main__":
+    main()

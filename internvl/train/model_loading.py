@@ -1,0 +1,130 @@
+"""From a checkpoint folder and flags to the model that a run starts with.
+
+The model is loaded whole on every process, also under ZeRO-3, which shards it when training starts: freezing, new
+tokens, LoRA and resized position tables then need no sharded special case.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from internvl.errors import CheckpointError, ConfigError
+from internvl.model.configuration_internvl_chat import InternVLChatConfig
+from internvl.model.constants import IMG_CONTEXT_TOKEN, SPECIAL_TOKENS
+from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.model.registration import load_tokenizer
+from internvl.train.arguments import DataTrainingArguments, ModelArguments
+
+logger = logging.getLogger(__name__)
+
+
+def load_training_tokenizer(args: ModelArguments, max_seq_length: int) -> tuple[PreTrainedTokenizerBase, int]:
+    """The tokenizer with all image and grounding tokens, and how many of them had to be added."""
+    tokenizer = load_tokenizer(args.tokenizer_path or str(args.model_name_or_path))
+    tokenizer.model_max_length = max_seq_length
+    num_added = tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
+    return tokenizer, num_added
+
+
+def load_training_model(
+    model_args: ModelArguments,
+    data_args: DataTrainingArguments,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    num_added_tokens: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> InternVLChatModel:
+    """Load the checkpoint and bring it into the shape that the flags ask for.
+
+    Args:
+        model_args: Checkpoint folder and model flags.
+        data_args: Template, tiling, positions: what the checkpoint's config must say after training.
+        tokenizer: From `load_training_tokenizer`.
+        num_added_tokens: From `load_training_tokenizer`; the vocabulary grows when it is not 0.
+        dtype: Of the weights.
+
+    Raises:
+        CheckpointError: The folder or `mlp_path` does not fit the model.
+        ConfigError: Flags contradict the checkpoint.
+    """
+    folder = str(model_args.model_name_or_path)
+    config = InternVLChatConfig.from_pretrained(folder)
+    _update_config(config, model_args, data_args)
+    try:
+        loaded: Any = InternVLChatModel.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+    model, report = cast(tuple[InternVLChatModel, dict[str, Any]], loaded)
+    for problem in ("missing_keys", "unexpected_keys"):
+        if report.get(problem):
+            names = sorted(report[problem])
+            raise CheckpointError(f"{folder}: {len(names)} {problem.replace('_', ' ')}, for example {names[:3]}")
+    if model_args.mlp_path is not None:
+        _load_projector(model, Path(model_args.mlp_path))
+    _resize_tiles(model, data_args.force_image_size)
+    if num_added_tokens:
+        add_tokens(model, len(tokenizer), num_added_tokens)
+    model.img_context_token_id = tokenizer.get_vocab()[IMG_CONTEXT_TOKEN]
+    config.img_context_token_id = model.img_context_token_id
+    return model
+
+
+def add_tokens(model: InternVLChatModel, vocab_size: int, num_added: int) -> None:
+    """Grow embeddings and output layer to `vocab_size`; the new rows become the mean of the old ones."""
+    num_old = vocab_size - num_added
+    model.language_model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        rows = cast(nn.Embedding | nn.Linear, layer).weight.data
+        rows[num_old:] = rows[:num_old].float().mean(dim=0).to(rows.dtype)
+    model.config.llm_config.vocab_size = vocab_size
+    model.language_model.vocab_size = vocab_size
+    logger.info("vocabulary: %d tokens, %d of them new", vocab_size, num_added)
+
+
+def _update_config(config: InternVLChatConfig, model_args: ModelArguments, data_args: DataTrainingArguments) -> None:
+    if config.downsample_ratio != data_args.down_sample_ratio:
+        raise ConfigError(
+            f"--down_sample_ratio {data_args.down_sample_ratio} contradicts the checkpoint's "
+            f"downsample_ratio {config.downsample_ratio}; use that"
+        )
+    config.vision_config.drop_path_rate = model_args.drop_path_rate
+    config.select_layer = model_args.vision_select_layer
+    config.ps_version = model_args.ps_version
+    config.template = data_args.conv_style
+    for name in (
+        "pad2square",
+        "dynamic_image_size",
+        "dynamic_max_patch",
+        "use_thumbnail",
+        "min_dynamic_patch",
+        "max_dynamic_patch",
+        "min_num_frame",
+        "max_num_frame",
+        "rope_pos_id_version",
+        "rope_pos_id_stride",
+        "rope_pos_id_random_strides",
+    ):
+        setattr(config, name, getattr(data_args, name))
+
+
+def _resize_tiles(model: InternVLChatModel, image_size: int) -> None:
+    patch_size = model.config.vision_config.patch_size
+    if image_size % patch_size:
+        raise ConfigError(f"--force_image_size {image_size} is not a multiple of the ViT's patch size {patch_size}")
+    if model.config.vision_config.image_size != image_size:
+        logger.info("ViT position table: %d -> %d pixels", model.config.vision_config.image_size, image_size)
+        model.vision_model.resize_pos_embeddings(image_size)
+    model.config.force_image_size = image_size
+    model.num_image_token = model.config.num_image_token
+
+
+def _load_projector(model: InternVLChatModel, path: Path) -> None:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model.mlp1.load_state_dict({key.removeprefix("mlp1."): value for key, value in state.items()})
+    except (RuntimeError, AttributeError, OSError) as error:
+        raise CheckpointError(f"--mlp_path {path} does not hold the projector's weights: {error}") from error

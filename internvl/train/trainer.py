@@ -1,0 +1,169 @@
+"""transformers' Trainer with this project's rows and this project's loss; everything else is the library's.
+
+The loss of an optimiser step is one weighted mean over all rows of the step, whichever process holds them:
+
+    loss = sum(w * CE) / D,    D = sum(w) over every rank and every micro-batch of the step
+
+Engines (DDP, DeepSpeed ZeRO) average gradients over the R ranks and add them up over micro-batches. Every micro-batch
+therefore contributes R * sum(w * CE) / D, and the average is the formula above. Without `all_gather` D is the sum of
+the rank's own weights, and the loss the mean of the ranks' means. A rank without targets contributes 0.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer
+
+from internvl.data.loader import Batch, TrainLoader
+from internvl.model.loss import LossReduction, build_loss_weight
+from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.train.arguments import TrainingArguments
+from internvl.train.checkpointing import replace_files
+from internvl.train.metrics import RowStatistics, StepReport
+from internvl.train.trainable import merge_lora
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """How tokens are weighted.
+
+    Attributes:
+        reduction: Weight of a target in a document of n targets: `token` 1, `sample` 1/n, `square` 1/sqrt(n).
+        all_gather: Divide by the sum of weights over all ranks, not by the rank's own.
+    """
+
+    reduction: LossReduction = "token"
+    all_gather: bool = False
+
+
+def scaled_denominator(own_sum: Tensor, world_sum: Tensor | None, world_size: int) -> Tensor:
+    """What a micro-batch's sum(w * CE) is divided by, given that the engine averages over `world_size` ranks.
+
+    Args:
+        own_sum: Sum of the weights of this rank over the micro-batches of the step, float32 scalar.
+        world_sum: The same over all ranks; None when every rank uses its own.
+        world_size: Number of data-parallel ranks, R.
+
+    Returns:
+        D / R, or the rank's own sum. 1 where there is nothing to divide: all weights are 0 then, and so is the loss.
+    """
+    denominator = own_sum if world_sum is None else world_sum / world_size
+    return torch.where(denominator > 0, denominator, 1.0)
+
+
+class _RemainingRows:
+    """The loader's batches without the first ones; how many is asked when iteration starts (after a resume)."""
+
+    def __init__(self, loader: Iterable[Batch], count_trained: Callable[[], int]):
+        self.loader = loader
+        self.count_trained = count_trained
+
+    def __iter__(self) -> Iterator[Batch]:
+        return islice(self.loader, self.count_trained(), None)
+
+
+class V2PETrainer(Trainer):
+    """Trains an InternVL chat model on the rows of a `TrainLoader`.
+
+    Args:
+        model: The model.
+        args: Training arguments; `max_steps` must be set (the loader has no end).
+        loader: Batches of this rank. It shards by itself; it is used as it is.
+        tokenizer: Saved beside the weights.
+        loss: Token weights and denominator.
+        max_row_tokens: Row limit, for the fill rate; None without packing.
+        companions: Further files that are copied beside saved weights (generation_config.json).
+    """
+
+    loss_is_scaled_for_ga = True  # the denominator covers the whole optimiser step
+
+    def __init__(
+        self,
+        model: InternVLChatModel,
+        args: TrainingArguments,
+        *,
+        loader: TrainLoader,
+        tokenizer: PreTrainedTokenizerBase,
+        loss: LossOptions | None = None,
+        max_row_tokens: int | None = None,
+        companions: Iterable[Path] = (),
+    ):
+        super().__init__(model=model, args=args)
+        self.model_accepts_loss_kwargs = False  # the Trainer must not rescale by its own item count
+        self.loader = loader
+        self.tokenizer = tokenizer
+        self.loss_options = loss or LossOptions()
+        self.statistics = RowStatistics(max_row_tokens)
+        self.companions = tuple(companions)
+        # On resume `_RemainingRows` passes over trained rows; the Trainer's own way wants a torch DataLoader.
+        self._skip_trained_rows = not args.ignore_data_skip
+        args.ignore_data_skip = True
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        self.add_callback(StepReport(show_bar=not args.disable_tqdm))
+
+    def get_train_dataloader(self) -> Any:
+        """Our loader as it is: already sharded, endless, one row per batch."""
+        return _RemainingRows(self.loader, self._count_trained_rows)
+
+    def _count_trained_rows(self) -> int:
+        return self.state.global_step * self.args.gradient_accumulation_steps if self._skip_trained_rows else 0
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device) -> tuple[list[Batch], Tensor]:
+        """Micro-batches of an optimiser step, and the denominator of their loss."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch in batches:
+            self.statistics.note(batch)
+        own_sum = torch.stack([self._weigh(batch)[:, 1:].sum() for batch in batches]).sum().to(device)
+        world_sum = self.accelerator.reduce(own_sum, reduction="sum") if self.loss_options.all_gather else None
+        return batches, scaled_denominator(own_sum, world_sum, self.accelerator.num_processes)
+
+    def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch=None):
+        """Loss of a micro-batch; `num_items_in_batch` is the denominator that `get_batch_samples` returned.
+
+        The weights are made here, behind the Trainer's transfer to the device, which casts floats to bf16.
+        """
+        outputs = model(**inputs, loss_weight=self._weigh(inputs), loss_denominator=num_items_in_batch, use_cache=False)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _weigh(self, batch: Batch) -> Tensor:
+        return build_loss_weight(batch["labels"], batch["cu_seqlens"], self.loss_options.reduction)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add speed, fill rate and skipped documents of all ranks to a report."""
+        if "loss" in logs:
+            skipped = torch.tensor([self.loader.ledger.num_skipped], dtype=torch.float64)
+            counts = torch.cat([self.statistics.take_counts(), skipped]).to(self.args.device)
+            *totals, num_skipped = self.accelerator.reduce(counts, reduction="sum").cpu()
+            logs |= {**self.statistics.describe(torch.stack(totals)), "skipped_documents": float(num_skipped)}
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not estimated: the library's formula takes pixels for tokens."""
+        return 0
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write weights, config, tokenizer and companions; all files appear at once.
+
+        The run's own folder gets plain InternVL2 weights (adapters folded in); checkpoint folders keep adapters,
+        which resuming needs.
+        """
+        if not self.args.should_save:
+            return
+        model = cast(InternVLChatModel, self.model)
+        run_folder = Path(str(self.args.output_dir))
+        folder = Path(output_dir) if output_dir else run_folder
+        state = dict(model.state_dict() if state_dict is None else state_dict)
+        if folder == run_folder:
+            state = merge_lora(state)
+        with replace_files(folder) as staging:
+            model.save_pretrained(staging, state_dict=state)
+            self.tokenizer.save_pretrained(staging)
+            for companion in self.companions:
+                (staging / companion.name).write_bytes(companion.read_bytes())
+            torch.save(self.args, staging / "training_args.bin")

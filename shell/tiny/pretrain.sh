@@ -1,0 +1,58 @@
+#!/bin/sh
+# Stage 1 of the CPU demonstration: teach a tiny random model the task, with ordinary positions.
+#
+#   sh shell/tiny/pretrain.sh [FLAGS...]
+#
+# Two processes on two cores, float32. Every variable below can be set in the environment; further flags override.
+set -eu
+cd "$(dirname "$0")/../.."
+
+: "${OUTPUT_DIR:=work_dirs/tiny_pretrain}"
+: "${MODEL_PATH:=pretrained/InternVL2-Tiny}"
+: "${META_PATH:=dataset/annotation/long_mr_tiny/meta_0_32.json}"
+: "${DATA_ROOT:=dataset}"
+: "${DATA_ORDER:=shuffle}"
+: "${DEEPSPEED_CONFIG:=shell/deepspeed/zero1.json}"
+: "${ROPE_POS_ID_VERSION:=default}"
+: "${MAX_STEPS:=650}"
+: "${LEARNING_RATE:=3e-3}"
+: "${WARMUP_STEPS:=65}"
+: "${MAX_SEQ_LENGTH:=1024}"
+: "${MAX_PACKED_TOKENS:=3200}"
+: "${MAX_PACKED_TILES:=1024}"
+: "${NUM_WORKERS:=0}"
+: "${SEED:=0}"
+export NPROC="${NPROC:-2}"
+
+exec sh shell/launch.sh \
+    --model_name_or_path "$MODEL_PATH" \
+    --conv_style internlm2-chat \
+    --force_image_size 56 \
+    --rope_pos_id_version "$ROPE_POS_ID_VERSION" \
+    --meta_path "$META_PATH" \
+    --data_root "$DATA_ROOT" \
+    --data_order "$DATA_ORDER" \
+    --dynamic_image_size True \
+    --max_dynamic_patch 64 \
+    --use_packed_ds True \
+    --max_seq_length "$MAX_SEQ_LENGTH" \
+    --max_packed_tokens "$MAX_PACKED_TOKENS" \
+    --num_images_expected "$MAX_PACKED_TILES" \
+    --loss_reduction_all_gather True \
+    --dataloader_num_workers "$NUM_WORKERS" \
+    --deepspeed "$DEEPSPEED_CONFIG" \
+    --max_steps "$MAX_STEPS" \
+    --learning_rate "$LEARNING_RATE" \
+    --adam_beta1 0.9 \
+    --adam_beta2 0.98 \
+    --weight_decay 0.01 \
+    --max_grad_norm 1.0 \
+    --warmup_steps "$WARMUP_STEPS" \
+    --lr_scheduler_type cosine_with_min_lr \
+    --lr_scheduler_kwargs '{"min_lr_rate": 0.1}' \
+    --seed "$SEED" \
+    --output_dir "$OUTPUT_DIR" \
+    --save_strategy no \
+    --logging_steps 10 \
+    --report_to tensorboard \
+    "$@"

@@ -1,0 +1,3 @@
+from tests.train.conftest import checkpoint, meta
+
+__all__ = ["checkpoint", "meta"]

@@ -1,0 +1,218 @@
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from internvl.errors import CheckpointError, ConfigError, InternVLError
+from internvl.train.arguments import (
+    DataTrainingArguments,
+    ModelArguments,
+    TrainingArguments,
+    build_training_arguments,
+    parse_arguments,
+    validate_arguments,
+)
+from tests.train.tiny_run import ENTRY, clean_environment, flags
+
+ZERO1 = Path(__file__).parents[2] / "shell" / "deepspeed" / "zero1.json"
+
+
+@pytest.fixture
+def check(checkpoint, meta, tmp_path):
+    """Parse and validate the tiny run's flags with changes."""
+
+    def run(**changes):
+        arguments = parse_arguments(flags(checkpoint, meta, tmp_path / "out", **changes))
+        validate_arguments(*arguments)
+        return arguments
+
+    return run
+
+
+def test_tiny_run_is_accepted(check):
+    model, data, training = check()
+    assert data.rope_pos_id_version == "v2pe_rnd"
+    assert training.max_steps == 8
+    assert model.ps_version == "v2"
+
+
+def test_defaults_fit_released_checkpoints():
+    _, data, _ = parse_arguments([])
+    assert (data.conv_style, data.force_image_size, data.down_sample_ratio) == ("internlm2-chat", 448, 0.5)
+
+
+def test_every_flag_of_the_public_recipes_is_accepted():
+    """The argument list of the public 32k script, as users have it in their own scripts."""
+    text = """--conv_style internlm2-chat --force_image_size 448 --down_sample_ratio 0.5 --drop_path_rate 0.1
+        --pad2square False --freeze_llm False --freeze_mlp False --freeze_backbone False --vision_select_layer -1
+        --use_data_resampling False --dataloader_num_workers 3 --bf16 True --num_train_epochs 1 --max_steps 20000
+        --per_device_train_batch_size 1 --gradient_accumulation_steps 1 --evaluation_strategy no
+        --save_strategy steps --save_steps 2500 --save_total_limit 5 --learning_rate 5e-6 --weight_decay 0.05
+        --warmup_ratio 0.03 --lr_scheduler_type cosine --logging_steps 1 --max_seq_length 34000 --do_train
+        --grad_checkpoint True --group_by_length False --dynamic_image_size True --dynamic_max_patch False
+        --use_thumbnail True --ps_version v2 --report_to tensorboard --use_packed_ds True --num_images_expected 135
+        --max_packed_tokens 34000 --max_buffer_size 20 --log_freq 1000 --strict_mode False --replacement False
+        --allow_overflow False --remove_unused_columns False --overwrite_output_dir True --loss_reduction square
+        --loss_reduction_all_gather True --rope_pos_id_version v2pe_rnd --chunk_num 1 --scale 25.0
+        --compress_seq False --interaction True --fuse_method add --compress_method avg --final_size 100"""
+    model, data, training = parse_arguments(text.split())
+    assert data.loss_reduction == "square"
+    assert data.max_packed_tokens == 34000
+    assert training.overwrite_output_dir is True
+    assert model.grad_checkpoint is True
+
+
+def test_strides_may_be_fractions(check):
+    assert check(rope_pos_id_version="v2pe_fix", rope_pos_id_stride=0.0625).data.rope_pos_id_stride == 0.0625
+    argv = ["--rope_pos_id_random_strides", "4", "1", "0.0625"]
+    assert parse_arguments(argv).data.rope_pos_id_random_strides == [4, 1, 0.0625]
+
+
+def test_a_json_file_supplies_all_arguments(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 64, "max_steps": 3}))
+    model, data, training = parse_arguments([str(path)])
+    assert (data.rope_pos_id_stride, training.max_steps, model.freeze_llm) == (64, 3, False)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [("{", "is not json"), ("[]", "expected a json object"), ('{"rope_stride": 1}', "unknown arguments rope_stride")],
+)
+def test_a_wrong_json_file_is_explained(tmp_path, content, match):
+    path = tmp_path / "run.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=match):
+        parse_arguments([str(path)])
+
+
+def test_a_missing_json_file_is_explained():
+    with pytest.raises(ConfigError, match=r"nowhere\.json: no such file"):
+        parse_arguments(["nowhere.json"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"rope_pos_id_version": "v3"}, "unknown rope_pos_id_version 'v3'; expected one of default, v2pe_fix"),
+        ({"rope_pos_id_version": "v2pe_fix"}, "v2pe_fix needs rope_pos_id_stride"),
+        ({"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 0}, "must be a positive number, got 0"),
+        ({"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": -1}, "must be a positive number"),
+        ({"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 0.1}, "not a multiple of 1/65536"),
+        ({"rope_pos_id_stride": 4}, "no effect with --rope_pos_id_version v2pe_rnd"),
+        ({"rope_pos_id_random_strides": 0}, "must be a positive number"),
+        ({"attn_type": "ring", "chunk_num": 2}, "sequence parallelism .* not available"),
+        ({"attn_type": "ulysses"}, "not available"),
+        ({"chunk_num": 8}, "chunk_num 8"),
+        ({"attn_type": "sparse"}, "expected packed"),
+        ({"compress_seq": True}, "abandoned sequence-compression experiment"),
+        ({"interaction": False}, "abandoned sequence-compression experiment"),
+        ({"final_size": 5}, "abandoned sequence-compression experiment"),
+        ({"strict_mode": True}, "rows are never padded"),
+        ({"replacement": True}, "only behaviour"),
+        ({"allow_overflow": True}, "raise --max_packed_tokens"),
+        ({"neftune_alpha": 5.0}, "use --neftune_noise_alpha"),
+        ({"use_custom_trainer": True}, "layer-wise learning-rate decay"),
+        ({"img_emb_down_sample_ratio": 2}, "not available"),
+        ({"evaluation_strategy": "steps"}, "evaluate checkpoints with scripts"),
+        ({"eval_strategy": "steps"}, "evaluate checkpoints with scripts"),
+        ({"group_by_length": True}, "no meaning for packed rows"),
+        ({"llm_path": "somewhere"}, "give a whole InternVL2 folder"),
+        ({"use_llm_lora": -1}, "expected a rank"),
+        ({"drop_path_rate": 1.0}, "0 <= rate < 1"),
+        ({"freeze_llm": True, "freeze_backbone": True, "freeze_mlp": True}, "nothing to train"),
+        ({"max_seq_length": 0}, "--max_seq_length 0: expected 1 or larger"),
+        ({"max_seq_length": 999}, "larger than --max_packed_tokens 320"),
+        ({"max_dynamic_patch": 17}, "larger than --num_images_expected 16"),
+        ({"min_dynamic_patch": 3}, "--min_dynamic_patch 3 is larger than --max_dynamic_patch 2"),
+        ({"max_skipped": 5}, "share between 0 and 1"),
+        ({"per_device_train_batch_size": 4}, "a batch is one row"),
+        ({"fp16": True, "use_cpu": True}, "fp16 True needs a GPU"),
+        ({"bf16": True, "use_cpu": True}, "float32 master weights"),
+        ({"bf16": True, "fp16": True}, "exclude each other"),
+        ({"deepspeed": "nowhere.json"}, "nowhere.json: no such file"),
+        ({"warmup_ratio": 3}, "0 <= ratio < 1"),
+        ({"meta_path": None}, "--meta_path is missing"),
+        ({"meta_path": "nowhere.json"}, "nowhere.json"),
+        ({"meta_path": str(ENTRY)}, "is not json"),
+        ({"model_name_or_path": None}, "--model_name_or_path is missing"),
+    ],
+    ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_wrong_combinations_are_explained(check, changes, match):
+    with pytest.raises(ConfigError, match=match):
+        check(**changes)
+
+
+def test_bf16_on_cpu_is_fine_with_deepspeed(check):
+    assert check(bf16=True, use_cpu=True, deepspeed=ZERO1).training.bf16
+
+
+@pytest.mark.parametrize("problem", ["missing", "no config", "no weights"])
+def test_an_incomplete_checkpoint_folder_is_explained(check, tmp_path, problem):
+    folder = tmp_path / "folder"
+    if problem != "missing":
+        folder.mkdir()
+    if problem == "no weights":
+        (folder / "config.json").write_text("{}")
+    match = {"missing": "no such folder", "no config": "no config.json", "no weights": "no weights"}[problem]
+    with pytest.raises(CheckpointError, match=match):
+        check(model_name_or_path=folder)
+
+
+def test_training_runs_on_cpu_where_there_is_no_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr("internvl.train.arguments.has_cuda", lambda: False)
+    built = build_training_arguments(parse_arguments(["--output_dir", str(tmp_path)]).training)
+    assert built.device.type == "cpu"
+
+
+def test_warmup_ratio_becomes_a_share_of_all_steps(tmp_path):
+    argv = ["--output_dir", str(tmp_path), "--warmup_ratio", "0.03", "--use_cpu", "True"]
+    assert build_training_arguments(parse_arguments(argv).training).get_warmup_steps(1000) == 30
+
+
+def test_refusals_of_transformers_are_config_errors(tmp_path):
+    argv = ["--output_dir", str(tmp_path), "--logging_steps", "0", "--use_cpu", "True"]
+    with pytest.raises(ConfigError, match="logging_steps"):
+        build_training_arguments(parse_arguments(argv).training)
+
+
+def test_every_flag_has_a_help_text():
+    for kind in (ModelArguments, DataTrainingArguments, TrainingArguments):
+        assert [f.name for f in fields(kind) if not f.metadata.get("help")] == []
+
+
+def test_help_needs_no_distributed_environment_and_no_deepspeed(tmp_path):
+    """RANK without its companions would make any process group fail; --help must not even look."""
+    code = f"""
+import runpy, sys
+sys.argv = ["finetune", "--help"]
+try:
+    runpy.run_path({str(ENTRY)!r}, run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0, end.code
+assert "deepspeed" not in sys.modules
+"""
+    environment = clean_environment(LAUNCHER="slurm", RANK="7")
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "--rope_pos_id_version" in result.stdout
+    assert "Positions that one tile spans" in result.stdout
+
+
+def test_errors_are_one_line_with_exit_code_2(checkpoint, meta, tmp_path):
+    argv = flags(checkpoint, meta, tmp_path / "out", rope_pos_id_version="v3")
+    result = subprocess.run(
+        [sys.executable, "-m", "internvl.train.internvl_chat_finetune", *argv],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert "error: unknown rope_pos_id_version 'v3'" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+    assert issubclass(ConfigError, InternVLError)

@@ -1,0 +1,101 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from internvl.errors import CheckpointError, ConfigError
+from internvl.model.constants import IMG_CONTEXT_TOKEN, SPECIAL_TOKENS
+from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.train.arguments import DataTrainingArguments, ModelArguments
+from internvl.train.model_loading import add_tokens, load_training_model, load_training_tokenizer
+
+
+def load(checkpoint, **changes):
+    data = DataTrainingArguments(**{"force_image_size": 28, **changes})
+    args = ModelArguments(model_name_or_path=str(checkpoint))
+    tokenizer, num_added = load_training_tokenizer(args, data.max_seq_length)
+    return load_training_model(args, data, tokenizer=tokenizer, num_added_tokens=num_added), tokenizer, num_added
+
+
+def test_flags_are_written_to_the_config(checkpoint):
+    model, tokenizer, num_added = load(
+        checkpoint,
+        rope_pos_id_version="v2pe_fix",
+        rope_pos_id_stride=0.5,
+        dynamic_image_size=True,
+        use_thumbnail=True,
+        max_dynamic_patch=7,
+    )
+    assert num_added == 0
+    assert (model.config.rope_pos_id_version, model.config.rope_pos_id_stride) == ("v2pe_fix", 0.5)
+    assert (model.config.dynamic_image_size, model.config.use_thumbnail, model.config.max_dynamic_patch) == (
+        True,
+        True,
+        7,
+    )
+    assert model.img_context_token_id == tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN)
+
+
+def test_another_tile_size_resizes_the_position_table(checkpoint):
+    model, _, _ = load(checkpoint, force_image_size=56)
+    assert model.vision_model.embeddings.position_embedding.shape == (1, 1 + 64, 16)
+    assert model.config.num_image_token == model.num_image_token == 16
+    assert model.config.vision_config.image_size == 56
+    assert model.extract_feature(torch.zeros(2, 3, 56, 56)).shape == (2, 16, 32)
+
+
+def test_a_tile_size_that_patches_do_not_divide_is_an_error(checkpoint):
+    with pytest.raises(ConfigError, match="not a multiple of the ViT's patch size 7"):
+        load(checkpoint, force_image_size=30)
+
+
+def test_another_downsample_ratio_is_an_error(checkpoint):
+    with pytest.raises(ConfigError, match=r"contradicts the checkpoint's downsample_ratio 0\.5"):
+        load(checkpoint, down_sample_ratio=1.0)
+
+
+def test_missing_weights_are_an_error(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    weights = load_file(folder / "model.safetensors")
+    del weights["mlp1.1.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"1 missing keys, for example \['mlp1.1.weight'\]"):
+        load(folder)
+
+
+def test_new_tokens_start_as_the_mean_of_the_old_ones(checkpoint):
+    model = InternVLChatModel.from_pretrained(checkpoint)
+    old_input = model.get_input_embeddings().weight.detach().clone()
+    old_output = model.get_output_embeddings().weight.detach().clone()
+    num_old = len(old_input)
+    add_tokens(model, num_old + len(SPECIAL_TOKENS), len(SPECIAL_TOKENS))
+    for layer, old in ((model.get_input_embeddings(), old_input), (model.get_output_embeddings(), old_output)):
+        assert len(layer.weight) == num_old + len(SPECIAL_TOKENS)
+        torch.testing.assert_close(layer.weight[:num_old].detach(), old)
+        torch.testing.assert_close(layer.weight[-1].detach(), old.mean(dim=0))
+    assert model.config.llm_config.vocab_size == num_old + len(SPECIAL_TOKENS)
+    assert model(input_ids=torch.tensor([[1, num_old]])).logits.shape[-1] == num_old + len(SPECIAL_TOKENS)
+
+
+def test_projector_weights_can_come_from_a_file(checkpoint, tmp_path):
+    model = InternVLChatModel.from_pretrained(checkpoint)
+    state = {key: torch.full_like(value, 0.5) for key, value in model.mlp1.state_dict().items()}
+    torch.save(state, tmp_path / "mlp.pt")
+    data = DataTrainingArguments(force_image_size=28)
+    args = ModelArguments(model_name_or_path=str(checkpoint), mlp_path=str(tmp_path / "mlp.pt"))
+    tokenizer, _ = load_training_tokenizer(args, 256)
+    assert (load_training_model(args, data, tokenizer=tokenizer).mlp1[1].weight == 0.5).all()
+    torch.save({"1.weight": torch.zeros(2)}, tmp_path / "mlp.pt")
+    with pytest.raises(CheckpointError, match="does not hold the projector's weights"):
+        load_training_model(args, data, tokenizer=tokenizer)
+
+
+def test_a_config_of_another_model_is_an_error(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    config["llm_config"]["hidden_size"] = 64
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load(folder)

@@ -1,0 +1,145 @@
+"""The scripts in shell/, as `sh` and dash run them; --dry-run prints the command that would be started."""
+
+import json
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from internvl.train.arguments import parse_arguments
+from tests.train.tiny_run import REPOSITORY, clean_environment
+
+SHELL = REPOSITORY / "shell"
+V2PE_32K = "internlm2_2b/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_32k.sh"
+RECIPES = ["internlm2_2b/baseline.sh", V2PE_32K, "tiny/pretrain.sh", "tiny/finetune_v2pe.sh"]
+INTERPRETERS = [name for name in ("sh", "dash", "bash") if shutil.which(name)]
+VARIABLES = ("GPUS", "NPROC", "BATCH_SIZE", "PER_DEVICE", "PARTITION", "OMP_", "PYTHON", "NAME", "OUTPUT_DIR", "NNODES")
+
+
+def run(script: str, *arguments: str, interpreter: str = "sh", cwd: Path = REPOSITORY, **environ: str):
+    clean = {name: value for name, value in clean_environment().items() if not name.startswith(VARIABLES)}
+    command = [interpreter, str(SHELL / script), *arguments]
+    return subprocess.run(command, env={**clean, **environ}, capture_output=True, text=True, cwd=cwd, timeout=60)
+
+
+def dry_run(script: str, *arguments: str, **environ: str) -> list[str]:
+    result = run(script, "--dry-run", *arguments, **environ)
+    assert result.returncode == 0, result.stderr
+    return shlex.split(result.stdout)
+
+
+def split_command(words: list[str]) -> tuple[list[str], list[str]]:
+    """(launcher, flags of the training entry)."""
+    at = words.index("internvl/train/internvl_chat_finetune.py")
+    return words[:at], words[at + 1 :]
+
+
+@pytest.mark.parametrize("interpreter", INTERPRETERS)
+@pytest.mark.parametrize("script", ["launch.sh", *RECIPES])
+def test_scripts_are_posix(script, interpreter):
+    assert subprocess.run([interpreter, "-n", str(SHELL / script)]).returncode == 0
+
+
+@pytest.mark.parametrize("interpreter", INTERPRETERS)
+@pytest.mark.parametrize("script", RECIPES)
+def test_every_flag_of_a_recipe_exists(script, interpreter, tmp_path):
+    result = run(script, "--dry-run", interpreter=interpreter, cwd=tmp_path, LAUNCHER="none")
+    assert result.returncode == 0, result.stderr
+    _, flags = split_command(shlex.split(result.stdout))
+    arguments = parse_arguments(flags)
+    assert arguments.data.use_packed_ds
+    assert arguments.training.gradient_accumulation_steps == 1
+    assert json.loads((REPOSITORY / arguments.training.deepspeed).read_text())["zero_optimization"]["stage"] in (
+        1,
+        2,
+        3,
+    )
+
+
+def test_the_recipes_differ_where_they_say():
+    def flags(script, **environ):
+        return split_command(dry_run(script, LAUNCHER="none", **environ))[1]
+
+    baseline, v2pe = flags("internlm2_2b/baseline.sh"), flags(V2PE_32K)
+    differences = {(old, new) for old, new in zip(baseline, v2pe, strict=True) if old != new}
+    output = f"work_dirs/{Path(V2PE_32K).stem}"
+    assert differences == {("default", "v2pe_rnd"), ("work_dirs/baseline", output)}
+    strides = parse_arguments(flags("tiny/finetune_v2pe.sh")).data.rope_pos_id_random_strides
+    assert strides == [4, 2, 1, 0.5, 0.25, 0.125, 0.0625]
+
+
+def test_torchrun_gets_processes_a_free_port_and_threads():
+    first, second = (dry_run("tiny/pretrain.sh", LAUNCHER="pytorch", NPROC="2") for _ in range(2))
+    launcher, _ = split_command(first)
+    assert launcher[1:4] == ["-m", "torch.distributed.run", "--nproc_per_node=2"]
+    assert next(word for word in first if "master_port" in word) != next(w for w in second if "master_port" in w)
+    fixed = dry_run("tiny/pretrain.sh", LAUNCHER="pytorch", MASTER_PORT="12345")
+    assert "--master_port=12345" in fixed
+
+
+def test_torchrun_on_several_machines():
+    words = dry_run("launch.sh", LAUNCHER="pytorch", NNODES="2", NODE_RANK="1", MASTER_ADDR="node1", NPROC="4")
+    assert {"--nnodes=2", "--node_rank=1", "--master_addr=node1", "--nproc_per_node=4"} <= set(words)
+    refused = run("launch.sh", LAUNCHER="pytorch", NNODES="2")
+    assert refused.returncode == 2
+    assert "export MASTER_ADDR" in refused.stderr
+
+
+def test_srun_gets_only_the_options_that_are_set():
+    launcher, _ = split_command(dry_run(V2PE_32K, LAUNCHER="slurm", GPUS="16"))
+    assert launcher[0] == "srun"
+    assert {"--ntasks=16", "--ntasks-per-node=8", "--gres=gpu:8", "--kill-on-bad-exit=1"} <= set(launcher)
+    assert not [word for word in launcher if word == "-p" or word.startswith("--quotatype")]
+    full, _ = split_command(
+        dry_run(
+            V2PE_32K,
+            LAUNCHER="slurm",
+            PARTITION="part",
+            QUOTA_TYPE="reserved",
+            SRUN_ARGS="--mem=9G --exclusive",
+            CPUS_PER_TASK="3",
+            GRES="",
+        )
+    )
+    assert {"-p", "part", "--quotatype=reserved", "--mem=9G", "--exclusive", "--cpus-per-task=3", "--ntasks=32"} <= set(
+        full
+    )
+    assert not [word for word in full if word.startswith("--gres")]
+
+
+@pytest.mark.parametrize(("batch", "per_device", "gpus", "steps"), [("64", "1", "16", "4"), ("64", "2", "16", "2")])
+def test_gradient_accumulation_follows_from_the_batch_size(batch, per_device, gpus, steps):
+    _, flags = split_command(
+        dry_run("launch.sh", LAUNCHER="slurm", GPUS=gpus, BATCH_SIZE=batch, PER_DEVICE_BATCH_SIZE=per_device)
+    )
+    assert flags == ["--per_device_train_batch_size", per_device, "--gradient_accumulation_steps", steps]
+
+
+@pytest.mark.parametrize(
+    ("environ", "match"),
+    [
+        ({"LAUNCHER": "slurm", "GPUS": "3", "BATCH_SIZE": "64"}, "BATCH_SIZE 64 is not a multiple of"),
+        ({"LAUNCHER": "slurm", "GPUS": "8", "BATCH_SIZE": "4"}, "BATCH_SIZE 4 is not a multiple of"),
+        ({"LAUNCHER": "mpi"}, "LAUNCHER is 'mpi', expected slurm, pytorch or none"),
+    ],
+)
+def test_wrong_variables_are_explained(environ, match):
+    result = run("launch.sh", "--dry-run", **environ)
+    assert result.returncode == 2
+    assert match in result.stderr
+
+
+def test_extra_flags_come_last_and_survive_quoting():
+    _, flags = split_command(dry_run("tiny/pretrain.sh", "--run_name", "it's a $HOME run", LAUNCHER="none"))
+    assert flags[-2:] == ["--run_name", "it's a $HOME run"]
+
+
+def test_the_32k_mixture_is_complete():
+    meta = json.loads((SHELL / "data" / "annotation_train_32k.json").read_text())
+    assert len(meta) == 45
+    assert sum(source["length"] for source in meta.values()) == 1_526_400
+    assert round(sum(source["length"] * source["repeat_time"] for source in meta.values())) == 2_726_872
+    assert all(source["annotation"].startswith("annotation/") for source in meta.values())
+    assert all(source["root"].startswith("image/") for source in meta.values())
