@@ -14,10 +14,10 @@ Image pieces are made as ids and never pass through the tokenizer.
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,9 @@ from internvl.model.constants import (
 )
 from internvl.model.conversation import get_conversation, neutralise_special_tokens
 from internvl.model.v2pe import RANDOM_STRIDES, check_stride, stride_to_units
+
+
+_MAX_REMEMBERED_TEXT = 256  # characters
 
 
 def document_generator(seed: int, *, epoch: int, source: str, row: int, repeat: int) -> np.random.Generator:
@@ -246,7 +249,18 @@ class SampleEncoder:
         return whole[len(prefix) :] if whole[: len(prefix)] == prefix else self._tokenize(text)
 
     def _tokenize(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
+        if len(text) <= _MAX_REMEMBERED_TEXT:
+            return list(self._remembered_ids(text))
+        return _tokenize(self.tokenizer, text)
+
+    @cached_property
+    def _remembered_ids(self) -> Callable[[str], list[int]]:
+        """Ids of short texts: role strings, stock questions and answers come again and again."""
+        return lru_cache(maxsize=2**14)(partial(_tokenize, self.tokenizer))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The options alone; a worker process makes the rest anew."""
+        return {option.name: getattr(self, option.name) for option in fields(self)}
 
     def _count(self, pieces: Sequence[_TextPiece | _ImagePiece]) -> int:
         return sum(
@@ -363,6 +377,10 @@ class SampleEncoder:
     @cached_property
     def _assistant_prefix_ids(self) -> list[int]:
         return self._tokenize(self._conversation.assistant_prefix)
+
+
+def _tokenize(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
 
 
 def _place_images(record: Record) -> list[tuple[Role, str]]:

@@ -5,10 +5,12 @@ does the public implementation). A file that ends early is an error, never a hal
 """
 
 import hashlib
+import os
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
@@ -58,10 +60,20 @@ def resolve_image_path(
 def read_image_size(path: str | Path) -> tuple[int, int]:
     """(width, height) in pixels from the file's header, as stored (EXIF orientation not applied).
 
+    A file that has not changed since it was last read is not opened again.
+
     Raises:
         DataError: The file is missing, empty or no image.
     """
-    with _image_errors(path), Image.open(path) as image:
+    with _image_errors(path):
+        status = os.stat(path)
+        return _read_header(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=2**16)
+def _read_header(path: str | Path, mtime_ns: int, num_bytes: int) -> tuple[int, int]:
+    """Size of the version of the file that the time stamp and the number of bytes stand for."""
+    with Image.open(path) as image:
         return _check_size(path, image.size)
 
 

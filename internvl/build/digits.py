@@ -1,0 +1,59 @@
+"""Handwritten digits (8 x 8 pixels, 1,797 of them, shipped with scikit-learn): what an image needle shows.
+
+1,400 digits are for training and 397 for testing; which is which is drawn once and does not depend on any seed.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from internvl.errors import MissingDependencyError
+
+Split = Literal["train", "test"]
+NUM_TRAIN = 1400
+
+
+@dataclass(frozen=True)
+class Digit:
+    """One handwritten digit.
+
+    Attributes:
+        pixels: Grey values.
+        label: 0 to 9.
+    """
+
+    pixels: UInt8[np.ndarray, "8 8"]
+    label: int
+
+
+@cache
+def load_digits(split: Split) -> tuple[Digit, ...]:
+    """The digits of one split.
+
+    Raises:
+        MissingDependencyError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn import datasets
+    except ModuleNotFoundError:
+        raise MissingDependencyError("scikit-learn is not installed: pip install scikit-learn") from None
+    bunch = datasets.load_digits()
+    pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    order = list(range(len(pixels)))
+    Random("split of the digits").shuffle(order)
+    chosen = order[:NUM_TRAIN] if split == "train" else order[NUM_TRAIN:]
+    return tuple(Digit(pixels[index], int(bunch.target[index])) for index in chosen)
+
+
+def draw_pair(first: Digit, second: Digit, *, tile: int) -> Image.Image:
+    """Two digits side by side, each filling one tile: a grey image of 2 * tile x tile pixels."""
+    image = Image.new("L", (2 * tile, tile))
+    for column, digit in enumerate((first, second)):
+        scaled = Image.fromarray(digit.pixels).resize((tile, tile), Image.Resampling.BILINEAR)
+        image.paste(scaled, (column * tile, 0))
+    return image

@@ -1,0 +1,54 @@
+"""The words of the retrieval task: what a needle says, how it is asked for, what the answer is.
+
+A text needle names one value ("Remember mango.") and is asked for by its category ("Which fruit?"). A value belongs to
+exactly one category, so the needle is found by its content and not by where it stands; whoever knows the question only
+can guess one of the category's ten values. The needle does not name its category: that would be more text, and a decoy
+for the step that a small model finds hardest, to see which category was asked for last.
+
+An image needle shows two digits side by side and is asked for the first and for the second: that takes the order of the
+visual tokens, and so their positions.
+"""
+
+CATEGORIES: dict[str, tuple[str, ...]] = {
+    "fruit": ("apple", "mango", "lemon", "grape", "peach", "plum", "pear", "melon", "cherry", "fig"),
+    "animal": ("horse", "tiger", "sheep", "goat", "mouse", "camel", "zebra", "rabbit", "otter", "wolf"),
+    "tool": ("hammer", "saw", "drill", "wrench", "chisel", "axe", "rake", "shovel", "pliers", "ladder"),
+    "color": ("red", "blue", "green", "yellow", "purple", "brown", "black", "white", "pink", "gray"),
+    "metal": ("iron", "copper", "gold", "silver", "zinc", "tin", "nickel", "steel", "bronze", "brass"),
+    "drink": ("tea", "coffee", "milk", "water", "juice", "wine", "beer", "soda", "cocoa", "cider"),
+    "flower": ("rose", "tulip", "lily", "daisy", "iris", "lotus", "poppy", "orchid", "dahlia", "aster"),
+    "garment": ("hat", "coat", "shirt", "scarf", "glove", "sock", "boot", "belt", "skirt", "jacket"),
+}
+NUM_DIGITS = 10
+ORDINALS = ("first", "second")
+SHORT_ANSWER_SENTENCE = "Answer the question using a single word or phrase."  # what evaluation puts behind a question
+
+NEEDLE_TEMPLATE = "Remember {value}."
+CATEGORY_QUESTION = "Which {category}?"
+DIGIT_QUESTION = "Which digit is {ordinal}?"
+
+
+def write_needle(value: str) -> str:
+    """The sentence of a text needle."""
+    return NEEDLE_TEMPLATE.format(value=value)
+
+
+def ask_category(category: str) -> str:
+    """The question whose answer is the category's value."""
+    return CATEGORY_QUESTION.format(category=category)
+
+
+def ask_digit(ordinal: str) -> str:
+    """The question for the `first` or `second` digit of the image needle."""
+    return DIGIT_QUESTION.format(ordinal=ordinal)
+
+
+def list_values() -> list[str]:
+    """All values of all categories."""
+    return [value for values in CATEGORIES.values() for value in values]
+
+
+def list_words() -> list[str]:
+    """Every word that needles, questions and answers are made of, each once."""
+    words = [*CATEGORIES, *ORDINALS, "Remember", "Which", "digit", "is", *list_values()]
+    return [*words, *(str(digit) for digit in range(NUM_DIGITS))]

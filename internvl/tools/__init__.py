@@ -1,0 +1,1 @@
+"""Commands that make, check or convert checkpoints and data."""

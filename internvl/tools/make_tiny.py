@@ -1,0 +1,322 @@
+"""Make a tiny InternVL2 checkpoint with random weights.
+
+    python -m internvl.tools.make_tiny --out pretrained/InternVL2-Tiny
+
+The folder has the layout, config fields and parameter names of released InternVL2 checkpoints, so every command of this
+project takes it as it would take a real one. Default sizes and initial weights are a recipe that learns retrieval on a
+CPU in minutes: 56-pixel tiles, four visual tokens each, two layers of width 64 on either side.
+"""
+
+import argparse
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from internvl.build.folders import check_replaceable, is_finished, stage_folders, write_datasheet
+from internvl.build.tiny_tokenizer import train_tokenizer
+from internvl.errors import ConfigError, InternVLError
+from internvl.model.configuration_internvl_chat import InternLM2Config, InternVisionConfig, InternVLChatConfig
+from internvl.model.constants import IMG_CONTEXT_TOKEN
+from internvl.model.conversation import get_conversation
+from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
+
+logger = logging.getLogger(__name__)
+
+BUILDER = "internvl.tools.make_tiny"
+TEMPLATE = "internlm2-chat"
+_VISION_STD = 0.02
+# Where transformers' Auto classes find the code that save_pretrained copies beside the weights.
+_CHAT_AUTO_MAP = {
+    "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+    "AutoModel": "modeling_internvl_chat.InternVLChatModel",
+    "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
+}
+_DECODER_AUTO_MAP = {
+    "AutoConfig": "configuration_internvl_chat.InternLM2Config",
+    "AutoModel": "modeling_internlm2.InternLM2ForCausalLM",
+    "AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM",
+}
+
+
+@dataclass(frozen=True)
+class TinySpec:
+    """Sizes and initial weights.
+
+    Attributes:
+        seed: Of the weights.
+        vocab_size: All tokens, special ones included.
+        image_size: Side of a tile in pixels.
+        patch_size: Side of a patch in pixels.
+        max_dynamic_patch: Most tiles per image.
+        vision_hidden_size: Width of the vision tower.
+        vision_layers: Layers of the vision tower.
+        vision_heads: Attention heads of the vision tower.
+        vision_intermediate_size: MLP width of the vision tower.
+        hidden_size: Width of the decoder.
+        layers: Layers of the decoder.
+        heads: Query heads of the decoder.
+        kv_heads: Key and value heads of the decoder.
+        intermediate_size: SwiGLU width of the decoder.
+        bias: Biases in the decoder's attention (released checkpoints have none).
+        rope_theta: Base of the rotary angles.
+        rope_factor: Factor of dynamic NTK scaling.
+        max_position_embeddings: Positions beyond it are scaled when positions are `default`.
+        embedding_std: Standard deviation of token embeddings.
+        linear_std: Standard deviation of the decoder's linear layers.
+        head_std: Standard deviation of the output layer.
+    """
+
+    seed: int = 0
+    vocab_size: int = 896
+    image_size: int = 56
+    patch_size: int = 14
+    max_dynamic_patch: int = 64
+    vision_hidden_size: int = 64
+    vision_layers: int = 2
+    vision_heads: int = 4
+    vision_intermediate_size: int = 128
+    hidden_size: int = 64
+    layers: int = 2
+    heads: int = 2
+    kv_heads: int = 2
+    intermediate_size: int = 128
+    bias: bool = False
+    rope_theta: float = 10000.0
+    rope_factor: float = 2.0
+    max_position_embeddings: int = 512
+    embedding_std: float = 0.1
+    linear_std: float = 0.05
+    head_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("seed", "bias") and value <= 0:
+                raise ConfigError(f"{field.name} is {value}, expected more than 0")
+        for whole, part in (
+            ("image_size", "patch_size"),
+            ("vision_hidden_size", "vision_heads"),
+            ("hidden_size", "heads"),
+            ("heads", "kv_heads"),
+        ):
+            if getattr(self, whole) % getattr(self, part):
+                raise ConfigError(
+                    f"{whole} is {getattr(self, whole)}, expected a multiple of {part} ({getattr(self, part)})"
+                )
+        if self.image_size // self.patch_size % 2:
+            raise ConfigError(
+                f"a tile has {self.image_size // self.patch_size} patches a side, expected an even number"
+            )
+
+
+def build_config(spec: TinySpec, tokenizer: InternLM2Tokenizer) -> InternVLChatConfig:
+    """The config of the chat model, with the fields of released InternVL2 checkpoints.
+
+    No thumbnail: an image needle of two tiles shows two digits, and a thumbnail would show both at once, so that the
+    order of visual tokens would not be needed to answer.
+    """
+    vision = InternVisionConfig(
+        architectures=["InternVisionModel"],
+        image_size=spec.image_size,
+        patch_size=spec.patch_size,
+        hidden_size=spec.vision_hidden_size,
+        num_hidden_layers=spec.vision_layers,
+        num_attention_heads=spec.vision_heads,
+        intermediate_size=spec.vision_intermediate_size,
+        qkv_bias=True,
+        qk_normalization=False,
+        norm_type="layer_norm",
+        initializer_factor=1.0,
+    )
+    decoder = InternLM2Config(
+        architectures=["InternLM2ForCausalLM"],
+        vocab_size=len(tokenizer),
+        hidden_size=spec.hidden_size,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.kv_heads,
+        intermediate_size=spec.intermediate_size,
+        bias=spec.bias,
+        max_position_embeddings=spec.max_position_embeddings,
+        rope_theta=spec.rope_theta,
+        rope_scaling={"type": "dynamic", "factor": spec.rope_factor},
+        rms_norm_eps=1e-5,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        auto_map=dict(_DECODER_AUTO_MAP),
+    )
+    return InternVLChatConfig(
+        architectures=["InternVLChatModel"],
+        auto_map=dict(_CHAT_AUTO_MAP),
+        vision_config=vision,
+        llm_config=decoder,
+        select_layer=-1,
+        force_image_size=spec.image_size,
+        downsample_ratio=0.5,
+        template=TEMPLATE,
+        ps_version="v2",
+        dynamic_image_size=True,
+        use_thumbnail=False,
+        max_dynamic_patch=spec.max_dynamic_patch,
+        img_context_token_id=cast(int, tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN)),
+    )
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, spec: TinySpec) -> None:
+    """Draw all weights from a generator seeded by `spec.seed`, in the order of the parameters' names.
+
+    Decoder: normal with the spec's deviations. Vision tower and projector: uniform within 1 / sqrt(inputs), as torch
+    initialises linear layers; class token and positions normal with deviation 0.02. Norms and layer scales are 1,
+    their biases 0.
+    """
+    generator = torch.Generator().manual_seed(spec.seed)
+    parameters = dict(model.named_parameters())
+    for name in sorted(parameters):
+        _draw(name, parameters, spec, generator)
+
+
+def _draw(name: str, parameters: Mapping[str, nn.Parameter], spec: TinySpec, generator: torch.Generator) -> None:
+    parameter = parameters[name]
+    layer, _, kind = name.rpartition(".")
+    weight = parameters.get(f"{layer}.weight", parameter)
+    if name.startswith("language_model."):
+        _draw_decoder(name, parameter, spec, generator)
+    elif kind in ("class_embedding", "position_embedding"):
+        parameter.normal_(0.0, _VISION_STD, generator=generator)
+    elif kind in ("ls1", "ls2"):
+        parameter.fill_(1.0)
+    elif weight.dim() == 1:  # a norm
+        parameter.fill_(1.0 if kind == "weight" else 0.0)
+    else:
+        bound = 1 / math.sqrt(weight[0].numel())
+        parameter.uniform_(-bound, bound, generator=generator)
+
+
+def _draw_decoder(name: str, parameter: nn.Parameter, spec: TinySpec, generator: torch.Generator) -> None:
+    if name.endswith("bias"):
+        parameter.zero_()
+    elif parameter.dim() == 1:
+        parameter.fill_(1.0)
+    elif "tok_embeddings" in name:
+        parameter.normal_(0.0, spec.embedding_std, generator=generator)
+    elif name == "language_model.output.weight":
+        parameter.normal_(0.0, spec.head_std, generator=generator)
+    else:
+        parameter.normal_(0.0, spec.linear_std, generator=generator)
+
+
+def make_checkpoint(out: Path, spec: TinySpec, *, max_shard_size: str = "5GB", overwrite: bool = False) -> bool:
+    """Make the checkpoint folder `out`.
+
+    Args:
+        out: The folder; it appears only when it is complete.
+        spec: Sizes and weights.
+        max_shard_size: Largest weight file, for example `200KB`; weights that need more are split over several.
+        overwrite: Replace a folder that this tool made with other arguments.
+
+    Returns:
+        False when the finished folder was there already.
+
+    Raises:
+        DataError: `out` exists and may not be replaced.
+        ConfigError: A size is wrong.
+    """
+    arguments = {**asdict(spec), "max_shard_size": max_shard_size}
+    if is_finished(out, BUILDER, arguments):
+        return False
+    check_replaceable(out, BUILDER, arguments, overwrite=overwrite)
+    with stage_folders(out.parent, [Path(out.name)]) as staging:
+        folder = staging / out.name
+        folder.mkdir()
+        num_parameters = _write_checkpoint(folder, spec, max_shard_size)
+        (folder / "README.md").write_text(_write_card(spec, num_parameters), encoding="utf-8")
+        write_datasheet(folder, {"builder": BUILDER, "arguments": arguments, "num_parameters": num_parameters})
+    return True
+
+
+def _write_checkpoint(folder: Path, spec: TinySpec, max_shard_size: str) -> int:
+    tokenizer = train_tokenizer(folder, vocab_size=spec.vocab_size, template=TEMPLATE)
+    tokenizer.save_pretrained(folder)
+    model = InternVLChatModel(build_config(spec, tokenizer)).float()
+    initialise(model, spec)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    stop_id = tokenizer.convert_tokens_to_ids(get_conversation(TEMPLATE).stop_token)
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=[tokenizer.eos_token_id, stop_id],
+        pad_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _write_card(spec: TinySpec, num_parameters: int) -> str:
+    num_image_token = (spec.image_size // spec.patch_size) ** 2 // 4
+    return f"""# InternVL2-Tiny
+
+Random weights in the format of InternVL2 checkpoints, made by `python -m {BUILDER}` (seed {spec.seed}). This is not a
+released model and knows nothing: it is what a fine-tuning run on a CPU starts from.
+
+- {num_parameters:,} parameters, vocabulary {spec.vocab_size}
+- vision tower: {spec.vision_layers} layers of width {spec.vision_hidden_size}
+- decoder: {spec.layers} layers of width {spec.hidden_size}
+- tiles of {spec.image_size} x {spec.image_size} pixels, {num_image_token} visual tokens each, no thumbnail
+- tokenizer: sentencepiece BPE with the conventions of InternLM2, trained on documentation that ships with Python
+- weights are drawn, not trained; all arguments are in `datasheet.json`
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: one option per field of `TinySpec`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {BUILDER}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("pretrained/InternVL2-Tiny"),
+                        help="checkpoint folder to make (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--max_shard_size", default="5GB",
+                        help="largest weight file, for example 200KB (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true",
+                        help="replace a folder that this command made with other arguments")  # fmt: skip
+    descriptions = _read_attributes(TinySpec)
+    for field in fields(TinySpec):
+        text = f"{descriptions.get(field.name, field.name)} (default: %(default)s)"
+        if field.type is bool:
+            parser.add_argument(f"--{field.name}", action="store_true", help=text)
+        else:
+            parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default, help=text)
+    return parser
+
+
+def _read_attributes(record: type) -> dict[str, str]:
+    """The `Attributes:` section of a docstring, as {name: description}."""
+    lines = (record.__doc__ or "").partition("Attributes:")[2].strip().splitlines()
+    pairs = (line.strip().split(": ", 1) for line in lines if ": " in line)
+    return {name: text.rstrip(".") for name, text in pairs}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit code."""
+    arguments = vars(build_parser().parse_args(argv))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    out, max_shard_size, overwrite = (arguments.pop(name) for name in ("out", "max_shard_size", "overwrite"))
+    try:
+        made = make_checkpoint(out, TinySpec(**arguments), max_shard_size=max_shard_size, overwrite=overwrite)
+    except InternVLError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    logger.info("%s: %s", out, "written" if made else "already there, nothing to do")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
