@@ -1,12 +1,13 @@
 """A long context: needles at random depths in a haystack of images, with a little real text in between.
 
-    <image>  Remember mango.  <image>   <image>                 Remember saw. A filler sentence.  <image> ...
-    12 tiles text needle      9 tiles   2 tiles: image needle   text needle   other text          15 tiles
+    <image>  Note "mango".  <image>   <image>                 Note "saw".  A filler sentence.  <image> ...
+    12 tiles text needle    9 tiles   2 tiles: image needle   text needle  other text         15 tiles
 
 Longer contexts have more tiles per image, not more images or more text. Text advances the position by 1 per token
 whatever the stride of visual tokens is, so only this makes "long" mean "many visual tokens".
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -213,7 +214,7 @@ def check_context(context: Context) -> None:
     Raises:
         DataError: It does not.
     """
-    words = context.text.replace(IMAGE_PLACEHOLDER, " ").replace(".", " ").split()
+    words = re.findall(r"\w+", context.text.replace(IMAGE_PLACEHOLDER, " "))
     for needle in context.text_needles:
         if words.count(needle.value) != 1 or needle.category in words:
             raise DataError(

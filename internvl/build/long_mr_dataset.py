@@ -284,7 +284,7 @@ Multimodal retrieval in long contexts, made by `python -m {BUILDER}` (seed {spec
 `datasheet.json`).
 
 - haystack: crops of photographs that scikit-learn and scikit-image ship, up to {spec.max_num} tiles per image
-- needles: sentences such as "Remember mango." ({spec.num_text_needles} in a test context, {train_needles} in a training
+- needles: sentences such as `Note "mango".` ({spec.num_text_needles} in a test context, {train_needles} in a training
   context), and one image of two handwritten digits side by side (scikit-learn's digits)
 - filler sentences: documentation that ships with Python
 

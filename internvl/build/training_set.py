@@ -1,7 +1,7 @@
 """Training samples in V2PE-Data's form: the context stands in the first turn, then question after question.
 
     {"id": ..., "image": ["haystack/4x3_000.jpg", ...],
-     "conversations": [{"from": "human", "value": "<image>Remember mango.<image>...\\nWhich fruit?\\nAnswer ..."},
+     "conversations": [{"from": "human", "value": "<image>Note \\"mango\\".<image>...\\nWhich fruit?\\nAnswer ..."},
                        {"from": "gpt", "value": "mango"}, {"from": "human", "value": "Which digit is first?..."}, ...]}
 
 Questions are phrased as evaluation phrases them, with the same closing sentence.

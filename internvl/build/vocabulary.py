@@ -1,12 +1,13 @@
 """The words of the retrieval task: what a needle says, how it is asked for, what the answer is.
 
-A text needle names one value ("Remember mango.") and is asked for by its category ("Which fruit?"). A value belongs to
+A text needle shows one value (`Note "mango".`) and is asked for by its category ("Which fruit?"). A value belongs to
 exactly one category, so the needle is found by its content and not by where it stands; whoever knows the question only
-can guess one of the category's ten values. The needle does not name its category: that would be more text, and a decoy
-for the step that a small model finds hardest, to see which category was asked for last.
+can guess one of the category's ten values. The needle does not name its category: that would be a decoy for the step
+that a small model finds hardest, to see which category was asked for last. The value stands in quotes so that it is
+the same token there and in the answer, where no space precedes it.
 
-An image needle shows two digits side by side and is asked for the first and for the second: that takes the order of the
-visual tokens, and so their positions.
+An image needle shows two digits side by side and is asked for the first and for the second: that takes the order of
+the visual tokens, and so their positions.
 """
 
 CATEGORIES: dict[str, tuple[str, ...]] = {
@@ -23,7 +24,7 @@ NUM_DIGITS = 10
 ORDINALS = ("first", "second")
 SHORT_ANSWER_SENTENCE = "Answer the question using a single word or phrase."  # what evaluation puts behind a question
 
-NEEDLE_TEMPLATE = "Remember {value}."
+NEEDLE_TEMPLATE = 'Note "{value}".'
 CATEGORY_QUESTION = "Which {category}?"
 DIGIT_QUESTION = "Which digit is {ordinal}?"
 
@@ -50,5 +51,5 @@ def list_values() -> list[str]:
 
 def list_words() -> list[str]:
     """Every word that needles, questions and answers are made of, each once."""
-    words = [*CATEGORIES, *ORDINALS, "Remember", "Which", "digit", "is", *list_values()]
+    words = [*CATEGORIES, *ORDINALS, "Note", "Which", "digit", "is", *list_values()]
     return [*words, *(str(digit) for digit in range(NUM_DIGITS))]

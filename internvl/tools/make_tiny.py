@@ -70,9 +70,8 @@ class TinySpec:
         rope_theta: Base of the rotary angles.
         rope_factor: Factor of dynamic NTK scaling.
         max_position_embeddings: Positions beyond it are scaled when positions are `default`.
-        embedding_std: Standard deviation of token embeddings.
+        embedding_std: Standard deviation of token embeddings and of the output layer, which starts as their copy.
         linear_std: Standard deviation of the decoder's linear layers.
-        head_std: Standard deviation of the output layer.
     """
 
     seed: int = 0
@@ -95,7 +94,6 @@ class TinySpec:
     max_position_embeddings: int = 512
     embedding_std: float = 0.1
     linear_std: float = 0.05
-    head_std: float = 0.02
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -184,6 +182,9 @@ def initialise(model: nn.Module, spec: TinySpec) -> None:
     parameters = dict(model.named_parameters())
     for name in sorted(parameters):
         _draw(name, parameters, spec, generator)
+    # Retrieval is copying: with the output layer a copy of the embeddings, what attention fetches is already readable.
+    output, embeddings = (parameters[f"language_model.{name}.weight"] for name in ("output", "model.tok_embeddings"))
+    output.copy_(embeddings)
 
 
 def _draw(name: str, parameters: Mapping[str, nn.Parameter], spec: TinySpec, generator: torch.Generator) -> None:
@@ -210,8 +211,6 @@ def _draw_decoder(name: str, parameter: nn.Parameter, spec: TinySpec, generator:
         parameter.fill_(1.0)
     elif "tok_embeddings" in name:
         parameter.normal_(0.0, spec.embedding_std, generator=generator)
-    elif name == "language_model.output.weight":
-        parameter.normal_(0.0, spec.head_std, generator=generator)
     else:
         parameter.normal_(0.0, spec.linear_std, generator=generator)
 

@@ -38,10 +38,10 @@ def draw(num_tiles, seed, **options):
 
 def test_text_has_a_placeholder_per_image_and_ends_with_a_line_break():
     context = Context((HaystackImage("a.jpg", 12), MANGO, Filler("Case is significant."), DIGITS))
-    assert context.text == "<image>Remember mango. Case is significant.<image>\n"
+    assert context.text == '<image>Note "mango". Case is significant.<image>\n'
     assert context.images == ["a.jpg", "needle.png"]
     assert context.tiles_per_image == [12, 2]
-    assert write_parts(context.parts_before(DIGITS)) == "<image>Remember mango. Case is significant."
+    assert write_parts(context.parts_before(DIGITS)) == '<image>Note "mango". Case is significant.'
 
 
 @pytest.mark.parametrize("num_tiles", [0, 1, 5, 32, 100, 256])

@@ -7,7 +7,7 @@ from internvl.model.conversation import get_conversation
 from internvl.model.registration import load_tokenizer
 
 TEXTS = (
-    "Remember mango. Remember saw.",
+    'Note "mango". Note "saw".',
     " two  spaces\tand a tab \n\n",
     "naïve 中文 😀 bytes",
     SHORT_ANSWER_SENTENCE,

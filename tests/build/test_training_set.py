@@ -51,7 +51,7 @@ def test_every_needle_is_asked_once_and_answered_from_the_context():
             value = answer["value"]
             assert value not in question
             if "digit" not in question:
-                assert context.count(f"Remember {value}.") == 1
+                assert context.count(f'Note "{value}".') == 1
 
 
 def test_digit_answers_follow_the_needle_image():

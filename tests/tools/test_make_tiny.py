@@ -95,11 +95,11 @@ def test_weights_follow_the_recipe(model):
         "language_model.model.tok_embeddings.weight": 0.1,
         "language_model.model.layers.0.attention.wqkv.weight": 0.05,
         "language_model.model.layers.1.feed_forward.w2.weight": 0.05,
-        "language_model.output.weight": 0.02,
         "vision_model.embeddings.position_embedding": 0.02,
     }
     for name, std in stds.items():
         assert weights[name].std().item() == pytest.approx(std, rel=0.1), name
+    assert torch.equal(weights["language_model.output.weight"], weights["language_model.model.tok_embeddings.weight"])
     assert weights["mlp1.1.weight"].abs().max().item() == pytest.approx(1 / 16, rel=0.02)
     assert torch.equal(weights["vision_model.encoder.layers.0.ls1"], torch.ones(64))
     assert torch.equal(weights["vision_model.encoder.layers.0.norm1.weight"], torch.ones(64))
@@ -128,7 +128,7 @@ def test_folder_carries_its_code(folder, model):
         assert torch.equal(weight, loaded.get_parameter(name)), name
     assert AutoConfig.from_pretrained(folder, trust_remote_code=True).force_image_size == 56
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    text = "<|im_start|>user\nRemember mango."
+    text = '<|im_start|>user\nNote "mango".'
     assert tokenizer(text)["input_ids"] == load_tokenizer(folder)(text)["input_ids"]
 
 
