@@ -82,6 +82,9 @@ step "5/5 report"
     --title "V2PE in miniature: retrieval beyond the training length"
 
 echo
+echo "What small visual strides change (32, 64, 128 and 256 haystack tiles; 32 is the pretraining length):"
+"$PYTHON" -m eval.compare "$WORK/report.json"
+echo
 echo "checkpoint  $WORK/finetune"
 for folder in $folders; do
     for plot in "$folder"/mm_niah/*/heatmap.png; do echo "heat-map    $plot"; done

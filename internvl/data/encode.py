@@ -42,7 +42,6 @@ from internvl.model.constants import (
 from internvl.model.conversation import get_conversation, neutralise_special_tokens
 from internvl.model.v2pe import RANDOM_STRIDES, check_stride, stride_to_units
 
-
 _MAX_REMEMBERED_TEXT = 256  # characters
 
 

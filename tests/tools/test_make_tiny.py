@@ -1,15 +1,19 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from internvl.errors import ConfigError, DataError
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
 from internvl.tools import make_tiny
 from internvl.tools.make_tiny import TinySpec, make_checkpoint
+
+TURN = '<|im_start|>user\nNote "mango".'
 
 
 @pytest.fixture(scope="module")
@@ -120,16 +124,25 @@ def test_generation_config_stops_at_the_end_of_a_turn(folder):
     assert GenerationConfig.from_pretrained(folder).eos_token_id == [2, stop]
 
 
-def test_folder_carries_its_code(folder, model):
-    loaded = AutoModel.from_pretrained(folder, trust_remote_code=True)
-    assert type(loaded).__name__ == "InternVLChatModel"
-    assert type(loaded) is not InternVLChatModel
-    for name, weight in model.named_parameters():
-        assert torch.equal(weight, loaded.get_parameter(name)), name
-    assert AutoConfig.from_pretrained(folder, trust_remote_code=True).force_image_size == 56
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    text = '<|im_start|>user\nNote "mango".'
-    assert tokenizer(text)["input_ids"] == load_tokenizer(folder)(text)["input_ids"]
+def test_folder_carries_its_code(folder, model, tmp_path):
+    """In a process that cannot import this package, so that only the folder's own files can serve."""
+    code = (
+        "import json, sys; sys.modules['internvl'] = None\n"
+        "from transformers import AutoConfig, AutoModel, AutoTokenizer\n"
+        f"load = dict(pretrained_model_name_or_path={str(folder)!r}, trust_remote_code=True)\n"
+        "model, tokenizer = AutoModel.from_pretrained(**load), AutoTokenizer.from_pretrained(**load)\n"
+        f"print(json.dumps([type(model).__name__, AutoConfig.from_pretrained(**load).force_image_size,"
+        f" tokenizer({TURN!r})['input_ids'], sum(float(p.double().sum()) for p in model.parameters())]))"
+    )
+    environment = {"HF_MODULES_CACHE": str(tmp_path), "PATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    name, image_size, ids, total = json.loads(done.stdout.splitlines()[-1])
+    assert (name, image_size) == ("InternVLChatModel", 56)
+    assert ids == load_tokenizer(folder)(TURN)["input_ids"]
+    assert total == pytest.approx(sum(float(p.double().sum()) for p in model.parameters()))
 
 
 def test_larger_weights_are_sharded(folder, tmp_path):
