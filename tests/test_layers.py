@@ -20,7 +20,7 @@ ALLOWED = {
     "eval/core": {"eval.core", "internvl.errors"},
     "eval/tasks": {"eval.tasks", "eval.core", "eval.metrics", "internvl.errors", "internvl.model.constants"},
 }
-OUTSIDE_OF_THE_MODEL = {"torch", "transformers", "einops", "internvl"}
+OUTSIDE_OF_THE_MODEL = {"torch", "transformers", "internvl"}
 
 
 def imported_modules(path):

@@ -1,6 +1,6 @@
 """What is computed: InternVL2 with V2PE.
 
-The folder needs torch, transformers and einops only and uses relative imports, so that `save_pretrained` can copy it
+The folder needs torch and transformers only and uses relative imports, so that `save_pretrained` can copy it
 beside a checkpoint and `AutoModel.from_pretrained(..., trust_remote_code=True)` loads it anywhere. Importing the
 package loads nothing else: the names below are found when they are first asked for.
 `internvl.model.registration.register_auto_classes` makes the Auto classes know the model.

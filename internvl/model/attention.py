@@ -62,7 +62,7 @@ def register_attention(name: str, function: AttentionFunction) -> None:
     """Make `function` selectable as `attn_implementation=name` in our decoder and in those of transformers."""
     _ATTENTION[name] = function
     AttentionInterface.register(name, _as_interface(function))
-    AttentionMaskInterface.register(name, _no_mask)
+    AttentionMaskInterface.register(name, _padding_mask)
 
 
 def attend(
@@ -84,6 +84,11 @@ def attend(
     if function is None:
         raise ConfigError(f"unknown attention {name!r}; registered: {sorted(map(str, _ATTENTION))}")
     return function(query, key, value, scaling=scaling, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
+
+
+def is_registered(name: str | None) -> bool:
+    """Whether `name` was registered here (and was not just filled in by transformers)."""
+    return name in _ATTENTION
 
 
 def packed_sdpa(
@@ -180,15 +185,17 @@ def real_span(mask: Tensor) -> tuple[int, int]:
 def _as_interface(function: AttentionFunction) -> Callable:
     def interface(module, query, key, value, attention_mask, scaling=None, dropout=0.0, cu_seqlens=None, **kwargs):
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        # Rotation in float32 leaves queries and keys in float32; the kernels want one dtype.
+        query, key = query.to(value.dtype), key.to(value.dtype)
         out = function(query, key, value, scaling=scaling, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
         return out.transpose(1, 2), None
 
     return interface
 
 
-def _no_mask(*args, **kwargs) -> None:
-    """Our attention functions need no mask tensor."""
-    return None
+def _padding_mask(*args, attention_mask: Tensor | None = None, **kwargs) -> Tensor | None:
+    """What our attention functions want of transformers' mask code: (batch, key_length) padding, no square mask."""
+    return attention_mask
 
 
 _ATTENTION: dict[str | None, AttentionFunction] = {DEFAULT_ATTENTION: packed_sdpa}

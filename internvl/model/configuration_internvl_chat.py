@@ -8,7 +8,7 @@ code; they are accepted and dropped.
 import math
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, LlamaConfig, Phi3Config, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from .errors import ConfigError
 from .v2pe import RANDOM_STRIDES, check_version
@@ -249,11 +249,22 @@ def _vision_config(config: InternVisionConfig | dict | None) -> InternVisionConf
     return InternVisionConfig(**(config or {}))
 
 
+_LLM_CONFIGS: dict[str, type[PretrainedConfig]] = {
+    "InternLM2ForCausalLM": InternLM2Config,
+    "LlamaForCausalLM": LlamaConfig,
+    "Qwen2ForCausalLM": Qwen2Config,
+    "Qwen3ForCausalLM": Qwen3Config,
+    "Phi3ForCausalLM": Phi3Config,
+}
+
+
 def _llm_config(config: PretrainedConfig | dict | None) -> PretrainedConfig:
     if isinstance(config, PretrainedConfig):
         return config
     fields = dict(config or {})
     architecture = (fields.get("architectures") or ["InternLM2ForCausalLM"])[0]
-    if architecture != "InternLM2ForCausalLM":
-        raise ConfigError(f"llm_config.architectures[0] is {architecture!r}; supported: InternLM2ForCausalLM")
-    return InternLM2Config(**fields)
+    if architecture not in _LLM_CONFIGS:
+        raise ConfigError(f"llm_config.architectures[0] is {architecture!r}; supported: {', '.join(_LLM_CONFIGS)}")
+    fields.pop("attn_implementation", None)
+    fields.pop("rope_pos_id_version", None)
+    return _LLM_CONFIGS[architecture](**fields)

@@ -6,7 +6,6 @@ names are those of released InternVL2 checkpoints.
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -71,7 +70,7 @@ class InternVisionEmbeddings(nn.Module):
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         height, width = patches.shape[-2:]
         classes = self.class_embedding.expand(len(patches), -1, -1).to(patches.dtype)
-        states = torch.cat([classes, rearrange(patches, "n c h w -> n (h w) c")], dim=1)
+        states = torch.cat([classes, patches.flatten(2).transpose(1, 2)], dim=1)
         return states + self._positions(height, width).to(states.dtype)
 
     def _positions(self, height: int, width: int) -> Tensor:
@@ -84,9 +83,9 @@ def resize_position_embedding(embedding: Tensor, size: tuple[int, int]) -> Tenso
     """Resize learned positions to another patch grid: (1, 1 + n*n, hidden) -> (1, 1 + height*width, hidden)."""
     class_position, grid_positions = embedding[:, :1], embedding[:, 1:]
     side = int(grid_positions.shape[1] ** 0.5)
-    image = rearrange(grid_positions.float(), "1 (h w) c -> 1 c h w", h=side)
+    image = grid_positions.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
     image = F.interpolate(image, size=size, mode="bicubic", align_corners=False)
-    return torch.cat([class_position, rearrange(image, "1 c h w -> 1 (h w) c").to(embedding.dtype)], dim=1)
+    return torch.cat([class_position, image.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)
 
 
 class InternAttention(nn.Module):
@@ -113,10 +112,10 @@ class InternAttention(nn.Module):
         if self.qk_normalization:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = (
-            rearrange(states, "n s (h d) -> n h s d", h=self.num_heads) for states in (query, key, value)
+            states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for states in (query, key, value)
         )
         out = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
-        return self.proj(rearrange(out, "n h s d -> n s (h d)"))
+        return self.proj(out.transpose(1, 2).flatten(2))
 
 
 class InternMLP(nn.Module):

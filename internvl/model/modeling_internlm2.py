@@ -12,7 +12,6 @@ positions are V2PE's and are never scaled.
 from typing import cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
@@ -22,8 +21,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from .attention import attend
 from .configuration_internvl_chat import InternLM2Config
-from .loss import shift_targets, weighted_cross_entropy
-from .v2pe import apply_rotary, next_position, ntk_base, rotary_tables
+from .language_models import WholePositionsMixin
+from .v2pe import apply_rotary, ntk_base, rotary_tables
 
 
 class InternLM2RMSNorm(nn.Module):
@@ -67,8 +66,9 @@ class InternLM2Attention(nn.Module):
         past_key_values: Cache | None,
     ) -> Tensor:
         """(batch, length, hidden) -> same."""
-        groups = rearrange(self.wqkv(hidden_states), "b s (g n d) -> b g n s d", g=self.num_kv_heads, d=self.head_dim)
-        query = rearrange(groups[:, :, :-2], "b g n s d -> b (g n) s d")
+        heads = self.wqkv(hidden_states).unflatten(-1, (self.num_kv_heads, -1, self.head_dim))
+        groups = heads.permute(0, 2, 3, 1, 4)  # (batch, kv heads, queries + key + value, length, head_dim)
+        query = groups[:, :, :-2].flatten(1, 2)
         query = apply_rotary(query, *rotary)
         key = apply_rotary(groups[:, :, -2], *rotary)
         value = groups[:, :, -1]
@@ -83,7 +83,7 @@ class InternLM2Attention(nn.Module):
             cu_seqlens=cu_seqlens,
             attention_mask=attention_mask,
         )
-        return self.wo(rearrange(out, "b h s d -> b s (h d)"))
+        return self.wo(out.transpose(1, 2).flatten(2))
 
 
 class InternLM2MLP(nn.Module):
@@ -263,7 +263,7 @@ def _ordinary_positions(
     return positions.masked_fill(attention_mask == 0, 1)[:, -length:]
 
 
-class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
+class InternLM2ForCausalLM(WholePositionsMixin, InternLM2PreTrainedModel, GenerationMixin):
     """The decoder with its output layer (not tied to the embeddings)."""
 
     _auto_class = "AutoModelForCausalLM"
@@ -298,34 +298,21 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
         use_cache: bool | None = None,
-        cu_seqlens: Tensor | None = None,
-        rope_lengths: Tensor | int | None = None,
-        loss_weight: Tensor | None = None,
-        loss_denominator: Tensor | float | None = None,
         logits_to_keep: int = 0,
-        return_logits: bool | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """Logits and, with `labels`, the loss.
+        """Logits in float32.
 
         Args:
-            input_ids: As in `InternLM2Model.forward`, like all arguments up to `rope_lengths`.
+            input_ids: As in `InternLM2Model.forward`, like all arguments up to `use_cache`.
             attention_mask: See there.
             position_ids: See there.
             past_key_values: See there.
             inputs_embeds: See there.
-            labels: (batch, length) int64, -100 where not supervised.
             use_cache: See there.
-            cu_seqlens: See there.
-            rope_lengths: See there.
-            loss_weight: (batch, length) weight of every label; None: 1 each.
-            loss_denominator: What the weighted sum is divided by; None: the sum of the weights in this call.
             logits_to_keep: Logits of the last n positions only; 0: of all.
-            return_logits: None: logits are made unless this is a training step (labels given, training mode), which
-                has no use for them.
-            **kwargs: Passed on.
+            **kwargs: `cu_seqlens` and `rope_lengths`, see there.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -334,21 +321,10 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            cu_seqlens=cu_seqlens,
-            rope_lengths=rope_lengths,
             **kwargs,
         )
-        hidden_states = outputs.last_hidden_state
-        loss = None
-        if labels is not None:
-            targets, weights = shift_targets(labels, loss_weight)
-            loss = weighted_cross_entropy(
-                hidden_states, self.output.weight, targets, weights, denominator=loss_denominator
-            )
-        if return_logits is None:
-            return_logits = labels is None or not self.training
-        logits = self.output(hidden_states[:, -logits_to_keep:]).float() if return_logits else None
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+        logits = self.output(outputs.last_hidden_state[:, -logits_to_keep:]).float()
+        return CausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
@@ -361,12 +337,3 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
             mask = model_kwargs.get("attention_mask")
             num_padding = 0 if mask is None else (mask == 0).sum(dim=1)
             model_kwargs["rope_lengths"] = torch.as_tensor(max_cache_length + 1 - num_padding)
-
-    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, is_encoder_decoder=False, num_new_tokens=1):
-        """The n-th generated token sits at ceil(last prompt position) + n, also behind a fractional position."""
-        positions = model_kwargs.get("position_ids")
-        if positions is not None and positions.is_floating_point():
-            # The parent appends last + 1, last + 2, ...: give it a whole number to start from.
-            whole = next_position(positions[..., -1:]) - 1
-            model_kwargs["position_ids"] = torch.cat([positions[..., :-1], whole], dim=-1)
-        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder, num_new_tokens)

@@ -11,19 +11,20 @@ Positions are made here, once per forward, from the ids and one stride per image
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .attention import register_builtin_attention
-from .configuration_internvl_chat import InternLM2Config, InternVLChatConfig
+from .configuration_internvl_chat import InternVLChatConfig
 from .constants import IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
 from .conversation import Role, get_conversation, neutralise_special_tokens
 from .errors import ConfigError
+from .language_models import KeyCastingCache, build_native_decoder
+from .loss import shift_targets, weighted_cross_entropy
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
 from .v2pe import Strides, build_position_ids, check_stride, draw_strides, units_to_strides
@@ -54,7 +55,7 @@ class InternVLChatModel(PreTrainedModel):
         register_builtin_attention()
         super().__init__(config)
         self.vision_model = InternVisionModel(config.vision_config)
-        self.language_model = InternLM2ForCausalLM(cast(InternLM2Config, config.llm_config))
+        self.language_model = build_language_model(config.llm_config)
         vision_width = config.vision_config.hidden_size * round(1 / config.downsample_ratio) ** 2
         text_width = config.llm_config.hidden_size
         self.mlp1 = nn.Sequential(
@@ -102,7 +103,7 @@ class InternVLChatModel(PreTrainedModel):
         """Visual tokens of tiles: (tiles, 3, S, S) -> (tiles, T, D)."""
         states = self.vision_model(pixel_values, select_layer=self.config.select_layer)[:, 1:]
         side = math.isqrt(states.shape[1])
-        grid = rearrange(states, "n (h w) c -> n h w c", h=side)
+        grid = states.unflatten(1, (side, side))
         return self.mlp1(pixel_shuffle(grid, self.config.downsample_ratio, self.config.ps_version).flatten(1, 2))
 
     def _embed(
@@ -237,7 +238,7 @@ class InternVLChatModel(PreTrainedModel):
             image_flags: (tiles,) 1 for real tiles; tiles with 0 are left out.
             past_key_values: Cache of transformers.
             labels: (batch, length) int64, -100 where not supervised.
-            use_cache: Return a cache.
+            use_cache: Make a cache when none is given, and return it.
             cu_seqlens: (documents + 1,) borders of the documents of a packed row (batch of one).
             image_strides: (images,) int64 in units of 1/65536, see `build_positions`.
             visual_features: (tiles, T, D) from `extract_feature`, instead of `pixel_values`.
@@ -266,21 +267,31 @@ class InternVLChatModel(PreTrainedModel):
                 rope_pos_id_version=rope_pos_id_version,
                 rope_pos_id_stride=rope_pos_id_stride,
             )
-        return self.language_model(
+        if position_ids is not None and position_ids.shape[-1] != input_ids.shape[-1]:
+            raise ValueError(f"position_ids has {position_ids.shape[-1]} positions for {input_ids.shape[-1]} tokens")
+        if use_cache and past_key_values is None:
+            past_key_values = KeyCastingCache()
+        decoder: Any = self.language_model.model
+        outputs = decoder(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            labels=labels,
-            use_cache=use_cache,
+            use_cache=past_key_values is not None,
             cu_seqlens=cu_seqlens,
             rope_lengths=rope_lengths,
-            loss_weight=loss_weight,
-            loss_denominator=loss_denominator,
-            logits_to_keep=logits_to_keep,
-            return_logits=return_logits,
             **kwargs,
         )
+        hidden_states = outputs.last_hidden_state
+        head: Any = self.get_output_embeddings()
+        loss = None
+        if labels is not None:
+            targets, weights = shift_targets(labels, loss_weight)
+            loss = weighted_cross_entropy(hidden_states, head.weight, targets, weights, denominator=loss_denominator)
+        if return_logits is None:
+            return_logits = labels is None or not self.training
+        logits = head(hidden_states[:, -logits_to_keep:]).float() if return_logits else None
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
 
     # -------------------------------------------------------------------------------------------------- generation
 
@@ -308,6 +319,8 @@ class InternVLChatModel(PreTrainedModel):
             raise ValueError("generate needs input_ids")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        if generate_kwargs.get("use_cache", True):
+            generate_kwargs.setdefault("past_key_values", KeyCastingCache())
         if position_ids is None:
             position_ids = self.build_positions(
                 input_ids,
@@ -316,7 +329,7 @@ class InternVLChatModel(PreTrainedModel):
                 rope_pos_id_version=rope_pos_id_version,
                 rope_pos_id_stride=rope_pos_id_stride,
             )
-        return self.language_model.generate(  # type: ignore[misc,return-value]
+        return self.language_model.generate(
             inputs_embeds=self._embed(input_ids, pixel_values, image_flags, visual_features),
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -410,6 +423,16 @@ class InternVLChatModel(PreTrainedModel):
         return (answer, [*history, (question, answer)]) if return_history else answer
 
 
+def build_language_model(config: Any) -> Any:
+    """The decoder that a config describes.
+
+    Raises:
+        ConfigError: Its architecture is not supported.
+    """
+    # By name: code that a checkpoint carries may hold a second copy of the config class.
+    return InternLM2ForCausalLM(config) if config.model_type == "internlm2" else build_native_decoder(config)
+
+
 def pixel_shuffle(grid: Tensor, ratio: float, version: str) -> Tensor:
     """Fold neighbouring patches into channels.
 
@@ -420,8 +443,9 @@ def pixel_shuffle(grid: Tensor, ratio: float, version: str) -> Tensor:
             and width swapped, as the first release had it.
     """
     factor = round(1 / ratio)
-    layout = "n (h a) (w b) c -> n h w (a b c)" if version == "v2" else "n (h a) (w b) c -> n w h (a b c)"
-    return rearrange(grid, layout, a=factor, b=factor)
+    blocks = grid.unflatten(2, (-1, factor)).unflatten(1, (-1, factor))  # (n, h, a, w, b, c)
+    order = (0, 1, 3, 2, 4, 5) if version == "v2" else (0, 3, 1, 2, 4, 5)
+    return blocks.permute(order).flatten(3)
 
 
 def merge_visual_features(embeds: Tensor, visual: Tensor, features: Tensor | None) -> Tensor:

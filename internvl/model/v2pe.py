@@ -16,7 +16,7 @@ integers in units of 1/65536 (`STRIDE_UNITS`): training frameworks cast float te
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import TypeAlias
 
@@ -28,6 +28,7 @@ from .errors import ConfigError
 ROPE_POS_ID_VERSIONS = ("default", "v2pe_fix", "v2pe_rnd")
 RANDOM_STRIDES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 STRIDE_UNITS = 65536
+_BLOCK = 65536  # tokens whose positions fit into a processor cache
 
 Stride: TypeAlias = int | float | Fraction
 Strides: TypeAlias = Stride | Sequence[Stride] | Tensor | None
@@ -107,31 +108,28 @@ def build_position_ids(
     ids = input_ids.reshape(-1)
     valid = None if attention_mask is None else attention_mask.reshape(-1).bool()
     starts = document_starts(input_ids, cu_seqlens)
-
     visual = ids == image_token_id
     if valid is not None:
         visual &= valid
-    span_start, span_end = find_image_spans(visual, starts)
-    span_length = span_end - span_start
-    span_strides = strides_per_image(strides, len(span_start), num_image_token).to(ids.device)
 
-    # `reach` counts whole positions: 1 for a text token, the whole span of an image at its last visual token.
-    step = (~visual).to(torch.int64)
+    # All decisions are made per run (text, image or padding): its stride, and how many whole positions it takes.
+    run_start = find_run_starts(visual, valid, starts)
+    run_length = torch.diff(run_start, append=run_start.new_tensor([len(ids)]))
+    image = visual[run_start].nonzero().squeeze(1)
+    image_strides = strides_per_image(strides, len(image), num_image_token).to(ids.device)
+    run_stride = torch.full_like(run_start, num_image_token, dtype=torch.float64)
+    run_stride[image] = image_strides
+    advance = run_length.clone()
+    advance[image] = _ceil_advance(run_length[image], image_strides, num_image_token, _inexact_strides(strides))
     if valid is not None:
-        step *= valid
-    step[span_end - 1] = _ceil_advance(span_length, span_strides, num_image_token)
-    reach = step.cumsum(0)
-    lengths = torch.diff(torch.cat([starts, starts.new_tensor([len(ids)])]))
-    reach_before = torch.repeat_interleave(reach[starts] - step[starts], lengths)
-    positions = (reach - reach_before - 1).to(torch.float64)
+        advance *= valid[run_start]
 
-    if len(span_start):
-        anchor = reach[span_start] - reach_before[span_start] - 1  # position of the token in front of the image
-        anchor -= step[span_start]  # an image of one token carries its advance on that token
-        visual_index = visual.nonzero().squeeze(1)
-        order = visual_index - torch.repeat_interleave(span_start, span_length) + 1  # k = 1, 2, ...
-        offset = order.to(torch.float64) * torch.repeat_interleave(span_strides, span_length) / num_image_token
-        positions[visual_index] = torch.repeat_interleave(anchor, span_length) + offset
+    # Position in front of every run: what the runs before it took, counted from the start of its document.
+    taken = advance.cumsum(0) - advance
+    document = torch.searchsorted(starts, run_start, right=True) - 1
+    anchor = taken - taken[torch.searchsorted(run_start, starts)][document] - 1
+
+    positions = _spread_runs(run_start, run_length, anchor, run_stride, num_image_token)
     if valid is not None:
         positions.masked_fill_(~valid, 1.0)
     return positions.reshape(input_ids.shape)
@@ -157,24 +155,48 @@ def document_starts(input_ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     return starts[borders.diff() > 0]
 
 
-def find_image_spans(visual: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """Runs of visual tokens, never across a document border.
+def find_run_starts(visual: Tensor, valid: Tensor | None, starts: Tensor) -> Tensor:
+    """Cut a row into runs of one kind (visual tokens, other tokens, padding), never across a document border.
+
+        token  <pad> <pad>  a  <img>  v1  v2  v3  v4  </img>  b
+        run      0     0    1    1    2   2   2   2     3     3
 
     Args:
-        visual: (tokens,) bool.
+        visual: (tokens,) bool, false on padding.
+        valid: (tokens,) bool, false on padding; None without padding.
         starts: First token of every document.
 
     Returns:
-        (first, last + 1) index of every run, int64.
+        Index of the first token of every run, int64, ascending.
     """
-    opens = visual.clone()
-    opens[1:] &= ~visual[:-1]
-    opens[starts] = visual[starts]
-    closes = visual.clone()
-    closes[:-1] &= ~visual[1:]
-    inner_starts = starts[starts > 0]
-    closes[inner_starts - 1] = visual[inner_starts - 1]
-    return opens.nonzero().squeeze(1), closes.nonzero().squeeze(1) + 1
+    first = torch.zeros_like(visual)
+    torch.ne(visual[1:], visual[:-1], out=first[1:])
+    if valid is not None:
+        first[1:] |= valid[1:] != valid[:-1]
+    first[starts] = True
+    return first.nonzero().squeeze(1)
+
+
+def _spread_runs(
+    run_start: Tensor, run_length: Tensor, anchor: Tensor, run_stride: Tensor, num_image_token: int
+) -> Tensor:
+    """Token k = 1, 2, ... of a run sits at anchor + k * stride / T: (runs,) each -> (tokens,) float64.
+
+    A block at a time and in place, so that the row is written to memory once and needs no second one beside it.
+    """
+    run_start, anchor = run_start.to(torch.float64), anchor.to(torch.float64)
+    run_of_token = torch.repeat_interleave(run_length.to(torch.int32))
+    positions = torch.empty(len(run_of_token), dtype=torch.float64, device=run_start.device)
+    scratch = torch.empty(min(len(positions), _BLOCK), dtype=torch.float64, device=run_start.device)
+    for first, block in enumerate(positions.split(_BLOCK)):
+        run = run_of_token[first * _BLOCK : first * _BLOCK + len(block)]
+        of_run = scratch[: len(block)]
+        torch.arange(first * _BLOCK + 1, first * _BLOCK + len(block) + 1, out=block)
+        block -= torch.index_select(run_start, 0, run, out=of_run)
+        block *= torch.index_select(run_stride, 0, run, out=of_run)
+        block /= num_image_token
+        block += torch.index_select(anchor, 0, run, out=of_run)
+    return positions
 
 
 def strides_per_image(strides: Strides, num_images: int, num_image_token: int) -> Tensor:
@@ -208,15 +230,36 @@ def _flatten(values: Iterable) -> Iterable[Stride]:
             yield value
 
 
-def _ceil_advance(span_length: Tensor, strides: Tensor, num_image_token: int) -> Tensor:
-    """ceil(length * stride / T) per image, int64, exact: near whole numbers the quotient is taken in rationals."""
+def _inexact_strides(strides: Strides) -> dict[int, Fraction]:
+    """The strides that no float64 holds exactly, by image; key -1: one stride for all images."""
+    if strides is None or isinstance(strides, (Tensor, int, float)):
+        return {}
+    given = {-1: strides} if isinstance(strides, Fraction) else dict(enumerate(_flatten(strides)))
+    return {i: stride for i, stride in given.items() if isinstance(stride, Fraction) and stride != float(stride)}
+
+
+def _ceil_advance(
+    span_length: Tensor, strides: Tensor, num_image_token: int, inexact: Mapping[int, Fraction]
+) -> Tensor:
+    """ceil(length * stride / T) per image, int64, exact.
+
+    Strides in whole units of 1/65536 are computed in integers, all at once. For others the float quotient decides
+    unless it is close to a whole number, where rationals do.
+    """
     quotient = span_length.to(torch.float64) * strides / num_image_token
-    advance = quotient.ceil()
-    doubtful = (quotient - quotient.round()).abs() < 1e-6 * quotient.clamp(min=1.0)
+    units = strides * STRIDE_UNITS
+    in_units = (units == units.floor()) & (units * span_length < 2.0**62)
+    numerator = span_length * units.where(in_units, 0.0).to(torch.int64)
+    advance = -torch.div(-numerator, num_image_token * STRIDE_UNITS, rounding_mode="floor")
+    advance = advance.where(in_units, quotient.ceil().to(torch.int64))
+
+    doubtful = ~in_units & ((quotient - quotient.round()).abs() < 1e-6 * quotient.clamp(min=1.0))
+    if inexact:
+        doubtful[list(inexact) if -1 not in inexact else slice(None)] = True
     for i in doubtful.nonzero().squeeze(1).tolist():
-        exact = Fraction(strides[i].item()) * int(span_length[i]) / num_image_token
-        advance[i] = math.ceil(exact)
-    return advance.to(torch.int64)
+        stride = inexact.get(i) or inexact.get(-1) or Fraction(strides[i].item())
+        advance[i] = math.ceil(stride * int(span_length[i]) / num_image_token)
+    return advance
 
 
 def draw_strides(num_images: int, choices: Sequence[Stride], generator: torch.Generator) -> list[Stride]:
