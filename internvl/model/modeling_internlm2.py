@@ -299,20 +299,22 @@ class InternLM2ForCausalLM(WholePositionsMixin, InternLM2PreTrainedModel, Genera
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        rope_lengths: Tensor | int | None = None,
         logits_to_keep: int = 0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Logits in float32.
 
         Args:
-            input_ids: As in `InternLM2Model.forward`, like all arguments up to `use_cache`.
+            input_ids: As in `InternLM2Model.forward`, like all arguments up to `rope_lengths`.
             attention_mask: See there.
             position_ids: See there.
             past_key_values: See there.
             inputs_embeds: See there.
             use_cache: See there.
+            rope_lengths: See there.
             logits_to_keep: Logits of the last n positions only; 0: of all.
-            **kwargs: `cu_seqlens` and `rope_lengths`, see there.
+            **kwargs: `cu_seqlens`, see there.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -321,6 +323,7 @@ class InternLM2ForCausalLM(WholePositionsMixin, InternLM2PreTrainedModel, Genera
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            rope_lengths=rope_lengths,
             **kwargs,
         )
         logits = self.output(outputs.last_hidden_state[:, -logits_to_keep:]).float()

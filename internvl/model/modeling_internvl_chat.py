@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -308,13 +309,19 @@ class InternVLChatModel(PreTrainedModel):
         image_strides: Tensor | None = None,
         rope_pos_id_version: str | None = None,
         rope_pos_id_stride: float | None = None,
+        prefill_chunk_size: int | None = None,
         **generate_kwargs: Any,
     ) -> Tensor:
         """Generate with a key/value cache; returns new tokens only, (batch, new tokens).
 
         Arguments as in `forward`; further ones as of transformers' `generate` (`max_new_tokens`, `do_sample`, ...).
         The n-th generated token sits at `ceil(last prompt position) + n`.
+
+        `prefill_chunk_size`: run the prompt through the decoder in pieces of so many tokens, so that activations of
+        the whole prompt never exist at a time; the answer is the same.
         """
+        if prefill_chunk_size is not None and prefill_chunk_size < 1:
+            raise ConfigError(f"prefill_chunk_size must be a positive number of tokens, got {prefill_chunk_size}")
         if input_ids is None:
             raise ValueError("generate needs input_ids")
         if attention_mask is None:
@@ -329,13 +336,48 @@ class InternVLChatModel(PreTrainedModel):
                 rope_pos_id_version=rope_pos_id_version,
                 rope_pos_id_stride=rope_pos_id_stride,
             )
+        inputs_embeds = self._embed(input_ids, pixel_values, image_flags, visual_features)
+        if prefill_chunk_size is not None and generate_kwargs.get("past_key_values") is not None:
+            self._prefill(
+                inputs_embeds,
+                attention_mask,
+                position_ids,
+                generate_kwargs,
+                chunk_size=prefill_chunk_size,
+                num_new_tokens=_max_new_tokens(generation_config, generate_kwargs),
+            )
         return self.language_model.generate(
-            inputs_embeds=self._embed(input_ids, pixel_values, image_flags, visual_features),
+            inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             generation_config=generation_config,
             **generate_kwargs,
         )
+
+    def _prefill(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        generate_kwargs: dict[str, Any],
+        *,
+        chunk_size: int,
+        num_new_tokens: int,
+    ) -> None:
+        """Fill the cache with all chunks of the prompt but the last, and fix the rotary base of the sequence."""
+        if isinstance(self.language_model, InternLM2ForCausalLM):  # the others keep their base at any length
+            generate_kwargs["rope_lengths"] = attention_mask.sum(dim=1) + num_new_tokens
+        length = inputs_embeds.shape[1]
+        for first in range(0, length - chunk_size, chunk_size):
+            chunk = slice(first, first + chunk_size)
+            self.language_model.model(
+                inputs_embeds=inputs_embeds[:, chunk],
+                attention_mask=attention_mask[:, : chunk.stop],
+                position_ids=position_ids[:, chunk],
+                past_key_values=generate_kwargs["past_key_values"],
+                use_cache=True,
+                rope_lengths=generate_kwargs.get("rope_lengths"),
+            )
 
     def chat(
         self,
@@ -380,15 +422,106 @@ class InternVLChatModel(PreTrainedModel):
         Raises:
             ValueError: Numbers of placeholders, images and tiles do not fit.
         """
-        num_tiles = 0 if pixel_values is None else len(pixel_values)
+        if num_patches_list is None:
+            num_patches_list = [] if pixel_values is None else [len(pixel_values)]
         if history is None and pixel_values is not None and IMAGE_PLACEHOLDER not in question:
             question = f"{IMAGE_PLACEHOLDER}\n{question}"
-        if num_patches_list is None:
-            num_patches_list = [num_tiles] if num_tiles else []
-        if sum(num_patches_list) != num_tiles:
-            raise ValueError(f"num_patches_list adds up to {sum(num_patches_list)} tiles, pixel_values has {num_tiles}")
         history = list(history or [])
-        conversation = get_conversation(self.config.template or "internlm2-chat")
+        markers = (IMG_START_TOKEN, IMG_CONTEXT_TOKEN, IMG_END_TOKEN)
+        prompt = self._render_prompt(question, history, num_patches_list, markers, system_message)
+        [answer] = self._answer_prompts(
+            tokenizer,
+            [prompt],
+            pixel_values,
+            sum(num_patches_list),
+            generation_config,
+            image_token=IMG_CONTEXT_TOKEN,
+            rope_pos_id_version=rope_pos_id_version,
+            rope_pos_id_stride=rope_pos_id_stride,
+        )
+        if verbose:
+            logger.info("%s %s", prompt, answer)
+        return (answer, [*history, (question, answer)]) if return_history else answer
+
+    def batch_chat(
+        self,
+        tokenizer,
+        pixel_values: Tensor | None,
+        questions: Sequence[str],
+        generation_config: dict[str, Any],
+        num_patches_list: Sequence[int] | None = None,
+        IMG_START_TOKEN: str = IMG_START_TOKEN,
+        IMG_END_TOKEN: str = IMG_END_TOKEN,
+        IMG_CONTEXT_TOKEN: str = IMG_CONTEXT_TOKEN,
+        verbose: bool = False,
+        image_counts: Sequence[int] | None = None,
+        rope_pos_id_version: str | None = None,
+        rope_pos_id_stride: float | None = None,
+        system_message: str | None = None,
+        **_ignored: Any,
+    ) -> list[str]:
+        """Answer several questions at once; prompts of unequal length are padded on the left.
+
+        Args:
+            tokenizer: Tokenizer of the checkpoint.
+            pixel_values: (tiles, 3, S, S) tiles of all images in the order of the questions.
+            questions: Texts with one `<image>` per image; a question that has images and no `<image>` gets them put
+                in front.
+            generation_config: Arguments of `generate`; the dict is not changed.
+            num_patches_list: Tiles per image; None: one image of one tile per question.
+            IMG_START_TOKEN: Marker in front of an image.
+            IMG_END_TOKEN: Marker behind an image.
+            IMG_CONTEXT_TOKEN: The visual token.
+            verbose: Log prompts and answers.
+            image_counts: Images per question; None: one each, or none without `pixel_values`.
+            rope_pos_id_version: See `build_positions`.
+            rope_pos_id_stride: See `build_positions`.
+            system_message: Replaces the template's own.
+
+        Raises:
+            ValueError: Numbers of questions, placeholders, images and tiles do not fit.
+        """
+        if image_counts is None:
+            image_counts = [0 if pixel_values is None else 1] * len(questions)
+        if num_patches_list is None:
+            num_patches_list = [1] * sum(image_counts)
+        if len(image_counts) != len(questions) or sum(image_counts) != len(num_patches_list):
+            raise ValueError(
+                f"{len(questions)} questions, image_counts for {len(image_counts)} of them with {sum(image_counts)} "
+                f"images, num_patches_list for {len(num_patches_list)} images: these numbers must fit together"
+            )
+        markers = (IMG_START_TOKEN, IMG_CONTEXT_TOKEN, IMG_END_TOKEN)
+        prompts, first = [], 0
+        for question, count in zip(questions, image_counts, strict=True):
+            if count and IMAGE_PLACEHOLDER not in question:
+                question = f"{IMAGE_PLACEHOLDER}\n" * count + question
+            tiles = num_patches_list[first : first + count]
+            prompts.append(self._render_prompt(question, [], tiles, markers, system_message))
+            first += count
+        answers = self._answer_prompts(
+            tokenizer,
+            prompts,
+            pixel_values,
+            sum(num_patches_list),
+            generation_config,
+            image_token=IMG_CONTEXT_TOKEN,
+            rope_pos_id_version=rope_pos_id_version,
+            rope_pos_id_stride=rope_pos_id_stride,
+        )
+        if verbose:
+            for prompt, answer in zip(prompts, answers, strict=True):
+                logger.info("%s %s", prompt, answer)
+        return answers
+
+    def _render_prompt(
+        self,
+        question: str,
+        history: Sequence[tuple[str, str]],
+        tiles_per_image: Sequence[int],
+        markers: tuple[str, str, str],
+        system_message: str | None,
+    ) -> str:
+        """The prompt's text, every `<image>` spelt out with its visual tokens."""
         messages: list[tuple[Role, str | None]] = []
         for past_question, past_answer in history:
             messages += [
@@ -396,31 +529,57 @@ class InternVLChatModel(PreTrainedModel):
                 ("assistant", neutralise_special_tokens(past_answer)),
             ]
         messages += [("user", neutralise_special_tokens(question)), ("assistant", None)]
-        prompt = conversation.render(messages, system_message=system_message)
-        pieces = prompt.split(IMAGE_PLACEHOLDER)
-        num_images = len(num_patches_list)
+        conversation = get_conversation(self.config.template or "internlm2-chat")
+        pieces = conversation.render(messages, system_message=system_message).split(IMAGE_PLACEHOLDER)
+        num_images = len(tiles_per_image)
         if len(pieces) - 1 != num_images:
             raise ValueError(
                 f"the conversation has {len(pieces) - 1} {IMAGE_PLACEHOLDER} placeholders for {num_images} images"
             )
-        for index, tiles in enumerate(num_patches_list):
-            image = IMG_START_TOKEN + IMG_CONTEXT_TOKEN * (self.num_image_token * tiles) + IMG_END_TOKEN
-            pieces[index] += image
-        self.img_context_token_id = tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN)
-        inputs = tokenizer("".join(pieces), return_tensors="pt")
-        stop = conversation.stop_token
+        begin, visual, end = markers
+        for index, tiles in enumerate(tiles_per_image):
+            pieces[index] += begin + visual * (self.num_image_token * tiles) + end
+        return "".join(pieces)
+
+    def _answer_prompts(
+        self,
+        tokenizer,
+        prompts: Sequence[str],
+        pixel_values: Tensor | None,
+        num_tiles_in_text: int,
+        generation_config: dict[str, Any],
+        *,
+        image_token: str,
+        **positions: Any,
+    ) -> list[str]:
+        num_tiles = 0 if pixel_values is None else len(pixel_values)
+        if num_tiles_in_text != num_tiles:
+            raise ValueError(f"num_patches_list adds up to {num_tiles_in_text} tiles, pixel_values has {num_tiles}")
+        self.img_context_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        stop = get_conversation(self.config.template or "internlm2-chat").stop_token
+        rows = [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+        width = max(len(row) for row in rows)
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        input_ids = torch.stack([F.pad(row, (width - len(row), 0), value=pad_id) for row in rows])
+        attention_mask = torch.stack([(torch.arange(width) >= width - len(row)).long() for row in rows])
         tokens = self.generate(
             pixel_values=None if pixel_values is None else pixel_values.to(self.device, self.dtype),
-            input_ids=inputs["input_ids"].to(self.device),
-            attention_mask=inputs["attention_mask"].to(self.device),
-            rope_pos_id_version=rope_pos_id_version,
-            rope_pos_id_stride=rope_pos_id_stride,
-            **{"eos_token_id": tokenizer.convert_tokens_to_ids(stop), **generation_config},
+            input_ids=input_ids.to(self.device),
+            attention_mask=attention_mask.to(self.device),
+            **positions,
+            **{"eos_token_id": tokenizer.convert_tokens_to_ids(stop), "pad_token_id": pad_id, **generation_config},
         )
-        answer = tokenizer.decode(tokens[0], skip_special_tokens=True).split(stop)[0].strip()
-        if verbose:
-            logger.info("%s %s", prompt, answer)
-        return (answer, [*history, (question, answer)]) if return_history else answer
+        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [text.split(stop)[0].strip() for text in texts]
+
+
+def _max_new_tokens(generation_config: GenerationConfig | None, generate_kwargs: dict[str, Any]) -> int:
+    asked = generate_kwargs.get("max_new_tokens")
+    if asked is None and generation_config is not None:
+        asked = generation_config.max_new_tokens
+    if asked is None:
+        raise ConfigError("prefill_chunk_size needs max_new_tokens: the rotary base depends on the final length")
+    return int(asked)
 
 
 def build_language_model(config: Any) -> Any:

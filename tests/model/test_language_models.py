@@ -194,3 +194,28 @@ def test_unknown_architectures_and_windows_are_refused():
         InternVLChatConfig(llm_config={"architectures": ["GPT2LMHeadModel"]})
     with pytest.raises(ConfigError, match="sliding_window"):
         build("Phi3ForCausalLM", sliding_window=16)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("version", "stride"), [("default", None), ("v2pe_fix", 0.5)])
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_chunked_prefill_answers_the_same(family, version, stride, chunk):
+    """Two prompts, one padded on the left; InternLM2 also past the length where its NTK base changes."""
+    model = build(family, **({"max_position_embeddings": 32} if family == "InternLM2ForCausalLM" else {}))
+    prompts = [document(10, tiles=(1,)), document(11, tiles=(3, 2))]
+    width = max(len(ids) for ids, _ in prompts)
+    kwargs = {
+        "input_ids": torch.stack([torch.nn.functional.pad(ids, (width - len(ids), 0)) for ids, _ in prompts]),
+        "attention_mask": torch.stack([torch.arange(width) >= width - len(ids) for ids, _ in prompts]).long(),
+        "pixel_values": torch.cat([pixels for _, pixels in prompts]),
+        "max_new_tokens": 4,
+        "do_sample": False,
+        "suppress_tokens": NEVER,
+        "rope_pos_id_version": version,
+        "rope_pos_id_stride": stride,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
+    whole, chunked = model.generate(**kwargs), model.generate(**kwargs, prefill_chunk_size=chunk)
+    assert torch.equal(whole.sequences, chunked.sequences)
+    torch.testing.assert_close(torch.stack(chunked.logits), torch.stack(whole.logits), rtol=1e-4, atol=1e-4)

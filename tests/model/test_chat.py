@@ -1,0 +1,133 @@
+"""`chat` and `batch_chat` on a tiny checkpoint with a real tokenizer."""
+
+import pytest
+import torch
+
+from internvl.model.modeling_internvl_chat import InternVLChatModel, pixel_shuffle
+from internvl.model.registration import load_tokenizer
+from internvl.tools.make_tiny import TinySpec, make_checkpoint
+
+GENERATION = {"max_new_tokens": 6, "do_sample": False}
+V2PE = {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 1 / 16}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("chat") / "tiny"
+    make_checkpoint(out, TinySpec(linear_std=0.3))
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return InternVLChatModel.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return load_tokenizer(folder)
+
+
+def tiles(count, seed=0):
+    return torch.randn(count, 3, 56, 56, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("positions", [{}, V2PE])
+def test_batch_chat_answers_like_chat(model, tokenizer, positions):
+    """Unequal prompts with two, no and one image."""
+    questions = ["<image> and <image>: which is red?", "What is the color of the sky at night?", "Which digit?"]
+    pixel_values, patches, counts = tiles(6), [2, 1, 3], [2, 0, 1]
+    together = model.batch_chat(
+        tokenizer, pixel_values, questions, GENERATION, patches, image_counts=counts, **positions
+    )
+    alone = [
+        model.chat(tokenizer, pixel_values[:3], questions[0], GENERATION, num_patches_list=[2, 1], **positions),
+        model.chat(tokenizer, None, questions[1], GENERATION, **positions),
+        model.chat(tokenizer, pixel_values[3:], questions[2], GENERATION, num_patches_list=[3], **positions),
+    ]
+    assert together == alone
+    assert len(set(alone)) == 3
+
+
+def test_strides_change_answers(model, tokenizer):
+    ask = lambda **positions: model.chat(tokenizer, tiles(40), "Which digit?", GENERATION, **positions)  # noqa: E731
+    assert ask() == ask(rope_pos_id_version="default")
+    assert ask() != ask(**V2PE)
+
+
+def test_history_and_images_of_earlier_turns(model, tokenizer):
+    config = dict(GENERATION)
+    answer, history = model.chat(tokenizer, tiles(1), "Which fruit?", config, return_history=True)
+    assert history == [("<image>\nWhich fruit?", answer)]
+    second, history = model.chat(
+        tokenizer,
+        tiles(3),
+        "And <image>?",
+        config,
+        history=history,
+        num_patches_list=[1, 2],
+        return_history=True,
+        **V2PE,
+    )
+    assert [question for question, _ in history] == ["<image>\nWhich fruit?", "And <image>?"]
+    assert isinstance(second, str)
+    assert config == GENERATION
+
+
+def test_a_saved_stride_is_the_default_of_evaluation(folder, tokenizer, tmp_path):
+    model = InternVLChatModel.from_pretrained(folder)
+    asked = model.chat(tokenizer, tiles(40), "Which digit?", GENERATION, **V2PE)
+    model.config.rope_pos_id_version, model.config.rope_pos_id_stride = "v2pe_fix", 1 / 16
+    model.save_pretrained(tmp_path)
+    again = InternVLChatModel.from_pretrained(tmp_path)
+    assert again.chat(tokenizer, tiles(40), "Which digit?", GENERATION) == asked
+
+
+def test_special_tokens_in_a_question_are_text(model, tokenizer):
+    seen = []
+    hook = model.language_model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    model.chat(tokenizer, None, "What is <IMG_CONTEXT> and <img></img> and <|im_end|>?", {"max_new_tokens": 1})
+    hook.remove()
+    assert seen[0] > 30  # every marker became several ordinary tokens
+
+
+@pytest.mark.parametrize(
+    ("question", "patches", "message"),
+    [
+        ("<image><image><image> which?", [1, 1], "3 <image> placeholders for 2 images"),
+        ("<image> which?", [1, 1], "1 <image> placeholders for 2 images"),
+        ("<image><image> which?", [1, 2], "adds up to 3 tiles, pixel_values has 2"),
+    ],
+)
+def test_counts_must_fit(model, tokenizer, question, patches, message):
+    with pytest.raises(ValueError, match=message):
+        model.chat(tokenizer, tiles(2), question, GENERATION, num_patches_list=patches)
+    with pytest.raises(ValueError, match="must fit together"):
+        model.batch_chat(tokenizer, tiles(2), [question], GENERATION, patches, image_counts=[1, 1])
+
+
+def test_streaming_and_sampling_go_through_generate(model, tokenizer):
+    from transformers import TextIteratorStreamer
+
+    streamer = TextIteratorStreamer(tokenizer, skip_special_tokens=True)
+    answer = model.chat(tokenizer, tiles(1), "Which fruit?", {**GENERATION, "streamer": streamer})
+    assert "".join(streamer).strip() == answer
+    sampled = {"max_new_tokens": 8, "do_sample": True, "temperature": 2.0}
+    torch.manual_seed(0)
+    texts = {model.chat(tokenizer, tiles(1), "Which fruit?", sampled) for _ in range(4)}
+    assert len(texts) > 1
+
+
+def test_positions_of_the_wrong_length_are_refused(model):
+    with pytest.raises(ValueError, match="2 positions for 3 tokens"):
+        model(input_ids=torch.tensor([[1, 5, 6]]), position_ids=torch.tensor([[0, 1]]))
+
+
+def test_pixel_shuffle_v1_is_v2_transposed():
+    grid = torch.randn(2, 4, 4, 3)
+    second = pixel_shuffle(grid, 0.5, "v2")
+    assert second.shape == (2, 2, 2, 12)
+    assert torch.equal(second[0, 1, 0], torch.cat([grid[0, 2, 0], grid[0, 2, 1], grid[0, 3, 0], grid[0, 3, 1]]))
+    assert torch.equal(pixel_shuffle(grid, 0.5, "v1"), second.transpose(1, 2))
