@@ -79,8 +79,9 @@ class InternVisionConfig(PretrainedConfig):
 class InternLM2Config(PretrainedConfig):
     """InternLM2 decoder.
 
-    `rope_scaling` is None or `{"type": "linear" | "dynamic", "factor": >= 1}` and applies to `default` positions
-    only; V2PE positions are never scaled. The entry `{"type": "v2pe"}` that older code saved means no scaling.
+    `rope_scaling` is None or `{"type": "linear" | "dynamic" | "yarn", "factor": >= 1}` and applies to `default`
+    positions; `"scale_v2pe": true` extends linear and YaRN to V2PE positions. YaRN may name its
+    `original_max_position_embeddings`. The entry `{"type": "v2pe"}` that older code saved means no scaling.
     """
 
     model_type = "internlm2"
@@ -142,12 +143,19 @@ def _checked_rope_scaling(rope_scaling: dict | None) -> dict | None:
     if kind in ("v2pe", "default"):
         return None
     factor = rope_scaling.get("factor")
-    if kind not in ("linear", "dynamic") or not isinstance(factor, (int, float)) or factor < 1:
+    if kind not in ("linear", "dynamic", "yarn") or not isinstance(factor, (int, float)) or factor < 1:
         raise ConfigError(
-            f"rope_scaling of InternLM2 must be {{'type': 'linear' or 'dynamic', 'factor': a number >= 1}}, "
+            f"rope_scaling of InternLM2 must be {{'type': 'linear', 'dynamic' or 'yarn', 'factor': a number >= 1}}, "
             f"got {rope_scaling}"
         )
-    return {"type": kind, "factor": float(factor)}
+    checked = {"type": kind, "factor": float(factor)}
+    if kind == "yarn" and rope_scaling.get("original_max_position_embeddings") is not None:
+        checked["original_max_position_embeddings"] = int(rope_scaling["original_max_position_embeddings"])
+    if rope_scaling.get("scale_v2pe"):
+        if kind == "dynamic":
+            raise ConfigError("rope_scaling: dynamic NTK follows the number of tokens and does not fit V2PE positions")
+        checked["scale_v2pe"] = True
+    return checked
 
 
 class InternVLChatConfig(PretrainedConfig):

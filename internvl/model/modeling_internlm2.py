@@ -6,7 +6,7 @@ told by `cu_seqlens`.
 
 Which scaling the rotary table gets depends on the positions in use and not on a field of the checkpoint: whole-number
 positions of an integer dtype are ordinary ones and follow `config.rope_scaling` (dynamic NTK in InternVL2), floating
-positions are V2PE's and are never scaled.
+positions are V2PE's and are scaled only if `rope_scaling` says so (`"scale_v2pe": true`, linear and YaRN).
 """
 
 from typing import cast
@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from .attention import attend
 from .configuration_internvl_chat import InternLM2Config
 from .language_models import WholePositionsMixin
-from .v2pe import apply_rotary, ntk_base, rotary_tables
+from .v2pe import apply_rotary, ntk_base, rotary_tables, yarn_frequencies
 
 
 class InternLM2RMSNorm(nn.Module):
@@ -219,8 +219,18 @@ class InternLM2Model(InternLM2PreTrainedModel):
         config = self.config
         head_dim = config.hidden_size // config.num_attention_heads
         scaling = config.rope_scaling
-        if scaling is None or position_ids.is_floating_point():
+        if scaling is None or (position_ids.is_floating_point() and not scaling.get("scale_v2pe", False)):
             return rotary_tables(position_ids, head_dim=head_dim, base=config.rope_theta)
+        if scaling["type"] == "yarn":
+            frequencies, scale = yarn_frequencies(
+                config.rope_theta,
+                head_dim=head_dim,
+                factor=scaling["factor"],
+                original_length=scaling.get("original_max_position_embeddings", config.max_position_embeddings),
+            )
+            return rotary_tables(
+                position_ids, head_dim=head_dim, base=config.rope_theta, inverse_frequency=frequencies, scale=scale
+            )
         if scaling["type"] == "linear":
             return rotary_tables(
                 position_ids.to(torch.float64) / scaling["factor"], head_dim=head_dim, base=config.rope_theta

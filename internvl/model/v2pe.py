@@ -287,7 +287,37 @@ def ntk_base(base: float, lengths: Tensor, *, max_position_embeddings: int, fact
     return base * ratio.clamp(min=1.0) ** (head_dim / (head_dim - 2))
 
 
-def rotary_tables(position_ids: Tensor, *, head_dim: int, base: float | Tensor) -> tuple[Tensor, Tensor]:
+def yarn_frequencies(
+    base: float, *, head_dim: int, factor: float, original_length: int, beta_fast: float = 32.0, beta_slow: float = 1.0
+) -> tuple[Tensor, float]:
+    """Inverse frequencies and table scale of YaRN (arXiv 2309.00071).
+
+    Frequencies that turn often within `original_length` stay, those that turn less than once are divided by `factor`,
+    a linear ramp lies between. Tables are scaled by 0.1 ln(factor) + 1.
+
+    Returns:
+        (head_dim / 2,) float64, and the factor of cosines and sines.
+    """
+    plain = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+
+    def dimension_of(rotations: float) -> float:
+        return head_dim * math.log(original_length / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(dimension_of(beta_fast)), 0)
+    high = min(math.ceil(dimension_of(beta_slow)), head_dim - 1)
+    index = torch.arange(head_dim // 2, dtype=torch.float64)
+    stretched = ((index - low) / max(high - low, 0.001)).clamp(0, 1)
+    return plain * (1 - stretched) + plain / factor * stretched, 0.1 * math.log(factor) + 1.0
+
+
+def rotary_tables(
+    position_ids: Tensor,
+    *,
+    head_dim: int,
+    base: float | Tensor,
+    inverse_frequency: Tensor | None = None,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary angles.
 
     Angles are computed in float64 and only their cosines and sines are rounded to float32: in bf16 most entries of
@@ -297,15 +327,18 @@ def rotary_tables(position_ids: Tensor, *, head_dim: int, base: float | Tensor) 
         position_ids: (batch, length) positions, any dtype.
         head_dim: Width of a head (even).
         base: Rotary base (theta), one number or (batch, length) one per token.
+        inverse_frequency: (head_dim / 2,) float64, instead of those that follow from `base`.
+        scale: Factor of the tables.
 
     Returns:
         cos and sin, (batch, length, head_dim / 2), float32.
     """
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64, device=position_ids.device) / head_dim
-    theta = torch.as_tensor(base, dtype=torch.float64, device=position_ids.device)
-    inverse_frequency = theta.unsqueeze(-1) ** -exponent
-    angles = position_ids.to(torch.float64).unsqueeze(-1) * inverse_frequency
-    return angles.cos().to(torch.float32), angles.sin().to(torch.float32)
+    if inverse_frequency is None:
+        exponent = torch.arange(0, head_dim, 2, dtype=torch.float64, device=position_ids.device) / head_dim
+        theta = torch.as_tensor(base, dtype=torch.float64, device=position_ids.device)
+        inverse_frequency = theta.unsqueeze(-1) ** -exponent
+    angles = position_ids.to(torch.float64).unsqueeze(-1) * inverse_frequency.to(position_ids.device)
+    return (angles.cos() * scale).to(torch.float32), (angles.sin() * scale).to(torch.float32)
 
 
 def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
