@@ -99,6 +99,19 @@ _NATIVE_FAMILIES = {
 }
 
 
+def grow_vocabulary(decoder: Any, vocab_size: int, num_added: int) -> None:
+    """Give a decoder at least `vocab_size` tokens.
+
+    Embedding and output rows of the last `num_added` of them become the mean of those before.
+    """
+    num_old = vocab_size - num_added
+    decoder.resize_token_embeddings(max(vocab_size, decoder.config.vocab_size), mean_resizing=False)
+    for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
+        rows = layer.weight.data
+        rows[num_old:vocab_size] = rows[:num_old].float().mean(dim=0).to(rows.dtype)
+    decoder.vocab_size = decoder.config.vocab_size
+
+
 class KeyCastingCache(DynamicCache):
     """A key/value cache that keeps keys in the dtype of the values.
 

@@ -1,5 +1,6 @@
 """Make transformers' Auto classes and tokenizer loading know this model (called by entry points, never at import)."""
 
+import json
 from pathlib import Path
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -31,8 +32,10 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint folder {folder} does not exist")
-    if (folder / "tokenizer.model").is_file():
+    settings = folder / "tokenizer_config.json"
+    name = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") if settings.is_file() else None
+    if (folder / "tokenizer.model").is_file() and (name is None or "InternLM2" in name):
         return InternLM2Tokenizer.from_pretrained(folder)
-    if (folder / "tokenizer.json").is_file():
-        return AutoTokenizer.from_pretrained(folder, use_fast=True)
+    if (folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file():
+        return AutoTokenizer.from_pretrained(folder)
     raise CheckpointError(f"{folder} holds no tokenizer: expected tokenizer.model (InternLM2) or tokenizer.json")

@@ -34,8 +34,8 @@ class ModelArguments:
     """Which model is trained, and which parts of it."""
 
     model_name_or_path: str | None = _flag(None, "InternVL2-format checkpoint folder to start from.")
-    vision_path: str | None = _flag(None, "Not available: separate ViT checkpoint. Use --model_name_or_path.")
-    llm_path: str | None = _flag(None, "Not available: separate LLM checkpoint. Use --model_name_or_path.")
+    vision_path: str | None = _flag(None, "Not here: separate ViT checkpoint; see python -m internvl.tools.assemble.")
+    llm_path: str | None = _flag(None, "Not here: separate LLM checkpoint; see python -m internvl.tools.assemble.")
     tokenizer_path: str | None = _flag(None, "Tokenizer folder; the checkpoint's own when not given.")
     mlp_path: str | None = _flag(None, "File with a state dict for the projector (mlp1), loaded over the checkpoint's.")
     freeze_llm: bool = _flag(False, "Do not train the language model.")
@@ -231,8 +231,8 @@ _REMOVED: dict[str, str] = {
     "group_by_length": "has no meaning for packed rows; remove the flag",
     "evaluation_strategy": "must be no: evaluate checkpoints with scripts/evaluate_mmniah.sh and its like",
     "eval_strategy": "must be no: evaluate checkpoints with scripts/evaluate_mmniah.sh and its like",
-    "vision_path": "is not available; give a whole InternVL2 folder as --model_name_or_path",
-    "llm_path": "is not available; give a whole InternVL2 folder as --model_name_or_path",
+    "vision_path": "belongs to `python -m internvl.tools.assemble`; give what it makes as --model_name_or_path",
+    "llm_path": "belongs to `python -m internvl.tools.assemble`; give what it makes as --model_name_or_path",
     "use_custom_trainer": "(layer-wise learning-rate decay) is not available; remove the flag",
     "scale": "(learning-rate factor of layer scales) is not available; remove the flag",
     "img_emb_down_sample_ratio": "is not available; set --down_sample_ratio as the checkpoint has it",

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from internvl.errors import CheckpointError, ConfigError
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMG_CONTEXT_TOKEN, SPECIAL_TOKENS
+from internvl.model.language_models import grow_vocabulary
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
 from internvl.train.arguments import DataTrainingArguments, ModelArguments
@@ -67,22 +67,11 @@ def load_training_model(
         _load_projector(model, Path(model_args.mlp_path))
     _resize_tiles(model, data_args.force_image_size)
     if num_added_tokens:
-        add_tokens(model, len(tokenizer), num_added_tokens)
+        grow_vocabulary(model.language_model, len(tokenizer), num_added_tokens)
+        logger.info("vocabulary: %d tokens, %d of them new", len(tokenizer), num_added_tokens)
     model.img_context_token_id = tokenizer.get_vocab()[IMG_CONTEXT_TOKEN]
     config.img_context_token_id = model.img_context_token_id
     return model
-
-
-def add_tokens(model: InternVLChatModel, vocab_size: int, num_added: int) -> None:
-    """Grow embeddings and output layer to `vocab_size`; the new rows become the mean of the old ones."""
-    num_old = vocab_size - num_added
-    model.language_model.resize_token_embeddings(vocab_size, mean_resizing=False)
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        rows = cast(nn.Embedding | nn.Linear, layer).weight.data
-        rows[num_old:] = rows[:num_old].float().mean(dim=0).to(rows.dtype)
-    model.config.llm_config.vocab_size = vocab_size
-    model.language_model.vocab_size = vocab_size
-    logger.info("vocabulary: %d tokens, %d of them new", vocab_size, num_added)
 
 
 def _update_config(config: InternVLChatConfig, model_args: ModelArguments, data_args: DataTrainingArguments) -> None:

@@ -120,7 +120,7 @@ def test_a_missing_json_file_is_explained():
         ({"evaluation_strategy": "steps"}, "evaluate checkpoints with scripts"),
         ({"eval_strategy": "steps"}, "evaluate checkpoints with scripts"),
         ({"group_by_length": True}, "no meaning for packed rows"),
-        ({"llm_path": "somewhere"}, "give a whole InternVL2 folder"),
+        ({"llm_path": "somewhere"}, "internvl.tools.assemble"),
         ({"use_llm_lora": -1}, "expected a rank"),
         ({"drop_path_rate": 1.0}, "0 <= rate < 1"),
         ({"freeze_llm": True, "freeze_backbone": True, "freeze_mlp": True}, "nothing to train"),

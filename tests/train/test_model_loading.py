@@ -7,9 +7,10 @@ from safetensors.torch import load_file, save_file
 
 from internvl.errors import CheckpointError, ConfigError
 from internvl.model.constants import IMG_CONTEXT_TOKEN, SPECIAL_TOKENS
+from internvl.model.language_models import grow_vocabulary
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.train.arguments import DataTrainingArguments, ModelArguments
-from internvl.train.model_loading import add_tokens, load_training_model, load_training_tokenizer
+from internvl.train.model_loading import load_training_model, load_training_tokenizer
 
 
 def load(checkpoint, **changes):
@@ -70,7 +71,7 @@ def test_new_tokens_start_as_the_mean_of_the_old_ones(checkpoint):
     old_input = model.get_input_embeddings().weight.detach().clone()
     old_output = model.get_output_embeddings().weight.detach().clone()
     num_old = len(old_input)
-    add_tokens(model, num_old + len(SPECIAL_TOKENS), len(SPECIAL_TOKENS))
+    grow_vocabulary(model.language_model, num_old + len(SPECIAL_TOKENS), len(SPECIAL_TOKENS))
     for layer, old in ((model.get_input_embeddings(), old_input), (model.get_output_embeddings(), old_output)):
         assert len(layer.weight) == num_old + len(SPECIAL_TOKENS)
         torch.testing.assert_close(layer.weight[:num_old].detach(), old)
