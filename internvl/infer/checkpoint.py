@@ -18,6 +18,7 @@ from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
+from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
 
 _CONTENT_PATTERNS = ("config.json", "tokenizer*", "*tokens*.json", "*.safetensors", "pytorch_model*.bin")
 _WHOLE_FILE_BYTES = 64 * 2**20
@@ -80,6 +81,15 @@ def fingerprint_checkpoint(folder: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def _read_config(folder: str | Path) -> InternVLChatConfig:
+    try:
+        return InternVLChatConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"config.json of {folder} cannot be used: {error}; expected an InternVL2 config"
+        ) from error
+
+
 def load_checkpoint(
     folder: str | Path, *, dtype: torch.dtype, device: torch.device | str
 ) -> tuple[InternVLChatModel, PreTrainedTokenizerBase]:
@@ -90,12 +100,18 @@ def load_checkpoint(
             the image tokens.
     """
     check_checkpoint(folder)
+    config = _read_config(folder)
     tokenizer = load_tokenizer(folder)
+    if isinstance(tokenizer, InternLM2Tokenizer):
+        tokenizer.add_image_tokens(config.llm_config.vocab_size)
     image_token_id = cast(int, tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN))
     if image_token_id is None or image_token_id == tokenizer.unk_token_id:
-        raise CheckpointError(f"the tokenizer of {folder} does not know {IMG_CONTEXT_TOKEN}; is it an InternVL2 model?")
+        raise CheckpointError(
+            f"the tokenizer of {folder} has {len(tokenizer)} tokens without {IMG_CONTEXT_TOKEN}, expected those of an "
+            f"InternVL2 model with {config.llm_config.vocab_size}; copy tokenizer_config.json and added_tokens.json of "
+            "the release into the folder"
+        )
     try:
-        config = InternVLChatConfig.from_pretrained(folder)
         loaded: Any = InternVLChatModel.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"the weights of {folder} cannot be loaded: {error}") from error

@@ -2,12 +2,15 @@
 
     question with <image> ... --(files -> tiles -> features, cached per image)--> ids and features --generate--> text
 
-Text is made harmless first: `<img>` or `<IMG_CONTEXT>` written in a question stays text. Every `<image>` becomes
+A conversation is a list of earlier (question, answer) pairs, given again with every question. Text is made harmless
+first: `<img>` or `<IMG_CONTEXT>` written in a question stays text. Every `<image>` becomes
 `<img>`, T visual tokens per tile, `</img>`.
 """
 
+import math
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +25,18 @@ from internvl.data.encode import neutralise_special_tokens
 from internvl.data.media import load_image
 from internvl.data.tiling import split_into_tiles
 from internvl.data.transform import build_transform
-from internvl.errors import DataError
+from internvl.errors import ConfigError, DataError
 from internvl.infer.checkpoint import load_checkpoint
 from internvl.infer.feature_cache import FeatureCache
+from internvl.infer.stream import TextStream, decode_answer
+from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
-from internvl.model.conversation import get_conversation
+from internvl.model.conversation import Role, get_conversation
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.v2pe import check_stride
 
 ImageSource = str | Path | Image.Image
+Turn = tuple[str, str]  # an earlier question and its answer
 DEFAULT_CACHE_BYTES = 2**30
 
 
@@ -55,13 +61,33 @@ class Answer:
     seconds: float
 
 
+def check_placeholders(questions: Sequence[str], num_images: int) -> None:
+    """Make sure that there is one `<image>` per image.
+
+    Args:
+        questions: User messages of a conversation.
+        num_images: Images of the whole conversation.
+
+    Raises:
+        DataError: Another number.
+    """
+    num_placeholders = sum(question.count(IMAGE_PLACEHOLDER) for question in questions)
+    if num_placeholders != num_images:
+        where = "the prompt has" if len(questions) == 1 else f"the {len(questions)} questions of the conversation have"
+        raise DataError(
+            f"{where} {num_placeholders} {IMAGE_PLACEHOLDER} for {num_images} images, expected one per image; "
+            "change the text or the list of images"
+        )
+
+
 class Session:
     """A model with its tokenizer and one choice of visual positions.
 
     Args:
         model: The model, in evaluation mode on its device.
         tokenizer: Its tokenizer.
-        rope_pos_id_version: `default`, `v2pe_fix` or `v2pe_rnd`.
+        rope_pos_id_version: `default`, `v2pe_fix` or `v2pe_rnd`; None: `v2pe_fix` when a stride is given, otherwise
+            the checkpoint's own (ordinary positions for one that was trained with random strides).
         rope_pos_id_stride: Positions that one tile spans; None: the checkpoint's own.
         max_num: Largest number of tiles per image; None: the checkpoint's own (`max_dynamic_patch`).
         max_cache_bytes: Limit of the image feature cache (in main memory).
@@ -75,14 +101,14 @@ class Session:
         model: InternVLChatModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        rope_pos_id_version: str = "default",
+        rope_pos_id_version: str | None = None,
         rope_pos_id_stride: float | None = None,
         max_num: int | None = None,
         max_cache_bytes: int = DEFAULT_CACHE_BYTES,
     ):
         config = model.config
         self.model, self.tokenizer = model, tokenizer
-        self.rope_pos_id_version = rope_pos_id_version
+        self.rope_pos_id_version = rope_pos_id_version or _choose_version(config, rope_pos_id_stride)
         self.rope_pos_id_stride = config.rope_pos_id_stride if rope_pos_id_stride is None else rope_pos_id_stride
         check_stride(self.rope_pos_id_version, self.rope_pos_id_stride)
         self.max_num = config.max_dynamic_patch if max_num is None else max_num
@@ -122,41 +148,60 @@ class Session:
         images: Sequence[ImageSource] = (),
         *,
         max_new_tokens: int,
+        history: Sequence[Turn] = (),
+        on_text: Callable[[str], None] | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
         max_num: int | None = None,
         system_message: str | None = None,
     ) -> Answer:
-        """Answer one question, greedily.
+        """Answer one question, greedily unless a temperature is given.
 
         Args:
             prompt: User message with one `<image>` per image.
-            images: Files or pictures in the order of their placeholders.
+            images: Files or pictures in the order of their placeholders, those of earlier questions first.
             max_new_tokens: Limit of the answer in tokens.
+            history: Earlier questions, with their `<image>`, and answers.
+            on_text: Called with every piece of the answer as it comes; the pieces add up to the answer's text.
+            temperature: Divides the logits; 0: the most probable token always.
+            top_p: Draw from the most probable tokens that make up this share (0 to 1, with a temperature only).
+            seed: Of what is drawn; None: the global generator of torch.
             max_num: Tiles per image for this question; None: the session's.
             system_message: Replaces the template's own.
 
         Raises:
+            ConfigError: A limit, a temperature or a share out of range.
             DataError: Another number of `<image>` than of images, or an image that cannot be read.
         """
         start = time.perf_counter()
-        num_placeholders = prompt.count(IMAGE_PLACEHOLDER)
-        if num_placeholders != len(images):
-            raise DataError(f"the prompt has {num_placeholders} {IMAGE_PLACEHOLDER} for {len(images)} images")
-        features = self._encode_images(images, self.max_num if max_num is None else max_num)
-        input_ids = self._encode_prompt(prompt, [len(f) for f in features], system_message).to(self.model.device)
+        max_num = self.max_num if max_num is None else max_num
+        for name, value in (("max_new_tokens", max_new_tokens), ("max_num", max_num)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}, expected at least 1")
+        sampling = _choose_sampling(temperature, top_p)
+        questions = [*(question for question, _ in history), prompt]
+        check_placeholders(questions, len(images))
+        features = self._encode_images(images, max_num)
+        input_ids = self._encode_prompt(prompt, [len(f) for f in features], system_message, history)
+        input_ids = input_ids.to(self.model.device)
         position_ids = self.model.build_positions(
             input_ids, rope_pos_id_version=self.rope_pos_id_version, rope_pos_id_stride=self.rope_pos_id_stride
         )
-        new_ids = self.model.generate(
-            input_ids=input_ids,
-            visual_features=torch.cat(features).to(self.model.device) if features else None,
-            position_ids=position_ids,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=self._stop_ids(),
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
+        if on_text is not None:
+            sampling["streamer"] = TextStream(self.tokenizer, on_text, **self._stops())
+        with _seeded(seed, self.model.device):
+            new_ids = self.model.generate(
+                input_ids=input_ids,
+                visual_features=torch.cat(features).to(self.model.device) if features else None,
+                position_ids=position_ids,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=self._stop_ids(),
+                pad_token_id=self.tokenizer.pad_token_id,
+                **sampling,
+            )
         return Answer(
-            text=self._decode(new_ids[0].tolist()),
+            text=decode_answer(self.tokenizer, new_ids[0].tolist(), **self._stops()),
             num_prompt_tokens=input_ids.shape[1],
             num_new_tokens=new_ids.shape[1],
             num_tiles=sum(len(f) for f in features),
@@ -194,13 +239,19 @@ class Session:
         return self.model.extract_feature(pixel_values).cpu()
 
     def _encode_prompt(
-        self, prompt: str, tiles_per_image: Sequence[int], system_message: str | None
+        self,
+        prompt: str,
+        tiles_per_image: Sequence[int],
+        system_message: str | None,
+        history: Sequence[Turn] = (),
     ) -> Int64[Tensor, "1 tokens"]:
-        """Ids of the rendered question, every image's visual token repeated T times per tile."""
-        one_token_image = IMG_START_TOKEN + IMG_CONTEXT_TOKEN + IMG_END_TOKEN
-        message = neutralise_special_tokens(prompt).replace(IMAGE_PLACEHOLDER, one_token_image)
+        """Ids of the rendered conversation, every image's visual token repeated T times per tile."""
+        messages: list[tuple[Role, str | None]] = []
+        for question, answer in history:
+            messages += [("user", _mark_images(question)), ("assistant", neutralise_special_tokens(answer))]
+        messages += [("user", _mark_images(prompt)), ("assistant", None)]
         system = None if system_message is None else neutralise_special_tokens(system_message)
-        text = self.conversation.render([("user", message), ("assistant", None)], system_message=system)
+        text = self.conversation.render(messages, system_message=system)
         ids = torch.tensor(self.tokenizer(text, verbose=False)["input_ids"])
         repeats = torch.ones_like(ids)
         visual = ids == self.model.img_context_token_id
@@ -211,12 +262,42 @@ class Session:
         stop_id = self.tokenizer.convert_tokens_to_ids(self.conversation.stop_token)
         return [token_id for token_id in dict.fromkeys((stop_id, self.tokenizer.eos_token_id)) if token_id is not None]
 
-    def _decode(self, ids: list[int]) -> str:
-        """Text up to the first stop token, without special tokens."""
-        stop_ids = set(self._stop_ids())
-        length = next((place for place, token_id in enumerate(ids) if token_id in stop_ids), len(ids))
-        text = str(self.tokenizer.decode(ids[:length], skip_special_tokens=True))
-        return text.split(self.conversation.stop_token)[0].strip()
+    def _stops(self) -> dict[str, Any]:
+        return {"stop_ids": frozenset(self._stop_ids()), "stop_text": self.conversation.stop_token}
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Torch's generators start from a seed and go on afterwards where they were before; None: they are not touched."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _choose_version(config: InternVLChatConfig, stride: float | None) -> str:
+    if stride is not None:
+        return "v2pe_fix"
+    return "default" if config.rope_pos_id_version == "v2pe_rnd" else config.rope_pos_id_version
+
+
+def _choose_sampling(temperature: float, top_p: float) -> dict[str, Any]:
+    """Arguments of `generate`: greedy, or draws from the model's own distribution."""
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ConfigError(f"temperature is {temperature}, expected 0 (greedy) or more")
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"top_p is {top_p}, expected more than 0 and at most 1")
+    if temperature == 0:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+
+
+def _mark_images(question: str) -> str:
+    """Text that is safe to tokenise, one visual token for every `<image>`."""
+    one_token_image = IMG_START_TOKEN + IMG_CONTEXT_TOKEN + IMG_END_TOKEN
+    return neutralise_special_tokens(question).replace(IMAGE_PLACEHOLDER, one_token_image)
 
 
 def _image_key(image: ImageSource, max_num: int) -> Hashable:

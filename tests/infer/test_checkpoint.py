@@ -24,6 +24,38 @@ def test_a_complete_folder_loads(checkpoint):
     assert tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>") == model.img_context_token_id
 
 
+def keep_only_tokenizer_model(folder):
+    for path in (*folder.glob("*token*.json"), folder / "chat_template.jinja"):
+        path.unlink()
+    assert (folder / "tokenizer.model").is_file()
+
+
+def test_tokenizer_model_alone_is_enough(checkpoint, copy):
+    keep_only_tokenizer_model(copy)
+    model, tokenizer = load(copy)
+    _, expected = load(checkpoint)
+    assert tokenizer.get_vocab() == expected.get_vocab()
+    assert model.img_context_token_id == expected.convert_tokens_to_ids("<IMG_CONTEXT>")
+    assert tokenizer.chat_template == expected.chat_template
+
+
+def test_a_tokenizer_without_image_tokens_is_an_error(copy):
+    keep_only_tokenizer_model(copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["llm_config"]["vocab_size"] += 5  # which ids the image tokens have cannot be known
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"has 501 tokens without <IMG_CONTEXT>, expected .* with 517; copy"):
+        load(copy)
+
+
+@pytest.mark.parametrize("llm_config", ["no object", 3])
+def test_a_config_of_another_shape_is_an_error(copy, llm_config):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "llm_config": llm_config}))
+    with pytest.raises(CheckpointError, match="copy cannot be used"):
+        load(copy)
+
+
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere does not exist"):
         check_checkpoint(tmp_path / "nowhere")

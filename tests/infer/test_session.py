@@ -156,3 +156,102 @@ def test_a_missing_image_is_an_error(session, tmp_path):
 def test_wrong_positions_are_refused(checkpoint, version, stride, message):
     with pytest.raises(ConfigError, match=message):
         Session.from_pretrained(checkpoint, device="cpu", rope_pos_id_version=version, rope_pos_id_stride=stride)
+
+
+# ------------------------------------------------------------------------------------- conversations, streams, draws
+
+
+def test_a_conversation_equals_the_models_own_chat(checkpoint, make_image):
+    session = Session.from_pretrained(
+        checkpoint, device="cpu", rope_pos_id_version="v2pe_fix", rope_pos_id_stride=0.25, max_num=1
+    )
+    paths = [make_image(f"{i}.png", seed=i) for i in range(3)]
+    pixels = torch.cat([session._transform([Image.open(path).convert("RGB")]) for path in paths])
+    history = [("<image>\nfirst?", "A < B <|im_end|>"), ("no picture", "well")]
+    question = "<image> and <image>?"
+    expected = session.model.chat(
+        session.tokenizer,
+        pixels,
+        question,
+        {"max_new_tokens": 12, "do_sample": False},
+        history=history,
+        num_patches_list=[1, 1, 1],
+        rope_pos_id_version="v2pe_fix",
+        rope_pos_id_stride=0.25,
+    )
+    assert session.answer(question, paths, max_new_tokens=12, history=history).text == expected
+    assert session.answer(question, paths[1:], max_new_tokens=12).text != expected
+
+
+def test_images_of_earlier_turns_come_first(session, make_image):
+    paths = [make_image("a.png", 28, 28), make_image("b.png", 112, 28)]  # 1 and 5 tiles
+    image_id = session.model.img_context_token_id
+    ids = session._encode_prompt("<image>now", [1, 5], None, [("<image>before", "yes")])[0]
+    tokens = session.tokenizer.convert_ids_to_tokens(ids.tolist())
+    runs = [len(run) for run in "".join("i" if i == image_id else " " for i in ids.tolist()).split()]
+    assert runs == [session.model.num_image_token, 5 * session.model.num_image_token]
+    assert tokens.count("<|im_start|>") == 5
+    answer = session.answer("<image>now", paths, max_new_tokens=1, history=[("<image>before", "yes")])
+    assert (answer.num_tiles, answer.num_prompt_tokens) == (6, len(ids))
+
+
+def test_placeholders_count_over_all_questions_but_not_answers(session, make_image):
+    path = make_image("a.png")
+    history = [("<image>which?", "an <image>, an <img> and <IMG_CONTEXT>")]
+    assert session.answer("sure?", [path], max_new_tokens=1, history=history).num_tiles == 1
+    with pytest.raises(DataError, match=r"the 2 questions of the conversation have 2 <image> for 1 images"):
+        session.answer("<image>?", [path], max_new_tokens=1, history=history)
+
+
+def test_streamed_pieces_add_up_to_the_answer(session, make_image):
+    path = make_image("a.png")
+    pieces = []
+    answer = session.answer("<image>what?", [path], max_new_tokens=40, on_text=pieces.append)
+    assert "".join(pieces) == answer.text == session.answer("<image>what?", [path], max_new_tokens=40).text
+    assert len(pieces) > 3
+
+
+def test_draws_follow_their_seed_and_leave_the_global_generator_alone(session):
+    state = torch.get_rng_state()
+    texts = [session.answer("what?", max_new_tokens=12, temperature=1.5, seed=seed).text for seed in (0, 0, 1, 2)]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) > 1
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_tiny_share_or_temperature_leaves_the_most_probable_token(session):
+    greedy = session.answer("what?", max_new_tokens=12).text
+    assert session.answer("what?", max_new_tokens=12, temperature=1.0, top_p=1e-6, seed=0).text == greedy
+    assert session.answer("what?", max_new_tokens=12, temperature=1e-4, seed=0).text == greedy
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "temperature is -1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 0.0}, "top_p is 0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"max_num": 0}, "max_num is 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(session, options, message):
+    with pytest.raises(ConfigError, match=message):
+        session.answer("what?", **{"max_new_tokens": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("saved", "stride", "chosen"),
+    [
+        (("default", None), None, ("default", None)),
+        (("default", None), 0.5, ("v2pe_fix", 0.5)),
+        (("v2pe_fix", 4.0), None, ("v2pe_fix", 4.0)),
+        (("v2pe_fix", 4.0), 2.0, ("v2pe_fix", 2.0)),
+        (("v2pe_rnd", None), None, ("default", None)),
+    ],
+)
+def test_positions_are_the_checkpoints_own_unless_chosen(session, saved, stride, chosen):
+    session.model.config.rope_pos_id_version, session.model.config.rope_pos_id_stride = saved
+    made = Session(session.model, session.tokenizer, rope_pos_id_stride=stride)
+    assert (made.rope_pos_id_version, made.rope_pos_id_stride) == chosen

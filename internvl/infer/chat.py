@@ -1,0 +1,253 @@
+"""Ask a checkpoint from the shell.
+
+    python -m internvl.infer.chat --checkpoint DIR --image a.png b.png "What differs?"
+    python -m internvl.infer.chat --checkpoint DIR --text report.txt "What does it conclude?"
+    echo "Who are you?" | python -m internvl.infer.chat --checkpoint DIR -
+    python -m internvl.infer.chat --checkpoint DIR --image a.png            # a conversation; /reset, /quit
+
+The answer goes to standard output as it comes, everything else to standard error.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from PIL import Image
+from transformers.utils import logging as transformers_logging
+
+from internvl.errors import ConfigError, DataError, InternVLError
+from internvl.infer.checkpoint import check_checkpoint
+from internvl.infer.session import Answer, Session, Turn, check_placeholders
+from internvl.model.constants import IMAGE_PLACEHOLDER
+from internvl.model.v2pe import ROPE_POS_ID_VERSIONS, check_stride
+
+_EPILOG = """\
+Images stand in front of the first question, or where it says <image>. Without a question a conversation starts:
+/reset forgets what was said (the images and the text come with the next question again), /quit or Ctrl-D ends it,
+Ctrl-C cuts an answer short.
+"""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What comes with the first question.
+
+    Attributes:
+        images: Image files.
+        text: Long context; None: none.
+    """
+
+    images: tuple[Path, ...] = ()
+    text: str | None = None
+
+    def compose(self, question: str) -> str:
+        """The first user message: images, text, question, a line break between them.
+
+        Images are put in front only when the question does not place them itself. `<image>` inside the text is text.
+        """
+        parts = [] if self.text is None else [self.text.replace(IMAGE_PLACEHOLDER, "< image>")]
+        if IMAGE_PLACEHOLDER not in question:
+            parts = [IMAGE_PLACEHOLDER] * len(self.images) + parts
+        return "\n".join([*parts, question])
+
+
+class Chat:
+    """A conversation on a session that writes answers to standard output.
+
+    Args:
+        session: The loaded model.
+        opening: What comes with the first question.
+        verbose: Write sizes behind every answer to standard error.
+        options: Of `Session.answer`.
+    """
+
+    def __init__(self, session: Session, opening: Opening, *, verbose: bool = False, **options: Any):
+        self.session, self.opening, self.verbose = session, opening, verbose
+        self.options = options
+        self.history: list[Turn] = []
+
+    def ask(self, question: str) -> Answer:
+        """Answer one question; it and the answer join the history.
+
+        Raises:
+            InternVLError: As of `Session.answer`; the history stays as it was.
+        """
+        prompt = question if self.history else self.opening.compose(question)
+        answer = self.session.answer(
+            prompt, self.opening.images, history=self.history, on_text=_write_answer, **self.options
+        )
+        _write_answer("\n")
+        self.history.append((prompt, answer.text))
+        if self.verbose:
+            sys.stderr.write(
+                f"{answer.num_prompt_tokens} tokens in the prompt, {answer.num_new_tokens} in the answer, "
+                f"{answer.num_tiles} tiles, last position {answer.last_position:g}, {answer.seconds:.2f} seconds\n"
+            )
+        return answer
+
+    def talk(self) -> None:
+        """Ask what is typed, line by line, until `/quit` or the end of the input."""
+        while True:
+            try:
+                line = input("> ").strip()
+            except (EOFError, KeyboardInterrupt):
+                _write_answer("\n")
+                return
+            if line == "/quit":
+                return
+            if line == "/reset":
+                self.history.clear()
+                continue
+            if not line:
+                continue
+            try:
+                self.ask(line)
+            except InternVLError as error:
+                sys.stderr.write(f"error: {error}\n")
+            except KeyboardInterrupt:
+                _write_answer("\n")
+
+
+def _write_answer(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def parse_stride(text: str) -> float:
+    """A stride from the command line; fractions are allowed."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(f"expected a number such as 64, 0.25 or 1/16, got {text!r}") from error
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help explains)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = _Parser(
+        prog="python -m internvl.infer.chat",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("question", nargs="?", help="the question; - reads it from standard input; none: a conversation")
+    add("--checkpoint", required=True, type=Path, help="folder of the model")
+    add("--image", nargs="+", default=[], metavar="FILE",
+        help="images; the last word is the question when it is neither a file nor named like an image")  # fmt: skip
+    add("--text", type=Path, metavar="FILE", help="text file that is put in front of the question")
+    add("--rope_pos_id_version", choices=ROPE_POS_ID_VERSIONS,
+        help="visual positions; default: v2pe_fix with a stride, otherwise the checkpoint's own")  # fmt: skip
+    add("--rope_pos_id_stride", type=parse_stride, metavar="STRIDE",
+        help="positions that one tile spans, such as 64, 0.25 or 1/16; default: the checkpoint's own")  # fmt: skip
+    add("--max_num", type=int, help="largest number of tiles per image; default: the checkpoint's own")
+    add("--max_new_tokens", type=int, default=1024, help="limit of an answer in tokens (default: %(default)s)")
+    add("--temperature", type=float, default=0.0, help="draw answers at this temperature (default: 0, greedy)")
+    add("--top_p", type=float, default=1.0,
+        help="with a temperature: draw from the most probable tokens of this share (default: 1)")  # fmt: skip
+    add("--seed", type=int, help="of what is drawn; default: another one every time")
+    add("--device", choices=("cpu", "cuda"), help="default: cuda when there is a GPU")
+    add("--verbose", action="store_true",
+        help="write numbers of tokens and tiles, the last position and seconds behind an answer")  # fmt: skip
+    return parser
+
+
+def _separate_question(images: Sequence[str], question: str | None) -> tuple[tuple[Path, ...], str | None]:
+    """`--image a.png b.png "question"` gives argparse three images; the last one is told by its looks."""
+    if question is None and images and not _looks_like_a_file(images[-1]):
+        *images, question = images
+    return tuple(Path(image) for image in images), question
+
+
+def _looks_like_a_file(word: str) -> bool:
+    # os.path.isfile, because it takes any text: a long question is no valid file name, which Path.is_file raises for.
+    return os.path.isfile(word) or os.path.splitext(word)[1].lower() in Image.registered_extensions()
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"text file {path} cannot be read: {error}; expected a file of UTF-8 text") from error
+
+
+def _read_question(question: str | None) -> str | None:
+    """The question of the command line or of standard input; None: a conversation on a terminal."""
+    if question == "-":
+        question = _read_standard_input()
+    elif question is None:
+        if sys.stdin.isatty():
+            return None
+        raise DataError("there is no question; put it behind the options, or - to read it from standard input")
+    if not question.strip():
+        raise DataError("the question is empty, expected text; put it behind the options")
+    if any("\ud800" <= character <= "\udfff" for character in question):
+        raise DataError("the question holds bytes that are no UTF-8, expected UTF-8 text")
+    return question
+
+
+def _read_standard_input() -> str:
+    try:
+        return sys.stdin.read().strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is no UTF-8 text: {error}; expected the question in UTF-8") from error
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    images, question = _separate_question(arguments.image, arguments.question)
+    # What takes no time is checked before the model is loaded.
+    missing = next((image for image in images if not image.is_file()), None)
+    if missing is not None:
+        raise DataError(f"image {missing} is no file; correct the path (a question goes in front of --image)")
+    opening = Opening(images, None if arguments.text is None else _read_text(arguments.text))
+    version = arguments.rope_pos_id_version
+    if arguments.rope_pos_id_stride is not None:
+        check_stride(version or "v2pe_fix", arguments.rope_pos_id_stride)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device is cuda, but torch sees no GPU; leave the option out or pass cpu")
+    question = _read_question(question)
+    if question is not None:
+        check_placeholders([opening.compose(question)], len(images))
+    check_checkpoint(arguments.checkpoint)
+    session = Session.from_pretrained(
+        arguments.checkpoint,
+        device=arguments.device,
+        rope_pos_id_version=version,
+        rope_pos_id_stride=arguments.rope_pos_id_stride,
+        max_num=arguments.max_num,
+    )
+    options = {name: getattr(arguments, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
+    chat = Chat(session, opening, verbose=arguments.verbose, **options)
+    if question is None:
+        chat.talk()
+    else:
+        chat.ask(question)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    transformers_logging.disable_progress_bar()
+    try:
+        _run(arguments)
+    except InternVLError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    except KeyboardInterrupt:
+        _write_answer("\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""The chat command: composing questions, conversations, errors on one line."""
+
+import io
+import subprocess
+import sys
+
+import pytest
+
+from internvl.infer import chat
+from internvl.infer.chat import Chat, Opening, main
+from internvl.infer.session import Session
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What `Session.answer` is called with, in order."""
+    calls = []
+    original = Session.answer
+
+    def recording(self, prompt, images=(), **options):
+        calls.append((prompt, [str(image) for image in images], list(options["history"]), options, self))
+        return original(self, prompt, images, **options)
+
+    monkeypatch.setattr(Session, "answer", recording)
+    return calls
+
+
+@pytest.fixture
+def run(checkpoint, capsys):
+    """Run the command in this process: (exit code, standard output, standard error)."""
+
+    def run(*words):
+        try:
+            code = main(["--checkpoint", str(checkpoint), "--device", "cpu", "--max_new_tokens", "6", *map(str, words)])
+        except SystemExit as end:
+            code = end.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def talk(monkeypatch, *lines):
+    monkeypatch.setattr(sys, "stdin", Terminal("".join(f"{line}\n" for line in lines)))
+
+
+@pytest.mark.parametrize(
+    ("num_images", "text", "question", "expected"),
+    [
+        (0, None, "q", "q"),
+        (2, None, "q", "<image>\n<image>\nq"),
+        (2, None, "a <image> b <image>", "a <image> b <image>"),
+        (1, "long <image> text", "q", "<image>\nlong < image> text\nq"),
+        (1, "text", "in <image>", "text\nin <image>"),
+    ],
+)
+def test_the_first_message_holds_images_text_and_question(num_images, text, question, expected):
+    assert Opening(("x.png",) * num_images, text).compose(question) == expected
+
+
+def test_the_command_answers_in_a_process_of_its_own(checkpoint, make_image):
+    images = [make_image("a.png", 112, 28, seed=1), make_image("b.png", seed=2)]
+    command = [sys.executable, "-m", "internvl.infer.chat", "--checkpoint", checkpoint, "--device", "cpu", "--verbose",
+               "--rope_pos_id_stride", "1/2", "--max_new_tokens", "6", "--image", *images, "Which digit?"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    session = Session.from_pretrained(checkpoint, device="cpu", rope_pos_id_version="v2pe_fix", rope_pos_id_stride=0.5)
+    expected = session.answer("<image>\n<image>\nWhich digit?", images, max_new_tokens=6)
+    assert done.stdout == expected.text + "\n"
+    sizes = (
+        f"{expected.num_prompt_tokens} tokens in the prompt, {expected.num_new_tokens} in the answer, 6 tiles, "
+        f"last position {expected.last_position:g}, "
+    )
+    assert sizes in done.stderr
+
+
+def test_options_reach_the_session(run, asked, make_image, tmp_path):
+    path = make_image("a.png")
+    (tmp_path / "long.txt").write_text("long context")
+    code, _, err = run(
+        "what?", "--image", path, "--text", tmp_path / "long.txt", "--rope_pos_id_stride", "1/16", "--max_num", 2,
+        "--temperature", 0.5, "--top_p", 0.9, "--seed", 3,
+    )  # fmt: skip
+    assert code == 0, err
+    prompt, images, _, options, session = asked[0]
+    assert (prompt, images) == ("<image>\nlong context\nwhat?", [str(path)])
+    assert (session.rope_pos_id_version, session.rope_pos_id_stride, session.max_num) == ("v2pe_fix", 1 / 16, 2)
+    del options["history"], options["on_text"]
+    assert options == {"max_new_tokens": 6, "temperature": 0.5, "top_p": 0.9, "seed": 3}
+
+
+def test_a_dash_reads_the_question_from_standard_input(run, asked, monkeypatch, make_image):
+    for words in (("-",), ("--image", make_image("a.png"), "-")):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("who are\nyou?\n"))
+        assert run(*words)[0] == 0
+    assert [call[0] for call in asked] == ["who are\nyou?", "<image>\nwho are\nyou?"]
+
+
+def test_tokens_are_written_as_they_come(checkpoint, monkeypatch):
+    written = []
+    monkeypatch.setattr(chat, "_write_answer", written.append)
+    answer = Chat(Session.from_pretrained(checkpoint, device="cpu"), Opening(), max_new_tokens=30).ask("what?")
+    assert "".join(written) == answer.text + "\n"
+    assert len(written) > 3
+
+
+def test_a_conversation_has_a_history_until_it_is_reset(run, asked, monkeypatch, make_image):
+    path = make_image("a.png")
+    talk(monkeypatch, "first?", "", "second?", "/reset", "third?", "/quit", "never?")
+    code, _, err = run("--image", path)
+    assert (code, err) == (0, "")
+    assert [call[0] for call in asked] == ["<image>\nfirst?", "second?", "<image>\nthird?"]
+    assert [len(call[2]) for call in asked] == [0, 1, 0]
+    assert asked[1][2][0][0] == "<image>\nfirst?"
+    assert all(call[1] == [str(path)] for call in asked)
+
+
+def test_a_conversation_goes_on_after_an_error_and_ends_with_its_input(run, asked, monkeypatch):
+    talk(monkeypatch, "what is <image>?", "what?")
+    code, _, err = run()
+    assert code == 0
+    assert err.startswith("error: the prompt has 1 <image> for 0 images")
+    assert [(call[0], len(call[2])) for call in asked] == [("what is <image>?", 0), ("what?", 0)]
+
+
+def test_literal_image_tokens_are_answered(run, make_image):
+    code, out, err = run("what are <img> and <IMG_CONTEXT>?", "--image", make_image("a.png"))
+    assert (code, err) == (0, "")
+    assert out.endswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--image", "IMAGE", "IMAGE", "<image><image><image>?"], "3 <image> for 2 images"),
+        (["--image", "none.png", "what?"], "image none.png is no file"),
+        (["--image", "IMAGE", "none.png"], "image none.png is no file"),
+        (["what?", "--text", "none.txt"], "text file none.txt cannot be read"),
+        (["what?", "--text", "IMAGE"], "expected a file of UTF-8 text"),
+        (["what?", "--rope_pos_id_stride", "0"], "must be a positive number"),
+        (["what?", "--rope_pos_id_stride", "-4"], "must be a positive number"),
+        (["what?", "--rope_pos_id_stride", "inf"], "expected a number such as 64"),
+        (["what?", "--rope_pos_id_stride", "1/0"], "expected a number such as 64"),
+        (["what?", "--rope_pos_id_version", "v3"], "v2pe_fix"),
+        (["what?", "--rope_pos_id_version", "v2pe_fix"], "needs rope_pos_id_stride"),
+        (["what?", "--max_num", "0"], "max_num is 0"),
+        (["what?", "--temperature", "-1"], "temperature is -1"),
+        ([], "there is no question"),
+        ([" "], "the question is empty"),
+        (["bad \udcff bytes"], "no UTF-8"),
+        (["what?", "--checkpoint", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_errors_are_one_line_and_exit_2(run, make_image, monkeypatch, words, message):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    image = make_image("a.png")
+    code, out, err = run(*(image if word == "IMAGE" else word for word in words))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_help_explains(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(
+        word in out for word in ("--image", "--text", "--rope_pos_id_stride", "1/16", "/reset", "/quit", "<image>")
+    )
