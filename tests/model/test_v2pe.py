@@ -102,6 +102,48 @@ def test_long_rows_stay_exact():
     assert torch.equal(last_visual.diff(), torch.full_like(last_visual[1:], 3 / 256))
 
 
+def test_rows_of_sixteen_million_tokens_stay_exact():
+    """Images at random places and the end, each checked against rationals computed from the layout alone."""
+    tokens_per_tile, text, length = 256, 17, 2**24
+    block = torch.tensor([1] * text + image(1, tokens_per_tile), dtype=torch.int32)
+    images, tail = divmod(length, len(block))
+    ids = torch.cat([block.repeat(images), block.new_ones(tail)])
+    stride = Fraction(3 * 65536 + 1, 65536)  # the end of every image is rounded up
+    out = build_position_ids(ids, image_token_id=VISUAL, num_image_token=tokens_per_tile, strides=stride)
+    assert out.shape == (length,)
+    per_block = text + 2 + math.ceil(stride)
+    picks = torch.randint(images, (200,), generator=torch.Generator().manual_seed(0)).tolist()
+    for i in [0, *picks, images - 1]:
+        begin = i * per_block + text  # position of <img>
+        exact = [*range(i * per_block, begin + 1), *[begin + k * stride / tokens_per_tile for k in range(1, 257)]]
+        exact.append(begin + math.ceil(stride) + 1)
+        got = out[i * len(block) : (i + 1) * len(block)].tolist()
+        assert [Fraction(value) for value in got] == exact
+    assert out[-1].item() == images * per_block + tail - 1
+
+
+@pytest.mark.parametrize(
+    ("stride", "tiles", "end"),
+    [
+        (Fraction(1, 10), 10, 2),  # float 0.1 is larger than 1/10: ten tiles of it end beyond 1
+        (0.1, 10, 3),
+        (Fraction(2, 3), 3, 3),
+        (Fraction(1, 3), 4, 3),
+        (1 + Fraction(1, 2**60), 1, 3),  # as a float it is 1
+    ],
+)
+def test_fractions_are_taken_at_their_exact_value(stride, tiles, end):
+    """The token behind the image sits at ceil(tiles * stride) + 1."""
+    assert positions(image(tiles), stride)[-1] == end
+    assert positions(image(tiles) + image(1), [stride, 4])[4 * tiles + 1] == end
+
+
+def test_documents_may_be_empty_anywhere():
+    ids = [*image(1), 1]
+    borders = torch.tensor([0, 0, 0, 3, 3, len(ids), len(ids)])
+    assert positions(ids, [1, 2], cu_seqlens=borders) == [0, 0.25, 0.5, -0.5, 0, 1, 2]
+
+
 def test_documents_of_a_packed_row_start_at_zero():
     first, second = [1, *image(1)], [*image(2), 1]
     borders = torch.tensor([0, len(first), len(first), len(first) + len(second)])
@@ -131,6 +173,86 @@ def test_batches_take_strides_row_by_row():
     both = build_position_ids(ids, image_token_id=VISUAL, num_image_token=4, strides=torch.tensor([1, 2]))
     assert both[0].tolist() == positions(ids[0].tolist(), 1)
     assert both[1].tolist() == positions(ids[1].tolist(), 2)
+
+
+def test_rows_of_a_batch_may_be_padded_on_different_sides():
+    first, second, third = [1, *image(1)], [*image(2), 1, 1], [1, 1]
+    length = 14
+    pads = [length - len(first), length - len(second), length - len(third)]
+    rows = [[VISUAL] * pads[0] + first, second + [0] * pads[1], [0] * 4 + third + [0] * (pads[2] - 4)]
+    masks = [
+        [0] * pads[0] + [1] * len(first),
+        [1] * len(second) + [0] * pads[1],
+        [0] * 4 + [1] * 2 + [0] * (pads[2] - 4),
+    ]
+    got = build_position_ids(
+        torch.tensor(rows),
+        image_token_id=VISUAL,
+        num_image_token=4,
+        strides=[Fraction(1, 2), 3],
+        attention_mask=torch.tensor(masks),
+    )
+    assert got[0].tolist() == [1.0] * pads[0] + positions(first, Fraction(1, 2))
+    assert got[1].tolist() == positions(second, 3) + [1.0] * pads[1]
+    assert got[2].tolist() == [1.0] * 4 + [0, 1] + [1.0] * (pads[2] - 4)
+
+
+STRIDE = st.one_of(
+    st.sampled_from([1, 2, 64, 256, 300]),
+    st.integers(1, 2**22).map(lambda units: units / 65536),
+    st.fractions(Fraction(1, 50), 300, max_denominator=60),
+)
+DOCUMENT = st.lists(st.one_of(st.just(None), st.tuples(st.integers(1, 5), STRIDE)), max_size=8)
+
+
+def write_document(layout, tokens_per_tile):
+    """(ids, strides) of a document: None is a text token, (tiles, stride) an image between its borders."""
+    ids = [token for item in layout for token in ([1] if item is None else image(item[0], tokens_per_tile))]
+    return ids, [item[1] for item in layout if item is not None]
+
+
+@settings(max_examples=150, deadline=None)
+@given(documents=st.lists(DOCUMENT, min_size=1, max_size=5), tokens_per_tile=st.sampled_from([1, 3, 4, 7, 256]))
+def test_packed_documents_equal_rational_arithmetic(documents, tokens_per_tile):
+    row, strides, exact, borders = [], [], [], [0]
+    for layout in documents:
+        ids, own = write_document(layout, tokens_per_tile)
+        row += ids
+        strides += own
+        exact += reference(ids, own, tokens_per_tile)
+        borders.append(len(row))
+    got = positions(row, strides, tokens_per_tile, cu_seqlens=torch.tensor(borders))
+    assert got == pytest.approx([float(value) for value in exact], rel=1e-15, abs=1e-15)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    documents=st.lists(st.tuples(DOCUMENT, st.integers(0, 5), st.sampled_from([0, VISUAL])), min_size=1, max_size=4),
+    left=st.booleans(),
+    tokens_per_tile=st.sampled_from([1, 3, 4, 7]),
+)
+def test_padded_batches_equal_rational_arithmetic(documents, left, tokens_per_tile):
+    """Padding may be any token, a visual one too."""
+    written = [(*write_document(layout, tokens_per_tile), extra, pad) for layout, extra, pad in documents]
+    length = max(len(ids) + extra for ids, _, extra, _ in written)
+    rows, masks, exact, strides = [], [], [], []
+    for ids, own, _, pad in written:
+        padding = length - len(ids)
+        before, after = (padding, 0) if left else (0, padding)
+        rows.append([pad] * before + ids + [pad] * after)
+        masks.append([0] * before + [1] * len(ids) + [0] * after)
+        values = [float(value) for value in reference(ids, own, tokens_per_tile)]
+        exact += [1.0] * before + values + [1.0] * after
+        strides += own
+    got = build_position_ids(
+        torch.tensor(rows),
+        image_token_id=VISUAL,
+        num_image_token=tokens_per_tile,
+        strides=strides,
+        attention_mask=torch.tensor(masks),
+    )
+    assert got.shape == (len(rows), length)
+    assert got.reshape(-1).tolist() == pytest.approx(exact, rel=1e-15, abs=1e-15)
 
 
 @pytest.mark.parametrize("strides", [0, -1, float("nan"), float("inf"), [1, 0]])
