@@ -22,6 +22,7 @@ def load_answerer(
     rope_pos_id_stride: float | None,
     max_num: int | None,
     cache_mib: int,
+    prefill_chunk_size: int | None = None,
 ) -> Answer:
     """Load a checkpoint and return the function that asks it.
 
@@ -37,6 +38,7 @@ def load_answerer(
         rope_pos_id_version=rope_pos_id_version,
         rope_pos_id_stride=rope_pos_id_stride,
         max_cache_bytes=cache_mib * 2**20,
+        prefill_chunk_size=prefill_chunk_size,
     )
 
     def answer(task: Task, sample: Sample) -> Prediction:

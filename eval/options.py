@@ -33,6 +33,7 @@ class RunOptions:
         dtype: Of the weights; None: by device.
         device: None: cuda when there is a GPU.
         cache_mib: Memory for features of images that are asked again.
+        prefill_chunk_size: Tokens of a prompt that pass the decoder at a time; None: all at once.
         overwrite: Throw saved predictions away first.
     """
 
@@ -50,11 +51,12 @@ class RunOptions:
     dtype: str | None = None
     device: str | None = None
     cache_mib: int = 1024
+    prefill_chunk_size: int | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
-        for name in ("max_num", "limit"):
+        for name in ("max_num", "limit", "prefill_chunk_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name} must be at least 1, got {value}")
@@ -120,5 +122,6 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES, help="float32 on CPU, bfloat16 on CUDA")
     add("--device", choices=("cpu", "cuda"), help="default: cuda when there is a GPU")
     add("--cache_mib", type=int, help="memory for features of images that are asked again, in MiB (1024)")
+    add("--prefill_chunk_size", type=int, help="tokens of a prompt that pass the decoder at a time (all at once)")
     add("--overwrite", action="store_true", help="throw saved predictions away first")
     return parser

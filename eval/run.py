@@ -51,6 +51,7 @@ def run(options: RunOptions, env: RankEnv) -> None:
         rope_pos_id_stride=stride,
         max_num=options.max_num,
         cache_mib=options.cache_mib,
+        prefill_chunk_size=options.prefill_chunk_size,
     )
     predictions = run_jobs(jobs, make_answer, workers=_join_workers(env), overwrite=options.overwrite)
     if predictions is not None:

@@ -151,6 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rope_pos_id_stride", type=parse_stride, metavar="STRIDE",
         help="positions that one tile spans, such as 64, 0.25 or 1/16; default: the checkpoint's own")  # fmt: skip
     add("--max_num", type=int, help="largest number of tiles per image; default: the checkpoint's own")
+    add("--prefill_chunk_size", type=int, help="tokens of the prompt that pass the decoder at a time; default: all")
     add("--max_new_tokens", type=int, default=1024, help="limit of an answer in tokens (default: %(default)s)")
     add("--temperature", type=float, default=0.0, help="draw answers at this temperature (default: 0, greedy)")
     add("--top_p", type=float, default=1.0,
@@ -225,6 +226,7 @@ def _run(arguments: argparse.Namespace) -> None:
         rope_pos_id_version=version,
         rope_pos_id_stride=arguments.rope_pos_id_stride,
         max_num=arguments.max_num,
+        prefill_chunk_size=arguments.prefill_chunk_size,
     )
     options = {name: getattr(arguments, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
     chat = Chat(session, opening, verbose=arguments.verbose, **options)

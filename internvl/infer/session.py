@@ -91,6 +91,8 @@ class Session:
         rope_pos_id_stride: Positions that one tile spans; None: the checkpoint's own.
         max_num: Largest number of tiles per image; None: the checkpoint's own (`max_dynamic_patch`).
         max_cache_bytes: Limit of the image feature cache (in main memory).
+        prefill_chunk_size: Tokens of a prompt that pass the decoder at a time, which bounds memory for long prompts;
+            None: all at once. Does not change answers.
 
     Raises:
         ConfigError: Version and stride do not fit together, or the config names an unknown template.
@@ -105,6 +107,7 @@ class Session:
         rope_pos_id_stride: float | None = None,
         max_num: int | None = None,
         max_cache_bytes: int = DEFAULT_CACHE_BYTES,
+        prefill_chunk_size: int | None = None,
     ):
         config = model.config
         self.model, self.tokenizer = model, tokenizer
@@ -113,6 +116,9 @@ class Session:
         check_stride(self.rope_pos_id_version, self.rope_pos_id_stride)
         self.max_num = config.max_dynamic_patch if max_num is None else max_num
         self.conversation = get_conversation(config.template or "internlm2-chat")
+        if prefill_chunk_size is not None and prefill_chunk_size < 1:
+            raise ConfigError(f"prefill_chunk_size must be a positive number of tokens, got {prefill_chunk_size}")
+        self.prefill_chunk_size = prefill_chunk_size
         self.cache = FeatureCache(max_cache_bytes)
         self._transform = build_transform(config.image_size, pad2square=config.pad2square)
 
@@ -198,6 +204,7 @@ class Session:
                 max_new_tokens=max_new_tokens,
                 eos_token_id=self._stop_ids(),
                 pad_token_id=self.tokenizer.pad_token_id,
+                prefill_chunk_size=self.prefill_chunk_size,
                 **sampling,
             )
         return Answer(

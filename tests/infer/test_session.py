@@ -255,3 +255,24 @@ def test_positions_are_the_checkpoints_own_unless_chosen(session, saved, stride,
     session.model.config.rope_pos_id_version, session.model.config.rope_pos_id_stride = saved
     made = Session(session.model, session.tokenizer, rope_pos_id_stride=stride)
     assert (made.rope_pos_id_version, made.rope_pos_id_stride) == chosen
+
+
+def test_a_chunked_prompt_gives_the_same_answer_and_bounds_the_decoder(checkpoint, make_image):
+    lengths, answers = {}, {}
+    for size in (None, 10):
+        session = Session.from_pretrained(
+            checkpoint, device="cpu", rope_pos_id_version="v2pe_fix", rope_pos_id_stride=0.25, prefill_chunk_size=size
+        )
+        seen = lengths.setdefault(size, [])
+        session.model.language_model.model.register_forward_pre_hook(
+            lambda module, args, kwargs, seen=seen: (
+                seen.append(kwargs["inputs_embeds"].shape[1]) if kwargs.get("inputs_embeds") is not None else None
+            ),
+            with_kwargs=True,
+        )
+        answers[size] = session.answer("<image>\nwhich?", [make_image("a.png", 84, 28)], max_new_tokens=8).text
+    assert answers[None] == answers[10]
+    assert max(lengths[None]) > 20
+    assert max(lengths[10]) == 10
+    with pytest.raises(ConfigError, match="positive number of tokens"):
+        Session.from_pretrained(checkpoint, device="cpu", prefill_chunk_size=0)
