@@ -38,6 +38,13 @@ def check_checkpoint(folder: str | Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint folder {folder} does not exist")
     config = _read_json(folder / "config.json")
+    absent = [name for name in ("vision_config", "llm_config") if name not in config]
+    if absent:
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes no InternVL chat model: {' and '.join(absent)} missing "
+            f"(model_type {config.get('model_type')!r}); a bare language model becomes one by "
+            "python -m internvl.tools.assemble"
+        )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         shards = sorted(set(_read_json(index).get("weight_map", {}).values()))

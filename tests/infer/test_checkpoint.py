@@ -119,3 +119,10 @@ def test_fingerprint_of_large_files_samples_all_of_them(tmp_path, monkeypatch):
         content[place] = 1
         path.write_bytes(content)
         assert fingerprint_checkpoint(tmp_path) != before
+
+
+def test_a_bare_language_model_is_refused_with_the_way_out(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config["llm_config"], "model_type": "llama"}))
+    with pytest.raises(CheckpointError, match=r"vision_config and llm_config missing \(model_type 'llama'\).*assemble"):
+        check_checkpoint(copy)
