@@ -38,13 +38,6 @@ def check_checkpoint(folder: str | Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint folder {folder} does not exist")
     config = _read_json(folder / "config.json")
-    absent = [name for name in ("vision_config", "llm_config") if name not in config]
-    if absent:
-        raise CheckpointError(
-            f"{folder / 'config.json'} describes no InternVL chat model: {' and '.join(absent)} missing "
-            f"(model_type {config.get('model_type')!r}); a bare language model becomes one by "
-            "python -m internvl.tools.assemble"
-        )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
@@ -97,6 +90,16 @@ def _read_config(folder: str | Path) -> InternVLChatConfig:
         ) from error
 
 
+def _refuse_other_models(folder: Path, config: dict[str, Any]) -> None:
+    absent = [name for name in ("vision_config", "llm_config") if name not in config]
+    if absent:
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes no InternVL chat model: {' and '.join(absent)} missing "
+            f"(model_type {config.get('model_type')!r}); a bare language model becomes one by "
+            "python -m internvl.tools.assemble"
+        )
+
+
 def load_checkpoint(
     folder: str | Path, *, dtype: torch.dtype, device: torch.device | str
 ) -> tuple[InternVLChatModel, PreTrainedTokenizerBase]:
@@ -106,7 +109,7 @@ def load_checkpoint(
         CheckpointError: Files are missing or broken, weights do not fit the config, or the tokenizer does not know
             the image tokens.
     """
-    check_checkpoint(folder)
+    _refuse_other_models(Path(folder), check_checkpoint(folder))
     config = _read_config(folder)
     tokenizer = load_tokenizer(folder)
     if isinstance(tokenizer, InternLM2Tokenizer):

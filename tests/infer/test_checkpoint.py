@@ -125,4 +125,4 @@ def test_a_bare_language_model_is_refused_with_the_way_out(copy):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config["llm_config"], "model_type": "llama"}))
     with pytest.raises(CheckpointError, match=r"vision_config and llm_config missing \(model_type 'llama'\).*assemble"):
-        check_checkpoint(copy)
+        load(copy)
