@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM
 
 from internvl.errors import CheckpointError, ConfigError, InternVLError
@@ -30,6 +29,7 @@ from internvl.model.modeling_internlm2 import InternLM2ForCausalLM
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
 from internvl.train.checkpointing import replace_files
+from internvl.train.model_loading import load_projector
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def assemble(
     if tower is not None:
         model.vision_model.load_state_dict(tower.state_dict())
     if mlp_path is not None:
-        _load_projector(model.mlp1, mlp_path)
+        load_projector(model, mlp_path)
     if force_image_size is not None and force_image_size != config.vision_config.image_size:
         model.vision_model.resize_pos_embeddings(force_image_size)
     model.img_context_token_id = cast(int, tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN))
@@ -133,14 +133,6 @@ def _load_tower(folder: Path) -> InternVisionModel:
         return InternVisionModel.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"--vision_path {folder} cannot be loaded: {error}") from error
-
-
-def _load_projector(projector: nn.Module, path: Path) -> None:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        projector.load_state_dict({key.removeprefix("mlp1."): value for key, value in state.items()})
-    except (RuntimeError, AttributeError, OSError) as error:
-        raise CheckpointError(f"--mlp_path {path} does not fit the projector: {error}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -64,7 +64,7 @@ def load_training_model(
             names = sorted(report[problem])
             raise CheckpointError(f"{folder}: {len(names)} {problem.replace('_', ' ')}, for example {names[:3]}")
     if model_args.mlp_path is not None:
-        _load_projector(model, Path(model_args.mlp_path))
+        load_projector(model, Path(model_args.mlp_path))
     _resize_tiles(model, data_args.force_image_size)
     if num_added_tokens:
         grow_vocabulary(model.language_model, len(tokenizer), num_added_tokens)
@@ -111,7 +111,12 @@ def _resize_tiles(model: InternVLChatModel, image_size: int) -> None:
     model.num_image_token = model.config.num_image_token
 
 
-def _load_projector(model: InternVLChatModel, path: Path) -> None:
+def load_projector(model: InternVLChatModel, path: Path) -> None:
+    """Load a state dict into the projector `mlp1`; keys may start with `mlp1.`.
+
+    Raises:
+        CheckpointError: The file cannot be read or does not fit.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         model.mlp1.load_state_dict({key.removeprefix("mlp1."): value for key, value in state.items()})
