@@ -9,6 +9,8 @@ know grouped-query heads and causal order.
 The functions are registered with transformers' AttentionInterface under `packed_sdpa`, together with a mask function
 that builds no mask, so that decoders of transformers can use them too. Further names (flash, ring, ulysses) register
 in the same table.
+
+Under torch.compile the seam is where a graph ends and the next begins: which pieces a row has is data.
 """
 
 from collections.abc import Callable
@@ -65,6 +67,7 @@ def register_attention(name: str, function: AttentionFunction) -> None:
     AttentionMaskInterface.register(name, _padding_mask)
 
 
+@torch.compiler.disable
 def attend(
     name: str | None,
     query: Tensor,
@@ -138,12 +141,11 @@ def _attend_documents(query: Tensor, key: Tensor, value: Tensor, scaling: float,
             f"cu_seqlens {borders[:4]}...{borders[-1]} needs one row of {borders[-1]} queries and keys, "
             f"got batch {query.shape[0]}, {query.shape[2]} queries, {key.shape[2]} keys"
         )
-    documents = [
-        attend_causal(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], scaling)
-        for a, b in pairwise(borders)
-        if b > a
-    ]
-    return torch.cat(documents, dim=2)
+    lengths = [b - a for a, b in pairwise(borders)]
+    documents = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+    # Joined token by token, as the kernels lay their outputs out in memory.
+    outputs = [attend_causal(*states, scaling).transpose(1, 2) for states in documents if states[0].shape[2]]
+    return torch.cat(outputs, dim=1).transpose(1, 2)
 
 
 def _attend_padded(query: Tensor, key: Tensor, value: Tensor, scaling: float, attention_mask: Tensor) -> Tensor:
@@ -183,6 +185,7 @@ def real_span(mask: Tensor) -> tuple[int, int]:
 
 
 def _as_interface(function: AttentionFunction) -> Callable:
+    @torch.compiler.disable
     def interface(module, query, key, value, attention_mask, scaling=None, dropout=0.0, cu_seqlens=None, **kwargs):
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         # Rotation in float32 leaves queries and keys in float32; the kernels want one dtype.

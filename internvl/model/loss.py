@@ -118,7 +118,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             grad_logits = log_probabilities.exp_()
             grad_logits.scatter_add_(1, targets[part].unsqueeze(1), torch.full_like(picked, -1.0))
-            grad_logits = (grad_logits * token_weights[part].unsqueeze(1)).to(states.dtype)
+            grad_logits = grad_logits.mul_(token_weights[part].unsqueeze(1)).to(states.dtype)
             if grad_states is not None:
                 grad_states[part] = grad_logits @ weight.to(states.dtype)
             if grad_weight is not None:

@@ -68,10 +68,10 @@ class InternLM2Attention(nn.Module):
         """(batch, length, hidden) -> same."""
         heads = self.wqkv(hidden_states).unflatten(-1, (self.num_kv_heads, -1, self.head_dim))
         groups = heads.permute(0, 2, 3, 1, 4)  # (batch, kv heads, queries + key + value, length, head_dim)
-        query = groups[:, :, :-2].flatten(1, 2)
-        query = apply_rotary(query, *rotary)
-        key = apply_rotary(groups[:, :, -2], *rotary)
-        value = groups[:, :, -1]
+        query, key, value = groups.split([self.queries_per_kv, 1, 1], dim=2)
+        query = apply_rotary(query, *rotary).flatten(1, 2)
+        key = apply_rotary(key.squeeze(2), *rotary)
+        value = value.squeeze(2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_index)
         out = attend(

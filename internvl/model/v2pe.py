@@ -345,10 +345,34 @@ def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate queries or keys in float32 ("rotate half" form) and cast back.
 
     Args:
-        states: (batch, heads, length, head_dim).
+        states: (batch, ..., length, head_dim), heads in between.
         cos: (batch, length, head_dim / 2) float32.
         sin: Same.
+
+    Returns:
+        Contiguous, of the shape and dtype of `states`.
     """
+    table_shape = (cos.shape[0], *[1] * (states.dim() - 3), *cos.shape[1:])
+    return _Rotation.apply(states, cos.view(table_shape), sin.view(table_shape))
+
+
+class _Rotation(torch.autograd.Function):
+    """(a, b) -> (a cos - b sin, b cos + a sin); its backward is the rotation by the opposite angle."""
+
+    @staticmethod
+    def forward(ctx, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(states, cos, sin, direction=1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _rotate(grad, *ctx.saved_tensors, direction=-1), None, None
+
+
+def _rotate(states: Tensor, cos: Tensor, sin: Tensor, *, direction: int) -> Tensor:
     first, second = states.float().chunk(2, dim=-1)
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(states.dtype)
+    halves = [
+        torch.addcmul(first * cos, second, sin, value=-direction),
+        torch.addcmul(second * cos, first, sin, value=direction),
+    ]
+    return torch.cat(halves, dim=-1).to(states.dtype)
