@@ -1,6 +1,7 @@
 """The model's side of an evaluation: a loaded session as the function that turns a sample into a prediction."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,7 +9,9 @@ import torch
 from eval.core.runner import Answer
 from eval.core.sample import Prediction, Sample
 from eval.core.task import Task
+from internvl.infer.context_parallel import ContextParallel
 from internvl.infer.session import Session
+from internvl.model.rope_scaling import RopeScaling
 
 logger = logging.getLogger(__name__)
 
@@ -20,13 +23,18 @@ def load_answerer(
     device: str,
     rope_pos_id_version: str,
     rope_pos_id_stride: float | None,
+    rope_scaling: RopeScaling | None = None,
     max_num: int | None,
     cache_mib: int,
     prefill_chunk_size: int | None = None,
+    kv_cache: str = "dynamic",
+    context_parallel: ContextParallel | None = None,
+    layer_devices: Sequence[str] = (),
 ) -> Answer:
     """Load a checkpoint and return the function that asks it.
 
-    Running out of GPU memory fails one sample, not the run; the sample is counted as wrong.
+    Running out of GPU memory fails one sample, not the run; the sample is counted as wrong. Of processes that answer
+    together one alone cannot go on, so there it ends the run (which continues where it was when started again).
 
     Raises:
         CheckpointError: The checkpoint cannot be loaded.
@@ -37,14 +45,20 @@ def load_answerer(
         device=device,
         rope_pos_id_version=rope_pos_id_version,
         rope_pos_id_stride=rope_pos_id_stride,
+        rope_scaling=rope_scaling,
         max_cache_bytes=cache_mib * 2**20,
         prefill_chunk_size=prefill_chunk_size,
+        kv_cache=kv_cache,
+        context_parallel=context_parallel,
+        layer_devices=layer_devices,
     )
 
     def answer(task: Task, sample: Sample) -> Prediction:
         try:
             return _ask(session, task, sample, max_num=max_num or task.max_num)
         except torch.OutOfMemoryError:
+            if context_parallel is not None:
+                raise
             torch.cuda.empty_cache()
             logger.error("%s, sample %s: out of memory, counted as wrong", task.name, sample.id)
             return Prediction(sample.id, "", sample.answer, sample.metadata, 0, 0, 0.0, 0.0, failure="out of memory")

@@ -9,6 +9,9 @@ from pathlib import Path
 from eval.core.scoring import check_length_edges
 from eval.tasks.registry import PROMPT_STYLES, list_task_names
 from internvl.errors import ConfigError
+from internvl.infer.context_parallel import check_shareable
+from internvl.model.caches import KV_CACHES, check_kv_cache
+from internvl.model.rope_scaling import RopeScaling, parse_rope_scaling
 from internvl.model.v2pe import ROPE_POS_ID_VERSIONS
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -23,6 +26,7 @@ class RunOptions:
         tasks: Comma-separated names, groups or patterns.
         rope_pos_id_version: Visual positions.
         rope_pos_id_stride: Positions that one tile spans; None: the checkpoint's own.
+        rope_scaling: Scaling of rotary positions; None: the checkpoint's own.
         data_root: Folder of the benchmarks.
         max_num: Largest number of tiles per image; None: the task's.
         limit: First samples of every task only.
@@ -34,6 +38,10 @@ class RunOptions:
         device: None: cuda when there is a GPU.
         cache_mib: Memory for features of images that are asked again.
         prefill_chunk_size: Tokens of a prompt that pass the decoder at a time; None: all at once.
+        kv_cache: Where keys and values are kept.
+        ring_attn: Processes answer a question together, in groups of `gpus_per_task`.
+        gpus_per_task: With `ring_attn` the processes of a group, None: all of them. Otherwise the GPUs of a process,
+            which share the layers of the model; None: one.
         overwrite: Throw saved predictions away first.
     """
 
@@ -41,6 +49,7 @@ class RunOptions:
     tasks: str
     rope_pos_id_version: str = "default"
     rope_pos_id_stride: int | float | None = None
+    rope_scaling: RopeScaling | None = None
     data_root: Path = Path("dataset/benchmark")
     max_num: int | None = None
     limit: int | None = None
@@ -52,16 +61,24 @@ class RunOptions:
     device: str | None = None
     cache_mib: int = 1024
     prefill_chunk_size: int | None = None
+    kv_cache: str = "dynamic"
+    ring_attn: bool = False
+    gpus_per_task: int | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
-        for name in ("max_num", "limit", "prefill_chunk_size"):
+        for name in ("max_num", "limit", "prefill_chunk_size", "gpus_per_task"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name} must be at least 1, got {value}")
         if self.cache_mib < 0:
             raise ConfigError(f"--cache_mib must not be negative, got {self.cache_mib}")
+        check_kv_cache(self.kv_cache)
+        if self.ring_attn:
+            check_shareable(self.kv_cache)
+        if self.rope_scaling is not None:
+            self.rope_scaling.check_version(self.rope_pos_id_version)
         if self.length_bins is not None:
             check_length_edges(self.length_bins)
 
@@ -75,6 +92,8 @@ def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
     values = vars(_build_parser().parse_args(argv))
     if values["length_bins"] is not None:
         values["length_bins"] = tuple(values["length_bins"])
+    if values["rope_scaling"] is not None:
+        values["rope_scaling"] = parse_rope_scaling(values["rope_scaling"])
     given = {field.name: values[field.name] for field in fields(RunOptions) if values[field.name] is not None}
     return RunOptions(**given)
 
@@ -113,15 +132,37 @@ def _build_parser() -> argparse.ArgumentParser:
         type=parse_stride,
         help="positions that one tile spans, such as 64, 0.25 or 1/16; default: the checkpoint's own",
     )
+    add(
+        "--rope_scaling",
+        metavar="SCALING",
+        help="scale positions, visual ones included: yarn:4, linear:2, dynamic:2 (version default only), none, or a "
+        "json object; default: the checkpoint's own",
+    )
     add("--data-root", "--data_root", type=Path, help="folder of the benchmarks (dataset/benchmark)")
     add("--max_num", type=int, help="largest number of tiles per image; default: the task's")
     add("--limit", type=int, help="first N samples of every task only")
-    add("--out", type=Path, help="result folder; default: CHECKPOINT/eval_VERSION[_STRIDE]")
+    add("--out", type=Path, help="result folder; default: CHECKPOINT/eval_VERSION[_STRIDE][_SCALING]")
     add("--prompts", choices=PROMPT_STYLES, help="whose prompts and answer limits (upstream)")
     add_scoring_arguments(parser)
     add("--dtype", choices=DTYPES, help="float32 on CPU, bfloat16 on CUDA")
     add("--device", choices=("cpu", "cuda"), help="default: cuda when there is a GPU")
     add("--cache_mib", type=int, help="memory for features of images that are asked again, in MiB (1024)")
     add("--prefill_chunk_size", type=int, help="tokens of a prompt that pass the decoder at a time (all at once)")
+    add(
+        "--kv_cache",
+        choices=KV_CACHES,
+        help="where keys and values are kept (dynamic); only quantized changes answers, its results do not mix",
+    )
+    add(
+        "--ring_attn",
+        action="store_true",
+        help="processes answer a question together, its keys and values spread over them; for prompts too long for one",
+    )
+    add(
+        "--gpus_per_task",
+        type=int,
+        help="with --ring_attn: processes that answer a question together (all); without it: GPUs of a process, which "
+        "share the layers of a model too large for one (1)",
+    )
     add("--overwrite", action="store_true", help="throw saved predictions away first")
     return parser

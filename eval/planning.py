@@ -41,6 +41,8 @@ def choose_stride(version: str, stride: int | float | None, config: Mapping[str,
 def choose_folder(options: RunOptions, stride: int | float | None) -> Path:
     """The result folder: the given one, or one inside the checkpoint that is named after the positions."""
     suffix = "" if stride is None else f"_{stride}"
+    if options.rope_scaling is not None:
+        suffix += "_" + str(options.rope_scaling).replace(":", "-")
     return options.out or options.checkpoint / f"eval_{options.rope_pos_id_version}{suffix}"
 
 
@@ -66,6 +68,8 @@ def plan_jobs(options: RunOptions, *, stride: int | float | None, dtype: str) ->
         "rope_pos_id_version": options.rope_pos_id_version,
         "rope_pos_id_stride": stride,
         "dtype": dtype,
+        **_scaling_settings(options),
+        **_cache_settings(options),
     }
     folder = choose_folder(options, stride)
     jobs = [_plan_job(task, options, setting=setting, folder=folder) for task in tasks]
@@ -74,6 +78,21 @@ def plan_jobs(options: RunOptions, *, stride: int | float | None, dtype: str) ->
         for job in jobs:
             job.store.check()
     return jobs
+
+
+def _scaling_settings(options: RunOptions) -> dict[str, Any]:
+    """Nothing without the flag: the checkpoint's own scaling is part of its fingerprint."""
+    return {} if options.rope_scaling is None else {"rope_scaling": str(options.rope_scaling)}
+
+
+def _cache_settings(options: RunOptions) -> dict[str, Any]:
+    """What answers depend on. Only quantised keys and values change them, and they follow the pieces of the prompt.
+
+    Nothing for the other caches: runs with any of them may go on with each other's predictions.
+    """
+    if options.kv_cache != "quantized":
+        return {}
+    return {"kv_cache": options.kv_cache, "prefill_chunk_size": options.prefill_chunk_size}
 
 
 def _plan_job(task: Task, options: RunOptions, *, setting: Mapping[str, Any], folder: Path) -> Job:

@@ -7,7 +7,8 @@
 #
 # Environment, besides that of scripts/evaluate.sh:
 #   STRIDE  names the result folder only: CHECKPOINT/eval_mm_niah_STRIDE, or CHECKPOINT/eval_mm_niah for -1.
-#           Default: the value of --rope_pos_id_stride, -1 without that argument
+#           Default: the value of --rope_pos_id_stride, -1 without that argument. A --rope_scaling such as yarn:4
+#           adds _yarn-4
 #   TASKS   tasks, separated by commas or spaces (the six of the test split)
 #   OUT     result folder, instead of the one inside the checkpoint
 set -eu
@@ -20,10 +21,15 @@ checkpoint=${1%/}
 shift
 
 asked=
+scaling=
 previous=
 for argument in "$@"; do
     if [ "$previous" = --rope_pos_id_stride ]; then asked=$argument; fi
-    case $argument in --rope_pos_id_stride=*) asked=${argument#*=} ;; esac
+    if [ "$previous" = --rope_scaling ]; then scaling=$argument; fi
+    case $argument in
+        --rope_pos_id_stride=*) asked=${argument#*=} ;;
+        --rope_scaling=*) scaling=${argument#*=} ;;
+    esac
     previous=$argument
 done
 STRIDE=${STRIDE:-${asked:--1}}
@@ -43,5 +49,9 @@ done
 
 suffix=
 if [ "$STRIDE" != -1 ]; then suffix=_$(printf '%s' "$STRIDE" | tr / -); fi
+case $scaling in
+    '' | *[!a-z0-9.:]*) ;; # none, or a json object, which makes no name
+    *) suffix=${suffix}_$(printf '%s' "$scaling" | tr : -) ;;
+esac
 OUT=${OUT:-$checkpoint/eval_mm_niah$suffix}
 exec sh "$(dirname -- "$0")/evaluate.sh" "$checkpoint" "$tasks" --out "$OUT" "$@"

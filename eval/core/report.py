@@ -36,21 +36,22 @@ def _read_scores(path: Path) -> dict[str, Any]:
 
 
 def label_setting(result: Mapping[str, Any]) -> str:
-    """The position version in words: `default`, `v2pe_fix stride 1`."""
+    """The position version in words: `default`, `v2pe_fix stride 1`, `v2pe_fix stride 1 yarn:4`."""
     settings = result["settings"]
-    stride = settings.get("rope_pos_id_stride")
-    return settings["rope_pos_id_version"] + ("" if stride is None else f" stride {stride}")
+    stride, scaling = settings.get("rope_pos_id_stride"), settings.get("rope_scaling")
+    label = settings["rope_pos_id_version"] + ("" if stride is None else f" stride {stride}")
+    return label if scaling is None else f"{label} {scaling}"
 
 
 def label_settings(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """One label per result; what differs between runs with the same positions is added."""
-    names = ("checkpoint", "max_num", "prompts", "dtype")
+    names = ("checkpoint", "max_num", "prompts", "dtype", "kv_cache")
     values = {name: {str(result["settings"].get(name)) for result in results} for name in names}
     labels = []
     for result in results:
         parts = [label_setting(result)]
         for name in names:
-            if len(values[name]) > 1:
+            if len(values[name]) > 1 and name in result["settings"]:
                 value = (
                     Path(result["info"]["checkpoint"]).name if name == "checkpoint" else result["settings"].get(name)
                 )

@@ -4,7 +4,7 @@
                   -> merge and score (rank 0)
 
 The share of a rank follows from the open questions and the number of ranks alone, so a killed run can go on with any
-other number of ranks.
+other number of ranks. Processes that answer together count as one rank here, and one of them writes.
 """
 
 import heapq
@@ -29,14 +29,21 @@ class Workers:
     """The processes of a run.
 
     Attributes:
-        rank: This process, from 0.
-        world_size: Number of processes.
+        rank: This process, from 0; or the group of processes that it answers together with.
+        world_size: Number of processes, or of groups.
         barrier: Returns when every process has called it.
+        is_writer: Whether this process writes what its group answers.
     """
 
     rank: int = 0
     world_size: int = 1
     barrier: Callable[[], None] = lambda: None
+    is_writer: bool = True
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prepares folders, merges and reports."""
+        return self.rank == 0 and self.is_writer
 
 
 @dataclass(frozen=True)
@@ -110,33 +117,35 @@ def run_jobs(
         overwrite: Throw saved predictions away first.
 
     Returns:
-        On rank 0 the predictions of every job in sample order, elsewhere None.
+        On the main process the predictions of every job in sample order, elsewhere None.
 
     Raises:
         EvalError: See `PredictionStore`.
     """
     workers = workers or Workers()
-    if workers.rank == 0:
+    if workers.is_main:
         for job in jobs:
             job.store.prepare(overwrite=overwrite)
     workers.barrier()
     shares = share_questions(jobs, workers.world_size)
     workers.barrier()
     num_open, num_all = sum(map(len, shares)), sum(len(job.samples) for job in jobs)
-    if workers.rank == 0:
+    if workers.is_main:
         logger.info("%d questions in %d tasks, %d already answered", num_all, len(jobs), num_all - num_open)
     if shares[workers.rank]:
         _answer_share(jobs, shares[workers.rank], make_answer(), workers)
     workers.barrier()
-    return [job.store.merge(job.samples) for job in jobs] if workers.rank == 0 else None
+    return [job.store.merge(job.samples) for job in jobs] if workers.is_main else None
 
 
 def _answer_share(jobs: Sequence[Job], share: list[tuple[int, Sample]], answer: Answer, workers: Workers) -> None:
-    writers = [job.store.open_part(workers.rank, workers.world_size) for job in jobs]
+    writers = [job.store.open_part(workers.rank, workers.world_size) for job in jobs] if workers.is_writer else []
     label = "answering" if workers.world_size == 1 else f"answering (rank 0 of {workers.world_size})"
     try:
-        for index, sample in tqdm(share, desc=label, unit="q", disable=workers.rank != 0, mininterval=1.0):
-            writers[index].append(answer(jobs[index].task, sample))
+        for index, sample in tqdm(share, desc=label, unit="q", disable=not workers.is_main, mininterval=1.0):
+            prediction = answer(jobs[index].task, sample)
+            if workers.is_writer:
+                writers[index].append(prediction)
     finally:
         for writer in writers:
             writer.close()

@@ -4,8 +4,10 @@
     python -m internvl.infer.chat --checkpoint DIR --text report.txt "What does it conclude?"
     echo "Who are you?" | python -m internvl.infer.chat --checkpoint DIR -
     python -m internvl.infer.chat --checkpoint DIR --image a.png            # a conversation; /reset, /quit
+    torchrun --nproc_per_node 4 -m internvl.infer.chat --checkpoint DIR --text book.txt "Who is the gardener?"
 
-The answer goes to standard output as it comes, everything else to standard error.
+The answer goes to standard output as it comes, everything else to standard error. Several processes (torchrun, srun)
+share one long prompt and its keys and values among them; the first one reads and writes.
 """
 
 import argparse
@@ -23,9 +25,13 @@ from transformers.utils import logging as transformers_logging
 
 from internvl.errors import ConfigError, DataError, InternVLError
 from internvl.infer.checkpoint import check_checkpoint
+from internvl.infer.context_parallel import ContextParallel, build_context_parallel
 from internvl.infer.session import Answer, Session, Turn, check_placeholders
+from internvl.model.caches import KV_CACHES
 from internvl.model.constants import IMAGE_PLACEHOLDER
+from internvl.model.rope_scaling import parse_rope_scaling
 from internvl.model.v2pe import ROPE_POS_ID_VERSIONS, check_stride
+from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, read_rank_env
 
 _EPILOG = """\
 Images stand in front of the first question, or where it says <image>. Without a question a conversation starts:
@@ -60,6 +66,8 @@ class Opening:
 class Chat:
     """A conversation on a session that writes answers to standard output.
 
+    Of ranks that answer together all have the same conversation; the first one alone reads and writes.
+
     Args:
         session: The loaded model.
         opening: What comes with the first question.
@@ -69,6 +77,7 @@ class Chat:
 
     def __init__(self, session: Session, opening: Opening, *, verbose: bool = False, **options: Any):
         self.session, self.opening, self.verbose = session, opening, verbose
+        self.parallel = session.context_parallel or ContextParallel(None)
         self.options = options
         self.history: list[Turn] = []
 
@@ -79,11 +88,12 @@ class Chat:
             InternVLError: As of `Session.answer`; the history stays as it was.
         """
         prompt = question if self.history else self.opening.compose(question)
-        answer = self.session.answer(
-            prompt, self.opening.images, history=self.history, on_text=_write_answer, **self.options
-        )
-        _write_answer("\n")
+        on_text = _write_answer if self.parallel.is_first else None
+        answer = self.session.answer(prompt, self.opening.images, history=self.history, on_text=on_text, **self.options)
         self.history.append((prompt, answer.text))
+        if not self.parallel.is_first:
+            return answer
+        _write_answer("\n")
         if self.verbose:
             sys.stderr.write(
                 f"{answer.num_prompt_tokens} tokens in the prompt, {answer.num_new_tokens} in the answer, "
@@ -94,11 +104,7 @@ class Chat:
     def talk(self) -> None:
         """Ask what is typed, line by line, until `/quit` or the end of the input."""
         while True:
-            try:
-                line = input("> ").strip()
-            except (EOFError, KeyboardInterrupt):
-                _write_answer("\n")
-                return
+            line = self.parallel.share(_read_line() if self.parallel.is_first else None)
             if line == "/quit":
                 return
             if line == "/reset":
@@ -108,10 +114,22 @@ class Chat:
                 continue
             try:
                 self.ask(line)
-            except InternVLError as error:
-                sys.stderr.write(f"error: {error}\n")
+            except InternVLError as error:  # on all ranks, see ContextParallel.fail_together
+                if self.parallel.is_first:
+                    sys.stderr.write(f"error: {error}\n")
             except KeyboardInterrupt:
+                if self.parallel.size > 1:  # the others are in the middle of an answer
+                    raise
                 _write_answer("\n")
+
+
+def _read_line() -> str:
+    """What was typed; `/quit` for the end of the input."""
+    try:
+        return input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        _write_answer("\n")
+        return "/quit"
 
 
 def _write_answer(text: str) -> None:
@@ -150,8 +168,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="visual positions; default: v2pe_fix with a stride, otherwise the checkpoint's own")  # fmt: skip
     add("--rope_pos_id_stride", type=parse_stride, metavar="STRIDE",
         help="positions that one tile spans, such as 64, 0.25 or 1/16; default: the checkpoint's own")  # fmt: skip
+    add("--rope_scaling", metavar="SCALING",
+        help="scale positions, visual ones included: yarn:4, linear:2, dynamic:2 (version default only), none, or a "
+        "json object; default: the checkpoint's own")  # fmt: skip
     add("--max_num", type=int, help="largest number of tiles per image; default: the checkpoint's own")
     add("--prefill_chunk_size", type=int, help="tokens of the prompt that pass the decoder at a time; default: all")
+    add("--kv_cache", choices=KV_CACHES, default="dynamic",
+        help="where keys and values are kept: dynamic grows token by token, static takes its memory at once, offloaded "
+        "is main memory, quantized takes one byte per number and changes answers (default: %(default)s)")  # fmt: skip
     add("--max_new_tokens", type=int, default=1024, help="limit of an answer in tokens (default: %(default)s)")
     add("--temperature", type=float, default=0.0, help="draw answers at this temperature (default: 0, greedy)")
     add("--top_p", type=float, default=1.0,
@@ -204,7 +228,22 @@ def _read_standard_input() -> str:
         raise DataError(f"standard input is no UTF-8 text: {error}; expected the question in UTF-8") from error
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _join_ranks(env: RankEnv, device: str | None) -> ContextParallel | None:
+    """All processes of the run in one group; None for one process."""
+    if env.world_size == 1:
+        return None
+    init_distributed(env, device="cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
+    return build_context_parallel(env.world_size)
+
+
+def _place(device: str | None, env: RankEnv) -> str | None:
+    """The device of this process: every rank has a GPU of its own."""
+    if env.world_size == 1 or device == "cpu" or not torch.cuda.is_available():
+        return device
+    return f"cuda:{env.local_rank}"
+
+
+def _run(arguments: argparse.Namespace, env: RankEnv) -> None:
     images, question = _separate_question(arguments.image, arguments.question)
     # What takes no time is checked before the model is loaded.
     missing = next((image for image in images if not image.is_file()), None)
@@ -214,19 +253,29 @@ def _run(arguments: argparse.Namespace) -> None:
     version = arguments.rope_pos_id_version
     if arguments.rope_pos_id_stride is not None:
         check_stride(version or "v2pe_fix", arguments.rope_pos_id_stride)
+    scaling = None if arguments.rope_scaling is None else parse_rope_scaling(arguments.rope_scaling)
+    if scaling is not None and (version or arguments.rope_pos_id_stride):
+        scaling.check_version(version or "v2pe_fix")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device is cuda, but torch sees no GPU; leave the option out or pass cpu")
-    question = _read_question(question)
+    parallel = _join_ranks(env, arguments.device)
+    together = parallel or ContextParallel(None)
+    with together.fail_together():
+        question = _read_question(question) if together.is_first else None
+    question = together.share(question)
     if question is not None:
         check_placeholders([opening.compose(question)], len(images))
     check_checkpoint(arguments.checkpoint)
     session = Session.from_pretrained(
         arguments.checkpoint,
-        device=arguments.device,
+        device=_place(arguments.device, env),
+        rope_scaling=scaling,
         rope_pos_id_version=version,
         rope_pos_id_stride=arguments.rope_pos_id_stride,
         max_num=arguments.max_num,
         prefill_chunk_size=arguments.prefill_chunk_size,
+        kv_cache=arguments.kv_cache,
+        context_parallel=parallel,
     )
     options = {name: getattr(arguments, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
     chat = Chat(session, opening, verbose=arguments.verbose, **options)
@@ -241,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     transformers_logging.disable_progress_bar()
     try:
-        _run(arguments)
+        _run(arguments, read_rank_env())
     except InternVLError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
@@ -252,4 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    if exit_code == 0:
+        finish_distributed()
+    sys.exit(exit_code)

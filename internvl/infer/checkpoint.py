@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from internvl.errors import CheckpointError
-from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMG_CONTEXT_TOKEN
+from internvl.model.loading import load_strictly, read_chat_config
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
+from internvl.model.rope_scaling import RopeScaling, apply_rope_scaling
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
 
 _CONTENT_PATTERNS = ("config.json", "tokenizer*", "*tokens*.json", "*.safetensors", "pytorch_model*.bin")
@@ -38,7 +38,8 @@ def check_checkpoint(folder: str | Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint folder {folder} does not exist")
     config = _read_json(folder / "config.json")
-    index = folder / "model.safetensors.index.json"
+    kind = "model.safetensors" if any(folder.glob("*.safetensors")) else "pytorch_model.bin"
+    index = folder / f"{kind}.index.json"
     if index.is_file():
         shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
         missing = [shard for shard in shards if not (folder / shard).is_file()]
@@ -81,36 +82,30 @@ def fingerprint_checkpoint(folder: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read_config(folder: str | Path) -> InternVLChatConfig:
-    try:
-        return InternVLChatConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"config.json of {folder} cannot be used: {error}; expected an InternVL2 config"
-        ) from error
-
-
-def _refuse_other_models(folder: Path, config: dict[str, Any]) -> None:
-    absent = [name for name in ("vision_config", "llm_config") if name not in config]
-    if absent:
-        raise CheckpointError(
-            f"{folder / 'config.json'} describes no InternVL chat model: {' and '.join(absent)} missing "
-            f"(model_type {config.get('model_type')!r}); a bare language model becomes one by "
-            "python -m internvl.tools.assemble"
-        )
-
-
 def load_checkpoint(
-    folder: str | Path, *, dtype: torch.dtype, device: torch.device | str
+    folder: str | Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    rope_scaling: RopeScaling | None = None,
 ) -> tuple[InternVLChatModel, PreTrainedTokenizerBase]:
     """Load model (in evaluation mode) and tokenizer.
+
+    Args:
+        folder: Checkpoint folder.
+        dtype: Of the weights.
+        device: Where to.
+        rope_scaling: Replaces the scaling of rotary positions that the checkpoint's config names; None: the config's.
 
     Raises:
         CheckpointError: Files are missing or broken, weights do not fit the config, or the tokenizer does not know
             the image tokens.
+        ConfigError: The model is of an unknown kind, or cannot take the scaling.
     """
-    _refuse_other_models(Path(folder), check_checkpoint(folder))
-    config = _read_config(folder)
+    check_checkpoint(folder)
+    config = read_chat_config(folder)
+    if rope_scaling is not None:
+        apply_rope_scaling(config.llm_config, rope_scaling)
     tokenizer = load_tokenizer(folder)
     if isinstance(tokenizer, InternLM2Tokenizer):
         tokenizer.add_image_tokens(config.llm_config.vocab_size)
@@ -121,14 +116,7 @@ def load_checkpoint(
             f"InternVL2 model with {config.llm_config.vocab_size}; copy tokenizer_config.json and added_tokens.json of "
             "the release into the folder"
         )
-    try:
-        loaded: Any = InternVLChatModel.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"the weights of {folder} cannot be loaded: {error}") from error
-    model, report = cast("tuple[InternVLChatModel, dict[str, Any]]", loaded)
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise CheckpointError(f"{folder} lacks {len(missing)} parameters of the model, for example {missing[:3]}")
+    model: InternVLChatModel = load_strictly(InternVLChatModel, folder, config=config, dtype=dtype)
     model.img_context_token_id = image_token_id
     model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` without its types
-    return model.eval(), tokenizer
+    return model, tokenizer

@@ -5,6 +5,9 @@
 A conversation is a list of earlier (question, answer) pairs, given again with every question. Text is made harmless
 first: `<img>` or `<IMG_CONTEXT>` written in a question stays text. Every `<image>` becomes
 `<img>`, T visual tokens per tile, `</img>`.
+
+Several ranks can answer a question together (`context_parallel`): each loads and encodes some of the images and keeps
+some of the keys and values, all of them get the answer.
 """
 
 import math
@@ -22,17 +25,21 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from internvl.data.encode import neutralise_special_tokens
-from internvl.data.media import load_image
-from internvl.data.tiling import split_into_tiles
+from internvl.data.media import load_image, read_image_size
+from internvl.data.tiling import count_tiles, split_into_tiles
 from internvl.data.transform import build_transform
 from internvl.errors import ConfigError, DataError
 from internvl.infer.checkpoint import load_checkpoint
+from internvl.infer.context_parallel import ContextParallel, ShardedFeatures, check_shareable, split_images
 from internvl.infer.feature_cache import FeatureCache
+from internvl.infer.layer_split import split_over_devices
 from internvl.infer.stream import TextStream, decode_answer
+from internvl.model.caches import check_kv_cache
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
 from internvl.model.conversation import Role, get_conversation
 from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.model.rope_scaling import RopeScaling
 from internvl.model.v2pe import check_stride
 
 ImageSource = str | Path | Image.Image
@@ -93,9 +100,14 @@ class Session:
         max_cache_bytes: Limit of the image feature cache (in main memory).
         prefill_chunk_size: Tokens of a prompt that pass the decoder at a time, which bounds memory for long prompts;
             None: all at once. Does not change answers.
+        kv_cache: Where keys and values are kept: `dynamic`, `static`, `offloaded` or `quantized` (see
+            internvl/model/caches.py). Only `quantized` changes answers, and its answers depend on `prefill_chunk_size`.
+        context_parallel: The ranks that answer together, see internvl/infer/context_parallel.py; None: this process
+            alone. All of them make a session and ask it the same questions in the same order.
 
     Raises:
-        ConfigError: Version and stride do not fit together, or the config names an unknown template.
+        ConfigError: Version and stride do not fit together, the config names an unknown template, or the cache is
+            unknown or cannot be shared.
     """
 
     def __init__(
@@ -108,6 +120,8 @@ class Session:
         max_num: int | None = None,
         max_cache_bytes: int = DEFAULT_CACHE_BYTES,
         prefill_chunk_size: int | None = None,
+        kv_cache: str = "dynamic",
+        context_parallel: ContextParallel | None = None,
     ):
         config = model.config
         self.model, self.tokenizer = model, tokenizer
@@ -119,6 +133,10 @@ class Session:
         if prefill_chunk_size is not None and prefill_chunk_size < 1:
             raise ConfigError(f"prefill_chunk_size must be a positive number of tokens, got {prefill_chunk_size}")
         self.prefill_chunk_size = prefill_chunk_size
+        check_kv_cache(kv_cache)
+        if context_parallel is not None:
+            check_shareable(kv_cache)
+        self.kv_cache, self.context_parallel = kv_cache, context_parallel
         self.cache = FeatureCache(max_cache_bytes)
         self._transform = build_transform(config.image_size, pad2square=config.pad2square)
 
@@ -129,6 +147,8 @@ class Session:
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        rope_scaling: RopeScaling | None = None,
+        layer_devices: Sequence[str] = (),
         **options: Any,
     ) -> "Session":
         """Load a checkpoint folder.
@@ -137,15 +157,26 @@ class Session:
             checkpoint: Folder as `save_pretrained` writes it.
             dtype: Of the weights; None: bfloat16 on CUDA, float32 elsewhere.
             device: None: CUDA when there is a GPU.
+            rope_scaling: Scaling of rotary positions, instead of what the checkpoint's config says (see
+                internvl/model/rope_scaling.py); None: the config's.
+            layer_devices: Devices that share the layers of a model which does not fit on one (see
+                internvl/infer/layer_split.py), instead of `device`.
             **options: As of `Session`.
 
         Raises:
             CheckpointError: The folder is missing or incomplete.
+            ConfigError: The model cannot take the scaling, or the visual positions cannot.
         """
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        model, tokenizer = load_checkpoint(checkpoint, dtype=dtype, device=device)
-        return cls(model, tokenizer, **options)
+        target = torch.device([*layer_devices, device][0] or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = dtype or (torch.bfloat16 if target.type == "cuda" else torch.float32)
+        home = "cpu" if layer_devices else target
+        model, tokenizer = load_checkpoint(checkpoint, dtype=dtype, device=home, rope_scaling=rope_scaling)
+        if layer_devices:
+            split_over_devices(model, layer_devices)
+        session = cls(model, tokenizer, **options)
+        if rope_scaling is not None:
+            rope_scaling.check_version(session.rope_pos_id_version)
+        return session
 
     @torch.inference_mode()
     def answer(
@@ -188,8 +219,8 @@ class Session:
         sampling = _choose_sampling(temperature, top_p)
         questions = [*(question for question, _ in history), prompt]
         check_placeholders(questions, len(images))
-        features = self._encode_images(images, max_num)
-        input_ids = self._encode_prompt(prompt, [len(f) for f in features], system_message, history)
+        features, tiles_per_image = self._prepare_images(images, max_num)
+        input_ids = self._encode_prompt(prompt, tiles_per_image, system_message, history)
         input_ids = input_ids.to(self.model.device)
         position_ids = self.model.build_positions(
             input_ids, rope_pos_id_version=self.rope_pos_id_version, rope_pos_id_stride=self.rope_pos_id_stride
@@ -199,22 +230,57 @@ class Session:
         with _seeded(seed, self.model.device):
             new_ids = self.model.generate(
                 input_ids=input_ids,
-                visual_features=torch.cat(features).to(self.model.device) if features else None,
+                visual_features=features,
                 position_ids=position_ids,
                 max_new_tokens=max_new_tokens,
                 eos_token_id=self._stop_ids(),
                 pad_token_id=self.tokenizer.pad_token_id,
                 prefill_chunk_size=self.prefill_chunk_size,
+                kv_cache=self.kv_cache,
+                context_parallel=self.context_parallel,
                 **sampling,
             )
         return Answer(
             text=decode_answer(self.tokenizer, new_ids[0].tolist(), **self._stops()),
             num_prompt_tokens=input_ids.shape[1],
             num_new_tokens=new_ids.shape[1],
-            num_tiles=sum(len(f) for f in features),
+            num_tiles=sum(tiles_per_image),
             last_position=float(position_ids[0, -1]),
             seconds=time.perf_counter() - start,
         )
+
+    def _prepare_images(self, images: Sequence[ImageSource], max_num: int) -> tuple[Any, list[int]]:
+        """Features as `generate` takes them (None without images), and tiles per image."""
+        if not images:
+            return None, []
+        if self.context_parallel is None:
+            features = self._encode_images(images, max_num)
+            return torch.cat(features).to(self.model.device), [len(f) for f in features]
+        parallel = self.context_parallel
+        with parallel.fail_together():
+            tiles = [self._count_tiles(image, max_num) for image in images]
+            shares = split_images(tiles, parallel.size)
+            own = shares[parallel.rank]
+            encoded = self._encode_images(images[own.start : own.stop], max_num)
+        # An own tensor of zero tiles: a rank that has no image still takes part in the exchange.
+        none = torch.zeros(0, self.model.num_image_token, self.model.config.llm_config.hidden_size)
+        local = torch.cat([none.to(self.model.dtype), *encoded]).to(self.model.device)
+        owners = [range(sum(tiles[: share.start]), sum(tiles[: share.stop])) for share in shares]
+        return ShardedFeatures(local, owners), tiles
+
+    def _count_tiles(self, image: ImageSource, max_num: int) -> int:
+        """Tiles of an image, from its size alone."""
+        width, height = image.size if isinstance(image, Image.Image) else read_image_size(image)
+        return count_tiles(width, height, **self._tiling(max_num))
+
+    def _tiling(self, max_num: int) -> dict[str, Any]:
+        config = self.model.config
+        return {
+            "min_num": min(config.min_dynamic_patch, max_num),
+            "max_num": max_num,
+            "image_size": config.image_size,
+            "use_thumbnail": config.use_thumbnail,
+        }
 
     def _encode_images(self, images: Sequence[ImageSource], max_num: int) -> list[Float[Tensor, "tiles tokens dim"]]:
         """Features of every image in main memory; an image that appears twice is encoded once."""
@@ -233,15 +299,8 @@ class Session:
 
     def _encode_image(self, image: ImageSource, max_num: int) -> Float[Tensor, "tiles tokens dim"]:
         """One forward of the vision tower per image: its features depend on no other image in the prompt or cache."""
-        config = self.model.config
         picture = image.convert("RGB") if isinstance(image, Image.Image) else load_image(image)
-        tiles = split_into_tiles(
-            picture,
-            min_num=min(config.min_dynamic_patch, max_num),
-            max_num=max_num,
-            image_size=config.image_size,
-            use_thumbnail=config.use_thumbnail,
-        )
+        tiles = split_into_tiles(picture, **self._tiling(max_num))
         pixel_values = self._transform(tiles).to(self.model.device, self.model.dtype)
         return self.model.extract_feature(pixel_values).cpu()
 

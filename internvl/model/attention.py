@@ -26,7 +26,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from .errors import ConfigError
 
 DEFAULT_ATTENTION = "packed_sdpa"
-_QUERY_BLOCK = 1024  # queries that share one mask when cached keys stand in front of them
+_MASK_ENTRIES = 2**22  # of a mask at a time, where cached keys stand in front of the queries
 
 
 class AttentionFunction(Protocol):
@@ -119,13 +119,32 @@ def attend_causal(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> 
         return F.scaled_dot_product_attention(
             query, key, value, is_causal=query_length > 1, scale=scaling, enable_gqa=grouped
         )
-    # A further chunk of a cached sequence: one small mask per block of queries.
+    if query.device.type == "cpu" and not torch.is_grad_enabled():
+        return _attend_cached_chunk(query, key, value, scaling)
+    return _attend_with_masks(query, key, value, scaling)
+
+
+def _attend_cached_chunk(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """A further chunk of a cached sequence: all cached keys, then the chunk's own, merged by their log-sum-exp."""
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    num_cached = key.shape[2] - query.shape[2]
+    cached, cached_lse = flash(query, key[:, :, :num_cached], value[:, :, :num_cached], 0.0, False, scale=scaling)
+    own, own_lse = flash(query, key[:, :, num_cached:], value[:, :, num_cached:], 0.0, True, scale=scaling)
+    weight = torch.sigmoid(cached_lse - own_lse).unsqueeze(-1)
+    return torch.lerp(own.to(weight.dtype), cached.to(weight.dtype), weight).to(query.dtype)
+
+
+def _attend_with_masks(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """The same on any device and with gradients: one mask of bounded size per block of queries."""
+    query_length, key_length = query.shape[2], key.shape[2]
+    grouped = query.shape[1] != key.shape[1]
+    block_length = max(_MASK_ENTRIES // key_length, 1)
+    order = torch.arange(key_length, device=query.device)
     blocks = []
-    for first in range(0, query_length, _QUERY_BLOCK):
-        block = query[:, :, first : first + _QUERY_BLOCK]
+    for first in range(0, query_length, block_length):
+        block = query[:, :, first : first + block_length]
         visible = key_length - query_length + first + block.shape[2]
-        order = torch.arange(visible, device=query.device)
-        mask = order <= order[visible - block.shape[2] :].unsqueeze(1)
+        mask = order[:visible] <= order[visible - block.shape[2] : visible].unsqueeze(1)
         blocks.append(
             F.scaled_dot_product_attention(
                 block, key[:, :, :visible], value[:, :, :visible], attn_mask=mask, scale=scaling, enable_gqa=grouped
@@ -144,7 +163,7 @@ def _attend_documents(query: Tensor, key: Tensor, value: Tensor, scaling: float,
     lengths = [b - a for a, b in pairwise(borders)]
     documents = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     # Joined token by token, as the kernels lay their outputs out in memory.
-    outputs = [attend_causal(*states, scaling).transpose(1, 2) for states in documents if states[0].shape[2]]
+    outputs = [attend_causal(q, k, v, scaling).transpose(1, 2) for q, k, v in documents if q.shape[2]]
     return torch.cat(outputs, dim=1).transpose(1, 2)
 
 

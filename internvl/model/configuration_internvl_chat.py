@@ -6,11 +6,12 @@ code; they are accepted and dropped.
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 from transformers import AutoConfig, LlamaConfig, Phi3Config, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from .errors import ConfigError
+from .rope_scaling import TRAINED_ROPE_TYPES, read_rope_scaling
 from .v2pe import RANDOM_STRIDES, check_version
 
 # Fields of older files that carry no meaning here.
@@ -81,7 +82,8 @@ class InternLM2Config(PretrainedConfig):
 
     `rope_scaling` is None or `{"type": "linear" | "dynamic" | "yarn", "factor": >= 1}` and applies to `default`
     positions; `"scale_v2pe": true` extends linear and YaRN to V2PE positions. YaRN may name its
-    `original_max_position_embeddings`. The entry `{"type": "v2pe"}` that older code saved means no scaling.
+    `original_max_position_embeddings`. The entry `{"type": "v2pe"}` that older code saved means no scaling
+    (see rope_scaling.py).
     """
 
     model_type = "internlm2"
@@ -131,31 +133,23 @@ class InternLM2Config(PretrainedConfig):
         self.tie_word_embeddings = tie_word_embeddings
         self.bias = bias
         self.rope_theta = rope_theta
-        self.rope_scaling = _checked_rope_scaling(rope_scaling)
+        scaling = None if rope_scaling is None else read_rope_scaling(rope_scaling, source="llm_config.rope_scaling")
+        self.rope_scaling = None if scaling is None else scaling.to_dict()
         super().__init__(**kwargs)
 
 
-def _checked_rope_scaling(rope_scaling: dict | None) -> dict | None:
-    """The scaling entry, None where it stands for no scaling."""
-    if rope_scaling is None:
-        return None
-    kind = rope_scaling.get("type", rope_scaling.get("rope_type"))
-    if kind in ("v2pe", "default"):
-        return None
-    factor = rope_scaling.get("factor")
-    if kind not in ("linear", "dynamic", "yarn") or not isinstance(factor, (int, float)) or factor < 1:
-        raise ConfigError(
-            f"rope_scaling of InternLM2 must be {{'type': 'linear', 'dynamic' or 'yarn', 'factor': a number >= 1}}, "
-            f"got {rope_scaling}"
-        )
-    checked = {"type": kind, "factor": float(factor)}
-    if kind == "yarn" and rope_scaling.get("original_max_position_embeddings") is not None:
-        checked["original_max_position_embeddings"] = int(rope_scaling["original_max_position_embeddings"])
-    if rope_scaling.get("scale_v2pe"):
-        if kind == "dynamic":
-            raise ConfigError("rope_scaling: dynamic NTK follows the number of tokens and does not fit V2PE positions")
-        checked["scale_v2pe"] = True
-    return checked
+class ScalablePhi3Config(Phi3Config):
+    """Phi3's config that also takes linear, dynamic NTK and YaRN scaling (transformers' own knows longrope only)."""
+
+    def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """As of all models of transformers, without Phi3's own reading of `yarn`."""
+        kwargs = super(Phi3Config, self).convert_rope_params_to_dict(**kwargs)
+        cast(Any, self.rope_parameters).setdefault("partial_rotary_factor", 1.0)
+        return kwargs
+
+    def validate_rope(self) -> None:
+        """As of all models of transformers, without Phi3's own list of types."""
+        super(Phi3Config, self).validate_rope()
 
 
 class InternVLChatConfig(PretrainedConfig):
@@ -262,7 +256,7 @@ _LLM_CONFIGS: dict[str, type[PretrainedConfig]] = {
     "LlamaForCausalLM": LlamaConfig,
     "Qwen2ForCausalLM": Qwen2Config,
     "Qwen3ForCausalLM": Qwen3Config,
-    "Phi3ForCausalLM": Phi3Config,
+    "Phi3ForCausalLM": ScalablePhi3Config,
 }
 
 
@@ -275,4 +269,34 @@ def _llm_config(config: PretrainedConfig | dict | None) -> PretrainedConfig:
         raise ConfigError(f"llm_config.architectures[0] is {architecture!r}; supported: {', '.join(_LLM_CONFIGS)}")
     fields.pop("attn_implementation", None)
     fields.pop("rope_pos_id_version", None)
+    if architecture != "InternLM2ForCausalLM":
+        fields |= _native_rope_fields(fields)
     return _LLM_CONFIGS[architecture](**fields)
+
+
+def _native_rope_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of rope scaling in the form that configs of transformers keep.
+
+    `scale_v2pe`, which transformers does not know, stands beside the entry; the type `v2pe` of older code is none; what
+    older code calls `su`, or `yarn` with lists of factors, is longrope.
+    """
+    name = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
+    entry = dict(fields.get(name) or {})
+    scale_v2pe = entry.pop("scale_v2pe", fields.get("scale_v2pe", False))
+    old_kind = entry.pop("type", "default")
+    kind = entry.get("rope_type", old_kind)
+    if kind in ("su", "yarn") and "short_factor" in entry:
+        kind = "longrope"
+    if kind == "v2pe":
+        kind, entry = "default", {key: entry[key] for key in ("rope_theta", "partial_rotary_factor") if key in entry}
+    if kind in ("linear", "dynamic", "yarn"):
+        checked = {"type": kind, "factor": entry.get("factor"), "scale_v2pe": scale_v2pe}
+        read_rope_scaling(checked, source=f"llm_config.{name}")
+    elif kind not in ("default", *TRAINED_ROPE_TYPES):
+        raise ConfigError(
+            f"llm_config.{name}: type {kind!r}; expected one of default, linear, dynamic, yarn, "
+            f"{', '.join(TRAINED_ROPE_TYPES)}"
+        )
+    if entry:
+        entry["rope_type"] = kind
+    return {name: entry or None, **({"scale_v2pe": True} if scale_v2pe else {})}

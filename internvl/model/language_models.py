@@ -2,8 +2,9 @@
 
 InternLM2 is ours (modeling_internlm2.py). Llama, Qwen2, Qwen3 and Phi3 are transformers' own classes; only their
 rotary module is supplied here, by composition: integer positions go to the module that the class came with, so
-ordinary positions are exactly transformers', floating positions get float32 tables from float64 angles. Attention
-reaches the seam in attention.py by name, and documents of a packed row reach it as `cu_seqlens`.
+ordinary positions are exactly transformers' (but for frequencies that depend on length, which are chosen per sequence),
+floating positions get float32 tables from float64 angles. Attention reaches the seam in attention.py by name, and
+documents of a packed row reach it as `cu_seqlens`.
 
     family     InternVL2 sizes            decoder
     internlm2  2B, 8B, 26B                InternLM2ForCausalLM
@@ -13,19 +14,56 @@ reaches the seam in attention.py by name, and documents of a packed row reach it
     qwen3      (InternVL3.5)              Qwen3ForCausalLM
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import GenerationMixin, PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .attention import DEFAULT_ATTENTION, is_registered
 from .errors import ConfigError
-from .v2pe import next_position, rotary_tables
+from .rope_scaling import TRAINED_ROPE_TYPES
+from .v2pe import next_position, ntk_base, rotary_tables
 
-# Rope types whose frequencies are part of the trained model; the others stretch ordinary positions only.
-_TRAINED_ROPE_TYPES = ("llama3", "longrope")
+# Rope types whose frequencies depend on the final length of a sequence.
+_TYPES_BY_LENGTH = ("dynamic", "longrope")
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Where the sequences of a batch lie, and how long they will be.
+
+    Attributes:
+        cu_seqlens: (documents + 1,) borders of a packed row; None: every row is a sequence.
+        final_lengths: Final length in positions, of every sequence or, (batch, length), of every token's sequence;
+            None: the length so far.
+    """
+
+    cu_seqlens: Tensor | None = None
+    final_lengths: Tensor | int | None = None
+
+    def lengths_of_tokens(self, position_ids: Tensor) -> Tensor:
+        """Final length of the sequence that a token belongs to: int64, (batch, 1) or (1, length) of a packed row."""
+        if torch.is_tensor(self.final_lengths) and self.final_lengths.shape == position_ids.shape:
+            return self.final_lengths.long()
+        if self.final_lengths is not None:
+            lengths = torch.as_tensor(self.final_lengths, device=position_ids.device).reshape(-1)
+        elif self.cu_seqlens is None:
+            lengths = position_ids.amax(dim=1).ceil() + 1
+        else:
+            # Positions rise within a document: its last one is the largest.
+            last = self._borders(position_ids)[1:] - 1
+            lengths = position_ids[0, last.clamp(min=0)].ceil() + 1
+        if self.cu_seqlens is None:
+            return lengths.long().unsqueeze(1)
+        return torch.repeat_interleave(lengths.long(), self._borders(position_ids).diff()).unsqueeze(0)
+
+    def _borders(self, position_ids: Tensor) -> Tensor:
+        assert self.cu_seqlens is not None
+        return self.cu_seqlens.reshape(-1).to(position_ids.device, torch.int64)
 
 
 class V2PERotaryEmbedding(nn.Module):
@@ -34,30 +72,82 @@ class V2PERotaryEmbedding(nn.Module):
     Args:
         native: The rotary module of transformers that it stands in for.
         config: Config of the decoder.
+
+    Attributes:
+        sequences: Of the forward pass that runs (see `_note_sequences`); frequencies that depend on length are chosen
+            per sequence by it, so that neither the next sample nor cached keys get those of another length.
     """
 
     def __init__(self, native: Any, config: Any):
         super().__init__()
         self.native: Any = native
         self.config: Any = config
+        self.sequences = Sequences()
 
     def forward(self, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines, (batch, length, rotated width).
 
-        Integer positions: as transformers makes them (scaled as the config says, in the dtype of `hidden_states`).
-        Floating positions: never scaled beyond what the model was trained with, float32.
+        Integer positions: as transformers makes them (scaled as the config says, in the dtype of `hidden_states`), but
+        for sequences beyond the length that the model was trained on, whose dynamic NTK or longrope frequencies follow
+        from their own final length (float32). Floating positions: float32, scaled by linear or YaRN if the config says
+        `scale_v2pe`, and never otherwise beyond what the model was trained with.
         """
+        kind = self.config.rope_parameters["rope_type"]
+        lengths = self.sequences.lengths_of_tokens(position_ids) if kind in _TYPES_BY_LENGTH else None
         if not position_ids.is_floating_point():
-            return self.native(hidden_states, position_ids=position_ids)
-        parameters = self.config.rope_parameters
-        if parameters["rope_type"] in _TRAINED_ROPE_TYPES:
-            angles = position_ids.double().unsqueeze(-1) * self.native.inv_freq.double()
-            scale = self.native.attention_scaling
-            cos, sin = (angles.cos() * scale).float(), (angles.sin() * scale).float()
+            if lengths is None or not bool((lengths > self._unscaled_length(kind)).any()):
+                return self.native(hidden_states, position_ids=position_ids)
+        elif kind not in TRAINED_ROPE_TYPES and not getattr(self.config, "scale_v2pe", False):
+            kind = "default"
+        frequencies, scale = self._frequencies(kind, lengths, position_ids.device)
+        if frequencies.dim() == 1:
+            width, base = 2 * len(frequencies), self.config.rope_parameters["rope_theta"]
+            cos, sin = rotary_tables(
+                position_ids, head_dim=width, base=base, inverse_frequency=frequencies, scale=scale
+            )
         else:
-            width = int(_head_dim(self.config) * parameters.get("partial_rotary_factor", 1.0))
-            cos, sin = rotary_tables(position_ids, head_dim=width, base=parameters["rope_theta"])
+            angles = position_ids.double().unsqueeze(-1) * frequencies
+            cos, sin = (angles.cos() * scale).float(), (angles.sin() * scale).float()
         return torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1)
+
+    def _unscaled_length(self, kind: str) -> int:
+        """Tokens up to which a sequence has the frequencies of short ones."""
+        if kind == "dynamic":
+            return self.config.max_position_embeddings
+        return self.config.rope_parameters["original_max_position_embeddings"]
+
+    def _frequencies(self, kind: str, lengths: Tensor | None, device: torch.device) -> tuple[Tensor, float]:
+        """Inverse frequencies, float64, (width / 2,) or with the dimensions of `lengths` in front; factor of tables."""
+        parameters = self.config.rope_parameters
+        if kind in ("default", "dynamic"):
+            width = int(_head_dim(self.config) * parameters.get("partial_rotary_factor", 1.0))
+            base = torch.tensor(parameters["rope_theta"], dtype=torch.float64, device=device)
+            if kind == "dynamic" and lengths is not None:
+                base = ntk_base(
+                    parameters["rope_theta"],
+                    lengths,
+                    max_position_embeddings=self.config.max_position_embeddings,
+                    factor=parameters["factor"],
+                    head_dim=width,
+                )
+            exponents = torch.arange(0, width, 2, dtype=torch.float64, device=device) / width
+            return base.unsqueeze(-1) ** -exponents, 1.0
+        compute = ROPE_INIT_FUNCTIONS[kind]
+        frequencies, scale = compute(self.config, device)
+        if lengths is None:
+            return frequencies.double(), scale
+        limit = self._unscaled_length(kind)
+        long_frequencies, _ = compute(self.config, device, seq_len=limit + 1)
+        return torch.where((lengths > limit).unsqueeze(-1), long_frequencies, frequencies).double(), scale
+
+
+def _note_sequences(model: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of a decoder of transformers, which hands positions alone to its rotary module."""
+    model.rotary_emb.sequences = Sequences(kwargs.get("cu_seqlens"), kwargs.get("rope_lengths"))
+
+
+def _forget_sequences(model: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    model.rotary_emb.sequences = Sequences()
 
 
 def _head_dim(config: Any) -> int:
@@ -78,20 +168,45 @@ class WholePositionsMixin:
         )
 
 
-class LlamaForCausalLM(WholePositionsMixin, transformers.LlamaForCausalLM):
+class FinalLengthMixin(WholePositionsMixin):
+    """Generation fixes frequencies that depend on length by the final length of every sequence, in positions."""
+
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, rope_lengths=None, **kwargs):
+        """As of all models of transformers; Phi3's own drops the cache where its frequencies would change."""
+        return GenerationMixin.prepare_inputs_for_generation(
+            self,  # type: ignore[arg-type]
+            input_ids,
+            inputs_embeds=inputs_embeds,
+            rope_lengths=rope_lengths,
+            **kwargs,
+        )
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    ):
+        super()._prepare_cache_for_generation(  # type: ignore[misc]
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+        positions = model_kwargs.get("position_ids")
+        if model_kwargs.get("rope_lengths") is None and positions is not None:
+            num_new_tokens = max_cache_length + 1 - positions.shape[-1]
+            model_kwargs["rope_lengths"] = next_position(positions[:, -1].double()).long() + num_new_tokens
+
+
+class LlamaForCausalLM(FinalLengthMixin, transformers.LlamaForCausalLM):  # type: ignore[misc]
     """transformers' Llama with V2PE positions."""
 
 
-class Qwen2ForCausalLM(WholePositionsMixin, transformers.Qwen2ForCausalLM):
+class Qwen2ForCausalLM(FinalLengthMixin, transformers.Qwen2ForCausalLM):  # type: ignore[misc]
     """transformers' Qwen2 with V2PE positions."""
 
 
-class Qwen3ForCausalLM(WholePositionsMixin, transformers.Qwen3ForCausalLM):
+class Qwen3ForCausalLM(FinalLengthMixin, transformers.Qwen3ForCausalLM):  # type: ignore[misc]
     """transformers' Qwen3 with V2PE positions."""
 
 
-class Phi3ForCausalLM(WholePositionsMixin, transformers.Phi3ForCausalLM):
-    """transformers' Phi3 with V2PE positions."""
+class Phi3ForCausalLM(FinalLengthMixin, transformers.Phi3ForCausalLM):  # type: ignore[misc]
+    """transformers' Phi3 with V2PE positions; longrope frequencies of a sequence never change while it grows."""
 
 
 _NATIVE_FAMILIES = {
@@ -112,18 +227,6 @@ def grow_vocabulary(decoder: Any, vocab_size: int, num_added: int) -> None:
     decoder.vocab_size = decoder.config.vocab_size
 
 
-class KeyCastingCache(DynamicCache):
-    """A key/value cache that keeps keys in the dtype of the values.
-
-    transformers' decoders hand over keys in the dtype of the rotary tables (float32 here), and its cache would then
-    keep everything in that.
-    """
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
-        """As of `DynamicCache`."""
-        return super().update(key_states.to(value_states.dtype), value_states, layer_idx, *args, **kwargs)
-
-
 def build_native_decoder(config: PreTrainedConfig) -> nn.Module:
     """A decoder of transformers whose rotary module takes V2PE positions.
 
@@ -141,6 +244,8 @@ def build_native_decoder(config: PreTrainedConfig) -> nn.Module:
         config._attn_implementation = DEFAULT_ATTENTION
     decoder = model_class(config)
     decoder.model.rotary_emb = V2PERotaryEmbedding(decoder.model.rotary_emb, config)
+    decoder.model.register_forward_pre_hook(_note_sequences, with_kwargs=True)
+    decoder.model.register_forward_hook(_forget_sequences, with_kwargs=True, always_call=True)
     return decoder
 
 

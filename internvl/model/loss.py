@@ -15,7 +15,7 @@ from .errors import ConfigError
 
 LossReduction = Literal["token", "sample", "square"]
 
-_CHUNK_BYTES = 64 * 2**20  # float32 logits that exist at a time
+_CHUNK_BYTES = 128 * 2**20  # float32 logits that exist at a time
 
 
 def build_loss_weight(labels: Tensor, cu_seqlens: Tensor | None, reduction: LossReduction) -> Tensor:
@@ -95,12 +95,17 @@ def weighted_cross_entropy(
         denominator = flat_weights.sum()
     scale = torch.as_tensor(denominator, dtype=torch.float32, device=hidden_states.device)
     states = hidden_states.flatten(0, 1)[chosen]
+    if not torch.is_grad_enabled():  # an autograd function cannot tell
+        states, output_weight = states.detach(), output_weight.detach()
     total = _LinearCrossEntropy.apply(states, output_weight, targets.reshape(-1)[chosen], flat_weights)
     return total / torch.where(scale > 0, scale, 1.0)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """sum(w * CE(hidden @ weight.T, target)); the forward pass also takes the gradients, chunk by chunk."""
+    """sum(w * CE(hidden @ weight.T, target)); the forward pass also takes the gradients, chunk by chunk.
+
+    The gradients are handed out as they are, without a copy, so a second backward pass has none.
+    """
 
     @staticmethod
     def forward(ctx, states: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor) -> Tensor:
@@ -108,33 +113,38 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         grad_states = torch.zeros_like(states) if need_states else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        for first in range(0, len(states), _chunk_tokens(weight)):
-            part = slice(first, first + _chunk_tokens(weight))
-            logits = F.linear(states[part], weight.to(states.dtype)).float()
-            log_probabilities = torch.log_softmax(logits, dim=-1)
-            picked = log_probabilities.gather(1, targets[part].unsqueeze(1))
-            total -= (picked.squeeze(1) * token_weights[part]).sum()
-            if not (need_states or need_weight):
-                continue
-            grad_logits = log_probabilities.exp_()
-            grad_logits.scatter_add_(1, targets[part].unsqueeze(1), torch.full_like(picked, -1.0))
-            grad_logits = grad_logits.mul_(token_weights[part].unsqueeze(1)).to(states.dtype)
+        size = _chunk_tokens(weight)
+        for first in range(0, len(states), size):
+            chunk = slice(first, first + size)
+            loss, grad_logits = _weigh_chunk(states[chunk], weight, targets[chunk], token_weights[chunk])
+            total += loss
             if grad_states is not None:
-                grad_states[part] = grad_logits @ weight.to(states.dtype)
-            if grad_weight is not None:
-                grad_weight += grad_logits.T @ states[part]
-        ctx.save_for_backward(grad_states, None if grad_weight is None else grad_weight.to(weight.dtype))
+                torch.mm(grad_logits, weight.to(states.dtype), out=grad_states[chunk])
+            if grad_weight is not None and states.dtype == grad_weight.dtype:
+                grad_weight.addmm_(grad_logits.T, states[chunk])
+            elif grad_weight is not None:
+                grad_weight += grad_logits.T @ states[chunk]
+        ctx.grads = grad_states, None if grad_weight is None else grad_weight.to(weight.dtype)
         return total
 
     @staticmethod
     def backward(ctx, grad_total: Tensor):
-        grad_states, grad_weight = ctx.saved_tensors
-        return (
-            None if grad_states is None else grad_states * grad_total.to(grad_states.dtype),
-            None if grad_weight is None else grad_weight * grad_total.to(grad_weight.dtype),
-            None,
-            None,
-        )
+        if ctx.grads is None:
+            raise RuntimeError("the gradients of this loss were taken already; compute the loss anew")
+        grads, ctx.grads = ctx.grads, None
+        return (*(None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in grads), None, None)
+
+
+def _weigh_chunk(states: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """sum(w * CE) of some tokens, and its gradient by their logits in the dtype of `states`."""
+    logits = F.linear(states, weight.to(states.dtype)).float()
+    log_probabilities = torch.log_softmax(logits, dim=-1)
+    del logits
+    picked = log_probabilities.gather(1, targets.unsqueeze(1))
+    loss = -(picked.squeeze(1) * token_weights).sum()
+    grad_logits = log_probabilities.exp_()
+    grad_logits.scatter_add_(1, targets.unsqueeze(1), torch.full_like(picked, -1.0))
+    return loss, grad_logits.mul_(token_weights.unsqueeze(1)).to(states.dtype)
 
 
 def _chunk_tokens(weight: Tensor) -> int:

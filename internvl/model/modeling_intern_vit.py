@@ -7,9 +7,9 @@ names are those of released InternVL2 checkpoints.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_internvl_chat import InternVisionConfig
 from .errors import ConfigError
@@ -132,7 +132,7 @@ class InternMLP(nn.Module):
         return self.fc2(self.act(self.fc1(hidden_states)))
 
 
-class InternVisionEncoderLayer(nn.Module):
+class InternVisionEncoderLayer(GradientCheckpointingLayer):
     """x + drop(attn(norm1 x) * ls1), then x + drop(mlp(norm2 x) * ls2)."""
 
     def __init__(self, config: InternVisionConfig, drop_path_rate: float):
@@ -149,8 +149,9 @@ class InternVisionEncoderLayer(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(tiles, tokens, hidden) -> same."""
         attended = self.attn(self.norm1(hidden_states).to(hidden_states.dtype))
-        hidden_states = hidden_states + self.drop_path1(attended * self.ls1)
-        return hidden_states + self.drop_path2(self.mlp(self.norm2(hidden_states).to(hidden_states.dtype)) * self.ls2)
+        hidden_states = torch.addcmul(hidden_states, self.drop_path1(attended), self.ls1)
+        refined = self.mlp(self.norm2(hidden_states).to(hidden_states.dtype))
+        return torch.addcmul(hidden_states, self.drop_path2(refined), self.ls2)
 
 
 class InternVisionEncoder(nn.Module):
@@ -160,7 +161,6 @@ class InternVisionEncoder(nn.Module):
         super().__init__()
         rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers).tolist()
         self.layers = nn.ModuleList(InternVisionEncoderLayer(config, rate) for rate in rates)
-        self.gradient_checkpointing = False
 
     def forward(self, hidden_states: Tensor, select_layer: int = -1) -> Tensor:
         """Hidden state number `select_layer` (0: the embeddings, -1: behind the last layer)."""
@@ -169,10 +169,7 @@ class InternVisionEncoder(nn.Module):
         if not 0 <= last <= count:
             raise ConfigError(f"select_layer {select_layer} is outside the {count} layers of the vision tower")
         for layer in self.layers[:last]:
-            if self.gradient_checkpointing and self.training:
-                hidden_states = checkpoint(layer, hidden_states, use_reentrant=False)
-            else:
-                hidden_states = layer(hidden_states)
+            hidden_states = layer(hidden_states)
         return hidden_states
 
 

@@ -13,15 +13,15 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .attention import attend
 from .configuration_internvl_chat import InternLM2Config
-from .language_models import WholePositionsMixin
+from .language_models import FinalLengthMixin, Sequences
 from .v2pe import apply_rotary, ntk_base, rotary_tables, yarn_frequencies
 
 
@@ -101,7 +101,7 @@ class InternLM2MLP(nn.Module):
         return self.w2(self.act(self.w1(hidden_states)) * self.w3(hidden_states))
 
 
-class InternLM2DecoderLayer(nn.Module):
+class InternLM2DecoderLayer(GradientCheckpointingLayer):
     """Pre-norm attention and MLP, each with a residual."""
 
     def __init__(self, config: InternLM2Config, layer_index: int):
@@ -149,7 +149,6 @@ class InternLM2Model(InternLM2PreTrainedModel):
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(InternLM2DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = InternLM2RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.gradient_checkpointing = False
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -183,8 +182,9 @@ class InternLM2Model(InternLM2PreTrainedModel):
             inputs_embeds: (batch, length, hidden).
             use_cache: Fill (and if needed make) a cache.
             cu_seqlens: (documents + 1,) borders of a packed row.
-            rope_lengths: Final length of every sequence (documents of a packed row, rows otherwise), for dynamic
-                NTK: one base per sequence, the same for keys that are already cached. None: the length so far.
+            rope_lengths: Final length in positions of every sequence (documents of a packed row, rows otherwise), or
+                (batch, length) of every token's sequence, for dynamic NTK: one base per sequence, the same for keys
+                that are already cached. None: the length so far.
             **kwargs: Ignored (generation passes fields that this decoder has no use for).
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -202,12 +202,9 @@ class InternLM2Model(InternLM2PreTrainedModel):
         rotary = self._rotary_tables(position_ids.expand(batch, length), cu_seqlens, rope_lengths)
 
         hidden_states = inputs_embeds
+        context = (rotary, cu_seqlens, attention_mask, past_key_values)
         for layer in self.layers:
-            context = (rotary, cu_seqlens, attention_mask, past_key_values)
-            if self.gradient_checkpointing and self.training:
-                hidden_states = checkpoint(layer, hidden_states, *context, use_reentrant=False)
-            else:
-                hidden_states = layer(hidden_states, *context)
+            hidden_states = layer(hidden_states, *context)
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
             past_key_values=past_key_values,
@@ -235,23 +232,13 @@ class InternLM2Model(InternLM2PreTrainedModel):
             return rotary_tables(
                 position_ids.to(torch.float64) / scaling["factor"], head_dim=head_dim, base=config.rope_theta
             )
-        if rope_lengths is None:
-            lengths = position_ids.amax(dim=1) + 1 if cu_seqlens is None else cu_seqlens.reshape(-1).diff()
-        else:
-            lengths = torch.as_tensor(rope_lengths, device=position_ids.device).reshape(-1)
         base = ntk_base(
             config.rope_theta,
-            lengths,
+            Sequences(cu_seqlens, rope_lengths).lengths_of_tokens(position_ids),
             max_position_embeddings=config.max_position_embeddings,
             factor=scaling["factor"],
             head_dim=head_dim,
         )
-        if cu_seqlens is None:
-            base = base.unsqueeze(1)
-        else:
-            base = torch.repeat_interleave(base, cu_seqlens.reshape(-1).diff().to(base.device)).unsqueeze(0)
-        if bool((base == config.rope_theta).all()):
-            return rotary_tables(position_ids, head_dim=head_dim, base=config.rope_theta)
         return rotary_tables(position_ids, head_dim=head_dim, base=base)
 
 
@@ -273,7 +260,7 @@ def _ordinary_positions(
     return positions.masked_fill(attention_mask == 0, 1)[:, -length:]
 
 
-class InternLM2ForCausalLM(WholePositionsMixin, InternLM2PreTrainedModel, GenerationMixin):
+class InternLM2ForCausalLM(FinalLengthMixin, InternLM2PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """The decoder with its output layer (not tied to the embeddings)."""
 
     _auto_class = "AutoModelForCausalLM"
@@ -338,15 +325,3 @@ class InternLM2ForCausalLM(WholePositionsMixin, InternLM2PreTrainedModel, Genera
         )
         logits = self.output(outputs.last_hidden_state[:, -logits_to_keep:]).float()
         return CausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)
-
-    def _prepare_cache_for_generation(
-        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-    ):
-        """Fix the rotary base by the final length of every sequence, so that cached keys keep theirs."""
-        super()._prepare_cache_for_generation(  # type: ignore[misc]
-            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-        )
-        if model_kwargs.get("rope_lengths") is None:
-            mask = model_kwargs.get("attention_mask")
-            num_padding = 0 if mask is None else (mask == 0).sum(dim=1)
-            model_kwargs["rope_lengths"] = torch.as_tensor(max_cache_length + 1 - num_padding)

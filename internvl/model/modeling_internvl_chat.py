@@ -10,25 +10,28 @@ Positions are made here, once per forward, from the ids and one stride per image
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .attention import register_builtin_attention
+from .caches import KeyCastingCache, build_cache, check_kv_cache
 from .configuration_internvl_chat import InternVLChatConfig
-from .constants import IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
+from .constants import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
 from .conversation import Role, get_conversation, neutralise_special_tokens
 from .errors import ConfigError
-from .language_models import KeyCastingCache, build_native_decoder
+from .language_models import build_native_decoder
 from .loss import shift_targets, weighted_cross_entropy
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
-from .v2pe import Strides, build_position_ids, check_stride, draw_strides, units_to_strides
+from .row_sharing import RowSharing
+from .v2pe import Strides, build_position_ids, check_stride, draw_strides, next_position, units_to_strides
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ class InternVLChatModel(PreTrainedModel):
         img_context_token_id: Id of `<IMG_CONTEXT>`. Read from the config; older checkpoints do not carry it, then
             set it once (`model.img_context_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")`).
         num_image_token: T, visual tokens per tile.
+        vit_batch_size: Most tiles that the vision tower sees at a time, see `extract_feature`; None: all.
     """
 
     config_class = InternVLChatConfig
@@ -67,6 +71,7 @@ class InternVLChatModel(PreTrainedModel):
         )
         self.num_image_token = config.num_image_token
         self.img_context_token_id = config.img_context_token_id
+        self.vit_batch_size: int | None = None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -100,9 +105,45 @@ class InternVLChatModel(PreTrainedModel):
 
     # ---------------------------------------------------------------------------------------------------- features
 
-    def extract_feature(self, pixel_values: Tensor) -> Tensor:
-        """Visual tokens of tiles: (tiles, 3, S, S) -> (tiles, T, D)."""
-        states = self.vision_model(pixel_values, select_layer=self.config.select_layer)[:, 1:]
+    def extract_feature(self, pixel_values: Tensor, *, num_batches: int | None = None) -> Tensor:
+        """Visual tokens of tiles: (tiles, 3, S, S) -> (tiles, T, D).
+
+        With `vit_batch_size` n the tower runs on n tiles at a time, and the backward pass computes a micro-batch's
+        activations anew: only its tiles are kept (of a frozen tower only its output). Features and gradients are the
+        same. Zero tiles give zero features that still lead a backward pass, of zeros, through tower and projector.
+
+        Args:
+            pixel_values: Tiles.
+            num_batches: Run the tower at least so often, on blank tiles that contribute nothing. Sharded weights
+                (ZeRO-3) are gathered in every run, so that all ranks must run it equally often.
+
+        Raises:
+            ConfigError: `vit_batch_size` is no positive number.
+        """
+        size = max(len(pixel_values), 1) if self.vit_batch_size is None else self.vit_batch_size
+        if size < 1:
+            raise ConfigError(f"vit_batch_size must be a positive number of tiles, got {size}")
+        batches = pixel_values.split(size) if len(pixel_values) else ()
+        features = [self._encode_tiles(tiles) for tiles in batches]
+        blank = pixel_values.new_zeros(1, *pixel_values.shape[1:])
+        for _ in range(len(features), max(num_batches or 1, 1)):
+            features.append(self._encode_tiles(blank)[:0])
+        return torch.cat(features)
+
+    def _encode_tiles(self, tiles: Tensor) -> Tensor:
+        """One run of the tower and the projector, recomputed in the backward pass with `vit_batch_size`."""
+        if self.vit_batch_size is None or not torch.is_grad_enabled():
+            return self._project(self._run_tower(tiles))
+        if any(parameter.requires_grad for parameter in self.vision_model.parameters()):
+            return checkpoint(lambda tiles: self._project(self._run_tower(tiles)), tiles, use_reentrant=False)
+        return checkpoint(self._project, self._run_tower(tiles), use_reentrant=False)
+
+    def _run_tower(self, tiles: Tensor) -> Tensor:
+        """(tiles, 3, S, S) -> (tiles, patches, H), without the class token."""
+        return self.vision_model(tiles, select_layer=self.config.select_layer)[:, 1:]
+
+    def _project(self, states: Tensor) -> Tensor:
+        """(tiles, patches, H) -> (tiles, T, D)."""
         side = math.isqrt(states.shape[1])
         grid = states.unflatten(1, (side, side))
         return self.mlp1(pixel_shuffle(grid, self.config.downsample_ratio, self.config.ps_version).flatten(1, 2))
@@ -113,20 +154,20 @@ class InternVLChatModel(PreTrainedModel):
         pixel_values: Tensor | None,
         image_flags: Tensor | None,
         visual_features: Tensor | None,
+        *,
+        row_sharing: RowSharing | None = None,
+        num_vit_batches: int | None = None,
     ) -> Tensor:
-        """Token embeddings with visual features in place: (batch, length, D)."""
-        embeds = self.get_input_embeddings()(input_ids)
-        if visual_features is None and pixel_values is not None:
-            if image_flags is not None:
-                pixel_values = pixel_values[image_flags.reshape(-1).to(pixel_values.device) == 1]
-            if len(pixel_values):
-                visual_features = self.extract_feature(pixel_values)
-        if visual_features is None and self.training:
-            # Every rank's backward must reach the vision tower, or sharded optimisers wait for each other.
-            size = self.config.image_size
-            blank = torch.zeros(1, 3, size, size, dtype=embeds.dtype, device=embeds.device)
-            embeds = embeds + 0.0 * self.extract_feature(blank).sum()
+        """Token embeddings with visual features in place: (batch, length, D), of this rank's tokens of a shared row."""
+        if visual_features is None:
+            needed = self.training or row_sharing is not None
+            visual_features = self._encode_images(pixel_values, image_flags, num_vit_batches, needed=needed)
         visual = self._visual_mask(input_ids)
+        if row_sharing is not None:
+            assert visual_features is not None
+            visual_features = row_sharing.exchange_features(visual_features, visual)
+            input_ids, visual = row_sharing.shard(input_ids), row_sharing.shard(visual)
+        embeds = self.get_input_embeddings()(input_ids)
         if visual_features is None and not bool(visual.any()):
             return embeds
         if self.img_context_token_id is None:
@@ -135,6 +176,23 @@ class InternVLChatModel(PreTrainedModel):
                 "Set model.img_context_token_id = tokenizer.convert_tokens_to_ids('<IMG_CONTEXT>')"
             )
         return merge_visual_features(embeds, visual, visual_features)
+
+    def _encode_images(
+        self, pixel_values: Tensor | None, image_flags: Tensor | None, num_batches: int | None, *, needed: bool
+    ) -> Tensor | None:
+        """Features of the real tiles, (tiles, T, D); of no tiles None, or zero features if they are `needed`.
+
+        They are where ranks work together: every rank's backward pass must reach the vision tower, or sharded
+        optimisers wait for each other.
+        """
+        if pixel_values is not None and image_flags is not None:
+            pixel_values = pixel_values[image_flags.reshape(-1).to(pixel_values.device) == 1]
+        if pixel_values is None or not len(pixel_values):
+            if not needed:
+                return None
+            size = self.config.image_size
+            pixel_values = torch.zeros(0, 3, size, size, dtype=self.dtype, device=self.device)
+        return self.extract_feature(pixel_values, num_batches=num_batches)
 
     def _visual_mask(self, input_ids: Tensor) -> Tensor:
         """(batch, length) bool, True at visual tokens (nowhere while `img_context_token_id` is unknown)."""
@@ -224,11 +282,19 @@ class InternVLChatModel(PreTrainedModel):
         rope_lengths: Tensor | int | None = None,
         loss_weight: Tensor | None = None,
         loss_denominator: Tensor | float | None = None,
+        loss_function: Callable[..., Tensor] = weighted_cross_entropy,
         logits_to_keep: int = 0,
         return_logits: bool | None = None,
+        row_sharing: RowSharing | None = None,
+        num_vit_batches: int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits and, with `labels`, the loss sum(w * CE) / sum(w).
+
+        A row that a group of ranks shares (`row_sharing`) is given whole, except for `pixel_values`, of which every
+        rank gives its own tiles. Positions, targets and weights are made of the whole row before it is cut, so that
+        no target is lost at a seam. Loss and logits are those of the rank's own tokens: the losses of the group add
+        up to that of the row.
 
         Args:
             pixel_values: (tiles, 3, S, S), tiles of all images in the order of the row.
@@ -245,11 +311,15 @@ class InternVLChatModel(PreTrainedModel):
             visual_features: (tiles, T, D) from `extract_feature`, instead of `pixel_values`.
             rope_pos_id_version: See `build_positions`.
             rope_pos_id_stride: See `build_positions`.
-            rope_lengths: Final length per sequence for dynamic NTK, see modeling_internlm2.py.
+            rope_lengths: Final length per sequence for dynamic NTK, see modeling_internlm2.py (made here for a shared
+                row).
             loss_weight: (batch, length) weight of every label (see loss.py); None: 1 each.
             loss_denominator: What the weighted sum is divided by; None: the sum of weights of this call.
+            loss_function: What computes the loss, with arguments and result of `weighted_cross_entropy`.
             logits_to_keep: Logits of the last n positions only; 0: of all.
             return_logits: None: logits, except in a training step.
+            row_sharing: How the row is shared among ranks; the decoder's attention must be one that knows of it.
+            num_vit_batches: See `extract_feature`.
             **kwargs: Passed to the decoder.
 
         Raises:
@@ -258,7 +328,8 @@ class InternVLChatModel(PreTrainedModel):
         """
         if input_ids is None:
             raise ValueError("InternVLChatModel needs input_ids (positions and visual tokens are found in them)")
-        inputs_embeds = self._embed(input_ids, pixel_values, image_flags, visual_features)
+        if cu_seqlens is not None:
+            cu_seqlens = cu_seqlens.cpu()  # once: every layer reads the borders, and would wait for the device
         if position_ids is None and past_key_values is None:
             position_ids = self.build_positions(
                 input_ids,
@@ -268,8 +339,29 @@ class InternVLChatModel(PreTrainedModel):
                 rope_pos_id_version=rope_pos_id_version,
                 rope_pos_id_stride=rope_pos_id_stride,
             )
-        if position_ids is not None and position_ids.shape[-1] != input_ids.shape[-1]:
-            raise ValueError(f"position_ids has {position_ids.shape[-1]} positions for {input_ids.shape[-1]} tokens")
+        if position_ids is not None:
+            position_ids = _positions_per_row(position_ids, input_ids)
+        if labels is not None:
+            targets, weights = shift_targets(labels, loss_weight)
+            if loss_denominator is None:
+                loss_denominator = weights.sum()
+        if row_sharing is not None:
+            if position_ids is None or input_ids.shape[0] != 1:
+                raise ValueError(f"a shared row is a batch of one without a cache, got a batch of {input_ids.shape[0]}")
+            if cu_seqlens is None:
+                cu_seqlens = torch.tensor([0, input_ids.shape[1]])
+            rope_lengths = row_sharing.shard(_final_lengths(position_ids, cu_seqlens), pad_value=1)
+            position_ids = row_sharing.shard(position_ids)
+            if labels is not None:
+                targets, weights = row_sharing.shard(targets, pad_value=IGNORE_INDEX), row_sharing.shard(weights)
+        inputs_embeds = self._embed(
+            input_ids,
+            pixel_values,
+            image_flags,
+            visual_features,
+            row_sharing=row_sharing,
+            num_vit_batches=num_vit_batches,
+        )
         if use_cache and past_key_values is None:
             past_key_values = KeyCastingCache()
         decoder: Any = self.language_model.model
@@ -287,8 +379,7 @@ class InternVLChatModel(PreTrainedModel):
         head: Any = self.get_output_embeddings()
         loss = None
         if labels is not None:
-            targets, weights = shift_targets(labels, loss_weight)
-            loss = weighted_cross_entropy(hidden_states, head.weight, targets, weights, denominator=loss_denominator)
+            loss = loss_function(hidden_states, head.weight, targets, weights, denominator=loss_denominator)
         if return_logits is None:
             return_logits = labels is None or not self.training
         logits = head(hidden_states[:, -logits_to_keep:]).float() if return_logits else None
@@ -310,6 +401,8 @@ class InternVLChatModel(PreTrainedModel):
         rope_pos_id_version: str | None = None,
         rope_pos_id_stride: float | None = None,
         prefill_chunk_size: int | None = None,
+        kv_cache: str = "dynamic",
+        context_parallel: Any | None = None,
         **generate_kwargs: Any,
     ) -> Tensor:
         """Generate with a key/value cache; returns new tokens only, (batch, new tokens).
@@ -319,15 +412,45 @@ class InternVLChatModel(PreTrainedModel):
 
         `prefill_chunk_size`: run the prompt through the decoder in pieces of so many tokens, so that activations of
         the whole prompt never exist at a time; the answer is the same.
+
+        `kv_cache`: where keys and values are kept, `dynamic`, `static`, `offloaded` or `quantized` (see caches.py);
+        all but `quantized` give the same answer.
+
+        `context_parallel`: an `internvl.infer.context_parallel.ContextParallel`, whose ranks all make the same call;
+        the prompt, its images and its keys and values are spread over them. The answer is the same.
         """
+        if context_parallel is not None:
+            return context_parallel.generate(
+                self,
+                input_ids=input_ids,
+                pixel_values=pixel_values,
+                attention_mask=attention_mask,
+                visual_features=visual_features,
+                generation_config=generation_config,
+                image_flags=image_flags,
+                position_ids=position_ids,
+                image_strides=image_strides,
+                rope_pos_id_version=rope_pos_id_version,
+                rope_pos_id_stride=rope_pos_id_stride,
+                prefill_chunk_size=prefill_chunk_size,
+                kv_cache=kv_cache,
+                **generate_kwargs,
+            )
+        check_kv_cache(kv_cache)
         if prefill_chunk_size is not None and prefill_chunk_size < 1:
             raise ConfigError(f"prefill_chunk_size must be a positive number of tokens, got {prefill_chunk_size}")
         if input_ids is None:
             raise ValueError("generate needs input_ids")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        if generate_kwargs.get("use_cache", True):
-            generate_kwargs.setdefault("past_key_values", KeyCastingCache())
+        num_new_tokens = _max_new_tokens(generation_config, generate_kwargs)
+        if generate_kwargs.get("use_cache", True) and generate_kwargs.get("past_key_values") is None:
+            generate_kwargs["past_key_values"] = build_cache(
+                kv_cache,
+                num_layers=self.config.llm_config.num_hidden_layers,
+                max_length=None if num_new_tokens is None else input_ids.shape[1] + num_new_tokens,
+                device=input_ids.device,
+            )
         if position_ids is None:
             position_ids = self.build_positions(
                 input_ids,
@@ -336,16 +459,22 @@ class InternVLChatModel(PreTrainedModel):
                 rope_pos_id_version=rope_pos_id_version,
                 rope_pos_id_stride=rope_pos_id_stride,
             )
+        position_ids = _positions_per_row(position_ids, input_ids)
         inputs_embeds = self._embed(input_ids, pixel_values, image_flags, visual_features)
         if prefill_chunk_size is not None and generate_kwargs.get("past_key_values") is not None:
+            if num_new_tokens is None:
+                raise ConfigError("prefill_chunk_size needs max_new_tokens: the rotary base depends on it")
             self._prefill(
                 inputs_embeds,
                 attention_mask,
                 position_ids,
                 generate_kwargs,
                 chunk_size=prefill_chunk_size,
-                num_new_tokens=_max_new_tokens(generation_config, generate_kwargs),
+                num_new_tokens=num_new_tokens,
             )
+            num_copies = _copies_per_prompt(generation_config, generate_kwargs)
+            if num_copies > 1:
+                generate_kwargs["past_key_values"].batch_repeat_interleave(num_copies)
         return self.language_model.generate(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -365,8 +494,7 @@ class InternVLChatModel(PreTrainedModel):
         num_new_tokens: int,
     ) -> None:
         """Fill the cache with all chunks of the prompt but the last, and fix the rotary base of the sequence."""
-        if isinstance(self.language_model, InternLM2ForCausalLM):  # the others keep their base at any length
-            generate_kwargs["rope_lengths"] = attention_mask.sum(dim=1) + num_new_tokens
+        generate_kwargs["rope_lengths"] = next_position(position_ids[:, -1].double()).long() + num_new_tokens
         length = inputs_embeds.shape[1]
         for first in range(0, length - chunk_size, chunk_size):
             chunk = slice(first, first + chunk_size)
@@ -555,7 +683,13 @@ class InternVLChatModel(PreTrainedModel):
         num_tiles = 0 if pixel_values is None else len(pixel_values)
         if num_tiles_in_text != num_tiles:
             raise ValueError(f"num_patches_list adds up to {num_tiles_in_text} tiles, pixel_values has {num_tiles}")
-        self.img_context_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        if image_token_id is None or image_token_id == tokenizer.unk_token_id:
+            raise ConfigError(
+                f"the tokenizer has {len(tokenizer)} tokens without {image_token}, expected that of an InternVL2 "
+                "model; load it from the checkpoint's own folder"
+            )
+        self.img_context_token_id = image_token_id
         stop = get_conversation(self.config.template or "internlm2-chat").stop_token
         rows = [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts]
         width = max(len(row) for row in rows)
@@ -573,13 +707,37 @@ class InternVLChatModel(PreTrainedModel):
         return [text.split(stop)[0].strip() for text in texts]
 
 
-def _max_new_tokens(generation_config: GenerationConfig | None, generate_kwargs: dict[str, Any]) -> int:
-    asked = generate_kwargs.get("max_new_tokens")
-    if asked is None and generation_config is not None:
-        asked = generation_config.max_new_tokens
-    if asked is None:
-        raise ConfigError("prefill_chunk_size needs max_new_tokens: the rotary base depends on the final length")
-    return int(asked)
+def _asked(name: str, generation_config: GenerationConfig | None, generate_kwargs: dict[str, Any]) -> int | None:
+    asked = generate_kwargs.get(name)
+    return getattr(generation_config, name, None) if asked is None else asked
+
+
+def _max_new_tokens(generation_config: GenerationConfig | None, generate_kwargs: dict[str, Any]) -> int | None:
+    asked = _asked("max_new_tokens", generation_config, generate_kwargs)
+    return None if asked is None else int(asked)
+
+
+def _copies_per_prompt(generation_config: GenerationConfig | None, generate_kwargs: dict[str, Any]) -> int:
+    """Rows that transformers makes of every prompt."""
+    return max(_asked(name, generation_config, generate_kwargs) or 1 for name in ("num_beams", "num_return_sequences"))
+
+
+def _positions_per_row(position_ids: Tensor, input_ids: Tensor) -> Tensor:
+    """(batch, length) positions from one row of them or from one per row of ids; another number is a ValueError."""
+    rows = position_ids.reshape(-1, position_ids.shape[-1])
+    if rows.shape[-1] != input_ids.shape[-1] or len(rows) not in (1, len(input_ids)):
+        raise ValueError(
+            f"position_ids has {rows.shape[-1]} positions for {input_ids.shape[-1]} tokens, {len(rows)} rows for "
+            f"{len(input_ids)}; give one position per token"
+        )
+    return rows.expand(len(input_ids), -1)
+
+
+def _final_lengths(position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Length in positions of the document that every token of a packed row belongs to: int64 (1, length)."""
+    borders = cu_seqlens.reshape(-1).to(position_ids.device, torch.int64)
+    last = position_ids[0, (borders[1:] - 1).clamp(min=0)].ceil().long()
+    return torch.repeat_interleave(last + 1, borders.diff()).unsqueeze(0)
 
 
 def build_language_model(config: Any) -> Any:
@@ -613,12 +771,12 @@ def merge_visual_features(embeds: Tensor, visual: Tensor, features: Tensor | Non
     Args:
         embeds: (batch, length, D).
         visual: (batch, length) bool, True at visual tokens.
-        features: (tiles, T, D).
+        features: (tiles, T, D), or (visual tokens, D).
 
     Raises:
         ValueError: Another number of visual tokens than of features; nothing is cut or repeated.
     """
-    num_features = 0 if features is None else features.shape[0] * features.shape[1]
+    num_features = 0 if features is None else features.shape[:-1].numel()
     num_visual = int(visual.sum())
     if num_visual != num_features:
         raise ValueError(

@@ -24,6 +24,7 @@ from internvl.model.configuration_internvl_chat import InternVisionConfig, Inter
 from internvl.model.constants import IMG_CONTEXT_TOKEN, SPECIAL_TOKENS
 from internvl.model.conversation import get_conversation
 from internvl.model.language_models import grow_vocabulary
+from internvl.model.loading import load_strictly
 from internvl.model.modeling_intern_vit import InternVisionModel
 from internvl.model.modeling_internlm2 import InternLM2ForCausalLM
 from internvl.model.modeling_internvl_chat import InternVLChatModel
@@ -85,7 +86,9 @@ def assemble(
     decoder = _load_decoder(llm_path)
     num_added = tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
     decoder_config = decoder.config.to_dict()
-    tower: Any = None if vision_path is None else _load_tower(vision_path)
+    tower: Any = None
+    if vision_path is not None:
+        tower = load_strictly(InternVisionModel, vision_path, dtype=torch.float32, flag="--vision_path")
     config = InternVLChatConfig(
         vision_config=InternVisionConfig(**(vision_config or _DEFAULT_VISION)) if tower is None else tower.config,
         llm_config={**decoder_config, "architectures": [type(decoder).__name__]},
@@ -120,19 +123,11 @@ def assemble(
 def _load_decoder(folder: Path) -> Any:
     try:
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        architecture = (fields.get("architectures") or [None])[0]
-        if architecture == "InternLM2ForCausalLM":
-            return InternLM2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"--llm_path {folder} cannot be loaded: {error}") from error
-
-
-def _load_tower(folder: Path) -> InternVisionModel:
-    try:
-        return InternVisionModel.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"--vision_path {folder} cannot be loaded: {error}") from error
+    architecture = (fields.get("architectures") or [None])[0]
+    model_class: Any = InternLM2ForCausalLM if architecture == "InternLM2ForCausalLM" else AutoModelForCausalLM
+    return load_strictly(model_class, folder, dtype=torch.float32, flag="--llm_path")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,19 +1,17 @@
-"""What tools that turn one checkpoint folder into another share: checks, loading without surprises, a finished folder.
+"""What tools that turn one checkpoint folder into another share: checks, state dicts, a finished folder.
 
 A folder appears under its final name only when it is complete; nothing is ever written into a folder that holds files.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
 
 from internvl.build.folders import stage_folders
 from internvl.errors import CheckpointError, ConfigError
@@ -31,8 +29,6 @@ _COMPANIONS = (
     "generation_config.json",
     "*preprocessor_config.json",
 )
-
-ModelType = TypeVar("ModelType", bound=PreTrainedModel)
 
 
 @contextmanager
@@ -78,43 +74,3 @@ def read_state_dict(folder: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError, RuntimeError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}; copy the checkpoint again") from error
     return state
-
-
-def load_strictly(
-    model_class: type[ModelType],
-    folder: Path,
-    *,
-    config: PretrainedConfig | None = None,
-    state: Mapping[str, Tensor] | None = None,
-) -> ModelType:
-    """A model, in evaluation mode, all of whose parameters come from the weights, and all of whose weights were used.
-
-    Args:
-        model_class: Class to build.
-        folder: Checkpoint folder; only named in errors when `state` is given.
-        config: Config; None: the folder's.
-        state: Weights to use instead of the folder's.
-
-    Raises:
-        CheckpointError: Weights are missing, unknown or of another shape.
-    """
-    arguments: dict[str, Any] = {"config": config, "output_loading_info": True, "dtype": "auto"}
-    if state is not None:
-        arguments |= {"state_dict": dict(state), "dtype": next(iter(state.values())).dtype}
-    try:
-        loaded: Any = model_class.from_pretrained(str(folder) if state is None else None, **arguments)
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"the weights of {folder} do not fit {model_class.__name__}: {error}") from error
-    model, report = loaded
-    if any(".lora_" in name for name in report["unexpected_keys"]):
-        raise CheckpointError(
-            f"{folder} holds LoRA adapters; fold them in first: python -m internvl.tools.merge_lora {folder} OUT"
-        )
-    for problem in ("missing_keys", "unexpected_keys"):
-        if report[problem]:
-            names = sorted(report[problem])
-            raise CheckpointError(
-                f"{folder}: {len(names)} {problem.replace('_', ' ')} for {model_class.__name__}, for example "
-                f"{names[:3]}; expected exactly the weights that its config.json describes"
-            )
-    return model.eval()

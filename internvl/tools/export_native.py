@@ -42,9 +42,10 @@ from internvl.errors import CheckpointError, ConfigError, InternVLError
 from internvl.model.configuration_internvl_chat import InternLM2Config, InternVLChatConfig
 from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.conversation import get_conversation
+from internvl.model.loading import load_strictly, read_chat_config
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
-from internvl.tools.conversion import convert_folder, load_strictly
+from internvl.tools.conversion import convert_folder
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def export_checkpoint(checkpoint: Path, out: Path, *, max_shard_size: str = "5GB
         ConfigError: transformers' model computes something else, or `out` holds files.
     """
     with convert_folder(checkpoint, out, model_type=InternVLChatConfig.model_type) as folder:
-        config = InternVLChatConfig.from_pretrained(checkpoint)
+        config = read_chat_config(checkpoint)
         check_exportable(config)
         model = load_strictly(InternVLChatModel, checkpoint, config=config)
         is_tied = _is_tied(model)
@@ -183,6 +184,12 @@ def check_exportable(config: InternVLChatConfig) -> None:
         raise ConfigError(
             f"vision_config.layer_norm_eps is {vision.layer_norm_eps} with qk_normalization: transformers' model "
             f"normalises queries and keys with {_NATIVE_QK_NORM_EPS} whatever the config says"
+        )
+    text = config.llm_config
+    if text.model_type == "phi3" and text.rope_parameters["rope_type"] not in ("default", "longrope"):
+        raise ConfigError(
+            f"llm_config.rope_parameters: transformers' Phi3 takes no {text.rope_parameters['rope_type']}; "
+            "expected default or longrope"
         )
     if int(1 / config.downsample_ratio) != round(1 / config.downsample_ratio):
         raise ConfigError(
@@ -315,8 +322,8 @@ def _llama_config(config: InternLM2Config) -> LlamaConfig:
     """The Llama that computes what an InternLM2 computes."""
     scaling = config.rope_scaling or {"type": "default"}
     rope = {"rope_theta": float(config.rope_theta), "rope_type": scaling["type"]}
-    if "factor" in scaling:
-        rope["factor"] = scaling["factor"]
+    rope |= {name: scaling[name] for name in ("factor", "original_max_position_embeddings") if name in scaling}
+    reach: dict[str, Any] = {"scale_v2pe": True} if scaling.get("scale_v2pe") else {}
     return LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -333,6 +340,7 @@ def _llama_config(config: InternLM2Config) -> LlamaConfig:
         eos_token_id=config.eos_token_id,
         attention_bias=config.bias,
         rope_parameters=rope,
+        **reach,
     )
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from internvl.errors import CheckpointError, InternVLError
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
+from internvl.model.loading import load_strictly, read_chat_config
 from internvl.model.modeling_internvl_chat import InternVLChatModel
-from internvl.tools.conversion import convert_folder, load_strictly, read_state_dict
+from internvl.tools.conversion import convert_folder, read_state_dict
 from internvl.train.trainable import merge_lora
 
 logger = logging.getLogger(__name__)
@@ -47,9 +48,9 @@ def merge_checkpoint(checkpoint: Path, out: Path, *, max_shard_size: str = "5GB"
                 f"{checkpoint} holds no LoRA adapters (no weight is named *.lora_A.*): its weights are plain already; "
                 "give a checkpoint-* folder of a run with --use_llm_lora or --use_backbone_lora"
             )
-        config = InternVLChatConfig.from_pretrained(checkpoint)
+        config = read_chat_config(checkpoint)
         config.use_llm_lora = config.use_backbone_lora = 0
-        model = load_strictly(InternVLChatModel, checkpoint, config=config, state=merge_lora(state))
+        model: InternVLChatModel = load_strictly(InternVLChatModel, checkpoint, config=config, state=merge_lora(state))
         model.save_pretrained(folder, max_shard_size=max_shard_size)
     return num_adapters
 

@@ -22,6 +22,7 @@ import transformers
 from transformers import HfArgumentParser
 
 from internvl.errors import CheckpointError, ConfigError
+from internvl.model.rope_scaling import parse_rope_scaling
 from internvl.model.v2pe import RANDOM_STRIDES, check_stride, stride_to_units
 
 
@@ -51,11 +52,37 @@ class ModelArguments:
     drop_path_rate: float = _flag(0.0, "Stochastic depth of the ViT: greatest rate, reached in its last layer.")
     ps_version: Literal["v1", "v2"] = _flag("v2", "Pixel shuffle version; InternVL2 checkpoints use v2.")
     compress_seq: bool = _flag(False, "Removed: abandoned sequence-compression experiment.")
-    chunk_num: int = _flag(1, "Ranks that share one row (sequence parallelism). Only 1 is available.")
+    chunk_num: int = _flag(1, "Ranks that share one row (sequence parallelism); divides the number of processes.")
+    ulysses_degree: int | None = _flag(
+        None, "Of the ranks that share a row, how many split its heads; default 1 (ring), chunk_num for ulysses."
+    )
+    attn_kernel: str | None = _flag(
+        None, "What computes attention blocks of shared rows: cpu_flash, cuda_flash, flash_attn, ring_flash_attn."
+    )
+    vit_batch_size: int | None = _flag(
+        None, "Tiles that pass the vision tower at a time, recomputed in the backward pass; bounds memory of long rows."
+    )
+    keep_attention: bool = _flag(
+        False, "With --grad_checkpoint: keep attention outputs (attn_type ring), so that the ring does not run twice."
+    )
+    offload_activations: bool = _flag(
+        False, "With --grad_checkpoint: keep the inputs of recomputed layers in main memory instead of the GPU's."
+    )
+    mlp_tile_tokens: int | None = _flag(
+        None, "Tokens that pass a decoder MLP at a time, recomputed in the backward pass; for very long rows."
+    )
     interaction: bool = _flag(True, "Removed: part of the sequence-compression experiment.")
     fuse_method: str = _flag("add", "Removed: part of the sequence-compression experiment.")
     compress_method: str = _flag("avg", "Removed: part of the sequence-compression experiment.")
-    attn_type: str | None = _flag(None, "Attention over packed rows: packed. ring and ulysses are not available.")
+    rope_scaling: str | None = _flag(
+        None,
+        "Scale rotary positions, V2PE's included: yarn:4, linear:2, dynamic:2 (default positions only), none, or a "
+        "json object; saved with the checkpoint. The checkpoint's own scaling when not given.",
+    )
+    attn_type: str | None = _flag(
+        None,
+        "Attention over rows: packed (a rank a row), ring or ulysses (--chunk_num ranks a row); default by chunk_num.",
+    )
     img_emb_down_sample_ratio: int | None = _flag(None, "Not available: extra pooling of visual tokens.")
 
 
@@ -99,6 +126,9 @@ class DataTrainingArguments:
     )
     loss_reduction_all_gather: bool = _flag(
         False, "Divide the weighted loss by the sum of weights over all ranks; otherwise by the rank's own sum."
+    )
+    loss_kernel: Literal["chunked", "liger"] = _flag(
+        "chunked", "What computes the loss: chunked (ours, any device) or liger (liger-kernel, CUDA, token weights)."
     )
     scale: float = _flag(25.0, "Not available: learning-rate factor of the layer-scale group.")
     final_size: int = _flag(100, "Removed: part of the sequence-compression experiment.")
@@ -169,12 +199,15 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     return Arguments(ModelArguments(**model), DataTrainingArguments(**data), Namespace(**training))
 
 
-def build_training_arguments(training: Namespace, *, grad_checkpoint: bool = False) -> TrainingArguments:
+def build_training_arguments(
+    training: Namespace, *, grad_checkpoint: bool = False, offload_activations: bool = False
+) -> TrainingArguments:
     """Build transformers' object from parsed values: chooses the device and reads the DeepSpeed file.
 
     Args:
         training: Fields of `TrainingArguments`, validated.
         grad_checkpoint: Recompute activations (`ModelArguments.grad_checkpoint`).
+        offload_activations: Keep the inputs of recomputed layers in main memory (where the model is on a GPU).
 
     Raises:
         ConfigError: transformers refuses a value or a combination of values.
@@ -184,6 +217,9 @@ def build_training_arguments(training: Namespace, *, grad_checkpoint: bool = Fal
         values["warmup_steps"] = values["warmup_ratio"]
     if grad_checkpoint:
         values["activation_checkpointing"] = True
+        # On a CPU there is nothing to move, and pinning needs a GPU.
+        if offload_activations and has_cuda() and not values["use_cpu"]:
+            values["activation_checkpointing_kwargs"] = {"use_reentrant": False, "offload": True}
     if values["disable_tqdm"] is None:
         values["disable_tqdm"] = not sys.stderr.isatty()
     values["remove_unused_columns"] = False
@@ -211,6 +247,8 @@ def validate_arguments(model: ModelArguments, data: DataTrainingArguments, train
     """
     _refuse_removed_flags(model, data, training)
     _check_positions(data)
+    if model.rope_scaling is not None:
+        parse_rope_scaling(model.rope_scaling).check_version(data.rope_pos_id_version)
     _check_model(model)
     _check_rows(data, training)
     _check_precision(training)
@@ -270,13 +308,7 @@ def _check_positions(data: DataTrainingArguments) -> None:
 
 
 def _check_model(model: ModelArguments) -> None:
-    if model.attn_type not in (None, "packed", "ring", "ulysses"):
-        raise ConfigError(f"--attn_type {model.attn_type}: expected packed (ring and ulysses are not available)")
-    if model.attn_type in ("ring", "ulysses") or model.chunk_num != 1:
-        raise ConfigError(
-            f"--attn_type {model.attn_type} --chunk_num {model.chunk_num}: sequence parallelism (internvl.parallel "
-            "has no ring or ulysses attention) is not available; use --chunk_num 1 and no --attn_type"
-        )
+    _check_row_sharing(model)
     for name in ("use_llm_lora", "use_backbone_lora"):
         if getattr(model, name) < 0:
             raise ConfigError(f"--{name} {getattr(model, name)}: expected a rank, 0 or larger")
@@ -293,6 +325,42 @@ def _check_model(model: ModelArguments) -> None:
     exceptions = model.use_llm_lora or model.use_backbone_lora or model.unfreeze_vit_layers or model.unfreeze_lm_head
     if nothing_trained and not exceptions:
         raise ConfigError("--freeze_llm, --freeze_backbone and --freeze_mlp leave nothing to train; drop one")
+
+
+def _check_row_sharing(model: ModelArguments) -> None:
+    if model.attn_type not in (None, "packed", "ring", "ulysses"):
+        raise ConfigError(f"--attn_type {model.attn_type}: expected packed, ring or ulysses")
+    for name in ("chunk_num", "ulysses_degree", "vit_batch_size", "mlp_tile_tokens"):
+        value = getattr(model, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} {value}: expected 1 or larger")
+    if model.attn_type == "packed" and model.chunk_num > 1:
+        raise ConfigError(
+            f"--attn_type packed keeps a row on one rank, but --chunk_num is {model.chunk_num}; use ring or ulysses"
+        )
+    if model.chunk_num % (model.ulysses_degree or 1):
+        raise ConfigError(f"--ulysses_degree {model.ulysses_degree} does not divide --chunk_num {model.chunk_num}")
+    if model.attn_type == "ulysses" and model.ulysses_degree not in (None, model.chunk_num):
+        raise ConfigError(
+            f"--attn_type ulysses splits heads over all --chunk_num {model.chunk_num} ranks, but --ulysses_degree is "
+            f"{model.ulysses_degree}; use --attn_type ring for a ring of ulysses groups"
+        )
+    if model.offload_activations and not model.grad_checkpoint:
+        raise ConfigError("--offload_activations needs --grad_checkpoint True: it moves what recomputation starts from")
+    if model.keep_attention and not (model.grad_checkpoint and shares_rows(model)):
+        raise ConfigError("--keep_attention needs --grad_checkpoint True and --attn_type ring (or --chunk_num above 1)")
+
+
+def shares_rows(model: ModelArguments) -> bool:
+    """Whether attention runs over the process grid (a grid of one rank included)."""
+    return model.chunk_num > 1 or model.attn_type in ("ring", "ulysses")
+
+
+def ulysses_degree_of(model: ModelArguments) -> int:
+    """Ranks among which the heads of a shared row are split."""
+    if model.ulysses_degree is not None:
+        return model.ulysses_degree
+    return model.chunk_num if model.attn_type == "ulysses" else 1
 
 
 def _check_checkpoint_folder(flag: str, path: str) -> None:

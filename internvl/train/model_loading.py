@@ -6,7 +6,7 @@ tokens, LoRA and resized position tables then need no sharded special case.
 
 import logging
 from pathlib import Path
-from typing import Any, cast
+from pickle import UnpicklingError
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -15,8 +15,10 @@ from internvl.errors import CheckpointError, ConfigError
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMG_CONTEXT_TOKEN, SPECIAL_TOKENS
 from internvl.model.language_models import grow_vocabulary
+from internvl.model.loading import load_strictly, read_chat_config
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
+from internvl.model.rope_scaling import apply_rope_scaling, parse_rope_scaling
 from internvl.train.arguments import DataTrainingArguments, ModelArguments
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ def load_training_model(
     """Load the checkpoint and bring it into the shape that the flags ask for.
 
     Args:
-        model_args: Checkpoint folder and model flags.
+        model_args: Checkpoint folder and model flags; a rope scaling among them is saved in the config.
         data_args: Template, tiling, positions: what the checkpoint's config must say after training.
         tokenizer: From `load_training_tokenizer`.
         num_added_tokens: From `load_training_tokenizer`; the vocabulary grows when it is not 0.
@@ -52,17 +54,9 @@ def load_training_model(
         ConfigError: Flags contradict the checkpoint.
     """
     folder = str(model_args.model_name_or_path)
-    config = InternVLChatConfig.from_pretrained(folder)
+    config = read_chat_config(folder)
     _update_config(config, model_args, data_args)
-    try:
-        loaded: Any = InternVLChatModel.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
-    model, report = cast(tuple[InternVLChatModel, dict[str, Any]], loaded)
-    for problem in ("missing_keys", "unexpected_keys"):
-        if report.get(problem):
-            names = sorted(report[problem])
-            raise CheckpointError(f"{folder}: {len(names)} {problem.replace('_', ' ')}, for example {names[:3]}")
+    model: InternVLChatModel = load_strictly(InternVLChatModel, folder, config=config, dtype=dtype)
     if model_args.mlp_path is not None:
         load_projector(model, Path(model_args.mlp_path))
     _resize_tiles(model, data_args.force_image_size)
@@ -80,6 +74,8 @@ def _update_config(config: InternVLChatConfig, model_args: ModelArguments, data_
             f"--down_sample_ratio {data_args.down_sample_ratio} contradicts the checkpoint's "
             f"downsample_ratio {config.downsample_ratio}; use that"
         )
+    if model_args.rope_scaling is not None:
+        apply_rope_scaling(config.llm_config, parse_rope_scaling(model_args.rope_scaling))
     config.vision_config.drop_path_rate = model_args.drop_path_rate
     config.select_layer = model_args.vision_select_layer
     config.ps_version = model_args.ps_version
@@ -120,5 +116,5 @@ def load_projector(model: InternVLChatModel, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         model.mlp1.load_state_dict({key.removeprefix("mlp1."): value for key, value in state.items()})
-    except (RuntimeError, AttributeError, OSError) as error:
+    except (RuntimeError, AttributeError, OSError, EOFError, UnpicklingError) as error:
         raise CheckpointError(f"--mlp_path {path} does not hold the projector's weights: {error}") from error

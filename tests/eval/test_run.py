@@ -8,12 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace as replace_field
 from pathlib import Path
 
 import pytest
+import torch
 
-from eval.run import main
+from eval.options import RunOptions
+from eval.run import choose_layer_devices, main
 from eval.score import main as score
+from internvl.errors import ConfigError
+from internvl.infer.session import Session
+from internvl.parallel.launch import RankEnv
 
 ROOT = Path(__file__).parents[2]
 EDGES = ["--length_bins", "100", "200", "300", "400"]
@@ -103,6 +109,27 @@ def test_default_folder_is_named_after_the_positions(arguments, checkpoint, tmp_
     assert {path.name for path in copy.glob("eval_*")} == {"eval_default", "eval_v2pe_fix_2"}
 
 
+def test_rope_scaling_names_folder_and_table_and_reaches_the_model(
+    arguments, checkpoint, tmp_path, capsys, monkeypatch
+):
+    place = arguments.index("--out")
+    copy = shutil.copytree(checkpoint, tmp_path / "model")
+    command = replace(arguments[:place] + arguments[place + 2 :], "--checkpoint", str(copy))
+    sessions = []
+    original = Session.from_pretrained.__func__
+    monkeypatch.setattr(
+        Session,
+        "from_pretrained",
+        classmethod(lambda *args, **kw: sessions.append(original(*args, **kw)) or sessions[-1]),
+    )
+    flags = ["--limit", "1", "--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "2"]
+    assert main([*command, *flags, "--rope_scaling", "yarn:4"]) == 0
+    assert [path.name for path in copy.glob("eval_*")] == ["eval_v2pe_fix_2_yarn-4"]
+    assert "v2pe_fix stride 2 yarn:4" in capsys.readouterr().out
+    scaling = sessions[0].model.config.llm_config.rope_scaling
+    assert (scaling["type"], scaling["factor"], scaling["scale_v2pe"]) == ("yarn", 4.0, True)
+
+
 def test_the_checkpoints_own_stride_is_used(arguments, checkpoint, tmp_path):
     copy = shutil.copytree(checkpoint, tmp_path / "model")
     config = json.loads((copy / "config.json").read_text())
@@ -121,6 +148,8 @@ def test_the_checkpoints_own_stride_is_used(arguments, checkpoint, tmp_path):
         (["--max_num", "2"], "max_num: saved 5, asked 2"),
         (["--prompts", "official"], "prompts: saved 'upstream', asked 'official'"),
         (["--dtype", "bfloat16"], "dtype: saved 'float32', asked 'bfloat16'"),
+        (["--kv_cache", "quantized"], "kv_cache: saved None, asked 'quantized'"),
+        (["--rope_scaling", "yarn:4"], "rope_scaling: saved None, asked 'yarn:4'"),
     ],
 )
 def test_other_settings_are_refused_until_overwritten(arguments, tmp_path, capsys, extra, difference):
@@ -130,6 +159,24 @@ def test_other_settings_are_refused_until_overwritten(arguments, tmp_path, capsy
     assert difference in capsys.readouterr().err
     assert (tmp_path / "out" / "summary.json").read_text() == before
     assert main([*arguments, *extra, "--limit", "1", "--overwrite"]) == 0
+
+
+def test_caches_that_give_the_same_answers_share_predictions(arguments, tmp_path, capsys):
+    path = tmp_path / "out" / "mm_niah" / "retrieval-text-test" / "predictions.jsonl"
+    assert main([*arguments, "--kv_cache", "static"]) == 0
+    whole = without_times(path)
+    assert main([*arguments, "--overwrite"]) == 0
+    assert without_times(path) == whole
+    assert main([*arguments, "--overwrite", "--limit", "1", "--kv_cache", "offloaded"]) == 0
+    assert main([*arguments, "--kv_cache", "static", "--prefill_chunk_size", "50"]) == 0
+    assert without_times(path) == whole
+
+
+def test_quantized_predictions_belong_to_their_chunks(arguments, capsys):
+    quantized = [*arguments, "--kv_cache", "quantized", "--limit", "1"]
+    assert main([*quantized, "--prefill_chunk_size", "50"]) == 0
+    assert main(quantized) == 2
+    assert "prefill_chunk_size: saved 50, asked None" in capsys.readouterr().err
 
 
 def test_other_weights_are_refused(arguments, checkpoint, tmp_path, capsys):
@@ -164,6 +211,13 @@ def spoil(arguments, case, benchmark_root, record):
         ("missing checkpoint", [], r"checkpoint folder /nowhere/model does not exist"),
         ("", ["--rope_pos_id_version", "v2pe"], r"unknown rope_pos_id_version 'v2pe'"),
         ("", ["--rope_pos_id_version", "v2pe_fix"], r"v2pe_fix needs rope_pos_id_stride"),
+        ("", ["--rope_scaling", "yarn"], r"--rope_scaling: factor is None"),
+        ("", ["--rope_scaling", "su:4"], r"--rope_scaling 'su:4' is not known; expected none, linear:FACTOR"),
+        (
+            "",
+            ["--rope_scaling", "dynamic:2", "--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "1"],
+            r"dynamic NTK follows the number of tokens",
+        ),
         ("", ["--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "0"], r"must be a positive number, got 0"),
         ("", ["--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride=-4"], r"must be a positive number, got -4"),
         ("", ["--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "1/3"], r"multiple of 1/65536"),
@@ -222,3 +276,47 @@ def test_a_killed_run_continues_under_torchrun_with_the_same_scores(arguments, b
         results = [json.loads((folder / "scores.json").read_text())["results"] for folder in folders]
         assert results[0] == results[1]
     assert len(list(broken.rglob("parts/*-of-0002.jsonl"))) >= 2
+
+
+def test_groups_that_answer_together_give_the_predictions_of_one_process(arguments, tmp_path):
+    """Four processes in two groups; a run of a single process does not start anew what they answered."""
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    options = ["--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "1/4", "--prefill_chunk_size", "64"]
+    assert main([*replace(arguments, "--out", str(whole)), *options]) == 0
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4")
+    ring = [*options, "--ring_attn", "--gpus_per_task", "2"]
+    process = start([*replace(arguments, "--out", str(shared)), *ring], *torchrun)
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    assert out.count("| task") == 1
+    for task in ("retrieval-text-test", "reasoning-image-test"):
+        files = [run / "mm_niah" / task / "predictions.jsonl" for run in (whole, shared)]
+        assert without_times(files[0]) == without_times(files[1])
+        assert len(read_lines(files[1])) == 8
+    assert len(list(shared.rglob("parts/*-of-0002.jsonl"))) == 4
+    assert main([*replace(arguments, "--out", str(shared)), *options]) == 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--ring_attn", "--gpus_per_task", "2"], "--gpus_per_task 2 does not divide the 1 processes"),
+        (["--gpus_per_task", "2"], "needs 2 GPUs, this machine has 0"),
+        (["--gpus_per_task", "0"], "--gpus_per_task must be at least 1"),
+        (["--ring_attn", "--kv_cache", "quantized"], "ranks that answer together take dynamic or static"),
+    ],
+)
+def test_groups_that_cannot_be_are_refused(arguments, capsys, extra, message):
+    assert main([*arguments, *extra]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_layers_go_to_the_gpus_of_their_process(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    options = RunOptions(tmp_path, "mm_niah", gpus_per_task=3)
+    env = RankEnv(rank=3, local_rank=1, world_size=4, local_world_size=2)
+    assert choose_layer_devices(options, env, "cuda") == ["cuda:3", "cuda:4", "cuda:5"]
+    assert choose_layer_devices(replace_field(options, ring_attn=True), env, "cuda") == []
+    with pytest.raises(ConfigError, match="needs 8 GPUs, this machine has 4"):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+        choose_layer_devices(replace_field(options, gpus_per_task=4), env, "cuda")

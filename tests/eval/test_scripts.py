@@ -57,6 +57,9 @@ def test_mmniah_runs_six_tasks_into_the_upstream_folder(run_script):
         ("64", ["--rope_pos_id_stride", "64"], "eval_mm_niah_64"),
         ("64", [], "eval_mm_niah_64"),
         ("-1", ["--rope_pos_id_stride", "64"], "eval_mm_niah"),
+        (None, ["--rope_pos_id_stride", "64", "--rope_scaling", "yarn:4"], "eval_mm_niah_64_yarn-4"),
+        (None, ["--rope_scaling=linear:2"], "eval_mm_niah_linear-2"),
+        (None, ["--rope_scaling", '{"type": "yarn", "factor": 4}'], "eval_mm_niah"),
         ("-1", [], "eval_mm_niah"),
     ],
 )
@@ -142,3 +145,42 @@ def test_the_whole_way_through_the_script(checkpoint, benchmark_root, record, tm
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "mm_niah" / "retrieval-text-test" / "scores.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "num_processes"),
+    [
+        (["--ring_attn"], {"GPUS": "8"}, 8),
+        ([], {"GPUS": "8"}, 2),
+        (["--ring_attn"], {"NPROC": "4"}, 4),
+    ],
+)
+def test_gpus_per_task_are_processes_with_ring_attn_and_gpus_of_one_without(
+    run_script, arguments, environment, num_processes
+):
+    code, command, _ = run_script("evaluate_mmniah.sh", "ckpt", *arguments, GPUS_PER_TASK="4", **environment)
+    assert code == 0
+    assert f"--nproc_per_node={num_processes}" in command
+    assert value_of(command, "--gpus_per_task") == "4"
+
+
+def test_gpus_per_task_on_slurm(run_script):
+    environment = {"PARTITION": "gpu", "GPUS": "16", "GPUS_PER_TASK": "4"}
+    _, command, _ = run_script("evaluate.sh", "ckpt", "mm_niah", srun=True, **environment)
+    assert {"--ntasks=4", "--ntasks-per-node=2", "--gres=gpu:8"} < set(command)
+    _, command, _ = run_script("evaluate.sh", "ckpt", "mm_niah", "--ring_attn", srun=True, **environment)
+    assert {"--ntasks=16", "--ntasks-per-node=8", "--gres=gpu:8"} < set(command)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"GPUS": "6", "GPUS_PER_TASK": "4"}, "GPUS_PER_TASK is 4, which does not divide the 6 GPUs"),
+        ({"GPUS": "6", "GPUS_PER_TASK": "0"}, "GPUS_PER_TASK must be"),
+        ({"GPUS": "16", "GPUS_PER_TASK": "16", "PARTITION": "gpu"}, "a node has 8 GPUs"),
+    ],
+)
+def test_tasks_that_do_not_fit_the_gpus_are_refused(run_script, environment, message):
+    code, command, error = run_script("evaluate.sh", "ckpt", "mm_niah", srun=True, **environment)
+    assert (code, command) == (2, [])
+    assert message in error

@@ -3,12 +3,15 @@
 import io
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
+from internvl.errors import ConfigError
 from internvl.infer import chat
 from internvl.infer.chat import Chat, Opening, main
 from internvl.infer.session import Session
+from internvl.model.modeling_internvl_chat import InternVLChatModel
 
 
 class Terminal(io.StringIO):
@@ -94,6 +97,41 @@ def test_options_reach_the_session(run, asked, make_image, tmp_path):
     assert options == {"max_new_tokens": 6, "temperature": 0.5, "top_p": 0.9, "seed": 3}
 
 
+@pytest.mark.parametrize("name", [None, "static", "offloaded", "quantized"])
+def test_the_cache_reaches_generation(run, monkeypatch, name):
+    asked = []
+    original = InternVLChatModel.generate
+
+    def recording(self, **options):
+        asked.append(options["kv_cache"])
+        return original(self, **options)
+
+    monkeypatch.setattr(InternVLChatModel, "generate", recording)
+    code, out, err = run("what?", *(() if name is None else ("--kv_cache", name)))
+    assert (code, err) == (0, "")
+    assert asked == [name or "dynamic"]
+    assert name == "quantized" or out == run("what?")[1]
+
+
+def test_rope_scaling_reaches_the_model(run, asked):
+    code, _, err = run(
+        "what?", "--rope_scaling", '{"type": "yarn", "factor": 4, "original_max_position_embeddings": 64}'
+    )
+    assert (code, err) == (0, "")
+    scaling = asked[0][-1].model.config.llm_config.rope_scaling
+    assert scaling == {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "scale_v2pe": True}
+
+
+def test_a_generation_config_names_the_cache(session):
+    ask = partial(session.model.chat, session.tokenizer, None, "what?")
+    common = {"max_new_tokens": 6, "do_sample": False}
+    assert ask({**common, "kv_cache": "static"}) == ask(common)
+    with pytest.raises(ConfigError, match="kv_cache is 'disk'"):
+        ask({**common, "kv_cache": "disk"})
+    with pytest.raises(ConfigError, match="kv_cache is 'disk'"):
+        Session(session.model, session.tokenizer, kv_cache="disk")
+
+
 def test_a_dash_reads_the_question_from_standard_input(run, asked, monkeypatch, make_image):
     for words in (("-",), ("--image", make_image("a.png"), "-")):
         monkeypatch.setattr(sys, "stdin", io.StringIO("who are\nyou?\n"))
@@ -143,12 +181,16 @@ def test_literal_image_tokens_are_answered(run, make_image):
         (["what?", "--text", "none.txt"], "text file none.txt cannot be read"),
         (["what?", "--text", "IMAGE"], "expected a file of UTF-8 text"),
         (["what?", "--rope_pos_id_stride", "0"], "must be a positive number"),
+        (["what?", "--rope_scaling", "yarn:0.5"], "--rope_scaling: factor is 0.5"),
+        (["what?", "--rope_scaling", '{"type": "su"}'], "expected one of none, linear, dynamic, yarn"),
+        (["what?", "--rope_scaling", "dynamic:2", "--rope_pos_id_stride", "2"], "follows the number of tokens"),
         (["what?", "--rope_pos_id_stride", "-4"], "must be a positive number"),
         (["what?", "--rope_pos_id_stride", "inf"], "expected a number such as 64"),
         (["what?", "--rope_pos_id_stride", "1/0"], "expected a number such as 64"),
         (["what?", "--rope_pos_id_version", "v3"], "v2pe_fix"),
         (["what?", "--rope_pos_id_version", "v2pe_fix"], "needs rope_pos_id_stride"),
         (["what?", "--max_num", "0"], "max_num is 0"),
+        (["what?", "--kv_cache", "disk"], "'dynamic', 'static', 'offloaded', 'quantized'"),
         (["what?", "--temperature", "-1"], "temperature is -1"),
         ([], "there is no question"),
         ([" "], "the question is empty"),

@@ -4,6 +4,9 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from internvl.errors import CheckpointError
 from internvl.infer.checkpoint import check_checkpoint, fingerprint_checkpoint, load_checkpoint
@@ -46,6 +49,24 @@ def test_a_tokenizer_without_image_tokens_is_an_error(copy):
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"has 501 tokens without <IMG_CONTEXT>, expected .* with 517; copy"):
         load(copy)
+
+
+def test_a_fast_tokenizer_without_image_tokens_is_an_error(copy):
+    keep_only_tokenizer_model(copy)
+    (copy / "tokenizer.model").unlink()
+    words = Tokenizer(WordLevel({"<unk>": 0, "which": 1, "digit": 2}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(copy)
+    with pytest.raises(CheckpointError, match="has 3 tokens without <IMG_CONTEXT>"):
+        load(copy)
+
+
+def test_a_missing_shard_of_older_files_is_named(copy):
+    (copy / "model.safetensors").unlink()
+    torch.save({}, copy / "pytorch_model-1.bin")
+    index = {"weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}}
+    (copy / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"lists shards that are not there: \['pytorch_model-2\.bin'\]"):
+        check_checkpoint(copy)
 
 
 @pytest.mark.parametrize("llm_config", ["no object", 3])

@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from internvl.data.tiling import split_into_tiles
 from internvl.errors import ConfigError, DataError
 from internvl.infer.session import Session
 from internvl.model.constants import IMG_CONTEXT_TOKEN
+from internvl.model.rope_scaling import parse_rope_scaling
 
 
 def count_encoded(session, monkeypatch):
@@ -151,11 +154,39 @@ def test_a_missing_image_is_an_error(session, tmp_path):
 
 @pytest.mark.parametrize(
     ("version", "stride", "message"),
-    [("v2pe", 1, "unknown"), ("v2pe_fix", None, "needs"), ("v2pe_fix", 0, "positive"), ("v2pe_fix", -1, "positive")],
+    [
+        ("v2pe", 1, "unknown"),
+        ("v2pe_fix", None, "needs"),
+        *(("v2pe_fix", stride, "positive") for stride in (0, -1, float("inf"), float("nan"))),
+    ],
 )
 def test_wrong_positions_are_refused(checkpoint, version, stride, message):
     with pytest.raises(ConfigError, match=message):
         Session.from_pretrained(checkpoint, device="cpu", rope_pos_id_version=version, rope_pos_id_stride=stride)
+
+
+def test_rope_scaling_can_be_chosen_and_changes_answers(checkpoint, make_image):
+    positions = {"device": "cpu", "rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 2}
+    image = make_image("a.png", 112, 84)
+    question = f"<image>{'what is it? ' * 40}"
+    plain = Session.from_pretrained(checkpoint, **positions)
+    scaled = Session.from_pretrained(checkpoint, **positions, rope_scaling=parse_rope_scaling("linear:8"))
+    assert scaled.model.config.llm_config.rope_scaling == {"type": "linear", "factor": 8.0, "scale_v2pe": True}
+    answers = [session.answer(question, [image], max_new_tokens=20) for session in (plain, scaled)]
+    assert answers[0].text != answers[1].text
+    assert answers[0].last_position == answers[1].last_position
+
+
+def test_dynamic_scaling_is_refused_for_the_checkpoints_own_v2pe_positions(checkpoint, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 2}
+    (copy / "config.json").write_text(json.dumps(config))
+    scaling = parse_rope_scaling("dynamic:2")
+    with pytest.raises(ConfigError, match="dynamic NTK follows the number of tokens"):
+        Session.from_pretrained(copy, device="cpu", rope_scaling=scaling)
+    session = Session.from_pretrained(copy, device="cpu", rope_pos_id_version="default", rope_scaling=scaling)
+    assert session.model.config.llm_config.rope_scaling == {"type": "dynamic", "factor": 2.0}
 
 
 # ------------------------------------------------------------------------------------- conversations, streams, draws

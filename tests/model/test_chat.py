@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from internvl.model.errors import ConfigError
 from internvl.model.modeling_internvl_chat import InternVLChatModel, pixel_shuffle
 from internvl.model.registration import load_tokenizer
 from internvl.tools.make_tiny import TinySpec, make_checkpoint
@@ -120,9 +121,19 @@ def test_streaming_and_sampling_go_through_generate(model, tokenizer):
     assert len(texts) > 1
 
 
-def test_positions_of_the_wrong_length_are_refused(model):
-    with pytest.raises(ValueError, match="2 positions for 3 tokens"):
-        model(input_ids=torch.tensor([[1, 5, 6]]), position_ids=torch.tensor([[0, 1]]))
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
+def test_positions_of_the_wrong_length_are_refused(model, dtype):
+    ids = torch.tensor([[1, 5, 6]])
+    for length in (2, 40):
+        positions = torch.arange(length, dtype=dtype).unsqueeze(0)
+        with pytest.raises(ValueError, match=f"{length} positions for 3 tokens"):
+            model(input_ids=ids, position_ids=positions)
+        with pytest.raises(ValueError, match=f"{length} positions for 3 tokens"):
+            model.generate(input_ids=ids, position_ids=positions, max_new_tokens=2)
+    with pytest.raises(ValueError, match="2 rows for 1"):
+        model(input_ids=ids, position_ids=torch.arange(3, dtype=dtype).expand(2, -1))
+    one_row = torch.arange(3, dtype=dtype)
+    assert torch.equal(model(input_ids=ids, position_ids=one_row).logits, model(input_ids=ids).logits)
 
 
 def test_pixel_shuffle_v1_is_v2_transposed():
@@ -131,3 +142,19 @@ def test_pixel_shuffle_v1_is_v2_transposed():
     assert second.shape == (2, 2, 2, 12)
     assert torch.equal(second[0, 1, 0], torch.cat([grid[0, 2, 0], grid[0, 2, 1], grid[0, 3, 0], grid[0, 3, 1]]))
     assert torch.equal(pixel_shuffle(grid, 0.5, "v1"), second.transpose(1, 2))
+
+
+@pytest.mark.parametrize("unknown", [None, "<unk>"])
+def test_a_tokenizer_without_image_tokens_is_refused(model, unknown):
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({"<unk>": 0, "which": 1, "digit": 2}, unk_token="<unk>"))
+    bare = PreTrainedTokenizerFast(tokenizer_object=words, unk_token=unknown)
+    before = model.img_context_token_id
+    with pytest.raises(
+        ConfigError, match="has 3 tokens without <IMG_CONTEXT>, expected that of an InternVL2"
+    ):
+        model.chat(bare, tiles(1), "which digit", {"max_new_tokens": 1})
+    assert model.img_context_token_id == before

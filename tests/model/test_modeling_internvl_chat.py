@@ -154,6 +154,8 @@ def test_image_flags_leave_tiles_out():
         {"rope_pos_id_version": "v2pe_fix"},
         {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 0},
         {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": -4},
+        {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": float("inf")},
+        {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": float("nan")},
     ],
 )
 def test_wrong_position_arguments_raise(kwargs):

@@ -132,6 +132,29 @@ def test_dynamic_ntk_beyond_the_trained_length_is_the_same_in_one_forward(tmp_pa
     assert_same_logits(tmp_path / "native", model)
 
 
+@pytest.mark.parametrize("family", ["internlm2", "qwen2"])
+def test_yarn_and_its_reach_over_v2pe_survive_the_round_trip(family, tmp_path):
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "scale_v2pe": True}
+    model = build_model(llm=FAMILIES[family] | {"rope_scaling": yarn})
+    model.save_pretrained(tmp_path / "chat")
+    export_checkpoint(tmp_path / "chat", tmp_path / "native")
+    assert_same_logits(tmp_path / "native", model)
+    import_checkpoint(tmp_path / "native", tmp_path / "back")
+    again = InternVLChatModel.from_pretrained(tmp_path / "back").eval()
+    stride = {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 0.25}
+    torch.testing.assert_close(compute_logits(again, **stride), compute_logits(model, **stride), atol=1e-4, rtol=1e-4)
+    unscaled = build_model(llm=FAMILIES[family] | {"rope_scaling": {**yarn, "scale_v2pe": False}})
+    assert not torch.allclose(compute_logits(unscaled, **stride), compute_logits(model, **stride), atol=1e-2)
+
+
+def test_scaling_that_transformers_phi3_does_not_know_is_refused(tmp_path):
+    build_model(llm=FAMILIES["phi3"] | {"rope_scaling": {"type": "linear", "factor": 2.0}}).save_pretrained(
+        tmp_path / "chat"
+    )
+    with pytest.raises(ConfigError, match="transformers' Phi3 takes no linear"):
+        export_checkpoint(tmp_path / "chat", tmp_path / "native")
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_tied_output_layer_stays_tied(family, tmp_path):
     llm = FAMILIES[family] | {"tie_word_embeddings": True}
@@ -324,7 +347,7 @@ def test_a_missing_weight_is_a_clear_error(tmp_path):
     state = load_file(path)
     del state["vision_model.encoder.layers.1.ls2"]
     save_file(state, path, {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"missing keys .*layers\.1\.ls2"):
+    with pytest.raises(CheckpointError, match=r"missing keys: .*layers\.1\.ls2"):
         export_checkpoint(tmp_path / "chat", tmp_path / "native")
     assert [path.name for path in tmp_path.iterdir()] == ["chat"]
 

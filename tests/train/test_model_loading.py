@@ -13,9 +13,9 @@ from internvl.train.arguments import DataTrainingArguments, ModelArguments
 from internvl.train.model_loading import load_training_model, load_training_tokenizer
 
 
-def load(checkpoint, **changes):
+def load(checkpoint, model_flags=None, **changes):
     data = DataTrainingArguments(**{"force_image_size": 28, **changes})
-    args = ModelArguments(model_name_or_path=str(checkpoint))
+    args = ModelArguments(model_name_or_path=str(checkpoint), **(model_flags or {}))
     tokenizer, num_added = load_training_tokenizer(args, data.max_seq_length)
     return load_training_model(args, data, tokenizer=tokenizer, num_added_tokens=num_added), tokenizer, num_added
 
@@ -37,6 +37,44 @@ def test_flags_are_written_to_the_config(checkpoint):
         7,
     )
     assert model.img_context_token_id == tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN)
+
+
+@pytest.mark.parametrize("flag", ["yarn:4", {"type": "yarn", "factor": 4}])
+def test_rope_scaling_is_trained_with_and_saved(checkpoint, tmp_path, flag):
+    model, tokenizer, _ = load(checkpoint, {"rope_scaling": flag}, rope_pos_id_version="v2pe_fix", rope_pos_id_stride=1)
+    plain, _, _ = load(checkpoint, rope_pos_id_version="v2pe_fix", rope_pos_id_stride=1)
+    ids = torch.tensor([[5, 6, 7, 8] * 20])
+    assert not torch.allclose(model(input_ids=ids).logits, plain(input_ids=ids).logits)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())["llm_config"]["rope_scaling"]
+    assert (saved["type"], saved["factor"], saved["scale_v2pe"]) == ("yarn", 4.0, True)
+    again, _, _ = load(tmp_path, rope_pos_id_version="v2pe_fix", rope_pos_id_stride=1)
+    assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+    without, _, _ = load(tmp_path, {"rope_scaling": "none"}, rope_pos_id_version="v2pe_fix", rope_pos_id_stride=1)
+    assert without.config.llm_config.rope_scaling is None
+
+
+def test_flags_of_the_vision_tower_are_written_to_the_config(checkpoint, tmp_path):
+    model, _, _ = load(checkpoint, {"drop_path_rate": 0.5, "vision_select_layer": -2, "ps_version": "v1"})
+    assert [layer.drop_path1.rate for layer in model.vision_model.encoder.layers] == [0.0, 0.5]
+    assert (model.config.select_layer, model.config.ps_version) == (-2, "v1")
+    tiles = torch.randn(2, 3, 28, 28)
+    model.save_pretrained(tmp_path)
+    again = InternVLChatModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(again.extract_feature(tiles), model.extract_feature(tiles))
+    plain, _, _ = load(checkpoint)
+    assert not torch.allclose(plain.extract_feature(tiles), model.extract_feature(tiles))
+
+
+@pytest.mark.parametrize("missing", ["vision_config", "llm_config"])
+def test_a_config_that_is_no_chat_model_is_an_error(checkpoint, tmp_path, missing):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    del config[missing]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"no InternVL chat model: {missing} missing .*tools.assemble"):
+        load(folder)
 
 
 def test_another_tile_size_resizes_the_position_table(checkpoint):
@@ -62,7 +100,7 @@ def test_missing_weights_are_an_error(checkpoint, tmp_path):
     weights = load_file(folder / "model.safetensors")
     del weights["mlp1.1.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"1 missing keys, for example \['mlp1.1.weight'\]"):
+    with pytest.raises(CheckpointError, match=r"1 missing keys: mlp1\.1\.weight"):
         load(folder)
 
 
@@ -91,6 +129,9 @@ def test_projector_weights_can_come_from_a_file(checkpoint, tmp_path):
     torch.save({"1.weight": torch.zeros(2)}, tmp_path / "mlp.pt")
     with pytest.raises(CheckpointError, match="does not hold the projector's weights"):
         load_training_model(args, data, tokenizer=tokenizer)
+    (tmp_path / "mlp.pt").write_text("no weights")
+    with pytest.raises(CheckpointError, match="does not hold the projector's weights"):
+        load_training_model(args, data, tokenizer=tokenizer)
 
 
 def test_a_config_of_another_model_is_an_error(checkpoint, tmp_path):
@@ -98,5 +139,5 @@ def test_a_config_of_another_model_is_an_error(checkpoint, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["llm_config"]["hidden_size"] = 64
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match=r"of another shape: .*norm\.weight is \(32,\), expected \(64,\)"):
         load(folder)

@@ -96,6 +96,12 @@ def test_runs_with_equal_positions_are_told_apart():
     assert labels == ["v2pe_fix stride 1, checkpoint abc", "v2pe_fix stride 1, checkpoint def"]
 
 
+def test_quantized_caches_are_told_apart():
+    quantized = make_result()
+    quantized["settings"]["kv_cache"] = "quantized"
+    assert label_settings([make_result(), quantized]) == ["v2pe_fix stride 1", "v2pe_fix stride 1, kv_cache quantized"]
+
+
 def test_length_labels():
     assert [label_length(*pair) for pair in ((None, 1000), (1000, 1500), (64000, None))] == ["<1k", "1k-1500", "64k+"]
 

@@ -1,0 +1,465 @@
+"""One long prompt answered by the ranks of a group together: its keys and values stay spread over them.
+
+    prompt     chunk by chunk, every chunk dealt out in zigzag order (internvl/parallel/zigzag.py)
+    per rank   embed and project own tokens, keep own keys and values; attention by internvl/parallel/partial.py
+    images     every tile is encoded by one rank, its features go once to the ranks that hold its visual tokens
+    answer     every rank runs the same decoder on the same new token; its keys and values are kept by one rank
+
+    rank 0     | 0 . . 3 | 0 . . 3 | 0 3 |   t1    t3          two ranks, chunks of four pieces,
+    rank 1     | . 1 2 . | . 1 2 . | 1 2 |      t2    t4       then tokens of the answer in turn
+
+Positions and the rotary base belong to the whole prompt and are the same on every rank. The decoder and
+`transformers.generate` take part through what they already have: a cache that stores a share, and an attention
+function under the name `context_parallel`. Answers are those of one process.
+
+All ranks of the group call with the same arguments (pictures apart, see `ShardedFeatures`); all of them get the answer.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int64
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from internvl.errors import ConfigError, InternVLError, ParallelError
+from internvl.model.attention import register_attention
+from internvl.model.caches import FilledStaticLayer, KeyCastingCache
+from internvl.model.modeling_internvl_chat import InternVLChatModel, merge_visual_features
+from internvl.model.v2pe import next_position
+from internvl.parallel.comm import get_rank_and_size
+from internvl.parallel.grid import build_grid
+from internvl.parallel.kernels import AttentionKernel, select_kernel
+from internvl.parallel.partial import attend_chunk, attend_first_chunk, attend_token, count_shard_tokens
+from internvl.parallel.vision import exchange_features, split_tiles
+from internvl.parallel.zigzag import shard_row
+
+ATTENTION_NAME = "context_parallel"
+KV_CACHES = ("dynamic", "static")
+
+
+@dataclass(frozen=True)
+class ShardedFeatures:
+    """Visual features of a prompt, every tile's on one rank.
+
+    Attributes:
+        local: (own tiles, T, D), from `InternVLChatModel.extract_feature`.
+        owners: Tiles of each rank: ranges that follow each other and cover all tiles of the prompt in order.
+    """
+
+    local: Float[Tensor, "tiles tokens dim"]
+    owners: Sequence[range]
+
+
+def split_images(tiles_per_image: Sequence[int], size: int) -> list[range]:
+    """Which images each of `size` ranks encodes: whole ones, consecutive, about as many tiles each.
+
+    An image goes to the rank in whose share of all tiles its middle lies: 4, 1, 1, 4, 2 tiles among 3 ranks give
+    0, 1-2, 3-4.
+    """
+    total = sum(tiles_per_image)
+    stops = list(accumulate(tiles_per_image))
+    middles = [2 * stop - tiles for stop, tiles in zip(stops, tiles_per_image, strict=True)]  # in half tiles
+    ranks = [min(middle * size // (2 * total), size - 1) if total else 0 for middle in middles]
+    borders = [sum(rank < border for rank in ranks) for border in range(size + 1)]
+    return [range(borders[rank], borders[rank + 1]) for rank in range(size)]
+
+
+def check_shareable(kv_cache: str) -> None:
+    """Refuse caches that ranks cannot share.
+
+    Raises:
+        ConfigError: `kv_cache` is none of `KV_CACHES`.
+    """
+    if kv_cache not in KV_CACHES:
+        raise ConfigError(f"--kv_cache is {kv_cache}, but ranks that answer together take {' or '.join(KV_CACHES)}")
+
+
+class ShardedCache(KeyCastingCache):
+    """This rank's share of the keys and values of one sequence.
+
+    Args:
+        rank: Of this process in the group.
+        size: Ranks of the group.
+        name: `dynamic` or `static`.
+        max_length: Tokens of prompt and answer together, which `static` takes memory for.
+        num_chunks: Chunks in which the prompt comes.
+
+    Attributes:
+        chunk_length: Tokens of the chunk that is being stored; None: a single token that all ranks have.
+        num_tokens: Tokens of the whole sequence, those of the forward pass that runs included.
+        num_before: Those not included.
+    """
+
+    def __init__(self, *, rank: int, size: int, name: str = "dynamic", max_length: int = 0, num_chunks: int = 1):
+        self.rank, self.size = rank, size
+        self.chunk_length: int | None = None
+        self.num_tokens = self.num_before = 0
+        if name == "static":
+            room = -(-max_length // size) + 2 * num_chunks  # a share is longer than the mean by two tokens per chunk
+            super().__init__(partial(FilledStaticLayer, room))
+        else:
+            super().__init__()
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
+        """Store what is this rank's of new keys and values, (1, kv_heads, tokens, head_dim); returns all it holds."""
+        if layer_idx == 0:
+            self.num_before = self.num_tokens
+            self.num_tokens += self.chunk_length or 1
+        if self.chunk_length is not None:
+            num_own = count_shard_tokens(self.chunk_length, rank=self.rank, size=self.size)
+        else:
+            num_own = int(self.num_before % self.size == self.rank)
+        own = slice(num_own)
+        return super().update(key_states[:, :, own], value_states[:, :, own], layer_idx, *args, **kwargs)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of the whole sequence, on whatever rank they are."""
+        return self.num_tokens
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """(keys that the next `query_length` queries meet, 0)."""
+        return self.num_tokens + query_length, 0
+
+
+class _SameScores(LogitsProcessor):
+    """All ranks choose the next token from the scores of the first one, to the bit."""
+
+    def __init__(self, group: dist.ProcessGroup | None):
+        self.group = group
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.contiguous()
+        if self.group is not None:
+            dist.broadcast(scores, group=self.group, group_src=0)
+        return scores
+
+
+class ContextParallel:
+    """The ranks that answer a prompt together, as an argument of `InternVLChatModel.generate` and of `Session`.
+
+    Args:
+        group: The ranks; None: this process alone.
+        kernel: What computes attention; None: torch's own for the device.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None, *, kernel: AttentionKernel | None = None):
+        self.group, self.kernel = group, kernel
+        self.rank, self.size = get_rank_and_size(group)
+        self._cache: ShardedCache | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank speaks for the group: writes answers, reads questions."""
+        return self.rank == 0
+
+    def share(self, value: Any) -> Any:
+        """The first rank's value, on every rank. Collective over the group."""
+        values = [value]
+        if self.group is not None:
+            dist.broadcast_object_list(values, group=self.group, group_src=0)
+        return values[0]
+
+    @contextmanager
+    def fail_together(self) -> Iterator[None]:
+        """An error of the user's that one rank meets in the block is raised on every rank. Collective at its end.
+
+        Without it the other ranks would wait in their next message for one that has given up.
+
+        Raises:
+            InternVLError: This rank's, or of the same class and with the same text as that of the first that failed.
+        """
+        error: InternVLError | None = None
+        try:
+            yield
+        except InternVLError as raised:
+            error = raised
+        found: list[Any] = [None] * self.size
+        if self.group is None:
+            found = [error]
+        else:
+            dist.all_gather_object(found, error and (type(error), str(error)), group=self.group)
+        if error is not None:
+            raise error
+        first = next((other for other in found if other is not None), None)
+        if first is not None:
+            raise first[0](first[1])
+
+    @torch.no_grad()
+    def generate(
+        self,
+        model: InternVLChatModel,
+        *,
+        input_ids: Int64[Tensor, "1 length"],
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        visual_features: Tensor | ShardedFeatures | None = None,
+        generation_config: GenerationConfig | None = None,
+        image_flags: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        image_strides: Tensor | None = None,
+        rope_pos_id_version: str | None = None,
+        rope_pos_id_stride: float | None = None,
+        prefill_chunk_size: int | None = None,
+        kv_cache: str = "dynamic",
+        **generate_kwargs: Any,
+    ) -> Tensor:
+        """As of `InternVLChatModel.generate`, which comes here with `context_parallel`. Collective over the group.
+
+        Random draws are those of the first rank: its generator's state becomes that of all. An answer needs
+        `max_new_tokens`, because the rotary base may depend on it.
+
+        Args:
+            model: The same on every rank.
+            input_ids: One prompt, without padding.
+            pixel_values: Tiles of the whole prompt; a rank encodes its share of them.
+            attention_mask: All ones, if given.
+            visual_features: Of all tiles, on every rank; or `ShardedFeatures`.
+            generation_config: As of transformers.
+            image_flags: As of `InternVLChatModel.forward`.
+            position_ids: Of the whole prompt.
+            image_strides: As of `InternVLChatModel.build_positions`.
+            rope_pos_id_version: See there.
+            rope_pos_id_stride: See there.
+            prefill_chunk_size: Tokens of the prompt that pass the decoders of all ranks together at a time; None: all.
+            kv_cache: `dynamic` or `static`.
+            **generate_kwargs: Of transformers' `generate`.
+
+        Raises:
+            ConfigError: Several prompts, padding, beams, or a cache that cannot be shared.
+            ValueError: Another number of visual tokens than of features.
+        """
+        _check_prompt(input_ids, attention_mask)
+        _check_options(generation_config, generate_kwargs, prefill_chunk_size, kv_cache)
+        num_new_tokens = int(_asked("max_new_tokens", generation_config, generate_kwargs))
+        if position_ids is None:
+            position_ids = model.build_positions(
+                input_ids,
+                image_strides=image_strides,
+                rope_pos_id_version=rope_pos_id_version,
+                rope_pos_id_stride=rope_pos_id_stride,
+            )
+        position_ids = position_ids.reshape(1, -1)
+        length = input_ids.shape[1]
+        if position_ids.shape[1] != length:
+            raise ValueError(f"position_ids has {position_ids.shape[1]} positions for {length} tokens; give one each")
+        chunks = _list_chunks(length - 1, prefill_chunk_size or length)
+        visual = model._visual_mask(input_ids)
+        if bool(visual[0, -1]):
+            raise ConfigError("the prompt ends with a visual token, expected text behind the last image (</img>)")
+        features = self._collect_features(model, visual, chunks, pixel_values, image_flags, visual_features)
+        rope_lengths = next_position(position_ids[:, -1].double()).long() + num_new_tokens
+        self._share_generator(input_ids.device)
+        cache = ShardedCache(
+            rank=self.rank,
+            size=self.size,
+            name=kv_cache,
+            max_length=length + num_new_tokens,
+            num_chunks=len(chunks),
+        )
+        with self._attend_over(model, cache):
+            self._prefill(model, cache, input_ids, visual, position_ids, features, chunks, rope_lengths)
+            # The last token of the prompt is on all ranks, like those of the answer. Of the embeddings of the whole
+            # prompt, generate reads that token's only: the others share its memory.
+            last = model.get_input_embeddings()(input_ids[:, -1:])
+            processors = LogitsProcessorList(generate_kwargs.pop("logits_processor", None) or [])
+            processors.append(_SameScores(self.group))
+            return model.language_model.generate(
+                inputs_embeds=last.expand(1, length, -1),
+                attention_mask=torch.ones_like(input_ids),
+                position_ids=position_ids,
+                past_key_values=cache,
+                rope_lengths=rope_lengths,
+                logits_processor=processors,
+                generation_config=generation_config,
+                **generate_kwargs,
+            )
+
+    def _collect_features(
+        self,
+        model: InternVLChatModel,
+        visual: Tensor,
+        chunks: Sequence[range],
+        pixel_values: Tensor | None,
+        image_flags: Tensor | None,
+        features: Tensor | ShardedFeatures | None,
+    ) -> Float[Tensor, "own_visual dim"] | None:
+        """Features of this rank's visual tokens in the order in which it meets them; None without images."""
+        if features is None and pixel_values is not None:
+            if image_flags is not None:
+                pixel_values = pixel_values[image_flags.reshape(-1).to(pixel_values.device) == 1]
+            owners = split_tiles(len(pixel_values), self.size)
+            features = ShardedFeatures(self._encode(model, pixel_values, owners[self.rank]), owners)
+        num_visual = int(visual.sum())
+        if features is None:
+            if num_visual:
+                raise ValueError(f"the text has {num_visual} visual tokens but there are no images; pass their tiles")
+            return None
+        numbers = torch.where(visual[0], visual[0].cumsum(0) - 1, -1)
+        if isinstance(features, ShardedFeatures):
+            wanted = [_list_wanted(numbers, chunks, rank=rank, size=self.size) for rank in range(self.size)]
+            return exchange_features(features.local, owner_ranges=features.owners, wanted=wanted, group=self.group)
+        if num_visual != features.shape[:-1].numel():
+            raise ValueError(
+                f"the text has {num_visual} visual tokens but the images give {features.shape[:-1].numel()} features; "
+                "every image needs <img>, T <IMG_CONTEXT> per tile, </img> in the text"
+            )
+        return features.flatten(0, -2)[_list_wanted(numbers, chunks, rank=self.rank, size=self.size)]
+
+    def _encode(self, model: InternVLChatModel, pixel_values: Tensor, own: range) -> Tensor:
+        if not own:
+            return pixel_values.new_zeros(0, model.num_image_token, model.config.llm_config.hidden_size)
+        return model.extract_feature(pixel_values[own.start : own.stop])
+
+    def _prefill(
+        self,
+        model: InternVLChatModel,
+        cache: ShardedCache,
+        input_ids: Tensor,
+        visual: Tensor,
+        position_ids: Tensor,
+        features: Tensor | None,
+        chunks: Sequence[range],
+        rope_lengths: Tensor,
+    ) -> None:
+        """Run everything but the last token of the prompt through the decoder."""
+        num_used = 0
+        for chunk in chunks:
+            own_ids, own_visual, own_positions = (
+                shard_row(x[:, chunk.start : chunk.stop], rank=self.rank, size=self.size, dim=1)
+                for x in (input_ids, visual, position_ids)
+            )
+            embeds = model.get_input_embeddings()(own_ids)
+            num_visual = int(own_visual.sum())
+            if features is not None and num_visual:
+                embeds = merge_visual_features(embeds, own_visual, features[num_used : num_used + num_visual])
+                num_used += num_visual
+            decoder: Any = model.language_model.model
+            cache.chunk_length = len(chunk)
+            decoder(
+                inputs_embeds=embeds,
+                position_ids=own_positions,
+                past_key_values=cache,
+                use_cache=True,
+                rope_lengths=rope_lengths,
+            )
+        cache.chunk_length = None
+
+    def _share_generator(self, device: torch.device) -> None:
+        """Every rank's random numbers go on as those of the first."""
+        if self.group is None:
+            return
+        on_gpu = device.type == "cuda"
+        state = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
+        sent = state.to(device)
+        dist.broadcast(sent, group=self.group, group_src=0)
+        if on_gpu:
+            torch.cuda.set_rng_state(sent.cpu(), device)
+        else:
+            torch.set_rng_state(sent)
+
+    @contextmanager
+    def _attend_over(self, model: InternVLChatModel, cache: ShardedCache) -> Iterator[None]:
+        """Let the decoder attend over the shares of all ranks for the time of one answer."""
+        config = model.language_model.config
+        usual = config._attn_implementation
+        register_attention(ATTENTION_NAME, self._attend)
+        config._attn_implementation = ATTENTION_NAME
+        self._cache = cache
+        try:
+            yield
+        finally:
+            self._cache = None
+            config._attn_implementation = usual
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        cu_seqlens: Tensor | None,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
+        """`AttentionFunction` over the shares of all ranks; `key` and `value` are what this rank's cache returned."""
+        cache = self._cache
+        if cache is None or cu_seqlens is not None or len(query) != 1:
+            raise ParallelError(
+                f"attention {ATTENTION_NAME} got {len(query)} rows outside or beside an answer; it is for "
+                "generate(context_parallel=...) with one prompt, choose another attn_implementation elsewhere"
+            )
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        kernel = self.kernel or select_kernel(None, q.device, q.dtype)
+        if cache.chunk_length is None:
+            out = attend_token(q, k, v, group=self.group, scale=scaling, kernel=kernel)
+        else:
+            attend = attend_chunk if cache.num_before else attend_first_chunk
+            out = attend(q, k, v, length=cache.chunk_length, group=self.group, scale=scaling, kernel=kernel)
+        return out.transpose(0, 1).unsqueeze(0)
+
+
+def build_context_parallel(size: int) -> ContextParallel:
+    """Groups of `size` consecutive ranks. Collective over all processes of the run.
+
+    Raises:
+        ParallelError: `size` does not divide the number of processes.
+    """
+    num_processes = dist.get_world_size() if dist.is_initialized() else 1
+    if size < 1 or num_processes % size:
+        raise ParallelError(
+            f"--gpus_per_task {size} does not divide the {num_processes} processes of the run; start a multiple of "
+            "it, or choose another number"
+        )
+    return ContextParallel(build_grid(chunk_num=size).group)
+
+
+def _check_prompt(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    if input_ids.ndim != 2 or len(input_ids) != 1 or not input_ids.shape[1]:
+        raise ConfigError(
+            f"context_parallel answers one prompt at a time, got input_ids of shape {tuple(input_ids.shape)}; "
+            "expected (1, length), call once per prompt"
+        )
+    if attention_mask is not None and not bool(attention_mask.all()):
+        raise ConfigError("context_parallel takes no padding, but attention_mask has zeros; cut the padding off")
+
+
+def _check_options(
+    generation_config: GenerationConfig | None,
+    generate_kwargs: dict[str, Any],
+    prefill_chunk_size: int | None,
+    kv_cache: str,
+) -> None:
+    if prefill_chunk_size is not None and prefill_chunk_size < 1:
+        raise ConfigError(f"prefill_chunk_size must be a positive number of tokens, got {prefill_chunk_size}")
+    check_shareable(kv_cache)
+    if _asked("max_new_tokens", generation_config, generate_kwargs) is None:
+        raise ConfigError("context_parallel needs max_new_tokens: the rotary base depends on it")
+    for name in ("num_beams", "num_return_sequences"):
+        if (_asked(name, generation_config, generate_kwargs) or 1) != 1:
+            raise ConfigError(f"{name} is more than 1, but context_parallel follows one answer only; leave it out")
+    for name in ("use_cache", "past_key_values", "max_time"):
+        if generate_kwargs.get(name, True if name == "use_cache" else None) not in (True, None):
+            raise ConfigError(f"context_parallel brings a cache of its own and no clock; leave {name} out")
+
+
+def _asked(name: str, generation_config: GenerationConfig | None, generate_kwargs: dict[str, Any]) -> Any:
+    asked = generate_kwargs.get(name)
+    return getattr(generation_config, name, None) if asked is None else asked
+
+
+def _list_chunks(length: int, chunk_size: int) -> list[range]:
+    return [range(first, min(first + chunk_size, length)) for first in range(0, length, chunk_size)]
+
+
+def _list_wanted(numbers: Tensor, chunks: Sequence[range], *, rank: int, size: int) -> Int64[Tensor, " wanted"]:
+    """Of a row of numbers (-1: none), those at the tokens that `rank` holds; they rise if the row's do."""
+    shards = [shard_row(numbers[chunk.start : chunk.stop], rank=rank, size=size, pad_value=-1) for chunk in chunks]
+    held = torch.cat(shards) if shards else numbers[:0]
+    return held[held >= 0]

@@ -1,0 +1,164 @@
+"""Key/value caches of generation, by name; all of them are made of transformers' cache layers.
+
+    name        keys and values live in             memory grows         answers
+    dynamic     the model's device                  token by token       -
+    static      the model's device                  once, at the start   those of dynamic
+    offloaded   main memory, a layer or two on the  token by token       those of dynamic
+                GPU at a time
+    quantized   the model's device, 8-bit floats    token by token       close to those of dynamic
+
+`generate(kv_cache=name)` makes one; every layer returns the keys and values filled so far, so attention never sees
+empty room and needs no mask for it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, Fp8QuantizedLayer, StaticLayer
+
+from .errors import ConfigError
+
+KV_CACHES = ("dynamic", "static", "offloaded", "quantized")
+
+
+def check_kv_cache(name: str) -> None:
+    """Refuse unknown names.
+
+    Raises:
+        ConfigError: `name` is none of `KV_CACHES`.
+    """
+    if name not in KV_CACHES:
+        raise ConfigError(f"kv_cache is {name!r}, expected one of {', '.join(KV_CACHES)}")
+
+
+class KeyCastingCache(Cache):
+    """A key/value cache that keeps keys in the dtype of the values.
+
+    transformers' decoders hand over keys in the dtype of the rotary tables (float32 here), and its cache would then
+    keep everything in that.
+
+    Args:
+        make_layer: Makes the cache of one decoder layer; called when a layer stores its first keys.
+        num_offloaded_layers: Layers of the decoder whose keys and values live in main memory while other layers
+            run (CUDA only); 0: none.
+    """
+
+    def __init__(self, make_layer: Callable[[], CacheLayerMixin] = DynamicLayer, *, num_offloaded_layers: int = 0):
+        if num_offloaded_layers:
+            # All of them at once: the next layer is fetched while one runs, so it must be known which one that is.
+            layers: Any = [make_layer() for _ in range(num_offloaded_layers)]
+            super().__init__(layers=layers, offloading=True, offload_only_non_sliding=False)
+        else:
+            super().__init__(layer_class_to_replicate=make_layer)  # type: ignore[arg-type]
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
+        """As of `Cache`: (batch, kv_heads, new tokens, head_dim) in, all tokens so far out."""
+        return super().update(key_states.to(value_states.dtype), value_states, layer_idx, *args, **kwargs)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """As of `Cache`: row i becomes row `beam_idx[i]`."""
+        self._finish_copies()
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """As of `Cache`: every row stands `repeats` times, side by side."""
+        self._finish_copies()
+        super().batch_repeat_interleave(repeats)
+
+    def _finish_copies(self) -> None:
+        # Copies to main memory run on their own; `update` waits for them, reading the tensors directly must, too.
+        if self.offloading:
+            torch.cuda.synchronize()
+
+
+class FilledStaticLayer(StaticLayer):
+    """Memory for `max_cache_len` tokens, taken at once; returns the tokens stored so far, not the whole room."""
+
+    is_compileable = False  # what it returns grows
+
+    def __init__(self, max_cache_len: int):
+        super().__init__(max_cache_len)
+        self._num_filled = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store new tokens; views of all tokens so far, (batch, kv_heads, filled, head_dim).
+
+        Raises:
+            ValueError: No room for so many tokens.
+        """
+        filled = self._num_filled + key_states.shape[-2]
+        if filled > self.max_cache_len:
+            raise ValueError(f"the static cache has room for {self.max_cache_len} tokens, {filled} are to be stored")
+        self._num_filled = filled
+        keys, values = super().update(key_states, value_states)
+        return keys[:, :, :filled], values[:, :, :filled]
+
+    def get_seq_length(self) -> int:
+        """Tokens stored so far."""
+        return self._num_filled
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(keys that the next `query_length` queries meet, 0)."""
+        return self._num_filled + query_length, 0
+
+    def reset(self) -> None:
+        """Forget all tokens, keep the memory."""
+        super().reset()
+        self._num_filled = 0
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row `repeats` times."""
+        if self.keys is not None and self.values is not None:
+            self.keys = self.keys.repeat_interleave(repeats, dim=0)
+            self.values = self.values.repeat_interleave(repeats, dim=0)
+
+
+class Fp8Layer(Fp8QuantizedLayer):
+    """Keys and values as 8-bit floats (e4m3) with one scale each, fixed by the first tokens stored.
+
+    The parent maps the largest of those to the largest float8, so that larger ones of later tokens are cut off. Here
+    they may be `HEADROOM` times larger. A floating format loses no precision by that: relative error stays 1/16 at
+    most down to 2**-11 of the largest of the first tokens.
+    """
+
+    HEADROOM = 14.0  # 448 / 14 = 2**5
+
+    def _quantize(self, tensor: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if scale is None:
+            smallest = torch.finfo(torch.float32).tiny
+            scale = (tensor.abs().amax().float() * (self.HEADROOM / self.fp8_max)).clamp(min=smallest)
+        return (tensor.float() / scale).clamp(-self.fp8_max, self.fp8_max).to(self.fp8_dtype), scale
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row `repeats` times."""
+        if self._quantized_keys is not None and self._quantized_values is not None:
+            (keys, key_scale), (values, value_scale) = self._quantized_keys, self._quantized_values
+            self._quantized_keys = (keys.repeat_interleave(repeats, dim=0), key_scale)
+            self._quantized_values = (values.repeat_interleave(repeats, dim=0), value_scale)
+
+
+def build_cache(name: str, *, num_layers: int, max_length: int | None, device: torch.device) -> KeyCastingCache:
+    """An empty cache.
+
+    Args:
+        name: One of `KV_CACHES`. On the CPU `offloaded` is `dynamic`: the cache is in main memory anyway.
+        num_layers: Layers of the decoder.
+        max_length: Tokens of prompt and answer together; `static` needs it.
+        device: The decoder's.
+
+    Raises:
+        ConfigError: Unknown name, or `static` without a length.
+    """
+    check_kv_cache(name)
+    if name == "static":
+        if max_length is None:
+            raise ConfigError("kv_cache 'static' needs max_new_tokens: memory is taken for the whole answer at once")
+        return KeyCastingCache(partial(FilledStaticLayer, max_length))
+    if name == "quantized":
+        return KeyCastingCache(Fp8Layer)
+    if name == "offloaded" and device.type == "cuda":
+        return KeyCastingCache(num_offloaded_layers=num_layers)
+    return KeyCastingCache()

@@ -1,0 +1,80 @@
+"""Messages between the ranks of a group: tensors sent and received while the caller goes on computing.
+
+All messages of one exchange are posted together (a grouped call on nccl), every rank posts its exchanges in the same
+order, and an empty message is left out on both sides. Nobody then waits for a message that was never sent.
+
+`group` is the process group whose ranks share the row. None means this process on its own, never the world: a row that
+is shared by all processes names `torch.distributed.group.WORLD`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def get_rank_and_size(group: dist.ProcessGroup | None) -> tuple[int, int]:
+    """(rank inside the group, ranks of the group); (0, 1) without a group."""
+    return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+
+
+@dataclass(frozen=True)
+class Message:
+    """One contiguous tensor that goes to, or comes from, a rank.
+
+    Attributes:
+        rank: The other side, counted inside the group.
+        tensor: What is sent, or where it is put.
+    """
+
+    rank: int
+    tensor: Tensor
+
+
+@dataclass
+class Exchange:
+    """Messages under way. Their tensors must not be changed, and the received ones not read, before `wait`."""
+
+    works: list[dist.Work]
+    messages: Sequence[Message]  # keeps the tensors alive
+
+    def wait(self) -> None:
+        """Wait until everything has arrived and been sent (on a GPU: let its stream wait)."""
+        for work in self.works:
+            work.wait()
+        self.messages = ()
+
+
+@dataclass
+class Messenger:
+    """Posts exchanges in a group and counts them.
+
+    Attributes:
+        group: The ranks; None for one process on its own, which has nobody to send to.
+        sent_bytes: Bytes that this rank sent, an entry per exchange.
+    """
+
+    group: dist.ProcessGroup | None
+    sent_bytes: list[int] = field(default_factory=list)
+
+    def post(self, *, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
+        """Start sending and receiving.
+
+        Args:
+            sends: Messages that leave, per receiving rank in the order in which it lists them under `receives`.
+            receives: Messages that arrive.
+
+        The first thing that ranks of a group do together must not be an exchange in which some take no part (nccl makes
+        its connection then); a barrier or any collective before it is enough.
+        """
+        sends = [message for message in sends if message.tensor.numel()]
+        receives = [message for message in receives if message.tensor.numel()]
+        self.sent_bytes.append(sum(message.tensor.nbytes for message in sends))
+        operations = [
+            dist.P2POp(call, message.tensor, group=self.group, group_peer=message.rank)
+            for call, messages in ((dist.isend, sends), (dist.irecv, receives))
+            for message in messages
+        ]
+        works = dist.batch_isend_irecv(operations) if operations else []
+        return Exchange(works, [*sends, *receives])

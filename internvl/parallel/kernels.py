@@ -1,0 +1,367 @@
+"""Attention kernels that give, and take, the log-sum-exp of their scores: what ring attention is made of.
+
+A softmax over many blocks of keys needs two things from a kernel: forward must return the log-sum-exp of every query,
+so that partial outputs can be merged; backward must take the output and the log-sum-exp over ALL keys, so that the
+gradients of the blocks simply add up (FlashAttention-2, arXiv 2307.08691, section 3.1).
+
+    cpu_flash   torch's flash attention for the CPU: float32, bfloat16, float16, float64
+    cuda_flash  torch's flash attention for CUDA: bfloat16, float16
+    flash_attn  the flash-attn package, 2.6 or newer: bfloat16, float16
+
+Tensors are (tokens, heads, head_dim) everywhere, log-sum-exp is (heads, queries).
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from internvl.errors import ConfigError, MissingDependencyError
+
+Borders = tuple[int, ...]
+MAX_FLASH_HEAD_DIM = 256
+
+
+class AttentionKernel(Protocol):
+    """One block of attention, forward and backward.
+
+    Args of both:
+        q: (queries, heads, head_dim).
+        k, v: (keys, kv_heads, head_dim), heads a multiple of kv_heads.
+        scale: Factor of the scores.
+        borders: Document borders from 0 to queries == keys: causal attention inside every document, none between them.
+            None: every query sees every key.
+    """
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, borders: Borders | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the output (queries, heads, head_dim) and the log-sum-exp (heads, queries), float32 or wider."""
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        *,
+        scale: float,
+        borders: Borders | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the share of these keys in dq, and their dk and dv.
+
+        `out` and `lse` are over all keys of a query, those of other blocks too.
+        """
+
+
+@dataclass(frozen=True)
+class CpuFlash:
+    """Torch's CPU flash attention (float32 log-sum-exp, float64 for float64). Documents run one after the other."""
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, borders: Borders | None
+    ) -> tuple[Tensor, Tensor]:
+        """See `AttentionKernel`."""
+        if borders is None:
+            return self._forward_document(q, k, v, scale, is_causal=False)
+        pieces = [
+            self._forward_document(q[a:b], k[a:b], v[a:b], scale, is_causal=True) for a, b in pairwise(borders) if b > a
+        ]
+        outs, lses = zip(*pieces, strict=True)
+        return (outs[0], lses[0]) if len(pieces) == 1 else (torch.cat(outs), torch.cat(lses, dim=1))
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        *,
+        scale: float,
+        borders: Borders | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `AttentionKernel`."""
+        if borders is None:
+            return self._backward_document(grad_out, q, k, v, out, lse, scale, is_causal=False)
+        pieces = [
+            self._backward_document(grad_out[a:b], q[a:b], k[a:b], v[a:b], out[a:b], lse[:, a:b], scale, is_causal=True)
+            for a, b in pairwise(borders)
+            if b > a
+        ]
+        dq, dk, dv = (grads[0] if len(pieces) == 1 else torch.cat(grads) for grads in zip(*pieces, strict=True))
+        return dq, dk, dv
+
+    def _forward_document(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, *, is_causal: bool
+    ) -> tuple[Tensor, Tensor]:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            *(_heads_first(x) for x in (q, k, v)), 0.0, is_causal, scale=scale
+        )
+        return _tokens_first(out), lse[0]
+
+    def _backward_document(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        scale: float,
+        *,
+        is_causal: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *(_heads_first(x) for x in (grad_out, q, k, v, out)),
+            lse.unsqueeze(0).contiguous(),
+            0.0,
+            is_causal,
+            scale=scale,
+        )
+        dq, dk, dv = (_tokens_first(grad) for grad in grads)
+        return dq, dk, dv
+
+
+@dataclass(frozen=True)
+class CudaFlash:
+    """Torch's CUDA flash attention: `aten::_flash_attention_forward` and `_backward` (schema of torch 2.13).
+
+    Dense blocks go in as a batch of one, packed documents in one call with `cum_seq_q` and `cum_seq_k`. Both forms take
+    fewer K/V heads than query heads. There is no dropout, so the random state of forward means nothing to backward.
+
+    Attributes:
+        forward_op: The operator; another one in tests only.
+        backward_op: Its backward.
+    """
+
+    forward_op: Callable[..., Any] = torch.ops.aten._flash_attention_forward
+    backward_op: Callable[..., Any] = torch.ops.aten._flash_attention_backward
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, borders: Borders | None
+    ) -> tuple[Tensor, Tensor]:
+        """See `AttentionKernel`."""
+        _check_flash_shapes(q)
+        cum_seq, max_q, max_k = _describe_documents(q, k, borders)
+        tensors = (q, k, v) if borders else (q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0))
+        out, lse, *_ = self.forward_op(
+            *tensors, cum_seq, cum_seq, max_q, max_k, 0.0, borders is not None, False, scale=scale
+        )
+        return (out, lse) if borders else (out[0], lse[0])
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        *,
+        scale: float,
+        borders: Borders | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `AttentionKernel`."""
+        cum_seq, max_q, max_k = _describe_documents(q, k, borders)
+        tensors = [grad_out, q, k, v, out, lse.contiguous()]
+        if borders is None:
+            tensors = [x.unsqueeze(0) for x in tensors]
+        random_state = torch.zeros(2, dtype=torch.uint64, device=q.device)
+        unused = torch.empty(0, device=q.device)
+        grads = self.backward_op(
+            *tensors, cum_seq, cum_seq, max_q, max_k, 0.0, borders is not None, random_state, unused, scale=scale
+        )
+        dq, dk, dv = grads if borders else (grad[0] for grad in grads)
+        return dq, dk, dv
+
+
+@dataclass(frozen=True)
+class FlashAttn:
+    """The flash-attn package (2.6 or newer), through the functions below its autograd classes.
+
+    Their argument lists differ between versions (2.6 takes `window_size`, 2.7 and 2.8 take `window_size_left` and
+    `window_size_right`), so every argument goes by keyword, as far as the installed function knows it.
+
+    Attributes:
+        interface: The module `flash_attn.flash_attn_interface`; another one in tests only.
+    """
+
+    interface: Any
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, borders: Borders | None
+    ) -> tuple[Tensor, Tensor]:
+        """See `AttentionKernel`."""
+        _check_flash_shapes(q)
+        if borders is None:
+            tensors = {"q": q.unsqueeze(0), "k": k.unsqueeze(0), "v": v.unsqueeze(0)}
+            result = _call_known(self.interface._flash_attn_forward, tensors, scale=scale, is_causal=False)
+        else:
+            tensors = {"q": q, "k": k, "v": v, **_name_documents(q, k, borders)}
+            result = _call_known(self.interface._flash_attn_varlen_forward, tensors, scale=scale, is_causal=True)
+        # 2.7 and 2.8: out, lse, mask, random state; 2.6: out, q, k, v, padded out, lse, mask, random state
+        out, lse = (result[0], result[1]) if len(result) == 4 else (result[0], result[5])
+        if borders is None:
+            return out[0], lse[0]
+        if lse.dim() != 2:
+            raise MissingDependencyError(
+                "this flash-attn returns a padded log-sum-exp for packed rows; install a newer one: "
+                "pip install -U flash-attn"
+            )
+        return out, lse
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        *,
+        scale: float,
+        borders: Borders | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `AttentionKernel`."""
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        tensors = {
+            "dout": grad_out,
+            "q": q,
+            "k": k,
+            "v": v,
+            "out": out,
+            "softmax_lse": lse.contiguous(),
+            "dq": dq,
+            "dk": dk,
+            "dv": dv,
+        }
+        if borders is None:
+            batched = {name: x.unsqueeze(0) for name, x in tensors.items()}
+            _call_known(self.interface._flash_attn_backward, batched, scale=scale, is_causal=False)
+        else:
+            tensors |= _name_documents(q, k, borders)
+            _call_known(self.interface._flash_attn_varlen_backward, tensors, scale=scale, is_causal=True)
+        return dq, dk, dv
+
+
+KERNELS = ("cpu_flash", "cuda_flash", "flash_attn")
+
+
+def select_kernel(name: str | None, device: torch.device, dtype: torch.dtype) -> AttentionKernel:
+    """Find a kernel by name, or the one of torch for the device.
+
+    Args:
+        name: One of `KERNELS`, or None.
+        device: Where the tensors are.
+        dtype: Their dtype.
+
+    Raises:
+        ConfigError: Unknown name, or the kernel does not take this device or dtype.
+        MissingDependencyError: flash-attn cannot be imported.
+    """
+    if name is None:
+        name = "cuda_flash" if device.type == "cuda" else "cpu_flash"
+    if name not in KERNELS:
+        raise ConfigError(f"unknown attention kernel {name!r}: expected one of {', '.join(KERNELS)}")
+    wanted = "cpu" if name == "cpu_flash" else "cuda"
+    if device.type != wanted:
+        raise ConfigError(f"attention kernel {name} needs {wanted} tensors, got {device.type}; leave the kernel out")
+    if name == "cpu_flash":
+        return CpuFlash()
+    check_flash_dtype(name, dtype)
+    return CudaFlash() if name == "cuda_flash" else FlashAttn(import_flash_attn())
+
+
+def check_flash_dtype(name: str, dtype: torch.dtype) -> None:
+    """Refuse what flash kernels for CUDA do not compute.
+
+    Raises:
+        ConfigError: `dtype` is neither bfloat16 nor float16.
+    """
+    if dtype not in (torch.bfloat16, torch.float16):
+        raise ConfigError(
+            f"attention kernel {name} takes bfloat16 or float16, got {str(dtype).removeprefix('torch.')}; "
+            "pass --bf16 True (or --fp16 True)"
+        )
+
+
+def import_flash_attn() -> Any:
+    """Return the module `flash_attn.flash_attn_interface`.
+
+    Raises:
+        MissingDependencyError: It is not installed, or was built for another torch.
+    """
+    try:
+        return import_module("flash_attn.flash_attn_interface")
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"attention kernel flash_attn cannot be imported ({error}); pip install flash-attn --no-build-isolation, "
+            "or leave the kernel out: torch's own needs nothing"
+        ) from error
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """(tokens, heads, head_dim) -> (1, heads, tokens, head_dim)."""
+    return x.transpose(0, 1).unsqueeze(0)
+
+
+def _tokens_first(x: Tensor) -> Tensor:
+    """(1, heads, tokens, head_dim) -> (tokens, heads, head_dim)."""
+    return x[0].transpose(0, 1)
+
+
+def _check_flash_shapes(q: Tensor) -> None:
+    head_dim = q.shape[-1]
+    if head_dim % 8 or head_dim > MAX_FLASH_HEAD_DIM:
+        raise ConfigError(
+            f"flash attention for CUDA takes head dims that are a multiple of 8, up to {MAX_FLASH_HEAD_DIM}; "
+            f"this model has {head_dim}"
+        )
+
+
+def _describe_documents(q: Tensor, k: Tensor, borders: Borders | None) -> tuple[Tensor | None, int, int]:
+    """(int32 borders on the device, longest query run, longest key run)."""
+    if borders is None:
+        return None, len(q), len(k)
+    longest = max(b - a for a, b in pairwise(borders))
+    return torch.tensor(borders, dtype=torch.int32, device=q.device), longest, longest
+
+
+def _name_documents(q: Tensor, k: Tensor, borders: Borders) -> dict[str, Any]:
+    cum_seq, max_q, max_k = _describe_documents(q, k, borders)
+    return {"cu_seqlens_q": cum_seq, "cu_seqlens_k": cum_seq, "max_seqlen_q": max_q, "max_seqlen_k": max_k}
+
+
+def _call_known(function: Callable[..., Any], arguments: Mapping[str, Any], *, scale: float, is_causal: bool) -> Any:
+    """Call a function of flash-attn with what it knows of our arguments; what it asks beyond them is an error."""
+    ours = {
+        "dropout_p": 0.0,
+        "softmax_scale": scale,
+        "causal": is_causal,
+        "window_size": (-1, -1),
+        "window_size_left": -1,
+        "window_size_right": -1,
+        "softcap": 0.0,
+        "alibi_slopes": None,
+        "return_softmax": False,
+        "deterministic": False,
+        **arguments,
+    }
+    # From 2.7 on these are torch custom ops, which keep the Python function under this name.
+    parameters = inspect.signature(getattr(function, "_init_fn", function)).parameters
+    needed = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
+    if missing := [*(needed - ours.keys()), *(arguments.keys() - parameters.keys())]:
+        raise MissingDependencyError(
+            f"the installed flash-attn has other arguments than 2.6, 2.7 and 2.8 ({', '.join(sorted(missing))}); "
+            "pip install 'flash-attn>=2.6,<2.9' --no-build-isolation, or leave the kernel out for torch's own"
+        )
+    return function(**{name: value for name, value in ours.items() if name in parameters})
