@@ -57,8 +57,8 @@ class EncodedDocument:
     Attributes:
         input_ids: Token ids.
         labels: The ids of supervised tokens, -100 elsewhere.
-        pixel_values: Tiles of all images in order.
-        image_flags: 1 for every tile.
+        pixel_values: Tiles of all images in order (or those asked for).
+        image_flags: 1 for every tile in `pixel_values`.
         image_strides: Stride per image in units of 1/65536 positions.
         tiles_per_image: Tiles of every image.
     """
@@ -160,12 +160,14 @@ class SampleEncoder:
         layout = self._lay_out(record)
         return layout.num_tokens, layout.num_tiles
 
-    def encode(self, record: Record, rng: np.random.Generator) -> EncodedDocument:
+    def encode(self, record: Record, rng: np.random.Generator, *, tiles: range | None = None) -> EncodedDocument:
         """Make the document.
 
         Args:
             record: The record.
             rng: The document's own generator (`document_generator`); draws strides and JPEG qualities.
+            tiles: Consecutive tiles to load (numbers beyond the document's last are ignored); images that have none
+                of them are not decoded. None: all. Everything but `pixel_values` and `image_flags` is the same.
 
         Raises:
             DataError: The record cannot become a document, or an image cannot be decoded.
@@ -174,11 +176,13 @@ class SampleEncoder:
         stride_rng, image_rng = rng.spawn(2)
         input_ids, labels = self._join(layout)
         images = layout.images
+        wanted = range(layout.num_tiles) if tiles is None else tiles
+        pixel_values = self._load_tiles(record, images, image_rng, wanted=wanted)
         return EncodedDocument(
             input_ids=torch.from_numpy(input_ids),
             labels=torch.from_numpy(labels),
-            pixel_values=self._load_tiles(record, images, image_rng),
-            image_flags=torch.ones(layout.num_tiles, dtype=torch.int64),
+            pixel_values=pixel_values,
+            image_flags=torch.ones(len(pixel_values), dtype=torch.int64),
             image_strides=torch.from_numpy(self._draw_strides(len(images), stride_rng)),
             tiles_per_image=tuple(image.num_tiles for image in images),
         )
@@ -305,18 +309,30 @@ class SampleEncoder:
             "use_thumbnail": self.use_thumbnail,
         }
 
-    def _load_tiles(self, record: Record, images: Sequence[_ImagePiece], rng: np.random.Generator) -> Tensor:
-        """Tiles of all images, (tiles, 3, S, S) float32; every image has a generator of its own."""
+    def _load_tiles(
+        self, record: Record, images: Sequence[_ImagePiece], rng: np.random.Generator, *, wanted: range
+    ) -> Tensor:
+        """Wanted tiles, (tiles, 3, S, S) float32; every image has a generator of its own."""
         transform = self._transforms[record.data_augment]
         squares: list[Image.Image] = []
+        first = 0
         for piece, child in zip(images, rng.spawn(len(images)), strict=True):
-            image = load_image(piece.path)
-            if image.size != piece.size:
-                message = f"image {piece.path} decodes to {image.size}, its header says {piece.size}; replace the file"
-                raise DataError(message, source=record.source, row=record.row)
-            tiles = split_into_tiles(image, **self._tiling(record)) if self._is_tiled(record) else [image]
-            squares += transform.to_squares(tiles, child)
+            own = slice(max(wanted.start - first, 0), max(wanted.stop - first, 0))
+            first += piece.num_tiles
+            if own.start < min(own.stop, piece.num_tiles):
+                squares += self._load_squares(record, piece, transform, child)[own]
         return transform.to_tensor(squares) if squares else torch.empty(0, 3, self.image_size, self.image_size)
+
+    def _load_squares(
+        self, record: Record, piece: _ImagePiece, transform: TileTransform, rng: np.random.Generator
+    ) -> list[Image.Image]:
+        """All tiles of one image."""
+        image = load_image(piece.path)
+        if image.size != piece.size:
+            message = f"image {piece.path} decodes to {image.size}, its header says {piece.size}; replace the file"
+            raise DataError(message, source=record.source, row=record.row)
+        tiles = split_into_tiles(image, **self._tiling(record)) if self._is_tiled(record) else [image]
+        return transform.to_squares(tiles, rng)
 
     def _draw_strides(self, num_images: int, rng: np.random.Generator) -> np.ndarray:
         """(images,) int64 strides in units of 1/65536."""

@@ -27,7 +27,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -62,6 +62,22 @@ class DocumentRef(NamedTuple):
     source: int
     row: int
     repeat: int
+
+
+class TileShare(NamedTuple):
+    """Which tiles of a row this rank loads, of those of `size` ranks that share the row: the `rank`-th part."""
+
+    rank: int = 0
+    size: int = 1
+
+    def own_tiles(self, num_tiles: int) -> range:
+        """Consecutive tiles; the parts differ by one at most (the same rule as in `internvl.parallel.vision`)."""
+        share, rest = divmod(num_tiles, self.size)
+        first, stop = (rank * share + min(rank, rest) for rank in (self.rank, self.rank + 1))
+        return range(first, stop)
+
+
+ALL_TILES = TileShare()
 
 
 class Skip(NamedTuple):
@@ -189,15 +205,15 @@ class RowPlan:
                 yield rows
         yield builder.flush()
 
-    def encode(self, ref: DocumentRef) -> EncodedDocument:
-        """Make a planned document.
+    def encode(self, ref: DocumentRef, *, tiles: range | None = None) -> EncodedDocument:
+        """Make a planned document; `tiles` are those to load, None: all.
 
         Raises:
             DataError: An image cannot be decoded.
         """
         file = self.files[ref.source]
         rng = document_generator(self.seed, epoch=ref.epoch, source=file.spec.name, row=ref.row, repeat=ref.repeat)
-        return self.encoder.encode(file[ref.row], rng)
+        return self.encoder.encode(file[ref.row], rng, tiles=tiles)
 
     def skip(self, ref: DocumentRef, error: Exception) -> Skip:
         """The note about a document that `error` makes unusable."""
@@ -224,11 +240,12 @@ class _Lookahead:
 
 @dataclass(frozen=True)
 class _Row:
-    """What a worker sends: a batch, and what was skipped on the way to it."""
+    """What a worker sends: a batch, and what was skipped on the way to it: unfit to plan, damaged when decoded."""
 
     batch: Batch
     num_seen: int
-    skips: tuple[Skip, ...]
+    unfit: tuple[Skip, ...]
+    damaged: tuple[Skip, ...]
 
 
 @dataclass(frozen=True)
@@ -241,9 +258,10 @@ class _Failure:
 class RowDataset(IterableDataset):
     """Decoded rows of the streams of one rank, without end."""
 
-    def __init__(self, plan: RowPlan, streams: range):
+    def __init__(self, plan: RowPlan, streams: range, share: TileShare):
         self.plan = plan
         self.streams = streams
+        self.share = share
 
     def __iter__(self) -> Iterator[_Row | _Failure]:
         info = get_worker_info()
@@ -253,7 +271,7 @@ class RowDataset(IterableDataset):
             for number in count():
                 rows = streams[number % len(streams)]
                 if number % num_workers == worker:
-                    yield self._decode_row(rows)
+                    yield self._decode_row(rows) if self.share.size == 1 else self._decode_shared_row(rows.peek())
                 rows.advance()
         except DataError as error:
             yield _Failure(str(error))
@@ -271,7 +289,27 @@ class RowDataset(IterableDataset):
                 f"{_MAX_UNREADABLE_ROWS} rows in sequence have no readable document; "
                 + _describe_skips(first.num_seen, len(all_skips), all_skips)
             )
-        return _Row(collate_row(documents), first.num_seen, (*first.skips, *skips))
+        return _Row(collate_row(documents), first.num_seen, first.skips, tuple(skips))
+
+    def _decode_shared_row(self, row: PlannedRow) -> _Row:
+        """The row with this rank's tiles; blank tiles in place of those of damaged documents."""
+        own = self.share.own_tiles(row.content.num_tiles)
+        documents, skips, damaged = [], [], []
+        first = 0
+        for ref in row.content.refs:
+            tiles = range(own.start - first, own.stop - first)
+            skip = None
+            try:
+                document = self.plan.encode(ref, tiles=tiles)
+            except _ROW_ERRORS as error:
+                skip = self.plan.skip(ref, error)
+                document = _with_blank_tiles(self.plan.encode(ref, tiles=range(0)), tiles)
+            documents.append(document)
+            skips += [] if skip is None else [skip]
+            damaged.append(skip is not None)
+            first += sum(document.tiles_per_image)
+        batch = collate_row(documents) | {"damaged_documents": torch.tensor(damaged, dtype=torch.int64)}
+        return _Row(batch, row.num_seen, row.skips, tuple(skips))
 
     def _decode_documents(self, row: PlannedRow) -> tuple[list[EncodedDocument], list[Skip]]:
         documents, skips = [], []
@@ -281,6 +319,14 @@ class RowDataset(IterableDataset):
             except _ROW_ERRORS as error:
                 skips.append(self.plan.skip(ref, error))
         return documents, skips
+
+
+def _with_blank_tiles(document: EncodedDocument, tiles: range) -> EncodedDocument:
+    """`document`, which has no tiles, with blank ones: those of its tiles that are in `tiles`."""
+    num_tiles = sum(document.tiles_per_image)
+    num_own = len(range(max(tiles.start, 0), min(tiles.stop, num_tiles)))
+    blank = document.pixel_values.new_zeros(num_own, *document.pixel_values.shape[1:])
+    return replace(document, pixel_values=blank, image_flags=torch.ones(num_own, dtype=torch.int64))
 
 
 class SkipLedger:
@@ -340,9 +386,18 @@ class TrainLoader:
         ledger: The skipped documents of this rank.
     """
 
-    def __init__(self, plan: RowPlan, streams: range, ledger: SkipLedger, *, num_workers: int, prefetch_rows: int):
+    def __init__(
+        self,
+        plan: RowPlan,
+        streams: range,
+        ledger: SkipLedger,
+        *,
+        share: TileShare = ALL_TILES,
+        num_workers: int,
+        prefetch_rows: int,
+    ):
         self.plan = plan
-        self.dataset = RowDataset(plan, streams)
+        self.dataset = RowDataset(plan, streams, share)
         self.ledger = ledger
         self.num_workers = num_workers
         self.prefetch_rows = prefetch_rows
@@ -359,7 +414,9 @@ class TrainLoader:
         for row in rows:
             if isinstance(row, _Failure):
                 raise DataError(row.message)
-            self.ledger.note(row.num_seen, row.skips)
+            # Ranks that share rows plan the same ones: the first of them speaks for all.
+            is_first = self.dataset.share.rank == 0
+            self.ledger.note(row.num_seen, (*row.unfit, *row.damaged) if is_first else row.damaged)
             yield row.batch
 
     @property
@@ -398,6 +455,7 @@ def build_train_loader(
     num_streams: int,
     first_stream: int = 0,
     streams_per_rank: int | None = None,
+    share: TileShare = ALL_TILES,
     seed: int = 0,
     packing: PackingLimits | None = None,
     documents_per_row: int = 1,
@@ -416,6 +474,7 @@ def build_train_loader(
         num_streams: G, rows per optimiser step over all ranks.
         first_stream: First stream of this rank.
         streams_per_rank: A, streams of this rank; None for all from `first_stream` on.
+        share: Which tiles this rank loads of rows that it shares with others.
         seed: Data seed; with epoch and document it fixes order, samples, strides and augmentation.
         packing: Limits of packed rows; None for rows of `documents_per_row` documents.
         documents_per_row: Documents of a row without packing.
@@ -456,4 +515,4 @@ def build_train_loader(
         )
     ledger = SkipLedger(None if skipped_path is None else Path(skipped_path), max_skipped)
     streams = range(first_stream, last_stream)
-    return TrainLoader(plan, streams, ledger, num_workers=num_workers, prefetch_rows=prefetch_rows)
+    return TrainLoader(plan, streams, ledger, share=share, num_workers=num_workers, prefetch_rows=prefetch_rows)

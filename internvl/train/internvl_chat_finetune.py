@@ -15,19 +15,26 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from internvl.data.encode import SampleEncoder
-from internvl.data.loader import TrainLoader, build_train_loader
+from internvl.data.loader import TileShare, TrainLoader, build_train_loader
 from internvl.data.meta import load_meta
 from internvl.data.packing import PackingLimits
 from internvl.errors import InternVLError
+from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.parallel.grid import Grid, build_grid
 from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, read_rank_env
+from internvl.parallel.row import SHARED_ATTENTION, SharedRow, register_shared_attention
 from internvl.train.arguments import (
     DataTrainingArguments,
+    ModelArguments,
     build_training_arguments,
     has_cuda,
     parse_arguments,
+    shares_rows,
+    ulysses_degree_of,
     validate_arguments,
 )
 from internvl.train.checkpointing import find_resume_checkpoint
+from internvl.train.memory import KeepAttention, tile_mlps
 from internvl.train.model_loading import load_training_model, load_training_tokenizer
 from internvl.train.trainable import select_trainable
 from internvl.train.trainer import LossOptions, V2PETrainer
@@ -66,19 +73,27 @@ def run_training(argv: Sequence[str]) -> None:
         dtype=torch.bfloat16 if training.bf16 and training.deepspeed else torch.float32,
     )
     select_trainable(model, model_args)
-    loader = _build_loader(data_args, training, tokenizer=tokenizer, num_image_token=model.num_image_token, env=env)
+    grid = _prepare_for_grid(model, model_args)
+    loader = _build_loader(data_args, training, tokenizer=tokenizer, num_image_token=model.num_image_token, grid=grid)
     if training.max_steps <= 0:
         training.max_steps = math.ceil(training.num_train_epochs * loader.rows_per_epoch())
 
     trainer = V2PETrainer(
         model,
-        build_training_arguments(training, grad_checkpoint=model_args.grad_checkpoint),
+        build_training_arguments(
+            training,
+            grad_checkpoint=model_args.grad_checkpoint,
+            offload_activations=model_args.offload_activations,
+        ),
         loader=loader,
         tokenizer=tokenizer,
-        loss=LossOptions(data_args.loss_reduction, data_args.loss_reduction_all_gather),
+        loss=LossOptions(data_args.loss_reduction, data_args.loss_reduction_all_gather, data_args.loss_kernel),
         max_row_tokens=data_args.max_packed_tokens if data_args.use_packed_ds else None,
+        shared_row=SharedRow(grid) if shares_rows(model_args) else None,
         companions=Path(str(model_args.model_name_or_path)).glob("generation_config.json"),
     )
+    if model_args.keep_attention:
+        trainer.add_callback(KeepAttention())
     with logging_redirect_tqdm():
         result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -87,15 +102,33 @@ def run_training(argv: Sequence[str]) -> None:
     logger.info("done: %s (train loss %.4f)", training.output_dir, result.training_loss)
 
 
+def _prepare_for_grid(model: InternVLChatModel, args: ModelArguments) -> Grid:
+    """The process grid; the model is told how to work over it, and in which portions."""
+    llm = model.config.llm_config
+    grid = build_grid(
+        chunk_num=args.chunk_num,
+        ulysses_degree=ulysses_degree_of(args),
+        num_heads=llm.num_attention_heads,
+        num_kv_heads=llm.num_key_value_heads,
+    )
+    if shares_rows(args):
+        register_shared_attention(grid, kernel=args.attn_kernel)
+        llm._attn_implementation = SHARED_ATTENTION
+    model.vit_batch_size = args.vit_batch_size
+    if args.mlp_tile_tokens is not None:
+        tile_mlps(model.language_model, num_tokens=args.mlp_tile_tokens)
+    return grid
+
+
 def _build_loader(
     args: DataTrainingArguments,
     training: Namespace,
     *,
     tokenizer: PreTrainedTokenizerBase,
     num_image_token: int,
-    env: RankEnv,
+    grid: Grid,
 ) -> TrainLoader:
-    """The rows of this rank: stream r*A .. r*A + A - 1 of the R * A streams (A accumulation steps, R ranks)."""
+    """The rows of this rank: streams r*A .. r*A + A - 1 of the R * A streams (A accumulation steps, R groups)."""
     encoder = SampleEncoder(
         tokenizer=tokenizer,
         conversation_name=args.conv_style,
@@ -119,9 +152,10 @@ def _build_loader(
     return build_train_loader(
         load_meta(str(args.meta_path), data_root=args.data_root),
         encoder,
-        num_streams=env.world_size * streams_per_rank,
-        first_stream=env.rank * streams_per_rank,
+        num_streams=grid.data_size * streams_per_rank,
+        first_stream=grid.data_rank * streams_per_rank,
         streams_per_rank=streams_per_rank,
+        share=TileShare(grid.group_rank, grid.group_size),
         seed=training.seed if training.data_seed is None else training.data_seed,
         packing=limits if args.use_packed_ds else None,
         documents_per_row=training.per_device_train_batch_size,

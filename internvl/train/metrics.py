@@ -26,10 +26,13 @@ class RowStatistics:
     _counts: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
     _since: float = field(default_factory=time.perf_counter)
 
-    def note(self, batch: Mapping[str, Tensor]) -> None:
-        """Count the rows, tokens, targets and tiles of a batch."""
-        num_targets = int((batch["labels"] != IGNORE_INDEX).sum())
-        self._counts += torch.tensor([1, batch["input_ids"].numel(), num_targets, len(batch["pixel_values"])])
+    def note(self, batch: Mapping[str, Tensor], *, counts_row: bool = True) -> None:
+        """Count the rows, tokens, targets and tiles of a batch.
+
+        `counts_row`: whether this process speaks for the row; of those that share one, one does. All count tiles.
+        """
+        row = [1, batch["input_ids"].numel(), int((batch["labels"] != IGNORE_INDEX).sum())] if counts_row else [0, 0, 0]
+        self._counts += torch.tensor([*row, len(batch["pixel_values"])])
 
     def take_counts(self) -> Tensor:
         """Counts since the last call, float64 (4,); summed over processes they go into `describe`."""

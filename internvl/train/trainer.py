@@ -7,23 +7,31 @@ The loss of an optimiser step is one weighted mean over all rows of the step, wh
 Engines (DDP, DeepSpeed ZeRO) average gradients over the R ranks and add them up over micro-batches. Every micro-batch
 therefore contributes R * sum(w * CE) / D, and the average is the formula above. Without `all_gather` D is the sum of
 the rank's own weights, and the loss the mean of the ranks' means. A rank without targets contributes 0.
+
+Ranks that share a row (sequence parallelism, `SharedRow`) all get the whole row and their own tiles of it. Each of
+them contributes the loss of its own tokens, so that the sum over ranks holds every target once; the row's weights are
+counted once as well.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer
 
 from internvl.data.loader import Batch, TrainLoader
-from internvl.model.loss import LossReduction, build_loss_weight
+from internvl.model.constants import IGNORE_INDEX
+from internvl.model.loss import LossReduction, build_loss_weight, weighted_cross_entropy
 from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.parallel.row import SharedRow
+from internvl.parallel.vision import agree_on_batches
 from internvl.train.arguments import TrainingArguments
 from internvl.train.checkpointing import replace_files
+from internvl.train.liger import liger_cross_entropy
 from internvl.train.metrics import RowStatistics, StepReport
 from internvl.train.trainable import merge_lora
 
@@ -35,10 +43,12 @@ class LossOptions:
     Attributes:
         reduction: Weight of a target in a document of n targets: `token` 1, `sample` 1/n, `square` 1/sqrt(n).
         all_gather: Divide by the sum of weights over all ranks, not by the rank's own.
+        kernel: What computes it: `chunked` (internvl/model/loss.py) or `liger` (train/liger.py, CUDA).
     """
 
     reduction: LossReduction = "token"
     all_gather: bool = False
+    kernel: Literal["chunked", "liger"] = "chunked"
 
 
 def scaled_denominator(own_sum: Tensor, world_sum: Tensor | None, world_size: int) -> Tensor:
@@ -54,6 +64,18 @@ def scaled_denominator(own_sum: Tensor, world_sum: Tensor | None, world_size: in
     """
     denominator = own_sum if world_sum is None else world_sum / world_size
     return torch.where(denominator > 0, denominator, 1.0)
+
+
+def mask_damaged(batch: Batch, damaged: Tensor) -> None:
+    """Take the labels of damaged documents out of a row.
+
+    Args:
+        batch: A row; its labels are replaced.
+        damaged: (documents,) not 0 for those that are damaged.
+    """
+    borders = batch["cu_seqlens"].reshape(-1).to(damaged.device, torch.int64)
+    is_damaged = torch.repeat_interleave(damaged > 0, borders.diff()).to(batch["labels"].device)
+    batch["labels"] = batch["labels"].masked_fill(is_damaged, IGNORE_INDEX)
 
 
 class _RemainingRows:
@@ -77,6 +99,7 @@ class V2PETrainer(Trainer):
         tokenizer: Saved beside the weights.
         loss: Token weights and denominator.
         max_row_tokens: Row limit, for the fill rate; None without packing.
+        shared_row: How rows are shared among ranks; None: every rank has rows of its own.
         companions: Further files that are copied beside saved weights (generation_config.json).
     """
 
@@ -91,6 +114,7 @@ class V2PETrainer(Trainer):
         tokenizer: PreTrainedTokenizerBase,
         loss: LossOptions | None = None,
         max_row_tokens: int | None = None,
+        shared_row: SharedRow | None = None,
         companions: Iterable[Path] = (),
     ):
         super().__init__(model=model, args=args)
@@ -100,6 +124,7 @@ class V2PETrainer(Trainer):
         self.loss_options = loss or LossOptions()
         self.statistics = RowStatistics(max_row_tokens)
         self.companions = tuple(companions)
+        self.shared_row = shared_row
         # On resume `_RemainingRows` passes over trained rows; the Trainer's own way wants a torch DataLoader.
         self._skip_trained_rows = not args.ignore_data_skip
         args.ignore_data_skip = True
@@ -117,9 +142,15 @@ class V2PETrainer(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device) -> tuple[list[Batch], Tensor]:
         """Micro-batches of an optimiser step, and the denominator of their loss."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        num_sharing, is_first = 1, True
+        if self.shared_row is not None:
+            num_sharing, is_first = self.shared_row.grid.group_size, self.shared_row.grid.group_rank == 0
         for batch in batches:
-            self.statistics.note(batch)
-        own_sum = torch.stack([self._weigh(batch)[:, 1:].sum() for batch in batches]).sum().to(device)
+            damaged = batch.pop("damaged_documents", None)
+            if damaged is not None and self.shared_row is not None:
+                mask_damaged(batch, self.shared_row.agree_on(damaged.to(device)))
+            self.statistics.note(batch, counts_row=is_first)
+        own_sum = torch.stack([self._weigh(batch)[:, 1:].sum() for batch in batches]).sum().to(device) / num_sharing
         world_sum = self.accelerator.reduce(own_sum, reduction="sum") if self.loss_options.all_gather else None
         return batches, scaled_denominator(own_sum, world_sum, self.accelerator.num_processes)
 
@@ -128,8 +159,23 @@ class V2PETrainer(Trainer):
 
         The weights are made here, behind the Trainer's transfer to the device, which casts floats to bf16.
         """
-        outputs = model(**inputs, loss_weight=self._weigh(inputs), loss_denominator=num_items_in_batch, use_cache=False)
+        outputs = model(
+            **inputs,
+            loss_weight=self._weigh(inputs),
+            loss_denominator=num_items_in_batch,
+            loss_function=liger_cross_entropy if self.loss_options.kernel == "liger" else weighted_cross_entropy,
+            use_cache=False,
+            row_sharing=self.shared_row,
+            num_vit_batches=self._count_vit_batches(inputs),
+        )
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _count_vit_batches(self, batch: Batch) -> int | None:
+        """Runs of the vision tower that all ranks make: sharded weights are gathered in each of them."""
+        size = cast(InternVLChatModel, self.model).vit_batch_size
+        if size is None:
+            return None
+        return agree_on_batches(len(batch["pixel_values"]), size, device=self.args.device)
 
     def _weigh(self, batch: Batch) -> Tensor:
         return build_loss_weight(batch["labels"], batch["cu_seqlens"], self.loss_options.reduction)

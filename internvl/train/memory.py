@@ -1,0 +1,56 @@
+"""Options that trade time for memory, put on a model before or while it trains."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import TrainerCallback
+
+from internvl.parallel.recompute import keep_ring_outputs
+
+
+def tile_mlps(decoder: nn.Module, *, num_tokens: int) -> int:
+    """Let at most `num_tokens` tokens pass every MLP of a decoder at a time; the backward pass computes them anew.
+
+    Without tiles the widest activations of a layer, (tokens, intermediate size), exist for the whole row at a time;
+    with them for one tile. Results and gradients are the same. The MLPs keep their class and parameter names.
+
+    Args:
+        decoder: A decoder of any family; its layers hold an MLP as `feed_forward` or `mlp`.
+        num_tokens: Tokens of a tile.
+
+    Returns:
+        How many MLPs were changed.
+    """
+    mlps = [module for name, module in decoder.named_modules() if name.rpartition(".")[2] in ("feed_forward", "mlp")]
+    for mlp in mlps:
+        mlp.forward = _TiledForward(mlp.forward, num_tokens)
+    return len(mlps)
+
+
+class _TiledForward:
+    def __init__(self, forward: Callable[[Tensor], Tensor], num_tokens: int):
+        self.forward = forward
+        self.num_tokens = num_tokens
+
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        """(batch, tokens, hidden) -> same."""
+        if hidden_states.shape[1] <= self.num_tokens or not torch.is_grad_enabled():
+            return torch.cat([self.forward(tile) for tile in hidden_states.split(self.num_tokens, dim=1)], dim=1)
+        tiles = hidden_states.split(self.num_tokens, dim=1)
+        return torch.cat([checkpoint(self.forward, tile, use_reentrant=False) for tile in tiles], dim=1)
+
+
+class KeepAttention(TrainerCallback):
+    """Lets gradient checkpointing keep attention outputs (see `internvl.parallel.recompute`)."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """The Trainer has chosen the checkpointing function by now; give it the contexts that keep outputs."""
+        for module in model.language_model.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module._gradient_checkpointing_func = partial(
+                    module._gradient_checkpointing_func, context_fn=keep_ring_outputs
+                )

@@ -1,0 +1,78 @@
+"""Ranks that share rows train exactly what one process trains: real runs of the training entry."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.distributed.test_training import Runs, zero_config
+from tests.train.tiny_run import read_losses
+
+STEPS = {"max_steps": 20, "adam_epsilon": 1e-4}  # eps: no division of rounding errors by their own size
+TWO_ROWS = {"gradient_accumulation_steps": 2}  # a group of ranks alone takes both rows of a step, one by one
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint, meta, tmp_path_factory) -> Runs:
+    runs = Runs(tmp_path_factory.mktemp("alone"), checkpoint, meta)
+    runs.add("reference", **STEPS, **TWO_ROWS)
+    runs.add("kept", **STEPS, **TWO_ROWS, attn_type="ring", grad_checkpoint=True, keep_attention=True)
+    runs.start(num_processes=1)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def two(checkpoint, meta, tmp_path_factory) -> Runs:
+    runs = Runs(tmp_path_factory.mktemp("two"), checkpoint, meta)
+    ring = STEPS | TWO_ROWS | {"chunk_num": 2, "attn_type": "ring"}
+    runs.add("ring", **ring)
+    runs.add("ulysses", **STEPS, **TWO_ROWS, chunk_num=2, attn_type="ulysses")
+    runs.add("options", **ring, vit_batch_size=1, mlp_tile_tokens=16, grad_checkpoint=True, keep_attention=True)
+    for stage in (1, 2, 3):
+        runs.add(f"zero{stage}", **ring, vit_batch_size=2, deepspeed=zero_config(runs.folder, stage))
+    runs.start(num_processes=2)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def four(checkpoint, meta, tmp_path_factory) -> Runs:
+    runs = Runs(tmp_path_factory.mktemp("four"), checkpoint, meta)
+    runs.add("two groups", **STEPS, chunk_num=2)
+    runs.add("ring of four", **STEPS, **TWO_ROWS, chunk_num=4)
+    runs.add("hybrid", **STEPS, **TWO_ROWS, chunk_num=4, ulysses_degree=2)
+    runs.start(num_processes=4)
+    return runs
+
+
+@pytest.mark.parametrize("name", ["ring", "ulysses", "options", "zero1", "zero2", "zero3"])
+def test_two_ranks_that_share_rows_equal_one(alone, two, name):
+    assert_same_training(two[name], alone["reference"])
+
+
+@pytest.mark.parametrize("name", ["two groups", "ring of four", "hybrid"])
+def test_four_ranks_equal_one(alone, four, name):
+    assert_same_training(four[name], alone["reference"])
+
+
+def test_kept_attention_changes_nothing(alone):
+    assert_same_training(alone["kept"], alone["reference"])
+
+
+def test_a_shared_row_is_counted_once(alone, two):
+    def totals(run: Path) -> list[tuple[float, float, float]]:
+        history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+        return [(entry["targets"], entry["tiles"], entry["fill_rate"]) for entry in history if "targets" in entry]
+
+    assert totals(two["ring"]) == totals(alone["reference"])
+
+
+def assert_same_training(run: Path, reference: Path) -> None:
+    losses, expected_losses = read_losses(run), read_losses(reference)
+    assert len(losses) == STEPS["max_steps"]
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    weights, expected = load_file(run / "model.safetensors"), load_file(reference / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    for key, value in weights.items():
+        error = (value - expected[key]).norm() / expected[key].norm().clamp(min=1e-6)
+        assert error < 1e-4, f"{key}: relative error {error:.1e}"
