@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase, set_seed
 
@@ -140,6 +141,8 @@ def _build_loader(
         use_thumbnail=args.use_thumbnail,
         min_dynamic_patch=args.min_dynamic_patch,
         max_dynamic_patch=args.max_dynamic_patch,
+        min_num_frame=args.min_num_frame,
+        max_num_frame=args.max_num_frame,
         normalize_type=args.normalize_type,
         pad2square=args.pad2square,
         rope_pos_id_version=args.rope_pos_id_version,
@@ -182,6 +185,7 @@ def _start_logging(output_dir: str, env: RankEnv) -> None:
     )
 
 
+@record  # torchrun shows the first rank's error at the end, behind what the others said about it
 def main() -> None:
     """Command line: exit code 0 on success, 2 with one clear line for an error that the user can correct."""
     try:

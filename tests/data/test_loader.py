@@ -5,11 +5,12 @@ from itertools import islice
 import pytest
 import torch
 
-from internvl.data.loader import build_train_loader
+from internvl.data.loader import TileShare, build_train_loader
 from internvl.data.packing import PackingLimits
 from internvl.errors import ConfigError, DataError
+from internvl.parallel.vision import split_tiles
 
-from .conftest import conversation
+from .conftest import conversation, read_numbers, tile_pictures, write_video
 
 LIMITS = PackingLimits(max_tokens=500, max_tiles=12, max_open_rows=3)
 
@@ -176,7 +177,7 @@ BAD_LINES = {
         "conversations": conversation("<image><image>", "a"),
         "image": ["30x20.png", "30x20.png"],
     },
-    "has a 'video'": {"conversations": conversation("<video>", "a"), "video": "x.mp4"},
+    "x.mp4 not found": {"conversations": conversation("<video>", "a"), "video": "x.mp4"},
 }
 
 
@@ -301,3 +302,88 @@ def test_skips_behind_the_last_row_of_an_epoch_are_counted(make_loader, make_sou
 def test_wrong_options_are_refused(make_loader, make_source, make_lines, options, message):
     with pytest.raises(ConfigError, match=message):
         make_loader(make_source("a", make_lines(4)), **options)
+
+
+# Rows shared by ranks
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_ranks_that_share_rows_load_the_same_rows_and_each_its_part_of_the_tiles(
+    make_loader, make_source, make_lines, size
+):
+    lines = [line | {"data_augment": True} for line in make_lines(12)]  # JPEG qualities are drawn per image
+    specs, options = [make_source("a", lines)], {"encoder": {"dynamic_image_size": True, "max_dynamic_patch": 4}}
+    whole = take(make_loader(*specs, **options), 4)
+    parts = [take(make_loader(*specs, **options, share=TileShare(rank, size)), 4) for rank in range(size)]
+    for number, batch in enumerate(whole):
+        shares = [part[number] for part in parts]
+        for share in shares:
+            assert not share["damaged_documents"].any()
+            for key in ("input_ids", "labels", "cu_seqlens", "image_strides"):
+                assert torch.equal(share[key], batch[key])
+            assert len(share["image_flags"]) == len(share["pixel_values"])
+        counts = [len(share["pixel_values"]) for share in shares]
+        assert max(counts) - min(counts) <= 1
+        assert torch.equal(torch.cat([share["pixel_values"] for share in shares]), batch["pixel_values"])
+
+
+def test_tiles_are_split_as_the_model_expects():
+    for num_tiles in range(12):
+        for size in range(1, 6):
+            assert [TileShare(r, size).own_tiles(num_tiles) for r in range(size)] == split_tiles(num_tiles, size)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_damaged_image_keeps_its_place_in_a_shared_row(
+    make_loader, make_source, make_lines, bad_images, tmp_path, num_workers
+):
+    bad = {"conversations": conversation("<image> doc999 ", "a"), "image": "cut.png"}
+    spec = make_source("a", [*make_lines(2), bad])
+    batches, ledgers = [], []
+    for rank in range(2):
+        path = tmp_path / f"skipped{rank}.jsonl"
+        options = {"packing": None, "documents_per_row": 3, "data_order": "sequential", "num_workers": num_workers}
+        loader = make_loader(spec, **options, share=TileShare(rank, 2), skipped_path=path)
+        batches += take(loader, 1)
+        ledgers.append((loader.ledger.num_skipped, path.exists()))
+    assert [batch["damaged_documents"].tolist() for batch in batches] == [[0, 0, 0], [0, 0, 1]]  # rank 1 has its tile
+    assert [len(batch["pixel_values"]) for batch in batches] == [1, 1]
+    assert not batches[1]["pixel_values"].any()
+    assert torch.equal(batches[0]["input_ids"], batches[1]["input_ids"])
+    assert ledgers == [(0, False), (1, True)]
+
+
+def test_a_document_unfit_for_planning_is_counted_by_the_first_rank_of_a_group(make_loader, make_source, make_lines):
+    unfit = {"conversations": conversation("<image><image> doc999 ", "a"), "image": "missing.png"}
+    spec = make_source("a", [*make_lines(4), unfit])
+    counts = []
+    for rank in range(2):
+        loader = make_loader(spec, packing=None, documents_per_row=4, share=TileShare(rank, 2))
+        take(loader, 3)
+        counts.append(loader.ledger.num_skipped > 0)
+    assert counts == [True, False]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_videos_are_planned_from_headers_and_loaded_frame_by_frame(
+    make_loader, make_source, tmp_path, read_names, num_workers
+):
+    (tmp_path / "images").mkdir()
+    lines = []
+    for row, num_frames in enumerate((9, 30, 61)):
+        name = write_video(tmp_path / "images" / f"{row}.mp4", num_frames).name
+        lines.append({"conversations": conversation(f"<video> {name_of(row)}", "yes"), "video": name})
+    source = make_source("clips", lines)
+    options = {"encoder": {"min_num_frame": 2, "max_num_frame": 6}, "num_workers": num_workers}
+    whole = take(make_loader(source, **options), 8)
+    numbers = [read_numbers(tile_pictures(batch["pixel_values"])) for batch in whole]
+    assert len({tuple(row) for row in numbers}) > 4  # every epoch draws other frames
+    assert all(
+        len(row) == int(batch["image_flags"].sum()) <= LIMITS.max_tiles
+        for row, batch in zip(numbers, whole, strict=True)
+    )
+    assert sum(len(read_names(batch)) for batch in whole) >= 16
+    shares = [take(make_loader(source, share=TileShare(rank, 3), **options), 8) for rank in range(3)]
+    for batch, parts in zip(whole, zip(*shares, strict=True), strict=True):
+        assert all(torch.equal(part["input_ids"], batch["input_ids"]) for part in parts)
+        assert torch.equal(torch.cat([part["pixel_values"] for part in parts]), batch["pixel_values"])

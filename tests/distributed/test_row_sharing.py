@@ -1,13 +1,18 @@
 """Ranks that share rows train exactly what one process trains: real runs of the training entry."""
 
 import json
+import re
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from tests.distributed.test_training import Runs, zero_config
-from tests.train.tiny_run import read_losses
+from tests.train.tiny_run import clean_environment, flags, read_losses
 
 STEPS = {"max_steps": 20, "adam_epsilon": 1e-4}  # eps: no division of rounding errors by their own size
 TWO_ROWS = {"gradient_accumulation_steps": 2}  # a group of ranks alone takes both rows of a step, one by one
@@ -76,3 +81,47 @@ def assert_same_training(run: Path, reference: Path) -> None:
     for key, value in weights.items():
         error = (value - expected[key]).norm() / expected[key].norm().clamp(min=1e-6)
         assert error < 1e-4, f"{key}: relative error {error:.1e}"
+
+
+def test_damaged_images_cost_their_documents_on_every_rank(checkpoint, meta, tmp_path):
+    """The rank that loads a damaged image finds out; all take the document's labels out, and the run goes on."""
+    folder = tmp_path / "data"
+    shutil.copytree(meta.parent, folder)
+    damaged = sorted((folder / "images").iterdir())[::4]
+    for image in damaged:
+        image.write_bytes(image.read_bytes()[:-100])
+    runs = Runs(tmp_path, checkpoint, folder / meta.name)
+    runs.add("run", max_steps=4, chunk_num=2, max_skipped=1.0)
+    runs.start(num_processes=2)
+    skipped = [json.loads(line) for line in (runs["run"] / "skipped.jsonl").read_text().splitlines()]
+    assert skipped
+    assert {entry["row"] for entry in skipped} <= {int(image.stem) for image in damaged}
+    assert all("cannot be read" in entry["cause"] for entry in skipped)
+    assert len(read_losses(runs["run"])) == 4
+
+
+@pytest.mark.parametrize("fault", ["raises", "killed"])
+def test_a_failed_rank_ends_a_group_that_shares_rows(checkpoint, meta, tmp_path, fault):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    worker = Path(__file__).with_name("failing_worker.py")
+    argv = flags(checkpoint, meta, tmp_path / "out", max_steps=100000, chunk_num=2)
+    start = time.monotonic()
+    job = subprocess.run(
+        [*command, str(worker), fault, *argv],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    marker = tmp_path / "out" / "failed_at"
+    seconds = time.time() - float(marker.read_text())
+    assert job.returncode not in (0, None)
+    assert seconds < 60
+    assert time.monotonic() - start < 170
+    if fault == "raises":
+        first = re.search(r"^\[rank\d\]: \w*Error: .*", job.stderr, re.MULTILINE)
+        assert first is not None, job.stderr[-3000:]
+        assert first.group(0) == "[rank1]: RuntimeError: this rank is broken"
+        assert "this rank is broken" in job.stderr.rpartition("Root Cause")[2]
+    else:
+        assert "Signal 9" in job.stderr or "SIGKILL" in job.stderr
