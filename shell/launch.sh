@@ -5,7 +5,8 @@
 #   GPUS             processes in all           default: slurm 32, else those of this machine
 #   GPUS_PER_NODE    processes per machine      default: slurm 8, else the GPUs found here
 #   NPROC            processes on a CPU machine default: 1
-#   BATCH_SIZE       rows per optimiser step    default: GPUS * PER_DEVICE_BATCH_SIZE
+#   CHUNK_NUM        processes that share a row default: 1 (more: --chunk_num, sequence parallelism)
+#   BATCH_SIZE       rows per optimiser step    default: GPUS / CHUNK_NUM * PER_DEVICE_BATCH_SIZE
 #   PER_DEVICE_BATCH_SIZE                       default: 1 (packed rows; otherwise documents per process)
 #   MASTER_PORT      default: a free one        MASTER_ADDR, NNODES, NODE_RANK: torchrun on several machines
 #   PARTITION CPUS_PER_TASK GRES JOB_NAME QUOTA_TYPE SRUN_ARGS      slurm; each is used only when set
@@ -21,7 +22,12 @@ dry_run=0
 count=$#
 while [ "$count" -gt 0 ]; do
     argument=$1; shift; count=$((count - 1))
-    if [ "$argument" = --dry-run ]; then dry_run=1; else set -- "$@" "$argument"; fi
+    if [ "$argument" = --dry-run ]; then dry_run=1; continue; fi
+    # A flag decides over the variable, here as for the program.
+    if [ "${previous:-}" = --chunk_num ]; then CHUNK_NUM=$argument; fi
+    case $argument in --chunk_num=*) CHUNK_NUM=${argument#*=} ;; esac
+    previous=$argument
+    set -- "$@" "$argument"
 done
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -59,11 +65,16 @@ none)
 esac
 
 # Gradient accumulation follows from the batch size.
+CHUNK_NUM=${CHUNK_NUM:-1}
+groups=$((GPUS / CHUNK_NUM))
+[ $((groups * CHUNK_NUM)) -eq "$GPUS" ] && [ "$groups" -gt 0 ] ||
+    die "$GPUS processes cannot share rows among CHUNK_NUM $CHUNK_NUM each; use a CHUNK_NUM that divides GPUS"
+[ "$CHUNK_NUM" = 1 ] || set -- "$@" --chunk_num "$CHUNK_NUM"
 PER_DEVICE_BATCH_SIZE=${PER_DEVICE_BATCH_SIZE:-1}
-BATCH_SIZE=${BATCH_SIZE:-$((GPUS * PER_DEVICE_BATCH_SIZE))}
-GRADIENT_ACC=$((BATCH_SIZE / PER_DEVICE_BATCH_SIZE / GPUS))
-[ $((GRADIENT_ACC * PER_DEVICE_BATCH_SIZE * GPUS)) -eq "$BATCH_SIZE" ] && [ "$GRADIENT_ACC" -gt 0 ] ||
-    die "BATCH_SIZE $BATCH_SIZE is not a multiple of PER_DEVICE_BATCH_SIZE $PER_DEVICE_BATCH_SIZE x $GPUS processes"
+BATCH_SIZE=${BATCH_SIZE:-$((groups * PER_DEVICE_BATCH_SIZE))}
+GRADIENT_ACC=$((BATCH_SIZE / PER_DEVICE_BATCH_SIZE / groups))
+[ $((GRADIENT_ACC * PER_DEVICE_BATCH_SIZE * groups)) -eq "$BATCH_SIZE" ] && [ "$GRADIENT_ACC" -gt 0 ] ||
+    die "BATCH_SIZE $BATCH_SIZE is not a multiple of PER_DEVICE_BATCH_SIZE $PER_DEVICE_BATCH_SIZE x $groups groups of processes"
 
 if [ "$on_cpu" = 1 ] && [ -z "${OMP_NUM_THREADS:-}" ]; then
     OMP_NUM_THREADS=$(($(nproc) / GPUS_PER_NODE))

@@ -15,7 +15,7 @@ SHELL = REPOSITORY / "shell"
 V2PE_32K = "internlm2_2b/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_32k.sh"
 RECIPES = ["internlm2_2b/baseline.sh", V2PE_32K, "tiny/pretrain.sh", "tiny/finetune_v2pe.sh"]
 INTERPRETERS = [name for name in ("sh", "dash", "bash") if shutil.which(name)]
-VARIABLES = ("GPUS", "NPROC", "BATCH_SIZE", "PER_DEVICE", "PARTITION", "OMP_", "PYTHON", "NAME", "OUTPUT_DIR", "NNODES")
+VARIABLES = ("GPUS", "CHUNK_NUM", "NPROC", "BATCH_SIZE", "PER_DEVICE", "PARTITION", "OMP_", "PYTHON", "NAME", "OUTPUT_DIR", "NNODES")
 
 
 def run(script: str, *arguments: str, interpreter: str = "sh", cwd: Path = REPOSITORY, **environ: str):
@@ -143,3 +143,19 @@ def test_the_32k_mixture_is_complete():
     assert round(sum(source["length"] * source["repeat_time"] for source in meta.values())) == 2_726_872
     assert all(source["annotation"].startswith("annotation/") for source in meta.values())
     assert all(source["root"].startswith("image/") for source in meta.values())
+
+
+def test_accumulation_counts_processes_that_share_a_row_once():
+    """A step of 16 rows on 32 processes, 8 of which share a row: 4 groups, 4 accumulation steps."""
+    common = {"LAUNCHER": "slurm", "GPUS": "32", "BATCH_SIZE": "16"}
+    for words in (
+        dry_run("launch.sh", CHUNK_NUM="8", **common),
+        dry_run("launch.sh", "--chunk_num", "8", **common),
+        dry_run("launch.sh", "--chunk_num=8", CHUNK_NUM="2", **common),
+    ):
+        assert words[words.index("--gradient_accumulation_steps") + 1] == "4"
+        assert words[len(words) - 1 - words[::-1].index("--chunk_num") + 1] == "8"
+    assert "--chunk_num" not in dry_run("launch.sh", LAUNCHER="slurm", GPUS="32")
+    refused = run("launch.sh", "--dry-run", LAUNCHER="slurm", GPUS="32", CHUNK_NUM="3")
+    assert refused.returncode == 2
+    assert "CHUNK_NUM" in refused.stderr
