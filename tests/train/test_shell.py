@@ -15,7 +15,8 @@ SHELL = REPOSITORY / "shell"
 V2PE_32K = "internlm2_2b/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_32k.sh"
 RECIPES = ["internlm2_2b/baseline.sh", V2PE_32K, "tiny/pretrain.sh", "tiny/finetune_v2pe.sh"]
 INTERPRETERS = [name for name in ("sh", "dash", "bash") if shutil.which(name)]
-VARIABLES = ("GPUS", "CHUNK_NUM", "NPROC", "BATCH_SIZE", "PER_DEVICE", "PARTITION", "OMP_", "PYTHON", "NAME", "OUTPUT_DIR", "NNODES")
+VARIABLES = ("GPUS", "CHUNK_NUM", "NPROC", "BATCH_SIZE", "PER_DEVICE", "PARTITION", "OMP_", "PYTHON", "NAME", "NNODES")
+VARIABLES += ("OUTPUT_DIR",)
 
 
 def run(script: str, *arguments: str, interpreter: str = "sh", cwd: Path = REPOSITORY, **environ: str):
