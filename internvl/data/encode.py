@@ -11,8 +11,12 @@ A document is laid out as pieces, and what is trained on follows from how it is 
 Pieces meet at special tokens, where a tokenizer splits anyway, so the joined ids are those of the rendered text. (The
 only other seam is behind `assistant\\n`; there the ids are the ones that a prompt plus a generated answer has.)
 Image pieces are made as ids and never pass through the tokenizer.
+
+A video is a series of images with labels: `<video>` becomes `Frame1: <image>`, `Frame2: <image>`, ... line by line.
+Which frames is drawn from the document's generator and the video's header, so that counting tokens decodes nothing.
 """
 
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -31,6 +35,16 @@ from internvl.data.media import load_image, read_image_size
 from internvl.data.records import Record, Role
 from internvl.data.tiling import count_tiles, split_into_tiles
 from internvl.data.transform import TileTransform, build_transform
+from internvl.data.video import (
+    VIDEO_PLACEHOLDER,
+    check_sampling,
+    find_clip,
+    label_frames,
+    list_frames,
+    load_frames,
+    read_video_info,
+    sample_frames,
+)
 from internvl.errors import ConfigError, DataError
 from internvl.model.constants import (
     IGNORE_INDEX,
@@ -43,6 +57,8 @@ from internvl.model.conversation import get_conversation, neutralise_special_tok
 from internvl.model.v2pe import RANDOM_STRIDES, check_stride, stride_to_units
 
 _MAX_REMEMBERED_TEXT = 256  # characters
+_NUM_GENERATORS = 3  # that a document's own one is split into: strides, images, choice of frames
+_PLACEHOLDERS = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}")
 
 
 def document_generator(seed: int, *, epoch: int, source: str, row: int, repeat: int) -> np.random.Generator:
@@ -57,10 +73,10 @@ class EncodedDocument:
     Attributes:
         input_ids: Token ids.
         labels: The ids of supervised tokens, -100 elsewhere.
-        pixel_values: Tiles of all images in order (or those asked for).
+        pixel_values: Tiles of all images and frames in order (or those asked for).
         image_flags: 1 for every tile in `pixel_values`.
-        image_strides: Stride per image in units of 1/65536 positions.
-        tiles_per_image: Tiles of every image.
+        image_strides: Stride per image (or frame) in units of 1/65536 positions.
+        tiles_per_image: Tiles of every image (or frame).
     """
 
     input_ids: Int64[Tensor, " tokens"]
@@ -78,8 +94,23 @@ class _TextPiece:
 
 
 @dataclass(frozen=True)
-class _ImagePiece:
+class _Source:
+    """Where an image comes from.
+
+    Attributes:
+        path: Image or video file.
+        frame: Frame of the video file; None: an image file.
+        max_num: Tile limit; None: the whole image is one tile.
+    """
+
     path: Path
+    frame: int | None = None
+    max_num: int | None = None
+
+
+@dataclass(frozen=True)
+class _ImagePiece:
+    source: _Source
     size: tuple[int, int]
     num_tiles: int
 
@@ -114,6 +145,9 @@ class SampleEncoder:
         use_thumbnail: Append a thumbnail tile to images of several tiles.
         min_dynamic_patch: Fewest tiles per image.
         max_dynamic_patch: Most tiles per image (thumbnail not counted).
+        min_num_frame: Fewest frames of a video. A frame is one tile, unless the data set says otherwise.
+        max_num_frame: Most frames of a video.
+        frame_sampling: Which frames, see `sample_frames`.
         normalize_type: `imagenet`, `clip` or `siglip`.
         pad2square: See `TileTransform`.
         rope_pos_id_version: `default` (stride T), `v2pe_fix` or `v2pe_rnd`.
@@ -135,6 +169,9 @@ class SampleEncoder:
     use_thumbnail: bool = False
     min_dynamic_patch: int = 1
     max_dynamic_patch: int = 12
+    min_num_frame: int = 4
+    max_num_frame: int = 20
+    frame_sampling: str = "rand"
     normalize_type: str = "imagenet"
     pad2square: bool = False
     rope_pos_id_version: str = "default"
@@ -149,15 +186,24 @@ class SampleEncoder:
         if not 1 <= self.min_dynamic_patch <= self.max_dynamic_patch:
             limits = f"{self.min_dynamic_patch} and {self.max_dynamic_patch}"
             raise ConfigError(f"min_dynamic_patch and max_dynamic_patch are {limits}, expected 1 <= minimum <= maximum")
+        if not 1 <= self.min_num_frame <= self.max_num_frame:
+            limits = f"{self.min_num_frame} and {self.max_num_frame}"
+            raise ConfigError(f"min_num_frame and max_num_frame are {limits}, expected 1 <= minimum <= maximum")
+        check_sampling(self.frame_sampling)
         _ = self._image_ids, self._stride_units, self._transforms  # built early, so that errors come early
 
-    def measure(self, record: Record) -> tuple[int, int]:
-        """(tokens, tiles) of the record's document, from text and image headers alone.
+    def measure(self, record: Record, rng: np.random.Generator | None = None) -> tuple[int, int]:
+        """(tokens, tiles) of the record's document, from text and the headers of images and videos alone.
+
+        Args:
+            record: The record.
+            rng: The document's own generator, made anew, as for `encode`; records without a video need none.
 
         Raises:
             DataError: The record cannot become a document.
         """
-        layout = self._lay_out(record)
+        frame_rng = None if record.video is None or rng is None else rng.spawn(_NUM_GENERATORS)[-1]
+        layout = self._lay_out(record, frame_rng)
         return layout.num_tokens, layout.num_tiles
 
     def encode(self, record: Record, rng: np.random.Generator, *, tiles: range | None = None) -> EncodedDocument:
@@ -165,15 +211,15 @@ class SampleEncoder:
 
         Args:
             record: The record.
-            rng: The document's own generator (`document_generator`); draws strides and JPEG qualities.
+            rng: The document's own generator (`document_generator`); draws strides, JPEG qualities and frames.
             tiles: Consecutive tiles to load (numbers beyond the document's last are ignored); images that have none
                 of them are not decoded. None: all. Everything but `pixel_values` and `image_flags` is the same.
 
         Raises:
             DataError: The record cannot become a document, or an image cannot be decoded.
         """
-        layout = self._lay_out(record)
-        stride_rng, image_rng = rng.spawn(2)
+        stride_rng, image_rng, frame_rng = rng.spawn(_NUM_GENERATORS)
+        layout = self._lay_out(record, frame_rng)
         input_ids, labels = self._join(layout)
         images = layout.images
         wanted = range(layout.num_tiles) if tiles is None else tiles
@@ -189,39 +235,37 @@ class SampleEncoder:
 
     # Text -----------------------------------------------------------------------------------------------------------
 
-    def _lay_out(self, record: Record) -> _Layout:
+    def _lay_out(self, record: Record, rng: np.random.Generator | None) -> _Layout:
         try:
-            return self._lay_out_pairs(record)
+            turns, sources = self._place_visuals(record, rng)
+            return self._lay_out_pairs(turns, sources, record.system_message)
         except DataError as error:
             raise DataError(str(error), source=record.source, row=record.row) from None
 
-    def _lay_out_pairs(self, record: Record) -> _Layout:
+    def _lay_out_pairs(
+        self, turns: Sequence[tuple[Role, str]], sources: Sequence[_Source], system_message: str | None
+    ) -> _Layout:
         """Pieces of the opening and of as many question-answer pairs as fit."""
-        turns = _place_images(record)
-        paths = iter(record.image_paths)
-        pieces: list[_TextPiece | _ImagePiece] = [_TextPiece(self._opening_ids(record.system_message))]
+        following = iter(sources)
+        pieces: list[_TextPiece | _ImagePiece] = [_TextPiece(self._opening_ids(system_message))]
         num_tokens = self._count(pieces)
         for start in range(0, len(turns), 2):
             pair = [
-                piece
-                for role, text in turns[start : start + 2]
-                for piece in self._lay_out_turn(role, text, paths, record)
+                piece for role, text in turns[start : start + 2] for piece in self._lay_out_turn(role, text, following)
             ]
             num_pair_tokens = self._count(pair)
             if num_tokens + num_pair_tokens > self.max_seq_length:
                 if start == 0:
                     raise DataError(
                         f"the first question and answer need {num_tokens + num_pair_tokens} tokens, expected at most "
-                        f"max_seq_length {self.max_seq_length}; raise it, or lower max_dynamic_patch"
+                        f"max_seq_length {self.max_seq_length}; raise it, or lower max_dynamic_patch or max_num_frame"
                     )
                 break
             pieces += pair
             num_tokens += num_pair_tokens
         return _Layout(tuple(pieces), num_tokens)
 
-    def _lay_out_turn(
-        self, role: Role, text: str, paths: Iterator[Path], record: Record
-    ) -> Iterator[_TextPiece | _ImagePiece]:
+    def _lay_out_turn(self, role: Role, text: str, sources: Iterator[_Source]) -> Iterator[_TextPiece | _ImagePiece]:
         conversation = self._conversation
         closing, rest = conversation.stop_token, conversation.separator[len(conversation.stop_token) :]
         text = neutralise_special_tokens(text)
@@ -232,7 +276,7 @@ class SampleEncoder:
             first, *others = (conversation.user_prefix + text).split(IMAGE_PLACEHOLDER)
             yield _TextPiece(self._tokenize(first))
             for other in others:
-                yield self._measure_image(next(paths), record)
+                yield self._measure_image(next(sources))
                 yield _TextPiece(self._tokenize(other))
             yield _TextPiece(self._tokenize(closing))
         if rest:
@@ -290,18 +334,65 @@ class SampleEncoder:
 
     # Images ---------------------------------------------------------------------------------------------------------
 
-    def _measure_image(self, path: Path, record: Record) -> _ImagePiece:
-        size = read_image_size(path)
-        num_tiles = count_tiles(*size, **self._tiling(record)) if self._is_tiled(record) else 1
-        return _ImagePiece(path, size, num_tiles)
+    def _place_visuals(
+        self, record: Record, rng: np.random.Generator | None
+    ) -> tuple[list[tuple[Role, str]], list[_Source]]:
+        """The turns with one `<image>` per image or frame, and where each of them comes from."""
+        turns = _place_placeholders(record)
+        if record.video is None:
+            return turns, [self._image_source(path, record) for path in record.image_paths]
+        if rng is None:
+            raise ValueError("a record with a video needs a generator; pass rng=")
+        frames = self._choose_frames(record, rng)
+        images = (self._image_source(path, record) for path in record.image_paths)
+        questions = "\n".join(text for role, text in turns if role == "user")
+        sources: list[_Source] = []
+        for placeholder in _PLACEHOLDERS.findall(questions):
+            sources += frames if placeholder == VIDEO_PLACEHOLDER else [next(images)]
+        labels = label_frames(len(frames))
+        labelled = [(role, text.replace(VIDEO_PLACEHOLDER, labels) if role == "user" else text) for role, text in turns]
+        return labelled, sources
 
-    def _is_tiled(self, record: Record) -> bool:
-        return self.dynamic_image_size if record.dynamic_image_size is None else record.dynamic_image_size
+    def _image_source(self, path: Path, record: Record) -> _Source:
+        is_tiled = self.dynamic_image_size if record.dynamic_image_size is None else record.dynamic_image_size
+        max_num = self._tile_limit(record, len(record.image_paths) if record.is_multi_image else 1)
+        return _Source(path, max_num=max_num if is_tiled else None)
 
-    def _tiling(self, record: Record) -> dict[str, Any]:
+    def _choose_frames(self, record: Record, rng: np.random.Generator) -> list[_Source]:
+        """The frames that the document shows of its video."""
+        assert record.video is not None
+        path = Path(record.video.path)
+        info = read_video_info(path)
+        first, last = find_clip(record.video)
+        numbers = sample_frames(
+            last + 1 - first,
+            method=self.frame_sampling,
+            min_num=self.min_num_frame,
+            max_num=self.max_num_frame,
+            rng=rng,
+            fps=info.fps,
+            is_padded=not path.is_dir(),
+        )
+        max_num = self._tile_limit(record, len(numbers)) if record.dynamic_image_size else None
+        if path.is_dir():
+            files = list_frames(path)
+            return [_Source(files[first + number], max_num=max_num) for number in numbers]
+        return [_Source(path, frame=first + number, max_num=max_num) for number in numbers]
+
+    def _tile_limit(self, record: Record, num_images: int) -> int:
         max_num = self.max_dynamic_patch if record.max_dynamic_patch is None else record.max_dynamic_patch
-        if self.dynamic_max_patch and record.is_multi_image:
-            max_num //= len(record.image_paths)
+        return max_num // num_images if self.dynamic_max_patch else max_num
+
+    def _measure_image(self, source: _Source) -> _ImagePiece:
+        if source.frame is None:
+            size = read_image_size(source.path)
+        else:
+            info = read_video_info(source.path)
+            size = info.width, info.height
+        num_tiles = 1 if source.max_num is None else count_tiles(*size, **self._tiling(source.max_num))
+        return _ImagePiece(source, size, num_tiles)
+
+    def _tiling(self, max_num: int) -> dict[str, Any]:
         return {
             "min_num": self.min_dynamic_patch,
             "max_num": max_num,
@@ -313,25 +404,34 @@ class SampleEncoder:
         self, record: Record, images: Sequence[_ImagePiece], rng: np.random.Generator, *, wanted: range
     ) -> Tensor:
         """Wanted tiles, (tiles, 3, S, S) float32; every image has a generator of its own."""
-        transform = self._transforms[record.data_augment]
-        squares: list[Image.Image] = []
+        shares: list[tuple[_ImagePiece, np.random.Generator, slice]] = []
         first = 0
         for piece, child in zip(images, rng.spawn(len(images)), strict=True):
             own = slice(max(wanted.start - first, 0), max(wanted.stop - first, 0))
             first += piece.num_tiles
             if own.start < min(own.stop, piece.num_tiles):
-                squares += self._load_squares(record, piece, transform, child)[own]
+                shares.append((piece, child, own))
+        transform = self._transforms[record.data_augment]
+        squares: list[Image.Image] = []
+        pictures = _load_pictures(record, [piece.source for piece, *_ in shares])
+        for (piece, child, own), picture in zip(shares, pictures, strict=True):
+            squares += self._split(record, piece, picture, transform, child)[own]
         return transform.to_tensor(squares) if squares else torch.empty(0, 3, self.image_size, self.image_size)
 
-    def _load_squares(
-        self, record: Record, piece: _ImagePiece, transform: TileTransform, rng: np.random.Generator
+    def _split(
+        self,
+        record: Record,
+        piece: _ImagePiece,
+        picture: Image.Image,
+        transform: TileTransform,
+        rng: np.random.Generator,
     ) -> list[Image.Image]:
         """All tiles of one image."""
-        image = load_image(piece.path)
-        if image.size != piece.size:
-            message = f"image {piece.path} decodes to {image.size}, its header says {piece.size}; replace the file"
+        source = piece.source
+        if picture.size != piece.size:
+            message = f"{source.path} decodes to {picture.size}, its header says {piece.size}; replace the file"
             raise DataError(message, source=record.source, row=record.row)
-        tiles = split_into_tiles(image, **self._tiling(record)) if self._is_tiled(record) else [image]
+        tiles = [picture] if source.max_num is None else split_into_tiles(picture, **self._tiling(source.max_num))
         return transform.to_squares(tiles, rng)
 
     def _draw_strides(self, num_images: int, rng: np.random.Generator) -> np.ndarray:
@@ -398,23 +498,42 @@ def _tokenize(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
 
 
-def _place_images(record: Record) -> list[tuple[Role, str]]:
-    """The turns with every image placed: as many placeholders in the questions as the record has images.
+def _load_pictures(record: Record, sources: Sequence[_Source]) -> Iterator[Image.Image]:
+    """Decoded images and frames in order; frames of the video in one pass."""
+    frames = [source.frame for source in sources if source.frame is not None]
+    video = iter(()) if record.video is None else load_frames(record.video.path, frames)
+    for source in sources:
+        yield load_image(source.path) if source.frame is None else next(video)
 
-    A single image without placeholder stands in front of the first question; a list of images must be placed.
+
+def _place_placeholders(record: Record) -> list[tuple[Role, str]]:
+    """The turns with every image and the video placed: as many placeholders in the questions as there are.
+
+    A single image, or a video, without placeholder stands in front of the first question; a list of images must be
+    placed. Without a video `<video>` is text.
     """
     turns = list(record.turns)
-    num_placeholders = sum(text.count(IMAGE_PLACEHOLDER) for role, text in turns if role == "user")
-    if num_placeholders == 0 and len(record.image_paths) == 1 and not record.is_multi_image:
-        role, text = turns[0]
-        turns[0] = (role, f"{IMAGE_PLACEHOLDER}\n{text}".strip())
-        num_placeholders = 1
-    if num_placeholders != len(record.image_paths):
-        raise DataError(
-            f"the questions hold {num_placeholders} {IMAGE_PLACEHOLDER} placeholders for {len(record.image_paths)} "
-            "images, expected as many placeholders as images; correct the text or the 'image' list"
-        )
+    turns = _place(turns, IMAGE_PLACEHOLDER, len(record.image_paths), is_placed=record.is_multi_image)
+    if record.video is not None:
+        turns = _place(turns, VIDEO_PLACEHOLDER, 1, is_placed=False)
     empty = next((index for index, (_, text) in enumerate(turns) if not text), None)
     if empty is not None:
         raise DataError(f"turn {empty} is an empty question, expected text or an image")
+    return turns
+
+
+def _place(
+    turns: list[tuple[Role, str]], placeholder: str, num_expected: int, *, is_placed: bool
+) -> list[tuple[Role, str]]:
+    """The turns with `num_expected` placeholders in the questions; a single one is put in front where it is missing."""
+    num_placeholders = sum(text.count(placeholder) for role, text in turns if role == "user")
+    if num_placeholders == 0 and num_expected == 1 and not is_placed:
+        role, text = turns[0]
+        return [(role, f"{placeholder}\n{text}".strip()), *turns[1:]]
+    if num_placeholders != num_expected:
+        kind = placeholder.strip("<>")
+        raise DataError(
+            f"the questions hold {num_placeholders} {placeholder} placeholders for {num_expected} {kind}s, expected as "
+            f"many placeholders as {kind}s; correct the text or the '{kind}' entry"
+        )
     return turns

@@ -33,6 +33,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -197,7 +198,7 @@ class RowPlan:
             ref = DocumentRef(epoch, int(order.source[index]), int(order.row[index]), int(order.repeat[index]))
             tally.num_seen += 1
             try:
-                num_tokens, num_tiles = self.encoder.measure(self.files[ref.source][ref.row])
+                num_tokens, num_tiles = self.measure(ref)
                 rows = builder.add(ref, num_tokens=num_tokens, num_tiles=num_tiles)
             except _ROW_ERRORS as error:
                 tally.skips.append(self.skip(ref, error))
@@ -205,15 +206,25 @@ class RowPlan:
                 yield rows
         yield builder.flush()
 
+    def measure(self, ref: DocumentRef) -> tuple[int, int]:
+        """(tokens, tiles) of a document, before it is made.
+
+        Raises:
+            DataError: The row cannot become a document.
+        """
+        return self.encoder.measure(self.files[ref.source][ref.row], self._generator(ref))
+
     def encode(self, ref: DocumentRef, *, tiles: range | None = None) -> EncodedDocument:
         """Make a planned document; `tiles` are those to load, None: all.
 
         Raises:
             DataError: An image cannot be decoded.
         """
-        file = self.files[ref.source]
-        rng = document_generator(self.seed, epoch=ref.epoch, source=file.spec.name, row=ref.row, repeat=ref.repeat)
-        return self.encoder.encode(file[ref.row], rng, tiles=tiles)
+        return self.encoder.encode(self.files[ref.source][ref.row], self._generator(ref), tiles=tiles)
+
+    def _generator(self, ref: DocumentRef) -> np.random.Generator:
+        source = self.files[ref.source].spec.name
+        return document_generator(self.seed, epoch=ref.epoch, source=source, row=ref.row, repeat=ref.repeat)
 
     def skip(self, ref: DocumentRef, error: Exception) -> Skip:
         """The note about a document that `error` makes unusable."""

@@ -33,13 +33,13 @@ _IMAGE_ERRORS = (
 def resolve_image_path(
     image: str, *, root: Path, root2: Path | None = None, http_root: Path | None = None, is_multi_image: bool = False
 ) -> Path:
-    """Find the file that a record's `image` entry means.
+    """Find the file that a record's `image` or `video` entry means.
 
     Args:
         image: Path (absolute, or relative to the root) or `http(s)://` URL.
         root: Folder of relative paths.
         root2: Used instead of `root` for records with several images.
-        http_root: Folder in which the picture of a URL is stored under the sha256 of the URL, in hex.
+        http_root: Folder in which the file of a URL is stored under the sha256 of the URL, in hex.
         is_multi_image: Whether the record has a list of images.
 
     Raises:
@@ -47,12 +47,10 @@ def resolve_image_path(
     """
     if image.lower().startswith(("http://", "https://")):
         if http_root is None:
-            raise DataError(
-                f"image {image!r} is a URL, expected a file; download it and set http_root in the meta file"
-            )
+            raise DataError(f"{image!r} is a URL, expected a file; download it and set http_root in the meta file")
         return http_root / hashlib.sha256(image.encode()).hexdigest()
     if image.startswith("s3://"):
-        raise DataError(f"image {image!r} is in an object store, expected a file; copy it below the data set's root")
+        raise DataError(f"{image!r} is in an object store, expected a file; copy it below the data set's root")
     base = root2 if is_multi_image and root2 is not None else root
     return base / image
 

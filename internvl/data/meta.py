@@ -33,7 +33,8 @@ class SourceSpec:
         data_augment: Use the augmenting image transform.
         repeat_time: How often the data set is seen per epoch; a fraction is a random share of its rows.
         max_dynamic_patch: Tile limit per image for this data set; None keeps the run's.
-        dynamic_image_size: Tiling on or off for this data set; None keeps the run's.
+        dynamic_image_size: Tiling on or off for this data set; None keeps the run's, which is for images: a frame of
+            a video is one tile unless this is true.
         length: Number of rows as noted by the recipe; for readers only.
     """
 

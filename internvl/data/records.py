@@ -3,11 +3,14 @@
 Only the byte offset of every line is kept in memory; a line is read and parsed when its document is needed, so a file
 of millions of rows costs eight bytes a row. A row that is no valid record is a `DataError` of that row alone.
 
-A record holds `conversations` (turns of `human` and `gpt`, optionally opened by `system`) and `image` (a path, a list
-of paths, or nothing). Other keys are ignored.
+A record holds `conversations` (turns of `human` and `gpt`, optionally opened by `system`), and `image` (a path, a list
+of paths, or nothing) or `video` (a path, with `clip`: [first second, last second] if only a part of it is meant).
+Other keys are ignored. A record with images uses its `video` only if a question says `<video>`, for many image records
+note the video that they were cut from.
 """
 
 import json
+import math
 import os
 from array import array
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ import numpy as np
 
 from internvl.data.media import resolve_image_path
 from internvl.data.meta import SourceSpec
+from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip
 from internvl.errors import ConfigError, DataError
 
 Role = Literal["user", "assistant"]
@@ -35,6 +39,7 @@ class Record:
         turns: Questions and answers in turn, (role, text), opened by a question and closed by an answer.
         image_paths: Image files in the order of their placeholders.
         is_multi_image: The row gave a list of images (even of one), which may not be placed automatically.
+        video: The video, or the part of it, that the questions are about.
         system_message: Replaces the template's system message.
         data_augment: Use the augmenting transform.
         max_dynamic_patch: Tile limit of the data set; None keeps the run's.
@@ -46,6 +51,7 @@ class Record:
     turns: tuple[tuple[Role, str], ...]
     image_paths: tuple[Path, ...] = ()
     is_multi_image: bool = False
+    video: VideoClip | None = None
     system_message: str | None = None
     data_augment: bool = False
     max_dynamic_patch: int | None = None
@@ -133,6 +139,9 @@ def parse_record(raw: object, spec: SourceSpec, *, row: int) -> Record:
             )
             for image in images
         )
+        video = _read_video(raw, spec)
+        if images and not any(VIDEO_PLACEHOLDER in text for role, text in turns if role == "user"):
+            video = None
     except DataError as error:
         raise DataError(str(error), source=spec.name, row=row) from None
     return Record(
@@ -141,6 +150,7 @@ def parse_record(raw: object, spec: SourceSpec, *, row: int) -> Record:
         turns=turns,
         image_paths=paths,
         is_multi_image=is_multi_image,
+        video=video,
         system_message=system_message,
         data_augment=spec.data_augment,
         max_dynamic_patch=spec.max_dynamic_patch,
@@ -151,14 +161,32 @@ def parse_record(raw: object, spec: SourceSpec, *, row: int) -> Record:
 def _read_images(raw: dict[str, Any]) -> tuple[list[str], bool]:
     image = raw.get("image")
     if image is None or image in ("", []):
-        if raw.get("video"):
-            raise DataError("the record has a 'video'; this loader reads images and text, remove the row")
         return [], False
     if isinstance(image, str):
         return [image], False
     if isinstance(image, list) and all(isinstance(item, str) and item for item in image):
         return image, True
     raise DataError(f"'image' is {image!r:.80}, expected a path, a list of paths, null or nothing")
+
+
+def _read_video(raw: dict[str, Any], spec: SourceSpec) -> VideoClip | None:
+    video, clip = raw.get("video"), raw.get("clip")
+    if video is None or video in ("", []):
+        return None
+    if not isinstance(video, str):
+        raise DataError(f"'video' is {video!r:.80}, expected a path, null or nothing")
+    if clip is not None and not _is_clip(clip):
+        raise DataError(f"'clip' is {clip!r:.80}, expected [first second, last second] with 0 <= first < last")
+    path = resolve_image_path(video, root=spec.root, http_root=spec.http_root)
+    return VideoClip(path, clip=None if clip is None else (float(clip[0]), float(clip[1])))
+
+
+def _is_clip(clip: object) -> bool:
+    if not isinstance(clip, list) or len(clip) != 2:
+        return False
+    if any(isinstance(second, bool) or not isinstance(second, int | float) for second in clip):
+        return False
+    return 0 <= clip[0] < clip[1] and math.isfinite(clip[1])
 
 
 def _read_turns(conversations: object) -> tuple[str | None, tuple[tuple[Role, str], ...]]:

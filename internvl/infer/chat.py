@@ -1,6 +1,7 @@
 """Ask a checkpoint from the shell.
 
     python -m internvl.infer.chat --checkpoint DIR --image a.png b.png "What differs?"
+    python -m internvl.infer.chat --checkpoint DIR --video clip.mp4 --num_frames 16 "What happens?"
     python -m internvl.infer.chat --checkpoint DIR --text report.txt "What does it conclude?"
     echo "Who are you?" | python -m internvl.infer.chat --checkpoint DIR -
     python -m internvl.infer.chat --checkpoint DIR --image a.png            # a conversation; /reset, /quit
@@ -23,10 +24,11 @@ import torch
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
+from internvl.data.video import VIDEO_PLACEHOLDER, read_video_info
 from internvl.errors import ConfigError, DataError, InternVLError
 from internvl.infer.checkpoint import check_checkpoint
 from internvl.infer.context_parallel import ContextParallel, build_context_parallel
-from internvl.infer.session import Answer, Session, Turn, check_placeholders
+from internvl.infer.session import DEFAULT_NUM_FRAMES, Answer, Session, Turn, check_placeholders
 from internvl.model.caches import KV_CACHES
 from internvl.model.constants import IMAGE_PLACEHOLDER
 from internvl.model.rope_scaling import parse_rope_scaling
@@ -34,9 +36,10 @@ from internvl.model.v2pe import ROPE_POS_ID_VERSIONS, check_stride
 from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, read_rank_env
 
 _EPILOG = """\
-Images stand in front of the first question, or where it says <image>. Without a question a conversation starts:
-/reset forgets what was said (the images and the text come with the next question again), /quit or Ctrl-D ends it,
-Ctrl-C cuts an answer short.
+Images, then videos, then the text stand in front of the first question; images stand where it says <image> instead,
+videos where it says <video>, each kind in the order of the command line. A video is a file or a folder of frames.
+Without a question a conversation starts: /reset forgets what was said (images, videos and text come with the next
+question again), /quit or Ctrl-D ends it, Ctrl-C cuts an answer short.
 """
 
 
@@ -47,19 +50,25 @@ class Opening:
     Attributes:
         images: Image files.
         text: Long context; None: none.
+        videos: Video files or folders of frames.
     """
 
     images: tuple[Path, ...] = ()
     text: str | None = None
+    videos: tuple[Path, ...] = ()
 
     def compose(self, question: str) -> str:
-        """The first user message: images, text, question, a line break between them.
+        """The first user message: images, videos, text, question, a line break between them.
 
-        Images are put in front only when the question does not place them itself. `<image>` inside the text is text.
+        Images are put in front only when the question does not place them itself, and so are videos. Placeholders
+        inside the text are text.
         """
-        parts = [] if self.text is None else [self.text.replace(IMAGE_PLACEHOLDER, "< image>")]
-        if IMAGE_PLACEHOLDER not in question:
-            parts = [IMAGE_PLACEHOLDER] * len(self.images) + parts
+        parts = []
+        for placeholder, files in ((IMAGE_PLACEHOLDER, self.images), (VIDEO_PLACEHOLDER, self.videos)):
+            if placeholder not in question:
+                parts += [placeholder] * len(files)
+        if self.text is not None:
+            parts.append(self.text.replace(IMAGE_PLACEHOLDER, "< image>").replace(VIDEO_PLACEHOLDER, "< video>"))
         return "\n".join([*parts, question])
 
 
@@ -89,15 +98,19 @@ class Chat:
         """
         prompt = question if self.history else self.opening.compose(question)
         on_text = _write_answer if self.parallel.is_first else None
-        answer = self.session.answer(prompt, self.opening.images, history=self.history, on_text=on_text, **self.options)
+        images, videos = self.opening.images, self.opening.videos
+        answer = self.session.answer(
+            prompt, images, videos=videos, history=self.history, on_text=on_text, **self.options
+        )
         self.history.append((prompt, answer.text))
         if not self.parallel.is_first:
             return answer
         _write_answer("\n")
         if self.verbose:
+            tiles = f"{answer.num_frames} frames, {answer.num_tiles} tiles" if videos else f"{answer.num_tiles} tiles"
             sys.stderr.write(
                 f"{answer.num_prompt_tokens} tokens in the prompt, {answer.num_new_tokens} in the answer, "
-                f"{answer.num_tiles} tiles, last position {answer.last_position:g}, {answer.seconds:.2f} seconds\n"
+                f"{tiles}, last position {answer.last_position:g}, {answer.seconds:.2f} seconds\n"
             )
         return answer
 
@@ -163,6 +176,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--checkpoint", required=True, type=Path, help="folder of the model")
     add("--image", nargs="+", default=[], metavar="FILE",
         help="images; the last word is the question when it is neither a file nor named like an image")  # fmt: skip
+    add("--video", action="append", default=[], type=Path, metavar="FILE",
+        help="video file or folder of frames; may be given several times")  # fmt: skip
+    add("--num_frames", type=int, default=DEFAULT_NUM_FRAMES,
+        help="frames per video, spread evenly, one tile each (default: %(default)s)")  # fmt: skip
     add("--text", type=Path, metavar="FILE", help="text file that is put in front of the question")
     add("--rope_pos_id_version", choices=ROPE_POS_ID_VERSIONS,
         help="visual positions; default: v2pe_fix with a stride, otherwise the checkpoint's own")  # fmt: skip
@@ -183,7 +200,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="of what is drawn; default: another one every time")
     add("--device", choices=("cpu", "cuda"), help="default: cuda when there is a GPU")
     add("--verbose", action="store_true",
-        help="write numbers of tokens and tiles, the last position and seconds behind an answer")  # fmt: skip
+        help="write numbers of tokens, frames and tiles, the last position and seconds behind an answer")  # fmt: skip
     return parser
 
 
@@ -249,7 +266,10 @@ def _run(arguments: argparse.Namespace, env: RankEnv) -> None:
     missing = next((image for image in images if not image.is_file()), None)
     if missing is not None:
         raise DataError(f"image {missing} is no file; correct the path (a question goes in front of --image)")
-    opening = Opening(images, None if arguments.text is None else _read_text(arguments.text))
+    for video in arguments.video:
+        read_video_info(video)
+    text = None if arguments.text is None else _read_text(arguments.text)
+    opening = Opening(images, text, videos=tuple(arguments.video))
     version = arguments.rope_pos_id_version
     if arguments.rope_pos_id_stride is not None:
         check_stride(version or "v2pe_fix", arguments.rope_pos_id_stride)
@@ -264,7 +284,7 @@ def _run(arguments: argparse.Namespace, env: RankEnv) -> None:
         question = _read_question(question) if together.is_first else None
     question = together.share(question)
     if question is not None:
-        check_placeholders([opening.compose(question)], len(images))
+        check_placeholders([opening.compose(question)], len(images), len(opening.videos))
     check_checkpoint(arguments.checkpoint)
     session = Session.from_pretrained(
         arguments.checkpoint,
@@ -273,6 +293,7 @@ def _run(arguments: argparse.Namespace, env: RankEnv) -> None:
         rope_pos_id_version=version,
         rope_pos_id_stride=arguments.rope_pos_id_stride,
         max_num=arguments.max_num,
+        num_frames=arguments.num_frames,
         prefill_chunk_size=arguments.prefill_chunk_size,
         kv_cache=arguments.kv_cache,
         context_parallel=parallel,

@@ -233,11 +233,13 @@ class ContextParallel:
 
         Raises:
             ConfigError: Several prompts, padding, beams, or a cache that cannot be shared.
+            ParallelError: The ranks were not called with the same prompt.
             ValueError: Another number of visual tokens than of features.
         """
         _check_prompt(input_ids, attention_mask)
         _check_options(generation_config, generate_kwargs, prefill_chunk_size, kv_cache)
         num_new_tokens = int(_asked("max_new_tokens", generation_config, generate_kwargs))
+        self._check_same_call(input_ids, num_new_tokens, prefill_chunk_size)
         if position_ids is None:
             position_ids = model.build_positions(
                 input_ids,
@@ -351,6 +353,22 @@ class ContextParallel:
             )
         cache.chunk_length = None
 
+    def _check_same_call(self, input_ids: Tensor, num_new_tokens: int, chunk_size: int | None) -> None:
+        """Ranks with different prompts would wait for each other for ever."""
+        if self.group is None:
+            return
+        order = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+        numbers = [len(order), num_new_tokens, chunk_size or 0, int((input_ids * order).sum())]
+        own = torch.tensor(numbers, device=input_ids.device)
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(found, own, group=self.group)
+        calls = torch.stack(found).tolist()
+        if any(call != calls[0] for call in calls):
+            raise ParallelError(
+                "the ranks that answer together were called with different prompts or limits: (tokens, max_new_tokens, "
+                f"prefill_chunk_size, sum of the prompt) by rank {calls}; give all of them the same"
+            )
+
     def _share_generator(self, device: torch.device) -> None:
         """Every rank's random numbers go on as those of the first."""
         if self.group is None:
@@ -444,9 +462,9 @@ def _check_options(
     for name in ("num_beams", "num_return_sequences"):
         if (_asked(name, generation_config, generate_kwargs) or 1) != 1:
             raise ConfigError(f"{name} is more than 1, but context_parallel follows one answer only; leave it out")
-    for name in ("use_cache", "past_key_values", "max_time"):
-        if generate_kwargs.get(name, True if name == "use_cache" else None) not in (True, None):
-            raise ConfigError(f"context_parallel brings a cache of its own and no clock; leave {name} out")
+    for name, usual in (("use_cache", True), ("past_key_values", None), ("max_time", None)):
+        if generate_kwargs.get(name, usual) is not usual:
+            raise ConfigError(f"context_parallel brings a cache of its own and takes no clock; leave {name} out")
 
 
 def _asked(name: str, generation_config: GenerationConfig | None, generate_kwargs: dict[str, Any]) -> Any:

@@ -4,13 +4,16 @@
 
 A conversation is a list of earlier (question, answer) pairs, given again with every question. Text is made harmless
 first: `<img>` or `<IMG_CONTEXT>` written in a question stays text. Every `<image>` becomes
-`<img>`, T visual tokens per tile, `</img>`.
+`<img>`, T visual tokens per tile, `</img>`. Every `<video>` becomes labelled frames, each an image of one tile:
+
+    <video>\\nq   -->   Frame1: <image>\\nFrame2: <image>\\n ... FrameN: <image>\\nq
 
 Several ranks can answer a question together (`context_parallel`): each loads and encodes some of the images and keeps
 some of the keys and values, all of them get the answer.
 """
 
 import math
+import re
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +31,14 @@ from internvl.data.encode import neutralise_special_tokens
 from internvl.data.media import load_image, read_image_size
 from internvl.data.tiling import count_tiles, split_into_tiles
 from internvl.data.transform import build_transform
+from internvl.data.video import (
+    VIDEO_PLACEHOLDER,
+    VideoClip,
+    choose_frames,
+    label_frames,
+    list_frames,
+    load_frames,
+)
 from internvl.errors import ConfigError, DataError
 from internvl.infer.checkpoint import load_checkpoint
 from internvl.infer.context_parallel import ContextParallel, ShardedFeatures, check_shareable, split_images
@@ -43,8 +54,12 @@ from internvl.model.rope_scaling import RopeScaling
 from internvl.model.v2pe import check_stride
 
 ImageSource = str | Path | Image.Image
+VideoSource = str | Path | VideoClip
 Turn = tuple[str, str]  # an earlier question and its answer
 DEFAULT_CACHE_BYTES = 2**30
+DEFAULT_NUM_FRAMES = 16  # of a video, as in the published MVBench evaluation
+_ONLY_IMAGES = re.compile(IMAGE_PLACEHOLDER)
+_IMAGES_AND_VIDEOS = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}")
 
 
 @dataclass(frozen=True)
@@ -55,9 +70,10 @@ class Answer:
         text: The answer, without special tokens.
         num_prompt_tokens: Tokens of the prompt, visual ones included.
         num_new_tokens: Generated tokens, the closing one included.
-        num_tiles: Tiles of all images.
+        num_tiles: Tiles of all images and frames.
         last_position: Rotary position of the last prompt token.
         seconds: From question to answer.
+        num_frames: Frames of all videos.
     """
 
     text: str
@@ -66,24 +82,50 @@ class Answer:
     num_tiles: int
     last_position: float
     seconds: float
+    num_frames: int = 0
 
 
-def check_placeholders(questions: Sequence[str], num_images: int) -> None:
-    """Make sure that there is one `<image>` per image.
+@dataclass(frozen=True)
+class _Picture:
+    """An image of a prompt, or a frame of a video.
+
+    Attributes:
+        source: The image, or the video file.
+        max_num: Tile limit.
+        frame: Number of the frame in the video file; None: an image.
+    """
+
+    source: ImageSource
+    max_num: int
+    frame: int | None = None
+
+
+def check_placeholders(questions: Sequence[str], num_images: int, num_videos: int = 0) -> None:
+    """Make sure that there is one `<image>` per image and one `<video>` per video.
+
+    Without videos `<video>` is text (it is a tag of web pages).
 
     Args:
         questions: User messages of a conversation.
         num_images: Images of the whole conversation.
+        num_videos: Videos of the whole conversation.
 
     Raises:
         DataError: Another number.
     """
-    num_placeholders = sum(question.count(IMAGE_PLACEHOLDER) for question in questions)
-    if num_placeholders != num_images:
+    _check_placeholders(questions, IMAGE_PLACEHOLDER, num_images)
+    if num_videos:
+        _check_placeholders(questions, VIDEO_PLACEHOLDER, num_videos)
+
+
+def _check_placeholders(questions: Sequence[str], placeholder: str, num_expected: int) -> None:
+    num_placeholders = sum(question.count(placeholder) for question in questions)
+    if num_placeholders != num_expected:
+        kind = placeholder.strip("<>")
         where = "the prompt has" if len(questions) == 1 else f"the {len(questions)} questions of the conversation have"
         raise DataError(
-            f"{where} {num_placeholders} {IMAGE_PLACEHOLDER} for {num_images} images, expected one per image; "
-            "change the text or the list of images"
+            f"{where} {num_placeholders} {placeholder} for {num_expected} {kind}s, expected one per {kind}; "
+            f"change the text or the list of {kind}s"
         )
 
 
@@ -96,7 +138,9 @@ class Session:
         rope_pos_id_version: `default`, `v2pe_fix` or `v2pe_rnd`; None: `v2pe_fix` when a stride is given, otherwise
             the checkpoint's own (ordinary positions for one that was trained with random strides).
         rope_pos_id_stride: Positions that one tile spans; None: the checkpoint's own.
-        max_num: Largest number of tiles per image; None: the checkpoint's own (`max_dynamic_patch`).
+        max_num: Largest number of tiles per image; None: the checkpoint's own (`max_dynamic_patch`). A frame of a
+            video is one tile.
+        num_frames: Frames per video, spread evenly (`sample_segments` of internvl/data/video.py).
         max_cache_bytes: Limit of the image feature cache (in main memory).
         prefill_chunk_size: Tokens of a prompt that pass the decoder at a time, which bounds memory for long prompts;
             None: all at once. Does not change answers.
@@ -118,6 +162,7 @@ class Session:
         rope_pos_id_version: str | None = None,
         rope_pos_id_stride: float | None = None,
         max_num: int | None = None,
+        num_frames: int = DEFAULT_NUM_FRAMES,
         max_cache_bytes: int = DEFAULT_CACHE_BYTES,
         prefill_chunk_size: int | None = None,
         kv_cache: str = "dynamic",
@@ -129,6 +174,7 @@ class Session:
         self.rope_pos_id_stride = config.rope_pos_id_stride if rope_pos_id_stride is None else rope_pos_id_stride
         check_stride(self.rope_pos_id_version, self.rope_pos_id_stride)
         self.max_num = config.max_dynamic_patch if max_num is None else max_num
+        self.num_frames = num_frames
         self.conversation = get_conversation(config.template or "internlm2-chat")
         if prefill_chunk_size is not None and prefill_chunk_size < 1:
             raise ConfigError(f"prefill_chunk_size must be a positive number of tokens, got {prefill_chunk_size}")
@@ -184,6 +230,7 @@ class Session:
         prompt: str,
         images: Sequence[ImageSource] = (),
         *,
+        videos: Sequence[VideoSource] = (),
         max_new_tokens: int,
         history: Sequence[Turn] = (),
         on_text: Callable[[str], None] | None = None,
@@ -191,13 +238,15 @@ class Session:
         top_p: float = 1.0,
         seed: int | None = None,
         max_num: int | None = None,
+        num_frames: int | None = None,
         system_message: str | None = None,
     ) -> Answer:
         """Answer one question, greedily unless a temperature is given.
 
         Args:
-            prompt: User message with one `<image>` per image.
+            prompt: User message with one `<image>` per image and one `<video>` per video.
             images: Files or pictures in the order of their placeholders, those of earlier questions first.
+            videos: Files, folders of frames, or parts of them (`VideoClip`), in the order of their placeholders.
             max_new_tokens: Limit of the answer in tokens.
             history: Earlier questions, with their `<image>`, and answers.
             on_text: Called with every piece of the answer as it comes; the pieces add up to the answer's text.
@@ -205,21 +254,27 @@ class Session:
             top_p: Draw from the most probable tokens that make up this share (0 to 1, with a temperature only).
             seed: Of what is drawn; None: the global generator of torch.
             max_num: Tiles per image for this question; None: the session's.
+            num_frames: Frames per video for this question; None: the session's.
             system_message: Replaces the template's own.
 
         Raises:
             ConfigError: A limit, a temperature or a share out of range.
-            DataError: Another number of `<image>` than of images, or an image that cannot be read.
+            DataError: Another number of `<image>` or `<video>` than of images or videos, or one that cannot be read.
         """
         start = time.perf_counter()
         max_num = self.max_num if max_num is None else max_num
-        for name, value in (("max_new_tokens", max_new_tokens), ("max_num", max_num)):
+        num_frames = self.num_frames if num_frames is None else num_frames
+        for name, value in (("max_new_tokens", max_new_tokens), ("max_num", max_num), ("num_frames", num_frames)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}, expected at least 1")
         sampling = _choose_sampling(temperature, top_p)
         questions = [*(question for question, _ in history), prompt]
-        check_placeholders(questions, len(images))
-        features, tiles_per_image = self._prepare_images(images, max_num)
+        check_placeholders(questions, len(images), len(videos))
+        frames = self._choose_frames(videos, num_frames)
+        questions, pictures = _place_pictures(questions, [_Picture(image, max_num) for image in images], frames)
+        features, tiles_per_image = self._prepare_images(pictures)
+        *earlier, prompt = questions
+        history = [(question, answer) for question, (_, answer) in zip(earlier, history, strict=True)]
         input_ids = self._encode_prompt(prompt, tiles_per_image, system_message, history)
         input_ids = input_ids.to(self.model.device)
         position_ids = self.model.build_positions(
@@ -247,31 +302,44 @@ class Session:
             num_tiles=sum(tiles_per_image),
             last_position=float(position_ids[0, -1]),
             seconds=time.perf_counter() - start,
+            num_frames=sum(len(of_video) for of_video in frames),
         )
 
-    def _prepare_images(self, images: Sequence[ImageSource], max_num: int) -> tuple[Any, list[int]]:
-        """Features as `generate` takes them (None without images), and tiles per image."""
-        if not images:
+    def _choose_frames(self, videos: Sequence[VideoSource], num_frames: int) -> list[list[_Picture]]:
+        """The frames of every video that the model sees, one tile each."""
+        if not videos:
+            return []
+        clips = [video if isinstance(video, VideoClip) else VideoClip(video) for video in videos]
+        with (self.context_parallel or ContextParallel(None)).fail_together():
+            frames = [_list_pictures(clip, choose_frames(clip, num_frames=num_frames)) for clip in clips]
+        return frames
+
+    def _prepare_images(self, pictures: Sequence[_Picture]) -> tuple[Any, list[int]]:
+        """Features as `generate` takes them (None without images), and tiles per image or frame."""
+        if not pictures:
             return None, []
         if self.context_parallel is None:
-            features = self._encode_images(images, max_num)
+            features = self._encode_images(pictures)
             return torch.cat(features).to(self.model.device), [len(f) for f in features]
         parallel = self.context_parallel
         with parallel.fail_together():
-            tiles = [self._count_tiles(image, max_num) for image in images]
+            tiles = [self._count_tiles(picture) for picture in pictures]
             shares = split_images(tiles, parallel.size)
             own = shares[parallel.rank]
-            encoded = self._encode_images(images[own.start : own.stop], max_num)
+            encoded = self._encode_images(pictures[own.start : own.stop])
         # An own tensor of zero tiles: a rank that has no image still takes part in the exchange.
         none = torch.zeros(0, self.model.num_image_token, self.model.config.llm_config.hidden_size)
         local = torch.cat([none.to(self.model.dtype), *encoded]).to(self.model.device)
         owners = [range(sum(tiles[: share.start]), sum(tiles[: share.stop])) for share in shares]
         return ShardedFeatures(local, owners), tiles
 
-    def _count_tiles(self, image: ImageSource, max_num: int) -> int:
+    def _count_tiles(self, picture: _Picture) -> int:
         """Tiles of an image, from its size alone."""
+        if picture.max_num == 1:
+            return 1
+        image = picture.source
         width, height = image.size if isinstance(image, Image.Image) else read_image_size(image)
-        return count_tiles(width, height, **self._tiling(max_num))
+        return count_tiles(width, height, **self._tiling(picture.max_num))
 
     def _tiling(self, max_num: int) -> dict[str, Any]:
         config = self.model.config
@@ -282,25 +350,27 @@ class Session:
             "use_thumbnail": config.use_thumbnail,
         }
 
-    def _encode_images(self, images: Sequence[ImageSource], max_num: int) -> list[Float[Tensor, "tiles tokens dim"]]:
-        """Features of every image in main memory; an image that appears twice is encoded once."""
+    def _encode_images(self, pictures: Sequence[_Picture]) -> list[Float[Tensor, "tiles tokens dim"]]:
+        """Features of every picture in main memory; one that appears twice is encoded once."""
         encoded: dict[Hashable, Tensor] = {}
-        keys = [_image_key(image, max_num) for image in images]
-        for key, image in zip(keys, images, strict=True):
-            if key in encoded:
-                continue
-            features = self.cache.get(key)
+        missing: dict[Hashable, _Picture] = {}
+        keys = [_picture_key(picture) for picture in pictures]
+        for key, picture in zip(keys, pictures, strict=True):
+            features = encoded.get(key, self.cache.get(key))
             if features is None:
-                features = self._encode_image(image, max_num)
-                if not isinstance(image, Image.Image):
-                    self.cache.put(key, features)
-            encoded[key] = features
+                missing[key] = picture
+            else:
+                encoded[key] = features
+        loaded = _load_pictures(list(missing.values()))
+        for (key, picture), image in zip(missing.items(), loaded, strict=True):
+            encoded[key] = self._encode_image(image, picture.max_num)
+            if not isinstance(picture.source, Image.Image):
+                self.cache.put(key, encoded[key])
         return [encoded[key] for key in keys]
 
-    def _encode_image(self, image: ImageSource, max_num: int) -> Float[Tensor, "tiles tokens dim"]:
+    def _encode_image(self, image: Image.Image, max_num: int) -> Float[Tensor, "tiles tokens dim"]:
         """One forward of the vision tower per image: its features depend on no other image in the prompt or cache."""
-        picture = image.convert("RGB") if isinstance(image, Image.Image) else load_image(image)
-        tiles = split_into_tiles(picture, **self._tiling(max_num))
+        tiles = split_into_tiles(image, **self._tiling(max_num))
         pixel_values = self._transform(tiles).to(self.model.device, self.model.dtype)
         return self.model.extract_feature(pixel_values).cpu()
 
@@ -366,13 +436,56 @@ def _mark_images(question: str) -> str:
     return neutralise_special_tokens(question).replace(IMAGE_PLACEHOLDER, one_token_image)
 
 
-def _image_key(image: ImageSource, max_num: int) -> Hashable:
-    """What an image's features depend on; pictures in memory are told apart for the time of one question only."""
-    if isinstance(image, Image.Image):
-        return ("picture", id(image), max_num)
-    path = Path(image)
+def _list_pictures(clip: VideoClip, numbers: Sequence[int]) -> list[_Picture]:
+    path = Path(clip.path)
+    if path.is_dir():
+        files = list_frames(path)
+        return [_Picture(files[number], max_num=1) for number in numbers]
+    return [_Picture(path, max_num=1, frame=number) for number in numbers]
+
+
+def _place_pictures(
+    questions: Sequence[str], images: Sequence[_Picture], videos: Sequence[Sequence[_Picture]]
+) -> tuple[list[str], list[_Picture]]:
+    """The questions with labelled frames instead of `<video>`, and all pictures in the order of their `<image>`."""
+    following_images, following_videos = iter(images), iter(videos)
+    pictures: list[_Picture] = []
+
+    def place(placeholder: re.Match[str]) -> str:
+        if placeholder[0] == IMAGE_PLACEHOLDER:
+            pictures.append(next(following_images))
+            return IMAGE_PLACEHOLDER
+        frames = next(following_videos)
+        pictures.extend(frames)
+        return label_frames(len(frames))
+
+    pattern = _IMAGES_AND_VIDEOS if videos else _ONLY_IMAGES
+    return [pattern.sub(place, question) for question in questions], pictures
+
+
+def _load_pictures(pictures: Sequence[_Picture]) -> Iterator[Image.Image]:
+    """Decoded RGB pictures, one in memory at a time; frames of a video file in one pass."""
+    frames_of: dict[str, list[int]] = {}
+    for picture in pictures:
+        if picture.frame is not None:
+            frames_of.setdefault(str(picture.source), []).append(picture.frame)
+    videos = {path: load_frames(path, frames) for path, frames in frames_of.items()}
+    for picture in pictures:
+        source = picture.source
+        if picture.frame is not None:
+            yield next(videos[str(source)])
+        else:
+            yield source.convert("RGB") if isinstance(source, Image.Image) else load_image(source)
+
+
+def _picture_key(picture: _Picture) -> Hashable:
+    """What features depend on; pictures in memory are told apart for the time of one question only."""
+    source = picture.source
+    if isinstance(source, Image.Image):
+        return ("picture", id(source), picture.max_num)
+    path = Path(source)
     try:
         status = path.stat()
     except OSError as error:
         raise DataError(f"image {path} cannot be read: {error}") from error
-    return (str(path), status.st_mtime_ns, status.st_size, max_num)
+    return (str(path), status.st_mtime_ns, status.st_size, picture.max_num, picture.frame)

@@ -15,7 +15,7 @@ from .errors import ConfigError
 
 LossReduction = Literal["token", "sample", "square"]
 
-_CHUNK_BYTES = 128 * 2**20  # float32 logits that exist at a time
+CHUNK_BYTES = 128 * 2**20  # float32 logits that exist at a time
 
 
 def build_loss_weight(labels: Tensor, cu_seqlens: Tensor | None, reduction: LossReduction) -> Tensor:
@@ -148,4 +148,4 @@ def _weigh_chunk(states: Tensor, weight: Tensor, targets: Tensor, token_weights:
 
 
 def _chunk_tokens(weight: Tensor) -> int:
-    return max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
+    return max(1, CHUNK_BYTES // (4 * weight.shape[0]))

@@ -6,6 +6,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from internvl.data import encode
 from internvl.data.encode import document_generator, neutralise_special_tokens
 from internvl.data.media import load_image
 from internvl.data.meta import SourceSpec
@@ -17,6 +18,7 @@ from internvl.model.constants import IGNORE_INDEX
 from internvl.model.conversation import get_conversation
 
 from .conftest import IMAGE_SIZE, TOKENS_PER_TILE, conversation
+from .numbered_videos import read_numbers, tile_pictures, write_frames, write_gif, write_video
 
 TEMPLATES = ("internlm2-chat", "Hermes-2", "internvl2_5", "phi3-chat")
 QUESTIONS = [
@@ -262,6 +264,158 @@ def test_augmented_tiles_follow_from_the_generator(make_encoder, make_record, ma
     assert not torch.equal(encode(0), encode(1))
 
 
+# Videos
+
+
+@pytest.fixture
+def make_video(tmp_path):
+    def make(name, num_frames=30, **options):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(exist_ok=True)
+        write = {".gif": write_gif, "": write_frames}.get(path.suffix, write_video)
+        return write(path, num_frames, **options)
+
+    return make
+
+
+def test_a_video_becomes_labelled_frames(tokenizer, make_encoder, make_record, make_video, rng):
+    make_video("a.mp4")
+    encoder = make_encoder(min_num_frame=3, max_num_frame=3, frame_sampling="middle")
+    document = encoder.encode(make_record("<video>\nWhat happens?", "a", video="a.mp4"), rng)
+    frame = "<img>" + "<IMG_CONTEXT>" * TOKENS_PER_TILE + "</img>"
+    question = f"Frame1: {frame}\nFrame2: {frame}\nFrame3: {frame}\nWhat happens?"
+    rendered = get_conversation("internlm2-chat").render([("user", question), ("assistant", "a")])
+    assert document.input_ids.tolist() == tokenizer(rendered)["input_ids"]
+    assert document.tiles_per_image == (1, 1, 1)
+    assert read_numbers(tile_pictures(document.pixel_values)) == [4, 14, 24]
+    assert supervised_text(tokenizer, document) == ["a<|im_end|>"]
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "folder"])
+def test_frames_and_their_number_follow_from_the_generator(make_encoder, make_record, make_video, name):
+    make_video(name)
+    encoder = make_encoder(min_num_frame=2, max_num_frame=6)
+    record = make_record("What happens?", "a", video=name)
+    numbers = {}
+    for seed in range(12):
+        rng, same = np.random.default_rng(seed), np.random.default_rng(seed)
+        document = encoder.encode(record, rng)
+        assert encoder.measure(record, same) == (len(document.input_ids), len(document.tiles_per_image))
+        numbers[seed] = read_numbers(tile_pictures(document.pixel_values))
+        assert numbers[seed] == sorted(set(numbers[seed]))
+        again = encoder.encode(record, np.random.default_rng(seed))
+        assert torch.equal(again.pixel_values, document.pixel_values)
+    assert {len(drawn) for drawn in numbers.values()} == {2, 3, 4, 5, 6}
+    assert len({tuple(drawn) for drawn in numbers.values()}) == 12
+
+
+def test_a_clip_shows_its_part_of_the_video(make_encoder, make_record, make_video, rng):
+    make_video("a.mp4", 60)
+    record = make_record("q", "a", video="a.mp4", clip=[2.0, 2.9])
+    document = make_encoder(min_num_frame=5, max_num_frame=5, frame_sampling="middle").encode(record, rng)
+    assert read_numbers(tile_pictures(document.pixel_values)) == [20, 22, 24, 26, 28]
+
+
+def test_a_short_file_repeats_its_last_frame_and_a_folder_shows_what_it_has(make_encoder, make_record, make_video):
+    encoder = make_encoder(min_num_frame=4, max_num_frame=4)
+    numbers = {}
+    for name in ("a.mp4", "a.gif", "folder"):
+        make_video(name, 2)
+        document = encoder.encode(make_record("q", "a", video=name), np.random.default_rng(0))
+        numbers[name] = read_numbers(tile_pictures(document.pixel_values))
+    assert numbers == {"a.mp4": [0, 1, 1, 1], "a.gif": [0, 1, 1, 1], "folder": [0, 1]}
+
+
+def test_every_frame_has_a_stride_of_its_own(make_encoder, make_record, make_video, rng):
+    make_video("a.mp4", 40)
+    encoder = make_encoder(
+        rope_pos_id_version="v2pe_rnd", random_strides=(0.5, 1, 2), min_num_frame=30, max_num_frame=30
+    )
+    assert set(encoder.encode(make_record("q", "a", video="a.mp4"), rng).image_strides.tolist()) == {
+        32768,
+        65536,
+        131072,
+    }
+
+
+@pytest.mark.parametrize(("tiled", "num_tiles"), [(None, 1), (False, 1), (True, 4)])
+@pytest.mark.parametrize("name", ["a.mp4", "folder"])
+def test_frames_are_tiled_only_if_their_data_set_says_so(
+    make_encoder, make_record, make_video, rng, name, tiled, num_tiles
+):
+    make_video(name, size=(90, 30))
+    encoder = make_encoder(min_num_frame=2, max_num_frame=2)
+    options = {} if tiled is None else {"tiled": tiled}
+    document = encoder.encode(make_record("q", "a", video=name, **options), rng)
+    assert document.tiles_per_image == (num_tiles,) * 2
+    assert document.pixel_values.shape == (2 * num_tiles, 3, IMAGE_SIZE, IMAGE_SIZE)
+    sharing = make_encoder(min_num_frame=2, max_num_frame=2, dynamic_max_patch=True, max_dynamic_patch=4)
+    assert sharing.measure(make_record("q", "a", video=name, tiled=True), rng)[1] == 2 * 3
+
+
+def test_images_and_a_video_stand_where_the_questions_place_them(
+    make_encoder, make_record, make_image, make_video, rng
+):
+    make_video("a.mp4")
+    make_image("wide.png", 90, 30)
+    make_image("square.png", 30, 30)
+    texts = ("<image> then <video>", "a", "and <image>", "b")
+    record = make_record(*texts, image=["wide.png", "square.png"], video="a.mp4")
+    encoder = make_encoder(min_num_frame=2, max_num_frame=2, frame_sampling="middle")
+    document = encoder.encode(record, rng)
+    assert document.tiles_per_image == (4, 1, 1, 1)
+    assert read_numbers(tile_pictures(document.pixel_values[4:6])) == [7, 22]
+
+
+def test_only_the_frames_of_the_wanted_tiles_are_decoded(make_encoder, make_record, make_video, monkeypatch):
+    make_video("a.mp4", 40)
+    asked = []
+    original = encode.load_frames
+    monkeypatch.setattr(
+        encode, "load_frames", lambda path, frames: asked.append(list(frames)) or original(path, frames)
+    )
+    encoder = make_encoder(min_num_frame=8, max_num_frame=8, frame_sampling="middle")
+    record = make_record("q", "a", video="a.mp4")
+    whole = encoder.encode(record, np.random.default_rng(0))
+    part = encoder.encode(record, np.random.default_rng(0), tiles=range(2, 5))
+    assert asked == [[2, 7, 12, 17, 22, 27, 32, 37], [12, 17, 22]]
+    assert torch.equal(part.pixel_values, whole.pixel_values[2:5])
+    assert torch.equal(part.input_ids, whole.input_ids)
+    monkeypatch.setattr(encode, "load_frames", None)
+    assert encoder.measure(record, np.random.default_rng(0))[1] == 8  # decodes nothing
+
+
+@pytest.mark.parametrize(
+    ("texts", "num_placeholders"), [(("<video><video>", "a"), 2), (("<video>", "a", "<video>", "b"), 2)]
+)
+def test_one_video_has_one_placeholder(make_encoder, make_record, make_video, rng, texts, num_placeholders):
+    make_video("a.mp4")
+    with pytest.raises(
+        DataError, match=f"test, row 3: the questions hold {num_placeholders} <video> placeholders for 1"
+    ):
+        make_encoder().measure(make_record(*texts, video="a.mp4"), rng)
+
+
+def test_a_video_tag_is_text_where_there_is_no_video(tokenizer, make_encoder, make_record, rng):
+    document = make_encoder().encode(make_record("What is a <video> tag?", "a"), rng)
+    assert "What is a <video> tag?" in tokenizer.decode(document.input_ids)
+
+
+@pytest.mark.parametrize("name", ["missing.mp4", "broken.mp4", "empty"])
+def test_a_bad_video_is_an_error_of_its_record(make_encoder, make_record, tmp_path, rng, name):
+    folder = tmp_path / "images"
+    (folder / "empty").mkdir(parents=True)
+    (folder / "broken.mp4").write_bytes(b"no video" * 99)
+    with pytest.raises(DataError, match=f"test, row 3: video .*{name}"):
+        make_encoder().measure(make_record("q", "a", video=name), rng)
+
+
+def test_measuring_a_video_needs_the_generator(make_encoder, make_record, make_video):
+    make_video("a.mp4")
+    with pytest.raises(ValueError, match="pass rng="):
+        make_encoder().measure(make_record("q", "a", video="a.mp4"))
+
+
 # Length
 
 
@@ -387,6 +541,9 @@ def test_the_generator_of_a_document_depends_on_everything_that_names_it():
         ({"rope_pos_id_version": "v2pe_rnd", "random_strides": (1, 1 / 3)}, "multiple of 1/65536"),
         ({"rope_pos_id_rnd_scope": "row"}, "rope_pos_id_rnd_scope is 'row'"),
         ({"min_dynamic_patch": 7}, "min_dynamic_patch and max_dynamic_patch are 7 and 6"),
+        ({"min_num_frame": 21}, "min_num_frame and max_num_frame are 21 and 20"),
+        ({"min_num_frame": 0}, "min_num_frame and max_num_frame are 0 and 20"),
+        ({"frame_sampling": "all"}, "frame sampling is 'all'"),
         ({"normalize_type": "none"}, "normalize_type is 'none'"),
         ({"conversation_name": "vicuna"}, "unknown conversation template 'vicuna'"),
     ],

@@ -10,7 +10,8 @@ from internvl.data.packing import PackingLimits
 from internvl.errors import ConfigError, DataError
 from internvl.parallel.vision import split_tiles
 
-from .conftest import conversation, read_numbers, tile_pictures, write_video
+from .conftest import conversation
+from .numbered_videos import read_numbers, tile_pictures, write_video
 
 LIMITS = PackingLimits(max_tokens=500, max_tiles=12, max_open_rows=3)
 
@@ -382,7 +383,7 @@ def test_videos_are_planned_from_headers_and_loaded_frame_by_frame(
         len(row) == int(batch["image_flags"].sum()) <= LIMITS.max_tiles
         for row, batch in zip(numbers, whole, strict=True)
     )
-    assert sum(len(read_names(batch)) for batch in whole) >= 16
+    assert sum(len(read_names(batch)) for batch in whole) > len(whole)
     shares = [take(make_loader(source, share=TileShare(rank, 3), **options), 8) for rank in range(3)]
     for batch, parts in zip(whole, zip(*shares, strict=True), strict=True):
         assert all(torch.equal(part["input_ids"], batch["input_ids"]) for part in parts)

@@ -5,6 +5,7 @@ import pytest
 
 from internvl.data.meta import SourceSpec
 from internvl.data.records import RecordFile, parse_record
+from internvl.data.video import VideoClip
 from internvl.errors import DataError
 
 from .conftest import conversation
@@ -71,6 +72,27 @@ def test_a_list_of_one_image_is_a_multi_image_record():
 
 
 @pytest.mark.parametrize(
+    ("keys", "clip"), [({}, None), ({"clip": None}, None), ({"clip": [0, 2.5]}, (0.0, 2.5)), ({"image": None}, None)]
+)
+def test_a_video_is_found_below_the_root(keys, clip):
+    record = parse_record({"conversations": conversation("q", "a"), "video": "x.mp4", **keys}, SPEC, row=0)
+    assert record.video == VideoClip(Path("/root/x.mp4"), clip=clip)
+    assert record.image_paths == ()
+
+
+@pytest.mark.parametrize("video", [None, "", []])
+def test_no_video_in_any_spelling_is_text_only(video):
+    assert parse_record({"conversations": conversation("q", "a"), "video": video}, SPEC, row=0).video is None
+
+
+def test_a_record_with_images_uses_its_video_only_when_a_question_places_it():
+    raw = {"image": ["x.png"], "video": "x.mp4"}
+    noted = parse_record({"conversations": conversation("<image>", "<video>"), **raw}, SPEC, row=0)
+    placed = parse_record({"conversations": conversation("<image> <video>", "a"), **raw}, SPEC, row=0)
+    assert (noted.video is None, placed.video is None) == (True, False)
+
+
+@pytest.mark.parametrize(
     ("raw", "message"),
     [
         ([], "got a json list"),
@@ -90,7 +112,12 @@ def test_a_list_of_one_image_is_a_multi_image_record():
         ({"conversations": conversation("q", "a"), "image": ["x", None]}, "'image' is "),
         ({"conversations": conversation("q", "a"), "image": {"path": "x"}}, "'image' is "),
         ({"conversations": conversation("q", "a"), "image": "s3://x/y"}, "object store"),
-        ({"conversations": conversation("q", "a"), "video": "x.mp4"}, "has a 'video'"),
+        ({"conversations": conversation("q", "a"), "video": "s3://x/y.mp4"}, "object store"),
+        ({"conversations": conversation("q", "a"), "video": ["x.mp4"]}, "'video' is .'x.mp4'., expected a path"),
+        ({"conversations": conversation("q", "a"), "video": "x.mp4", "clip": [3, 1]}, "'clip' is .3, 1., expected"),
+        ({"conversations": conversation("q", "a"), "video": "x.mp4", "clip": [-1, 1]}, "'clip' is "),
+        ({"conversations": conversation("q", "a"), "video": "x.mp4", "clip": [0, True]}, "'clip' is "),
+        ({"conversations": conversation("q", "a"), "video": "x.mp4", "clip": 5}, "'clip' is 5, expected .first second"),
     ],
 )
 def test_invalid_records_say_where_and_why(raw, message):

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from internvl.errors import DataError
+from internvl.errors import DataError, ParallelError
 from internvl.infer.context_parallel import ContextParallel, ShardedFeatures, build_context_parallel, split_images
 from internvl.parallel.launch import finish_distributed, init_distributed, read_rank_env
 from tests.model.test_language_models import FAMILIES, NEVER, build
@@ -98,6 +98,15 @@ def fail_on_one_rank(parallel: ContextParallel) -> str:
     return "no error"
 
 
+def refuse_different_prompts(model, parallel: ContextParallel) -> str:
+    """What every rank raises when one of them was asked something else."""
+    try:
+        answer(model, "text" if parallel.is_first else "three words", {}, parallel)
+    except ParallelError as error:
+        return str(error)
+    return "no error"
+
+
 def check_family(family: str, parallel: ContextParallel, cases) -> dict:
     # With dynamic NTK, a prompt and its answer lie on both sides of the length at which the base changes.
     model = build(family, **({"max_position_embeddings": 40} if family == "InternLM2ForCausalLM" else {}))
@@ -119,6 +128,7 @@ def check_group(parallel: ContextParallel, *, cases: dict[str, list]) -> dict:
         "from own tiles": answer_from_own_tiles(model, parallel),
         "from all tiles": answer(model, "images", V2PE)["sequences"][0].tolist(),
         "failure": fail_on_one_rank(parallel),
+        "different prompts": refuse_different_prompts(model, parallel),
         "shared": parallel.share(dist.get_rank()),
         "is_first": parallel.is_first,
     }

@@ -63,6 +63,10 @@ def test_an_error_of_one_rank_is_raised_on_all(groups):
     assert {rank["failure"] for rank in chain(*groups)} == {"a.png cannot be read"}
 
 
+def test_ranks_with_different_prompts_do_not_wait_for_each_other(groups):
+    assert all("different prompts or limits" in rank["different prompts"] for rank in chain(*groups))
+
+
 def test_the_first_rank_of_a_group_speaks_for_it(groups):
     for group in groups:
         assert [rank["is_first"] for rank in group] == [True, *[False] * (len(group) - 1)]

@@ -317,6 +317,6 @@ def test_layers_go_to_the_gpus_of_their_process(monkeypatch, tmp_path):
     env = RankEnv(rank=3, local_rank=1, world_size=4, local_world_size=2)
     assert choose_layer_devices(options, env, "cuda") == ["cuda:3", "cuda:4", "cuda:5"]
     assert choose_layer_devices(replace_field(options, ring_attn=True), env, "cuda") == []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(ConfigError, match="needs 8 GPUs, this machine has 4"):
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
         choose_layer_devices(replace_field(options, gpus_per_task=4), env, "cuda")

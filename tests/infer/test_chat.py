@@ -12,6 +12,7 @@ from internvl.infer import chat
 from internvl.infer.chat import Chat, Opening, main
 from internvl.infer.session import Session
 from internvl.model.modeling_internvl_chat import InternVLChatModel
+from tests.data.numbered_videos import write_video
 
 
 class Terminal(io.StringIO):
@@ -66,6 +67,20 @@ def test_the_first_message_holds_images_text_and_question(num_images, text, ques
     assert Opening(("x.png",) * num_images, text).compose(question) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "question", "expected"),
+    [
+        (None, "q", "<image>\n<image>\n<video>\nq"),
+        ("about <video> and <image>", "q", "<image>\n<image>\n<video>\nabout < video> and < image>\nq"),
+        (None, "<video> q", "<image>\n<image>\n<video> q"),
+        (None, "<image> or <image> q", "<video>\n<image> or <image> q"),
+        ("text", "<video> before <image><image>", "text\n<video> before <image><image>"),
+    ],
+)
+def test_images_stand_in_front_of_videos_unless_the_question_places_them(text, question, expected):
+    assert Opening(("a.png", "b.png"), text, videos=("c.mp4",)).compose(question) == expected
+
+
 def test_the_command_answers_in_a_process_of_its_own(checkpoint, make_image):
     images = [make_image("a.png", 112, 28, seed=1), make_image("b.png", seed=2)]
     command = [sys.executable, "-m", "internvl.infer.chat", "--checkpoint", checkpoint, "--device", "cpu", "--verbose",
@@ -93,7 +108,7 @@ def test_options_reach_the_session(run, asked, make_image, tmp_path):
     prompt, images, _, options, session = asked[0]
     assert (prompt, images) == ("<image>\nlong context\nwhat?", [str(path)])
     assert (session.rope_pos_id_version, session.rope_pos_id_stride, session.max_num) == ("v2pe_fix", 1 / 16, 2)
-    del options["history"], options["on_text"]
+    del options["history"], options["on_text"], options["videos"]
     assert options == {"max_new_tokens": 6, "temperature": 0.5, "top_p": 0.9, "seed": 3}
 
 
@@ -137,6 +152,28 @@ def test_a_dash_reads_the_question_from_standard_input(run, asked, monkeypatch, 
         monkeypatch.setattr(sys, "stdin", io.StringIO("who are\nyou?\n"))
         assert run(*words)[0] == 0
     assert [call[0] for call in asked] == ["who are\nyou?", "<image>\nwho are\nyou?"]
+
+
+def test_images_and_a_video_are_asked_about_together(run, asked, make_image, tmp_path):
+    image, video = make_image("a.png", 112, 28), write_video(tmp_path / "clip.mp4", 30)
+    code, out, err = run("--image", image, "--video", video, "--num_frames", 3, "--verbose", "what?")
+    assert code == 0, err
+    prompt, images, _, options, session = asked[0]
+    assert (prompt, images, options["videos"]) == ("<image>\n<video>\nwhat?", [str(image)], (video,))
+    expected = session.answer(prompt, [image], videos=[video], num_frames=3, max_new_tokens=6, history=[])
+    assert out == expected.text + "\n"
+    assert f"3 frames, 8 tiles, last position {expected.last_position:g}, " in err  # 4 + thumbnail + 3
+
+
+def test_a_conversation_keeps_its_video(run, asked, monkeypatch, tmp_path):
+    video = write_video(tmp_path / "clip.mp4", 6)
+    talk(monkeypatch, "first?", "second?")
+    code, _, err = run("--video", video, "--num_frames", 2)
+    assert (code, err) == (0, "")
+    assert [(call[0], len(call[2]), call[3]["videos"]) for call in asked] == [
+        ("<video>\nfirst?", 0, (video,)),
+        ("second?", 1, (video,)),
+    ]
 
 
 def test_tokens_are_written_as_they_come(checkpoint, monkeypatch):
@@ -190,6 +227,10 @@ def test_literal_image_tokens_are_answered(run, make_image):
         (["what?", "--rope_pos_id_version", "v3"], "v2pe_fix"),
         (["what?", "--rope_pos_id_version", "v2pe_fix"], "needs rope_pos_id_stride"),
         (["what?", "--max_num", "0"], "max_num is 0"),
+        (["what?", "--video", "none.mp4"], "video none.mp4 not found"),
+        (["what?", "--video", "VIDEO"], "cannot be read: Invalid data found"),
+        (["<video><video>?", "--video", "FRAMES"], "the prompt has 2 <video> for 1 videos"),
+        (["what?", "--video", "FRAMES", "--num_frames", "0"], "num_frames is 0"),
         (["what?", "--kv_cache", "disk"], "'dynamic', 'static', 'offloaded', 'quantized'"),
         (["what?", "--temperature", "-1"], "temperature is -1"),
         ([], "there is no question"),
@@ -198,10 +239,12 @@ def test_literal_image_tokens_are_answered(run, make_image):
         (["what?", "--checkpoint", "nowhere"], "nowhere does not exist"),
     ],
 )
-def test_errors_are_one_line_and_exit_2(run, make_image, monkeypatch, words, message):
+def test_errors_are_one_line_and_exit_2(run, make_image, tmp_path, monkeypatch, words, message):
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    image = make_image("a.png")
-    code, out, err = run(*(image if word == "IMAGE" else word for word in words))
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    files = {"IMAGE": make_image("a.png"), "VIDEO": broken, "FRAMES": tmp_path}
+    code, out, err = run(*(files.get(word, word) for word in words))
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert message in err
@@ -211,6 +254,5 @@ def test_errors_are_one_line_and_exit_2(run, make_image, monkeypatch, words, mes
 def test_help_explains(run):
     code, out, _ = run("--help")
     assert code == 0
-    assert all(
-        word in out for word in ("--image", "--text", "--rope_pos_id_stride", "1/16", "/reset", "/quit", "<image>")
-    )
+    named = ("--image", "--video", "--num_frames", "--text", "--rope_pos_id_stride", "1/16")
+    assert all(word in out for word in (*named, "/reset", "/quit", "<image>", "<video>"))
