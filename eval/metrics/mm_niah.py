@@ -10,19 +10,19 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from eval.metrics.protocol import PROTOCOLS as PROTOCOLS
+from eval.metrics.protocol import Protocol as Protocol
 from eval.metrics.text import (
     NUMBERS_TO_NINETY,
     contains_word,
     flatten_whitespace,
     normalise_words,
+    read_text,
     remove_punctuation,
     split_possessives,
 )
-
-Protocol = Literal["official", "upstream"]
-PROTOCOLS: tuple[Protocol, ...] = ("official", "upstream")
 
 LENGTH_EDGES = (1000, 2000, 4000, 8000, 12000, 16000, 24000, 32000, 40000, 48000, 64000)  # tokens
 NUM_DEPTHS = 5
@@ -30,7 +30,7 @@ DEPTH_STEP = 0.2  # divided by in binary floating point: depth 0.6 falls into ce
 NUM_TASKS_FOR_OVERALL = 6
 
 
-def is_correct(answer: int | str | list[Any], response: str, *, protocol: Protocol) -> float:
+def is_correct(answer: int | str | list[Any], response: str | None, *, protocol: Protocol) -> float:
     """Score one response.
 
     Args:
@@ -44,7 +44,7 @@ def is_correct(answer: int | str | list[Any], response: str, *, protocol: Protoc
     Raises:
         TypeError: The answer is of no kind that MM-NIAH has.
     """
-    response = response.strip(".")
+    response = read_text(response).strip(".")
     if isinstance(answer, int):
         return float(_is_option(answer, response, protocol))
     if isinstance(answer, list):

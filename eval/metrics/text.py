@@ -6,6 +6,7 @@ included: scores are only comparable when the quirks are kept.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 ARTICLES = frozenset({"a", "an", "the"})
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -47,6 +48,18 @@ _CONTRACTION_TABLE = """
 CONTRACTIONS: Mapping[str, str] = dict(pair.split("=") for pair in _CONTRACTION_TABLE.split())
 
 
+def read_text(value: Any) -> str:
+    """Text of an answer field: nothing for None, numbers as they are written."""
+    return "" if value is None else str(value)
+
+
+def read_golds(answer: Any) -> list[str]:
+    """Accepted answers of a field that holds one or a list of them; none for None."""
+    if isinstance(answer, (list, tuple)):
+        return [read_text(gold) for gold in answer]
+    return [] if answer is None else [read_text(answer)]
+
+
 def flatten_whitespace(text: str) -> str:
     """Newlines and tabs become spaces; the ends are stripped."""
     return text.replace("\n", " ").replace("\t", " ").strip()
@@ -80,6 +93,11 @@ def normalise_words(text: str, numbers: Mapping[str, str]) -> str:
     """
     words = (numbers.get(word, word) for word in text.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def normalise_m4c(text: str) -> str:
+    """The whole chain of the TextVQA (M4C, EvalAI) scorer."""
+    return normalise_words(remove_punctuation(flatten_whitespace(split_possessives(text))), NUMBERS_TO_TEN)
 
 
 def contains_word(text: str, word: str) -> bool:

@@ -1,0 +1,44 @@
+"""Average normalised Levenshtein similarity of document questions (Biten et al. 2019, arXiv 1905.13648).
+
+`score` is the Robust Reading Competition's script for DocVQA and InfoVQA (ST-VQA's rule), which V2PE uses unchanged.
+`score_due` is the stricter rule of the DUE benchmark: a similarity of exactly 0.5 is 0, and nothing is normalised.
+"""
+
+from typing import Any
+
+from rapidfuzz.distance import Levenshtein
+
+from eval.metrics.text import read_golds, read_text
+
+THRESHOLD = 0.5
+
+
+def score(answer: Any, response: str | None) -> float:
+    """Best similarity over the accepted answers; below 0.5 it is 0.
+
+    The distance is taken between lower-cased texts with collapsed spaces, but divided by the length of the longer
+    RAW text in upper case, as the official script does: padding raises the score.
+
+    Returns:
+        0, or a number in 0.5..1. Two empty texts are equal.
+    """
+    said = read_text(response)
+    best = max((_similarity(gold, said) for gold in read_golds(answer)), default=0.0)
+    return best if best >= THRESHOLD else 0.0
+
+
+def _similarity(gold: str, said: str) -> float:
+    length = max(len(gold.upper()), len(said.upper()))
+    distance = Levenshtein.distance(_collapse(gold), _collapse(said))
+    return 1.0 - distance / length if length else 1.0
+
+
+def _collapse(text: str) -> str:
+    return " ".join(text.strip().lower().split())
+
+
+def score_due(answer: Any, response: str | None) -> float:
+    """Best similarity `1 - distance / longer length` over the accepted answers, case-sensitive; up to 0.5 it is 0."""
+    said = read_text(response)
+    best = max((Levenshtein.normalized_similarity(gold, said) for gold in read_golds(answer)), default=0.0)
+    return best if best > THRESHOLD else 0.0

@@ -1,0 +1,48 @@
+"""MVBench: is the first word of the response the right option? (Li et al. 2023, arXiv 2311.17005)
+
+`official` is `check_ans` of the benchmark's notebook, `upstream` V2PE's copy, which first deletes every `Answer: `.
+Either substring of the other counts, so `(`, `)` and `.` are right. The published rules take an empty response for
+right as well: under `official` it is wrong here, under `upstream` it stays right (the published number).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from eval.metrics.protocol import Protocol
+from eval.metrics.text import read_golds, read_text
+
+WHOLE_VIDEO_S = 100_000
+
+
+def score(answer: Any, response: str | None, *, protocol: Protocol) -> float:
+    """Score one response.
+
+    Args:
+        answer: `(B) text of the option`.
+        response: What the model said.
+        protocol: Whose rule.
+
+    Returns:
+        0 or 1.
+    """
+    said = read_text(response)
+    if protocol == "official" and not said.strip():
+        return 0.0
+    if protocol == "upstream":
+        said = said.replace("Answer: ", "")
+    option = said.lower().split(" ")[0]
+    golds = [gold.lower().split(" ")[0] for gold in read_golds(answer)]
+    return float(any(option.replace(".", "") in gold or gold in option for gold in golds))
+
+
+def find_frame_range(bound: Sequence[float] | None, *, fps: float, last: int, first: int = 0) -> tuple[int, int]:
+    """First and last frame of a clip by the published rule; the range may run backwards behind the video's end.
+
+    Args:
+        bound: Start and end in seconds; None for the whole video.
+        fps: Frames per second.
+        last: Number of the last frame (of a folder of frames: how many there are).
+        first: Number of the first frame (of a folder of frames: 1).
+    """
+    start, end = bound or (-WHOLE_VIDEO_S, WHOLE_VIDEO_S)
+    return max(first, round(start * fps)), min(round(end * fps), last)

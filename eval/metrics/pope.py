@@ -1,0 +1,68 @@
+"""POPE: does the picture hold the object? (Li et al. 2023, arXiv 2305.10355; rule of the benchmark's `evaluate.py`)
+
+The parse is the official one under both protocols: whatever holds no `no`, `No` or `not` is a yes, the empty response
+included. Metrics are taken per category with yes as the positive class; the published number is the mean of the three
+F1 scores, times 100. Where the official script would divide by zero a metric is 0.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from eval.metrics.text import read_golds, read_text
+
+_NEGATIONS = frozenset({"No", "not", "no"})
+
+
+def parse_yes_no(response: str | None) -> str:
+    """`no` if the text before the first period, commas deleted, has a negation between single spaces, else `yes`."""
+    words = read_text(response).partition(".")[0].replace(",", "").split(" ")
+    return "no" if _NEGATIONS.intersection(words) else "yes"
+
+
+def score(answer: Any, response: str | None) -> float:
+    """1 if the parsed response equals the label; a label other than `no` means yes."""
+    label = "no" if read_golds(answer) == ["no"] else "yes"
+    return float(parse_yes_no(response) == label)
+
+
+def summarise_category(rows: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Metrics of one category from `(label, score)`; a wrong score means the other answer was given.
+
+    Returns:
+        `TP`, `FP`, `TN`, `FN`, `acc`, `precision`, `recall`, `f1` and `yes_ratio` (share of predictions).
+    """
+    counts = {"TP": 0, "FP": 0, "TN": 0, "FN": 0}
+    for label, right in rows:
+        counts[("TN" if right else "FP") if label == "no" else ("TP" if right else "FN")] += 1
+    precision = _divide(counts["TP"], counts["TP"] + counts["FP"])
+    recall = _divide(counts["TP"], counts["TP"] + counts["FN"])
+    total = sum(counts.values())
+    return {
+        **counts,
+        "acc": _divide(counts["TP"] + counts["TN"], total),
+        "precision": precision,
+        "recall": recall,
+        "f1": _divide(2 * precision * recall, precision + recall),
+        "yes_ratio": _divide(counts["TP"] + counts["FP"], total),
+    }
+
+
+def summarise(rows: Iterable[tuple[str, str, float]]) -> dict[str, Any]:
+    """Metrics by category from `(category, label, score)`.
+
+    Returns:
+        `by_category` (see `summarise_category`) and `mean_f1`, the number that InternVL and V2PE publish as POPE.
+    """
+    categories: dict[str, list[tuple[str, float]]] = {}
+    for category, label, right in rows:
+        categories.setdefault(category, []).append((label, right))
+    by_category: Mapping[str, dict[str, float]] = {
+        category: summarise_category(members) for category, members in sorted(categories.items())
+    }
+    f1 = [metrics["f1"] for metrics in by_category.values()]
+    return {"by_category": by_category, "mean_f1": _divide(math.fsum(f1), len(f1))}
+
+
+def _divide(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0

@@ -1,0 +1,44 @@
+"""Relaxed accuracy of ChartQA: numbers may be off by 5 %, text must be equal (Masry et al. 2022, arXiv 2203.10244).
+
+`official` measures the error relative to the accepted answer, as pix2struct, VLMEvalKit and lmms-eval do. `upstream`
+hands the two over in the wrong order, as Qwen-VL, InternVL and V2PE do: the error is relative to the model's answer.
+"""
+
+from typing import Any
+
+from eval.metrics.protocol import Protocol
+from eval.metrics.text import read_golds, read_text
+
+TOLERANCE = 0.05
+
+
+def score(answer: Any, response: str | None, *, protocol: Protocol) -> float:
+    """Best relaxed match over the accepted answers.
+
+    Args:
+        answer: One accepted answer or several.
+        response: What the model said; stripped first (the accepted answers are not).
+        protocol: Whose order of arguments.
+
+    Returns:
+        0 or 1.
+    """
+    said = read_text(response).strip()
+    pairs = ((gold, said) if protocol == "official" else (said, gold) for gold in read_golds(answer))
+    return float(any(is_close(reference, value) for reference, value in pairs))
+
+
+def is_close(reference: str, value: str) -> bool:
+    """`|value - reference| / |reference| <= 5 %` if both are numbers and the reference is not 0, else equal text."""
+    target, given = parse_number(reference), parse_number(value)
+    if given is None or not target:
+        return value.lower() == reference.lower()
+    return abs(given - target) / abs(target) <= TOLERANCE
+
+
+def parse_number(text: str) -> float | None:
+    """What `float` reads, `42%` as 0.42; None for anything else (so for `1,234` and `$5`)."""
+    try:
+        return float(text.rstrip("%")) / 100.0 if text.endswith("%") else float(text)
+    except ValueError:
+        return None

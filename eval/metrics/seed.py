@@ -1,0 +1,47 @@
+"""SEED-Bench image questions: the first character names the option (Li et al. 2023, arXiv 2307.16125).
+
+The benchmark's own evaluation ranks options by likelihood and generates nothing; `official` is the usual generative
+reading (lmms-eval: stripped, any case), `upstream` V2PE's `calculation.py`: the raw first character, case-sensitive.
+An empty response is wrong; upstream's script ends on it.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from eval.metrics.protocol import Protocol
+from eval.metrics.text import read_golds, read_text
+
+IMAGE_TYPES = range(1, 10)
+
+
+def score(answer: Any, response: str | None, *, protocol: Protocol) -> float:
+    """1 if the response's letter equals the annotated one."""
+    letter = find_letter(response, protocol=protocol)
+    return float(bool(letter) and letter in read_golds(answer))
+
+
+def find_letter(response: str | None, *, protocol: Protocol) -> str:
+    """First character, under `official` of the stripped text in upper case; empty for an empty response."""
+    said = read_text(response)
+    return said[:1] if protocol == "upstream" else said.strip()[:1].upper()
+
+
+def summarise(rows: Iterable[tuple[int, float]]) -> dict[str, Any]:
+    """Accuracy by question type from `(type number, score)`.
+
+    Returns:
+        `by_type` (types that have questions), `total`, `image` (types 1 to 9), `video` (the others); None where there
+        is no question.
+    """
+    rows = list(rows)
+    types = sorted({kind for kind, _ in rows})
+    return {
+        "by_type": {kind: _mean([right for other, right in rows if other == kind]) for kind in types},
+        "total": _mean([right for _, right in rows]),
+        "image": _mean([right for kind, right in rows if kind in IMAGE_TYPES]),
+        "video": _mean([right for kind, right in rows if kind not in IMAGE_TYPES]),
+    }
+
+
+def _mean(scores: list[float]) -> float | None:
+    return sum(scores) / len(scores) if scores else None

@@ -1,0 +1,95 @@
+"""Video-MME: the letter in a response, and accuracy by kind (Fu et al. 2024, arXiv 2405.21075).
+
+The extraction is the official `eval_your_results.py`, two glued prefixes of its list included. Official accuracy
+leaves responses without a letter out of the denominator; `summarise` gives it beside the one that counts them as wrong.
+V2PE published a number but no script, so there is no `upstream` protocol.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from eval.metrics.text import read_golds, read_text
+
+_PREFIXES = (
+    "The best answer is",
+    "The correct answer is",
+    "The answer is",
+    "The answer",
+    "The best option isThe correct option is",
+    "Best answer:Best option:",
+    "Answer:",
+    "Option:",
+    "The correct answer",
+    "The correct option",
+)
+_LETTER = re.compile("[ABCD]")
+
+
+def find_letter(response: str | None) -> str:
+    """First of A, B, C, D anywhere behind the known prefixes (`Dogs` is D); empty if there is none."""
+    said = read_text(response).strip()
+    for prefix in _PREFIXES:
+        said = said.replace(prefix, "")
+    match = _LETTER.search(said)
+    return match[0] if match else ""
+
+
+def score(answer: Any, response: str | None) -> float:
+    """1 if the letter is right; no letter is wrong."""
+    letter = find_letter(response)
+    return float(bool(letter) and letter in read_golds(answer))
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One scored question.
+
+    Attributes:
+        duration: `short`, `medium` or `long`.
+        domain: One of six.
+        sub_category: One of thirty.
+        task_type: One of twelve.
+        is_right: Whether the letter is right.
+        has_letter: Whether the response had one.
+    """
+
+    duration: str
+    domain: str
+    sub_category: str
+    task_type: str
+    is_right: bool
+    has_letter: bool
+
+
+def summarise(rows: Iterable[Answered]) -> dict[str, Any]:
+    """Accuracy for every duration and `all`: by `domain`, `sub_category`, `task_type` and `overall`.
+
+    Returns:
+        Under each duration, the three tables by name and `overall`; an entry has `accuracy` (responses without a
+        letter are wrong), `official` (they are left out; 0 if no response has one), `count` and `num_without_letter`.
+    """
+    rows = list(rows)
+    durations = dict.fromkeys(row.duration for row in rows)
+    groups = {duration: [row for row in rows if row.duration == duration] for duration in durations} | {"all": rows}
+    return {name: _summarise_group(members) for name, members in groups.items()}
+
+
+def _summarise_group(rows: list[Answered]) -> dict[str, Any]:
+    tables: dict[str, Any] = {}
+    for kind in ("domain", "sub_category", "task_type"):
+        names = dict.fromkeys(getattr(row, kind) for row in rows)
+        tables[kind] = {name: _describe([row for row in rows if getattr(row, kind) == name]) for name in names}
+    return tables | {"overall": _describe(rows)}
+
+
+def _describe(rows: list[Answered]) -> Mapping[str, float]:
+    num_right = sum(row.is_right for row in rows)
+    num_with_letter = sum(row.has_letter for row in rows)
+    return {
+        "accuracy": num_right / len(rows) if rows else 0.0,
+        "official": num_right / num_with_letter if num_with_letter else 0.0,
+        "count": len(rows),
+        "num_without_letter": len(rows) - num_with_letter,
+    }

@@ -1,0 +1,29 @@
+import pytest
+
+from eval.metrics.pope import parse_yes_no, summarise, summarise_category
+
+
+@pytest.mark.parametrize(
+    ("said", "parsed"),
+    [("no", "no"), ("No, it is", "no"), ("Yes. No", "yes"), ("NO", "yes"), ("", "yes"), ("I do not know", "no")],
+)
+def test_a_negation_in_the_first_sentence_is_no(said, parsed):
+    assert parse_yes_no(said) == parsed
+
+
+def test_metrics_follow_from_labels_and_scores():
+    metrics = summarise_category([("yes", 1), ("yes", 0), ("no", 1), ("no", 0), ("no", 1)])
+    assert [metrics[key] for key in ("TP", "FN", "TN", "FP")] == [1, 1, 2, 1]
+    assert metrics["acc"] == pytest.approx(3 / 5)
+    assert metrics["precision"] == metrics["recall"] == metrics["f1"] == 0.5
+    assert metrics["yes_ratio"] == pytest.approx(2 / 5)
+
+
+def test_nothing_to_divide_by_is_zero():
+    assert summarise_category([("no", 1)])["f1"] == 0
+    assert summarise([])["mean_f1"] == 0
+
+
+def test_the_published_number_is_the_mean_over_categories():
+    summary = summarise([("random", "yes", 1), ("popular", "yes", 0), ("popular", "no", 1)])
+    assert summary["mean_f1"] == pytest.approx((1 + 0) / 2)

@@ -1,0 +1,522 @@
+"""Our scorers against outputs of the published ones, file by file.
+
+GOLDEN_DIR points these tests at another folder of files with the same names and fields. A case fails here unless the
+number agrees; where we differ on purpose, the test says why.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from eval.metrics import (
+    anls,
+    choice,
+    due,
+    exact,
+    longvqa,
+    milebench,
+    mm_niah,
+    mmbench,
+    mmmu,
+    mvbench,
+    pope,
+    relaxed,
+    seed,
+    videomme,
+    vqa,
+    wtq,
+)
+from eval.metrics.lexicon import load_lexicon
+from eval.metrics.text import contains_word, normalise_m4c
+from internvl.data.video import sample_segments
+
+GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent))
+LEXICON = load_lexicon()
+
+
+def load(name):
+    path = GOLDEN_DIR / f"{name}.json"
+    if not path.is_file():
+        pytest.skip(f"{path} does not exist")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def each(name):
+    """One test per case of a file; none, which is reported as skipped, without the file."""
+    cases = load(name)["cases"] if (GOLDEN_DIR / f"{name}.json").is_file() else []
+    return pytest.mark.parametrize("case", [pytest.param(case, id=case["id"]) for case in cases])
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def is_error(expected):
+    """Whether the published scorer ended with an error."""
+    return expected is None or (isinstance(expected, dict) and "raises" in expected)
+
+
+def test_every_file_is_used():
+    source = Path(__file__).read_text(encoding="utf-8")
+    assert [path.name for path in GOLDEN_DIR.glob("*.json") if f'"{path.stem}"' not in source] == []
+
+
+def test_all_files_are_here():
+    assert len(list(Path(__file__).parent.glob("*.json"))) == 31
+
+
+# One picture, short answers -----------------------------------------------------------------------------------------
+
+
+@each("chartqa_relaxed")
+def test_relaxed_accuracy(case):
+    for protocol, field in (("official", "expected"), ("upstream", "upstream_v2pe")):
+        assert relaxed.score(case["references"], case["prediction"], protocol=protocol) == case[field], protocol
+
+
+def test_mean_relaxed_accuracy():
+    golden = load("chartqa_relaxed")
+    for protocol, field in (("official", "mean_expected"), ("upstream", "mean_upstream_v2pe")):
+        scores = (relaxed.score(case["references"], case["prediction"], protocol=protocol) for case in golden["cases"])
+        assert mean(scores) == pytest.approx(golden["aggregate"][field]), protocol
+
+
+@each("anls_doc_info")
+def test_anls(case):
+    assert anls.score(case["references"], case["prediction"]) == pytest.approx(case["expected"])
+
+
+def test_mean_anls():
+    golden = load("anls_doc_info")
+    scores = (anls.score(case["references"], case["prediction"]) for case in golden["cases"])
+    assert mean(scores) == pytest.approx(golden["aggregate"]["score"])
+
+
+@each("textvqa_vqascore")
+def test_m4c_accuracy(case):
+    assert normalise_m4c(case["prediction"]) == case["normalized"]
+    assert vqa.score_m4c(case["references"], case["prediction"]) == pytest.approx(case["expected"])
+    assert vqa.score_vqa(case["references"], case["prediction"]) == pytest.approx(case["official_vqa"])
+
+
+@each("vqav2_official")
+def test_vqa_accuracy(case):
+    assert vqa.score(case["references"], case["prediction"], protocol="official") == pytest.approx(case["expected"])
+    assert vqa.score(case["references"], case["prediction"], protocol="upstream") == pytest.approx(case["m4c"])
+
+
+@pytest.mark.parametrize(
+    ("name", "m4c", "official"),
+    [("textvqa_vqascore", "mean_expected", "mean_official_vqa"), ("vqav2_official", "mean_m4c", "mean_expected")],
+)
+def test_mean_vqa_accuracies(name, m4c, official):
+    golden = load(name)
+    for score, field in ((vqa.score_m4c, m4c), (vqa.score_vqa, official)):
+        scores = (score(case["references"], case["prediction"]) for case in golden["cases"])
+        assert mean(scores) == pytest.approx(golden["aggregate"][field])
+
+
+@each("exact_match")
+def test_exact_match(case):
+    assert exact.score(case["references"], case["prediction"]) == case["expected"]
+
+
+@each("gqa")
+def test_gqa(case):
+    assert exact.normalise_gqa(case["prediction"]) == case["normalized"]
+    assert exact.score_gqa(case["references"], case["prediction"]) == case["expected"]
+
+
+@pytest.mark.parametrize(
+    ("name", "score", "field"), [("exact_match", exact.score, "mean"), ("gqa", exact.score_gqa, "accuracy")]
+)
+def test_mean_exact_matches(name, score, field):
+    golden = load(name)
+    scores = (score(case["references"], case["prediction"]) for case in golden["cases"])
+    assert mean(scores) == pytest.approx(golden["aggregate"][field])
+
+
+# Multiple choice ----------------------------------------------------------------------------------------------------
+
+
+@each("mcq_letter")
+def test_letters(case):
+    letter = choice.cut_letter(case["prediction"], case["options"])
+    score = choice.score(case["answer"], case["prediction"], options=case["options"], protocol="upstream")
+    if is_error(case["expected_extracted"]):
+        # On purpose: the published script ends on an empty response; here it is wrong, and the run goes on.
+        assert score == 0
+    else:
+        assert letter == case["expected_extracted"]
+        assert score == case["expected"]
+    assert (choice.find_letter(case["prediction"], case["options"]) or False) == case["vlmevalkit_can_infer"]
+
+
+def test_mean_letter_accuracies():
+    golden = load("mcq_letter")
+    cases, aggregate = golden["cases"], golden["aggregate"]
+    valid = [case for case in cases if not is_error(case["expected_extracted"])]
+    assert len(valid) == aggregate["n"]
+    scores = (choice.score(c["answer"], c["prediction"], options=c["options"], protocol="upstream") for c in valid)
+    assert mean(scores) == pytest.approx(aggregate["acc_over_non_raising"])
+    scores = (choice.score(c["answer"], c["prediction"], options=c["options"], protocol="official") for c in cases)
+    assert mean(scores) == pytest.approx(aggregate["acc_vlmevalkit_exact_matching"])
+
+
+def score_passes(case):
+    return [
+        choice.score(row["answer"], row["prediction"], options=row["options"], protocol="official")
+        for row in case["passes"]
+    ]
+
+
+@each("mmbench_circular")
+def test_circular_questions(case):
+    for row in case["passes"]:
+        assert (choice.find_letter(row["prediction"], row["options"]) or False) == row["extracted"]
+    rows = [(7 + number * mmbench.INDEX_STEP, score) for number, score in enumerate(score_passes(case))]
+    assert mmbench.merge_passes(rows) == {7: case["expected"]}
+
+
+def test_circular_accuracy():
+    golden = load("mmbench_circular")
+    rows = [
+        (question + number * mmbench.INDEX_STEP, score, {})
+        for question, case in enumerate(golden["cases"])
+        for number, score in enumerate(score_passes(case))
+    ]
+    summary = mmbench.summarise(rows)
+    assert summary["accuracy"] == pytest.approx(golden["aggregate"]["circular_acc"])
+    assert summary["vanilla_accuracy"] == pytest.approx(golden["aggregate"]["vanilla_acc_all_passes"])
+
+
+@each("mmmu_mc")
+def test_mmmu_options(case):
+    letter = mmmu.find_option(case["prediction"], case["options"])
+    # On purpose: where the official script draws an option at random, there is none here (so the answer is wrong).
+    assert letter == (None if case["expected_extracted"] == "RANDOM" else case["expected_extracted"])
+    if is_error(case["upstream_post_process"]):
+        assert choice.cut_letter(case["prediction"], case["options"]) == ""  # see test_letters
+    else:
+        assert choice.cut_letter(case["prediction"], case["options"]) == case["upstream_post_process"]
+
+
+@each("mmmu_open")
+def test_mmmu_open_answers(case):
+    parsed = mmmu.parse_open(case["prediction"])
+    assert sorted(map(str, parsed)) == sorted(map(str, case["expected_parsed"]))
+    assert mmmu.score_open(case["references"], case["prediction"]) == case["expected"]
+
+
+def test_mean_mmmu_open_accuracy():
+    golden = load("mmmu_open")
+    scores = (mmmu.score_open(case["references"], case["prediction"]) for case in golden["cases"])
+    assert mean(scores) == pytest.approx(golden["aggregate"]["acc"])
+
+
+def test_mmmu_table():
+    golden = load("mmmu_aggregate")
+    rows = [
+        (
+            case["data_id"],
+            float(case["parsed"] == case["answer"])
+            if case["question_type"] == "multiple-choice"
+            else mmmu.score_open(case["answer"], case["parsed"]),
+        )
+        for case in golden["cases"]
+    ]
+    assert mmmu.summarise(rows) == golden["aggregate"]
+
+
+@each("seed_image")
+def test_seed(case):
+    upstream = seed.score(case["answer"], case["prediction"], protocol="upstream")
+    if is_error(case["expected_letter"]):
+        assert upstream == 0  # on purpose: upstream's script ends on an empty response
+    else:
+        assert seed.find_letter(case["prediction"], protocol="upstream") == case["expected_letter"]
+        assert upstream == case["expected"]
+    assert seed.score(case["answer"], case["prediction"], protocol="official") == case["lmms_eval"]
+
+
+def test_seed_table():
+    golden = load("seed_image")
+    cases = [case for case in golden["cases"] if not is_error(case["expected_letter"])]
+    rows = [(c["question_type_id"], seed.score(c["answer"], c["prediction"], protocol="upstream")) for c in cases]
+    summary = seed.summarise(rows)
+    named = {f"Data type T{kind}": value for kind, value in summary["by_type"].items()} | {
+        f"{name} accuracy": summary[name.lower()] for name in ("Total", "Image", "Video")
+    }
+    printed = dict(line.split(": ") for line in golden["aggregate"]["upstream_stdout"] if line.endswith("%"))
+    assert {name: f"{100 * value:.2f}%" for name, value in named.items() if value is not None} == printed
+
+
+@each("pope")
+def test_pope_answers(case):
+    assert pope.parse_yes_no(case["prediction"]) == case["expected_parsed"]
+    assert pope.score(case["label"], case["prediction"]) == case["expected"]
+
+
+def test_pope_metrics():
+    golden = load("pope")
+    rows = [(case["label"], pope.score(case["label"], case["prediction"])) for case in golden["cases"]]
+    assert pope.summarise_category(rows) == pytest.approx(golden["aggregate"])
+
+
+# Many pictures ------------------------------------------------------------------------------------------------------
+
+
+@each("mm_niah_is_correct")
+def test_mm_niah_answers(case):
+    for protocol, field in (("official", "expected"), ("upstream", "v2pe")):
+        score = mm_niah.is_correct(case["answer"], case["response"], protocol=protocol)
+        assert score == pytest.approx(case[field]), protocol
+
+
+@pytest.mark.parametrize(("protocol", "field"), [("official", "mean_expected"), ("upstream", "mean_v2pe")])
+def test_mean_mm_niah_accuracy(protocol, field):
+    golden = load("mm_niah_is_correct")
+    scores = (mm_niah.is_correct(case["answer"], case["response"], protocol=protocol) for case in golden["cases"])
+    assert mean(scores) == pytest.approx(golden["aggregate"][field])
+
+
+def summarise_needles(cases, protocol):
+    rows = [
+        (c["context_length"], c["placed_depth"], mm_niah.is_correct(c["answer"], c["response"], protocol=protocol))
+        for c in cases
+    ]
+    return mm_niah.summarise_grid(mm_niah.build_grid(rows))
+
+
+def test_mm_niah_scores_by_length():
+    golden = load("mm_niah_aggregate")
+    expected = dict(golden["aggregate"]["official_scores_json"])
+    summary = summarise_needles(golden["cases"], "official")
+    assert summary["context_ranges"] == expected.pop("context_ranges")
+    for task, scores in expected.items():
+        assert summary["scores"] == pytest.approx(scores, abs=1e-9), task
+
+
+def test_mm_niah_weighted_numbers():
+    golden = load("mm_niah_aggregate")
+    expected = golden["aggregate"]["v2pe_scores_json"]
+    summary = summarise_needles(golden["cases"], "upstream")
+    for key in ("average", "weighted_acc", "sample_number_array", "weighted_avg_acc"):
+        assert summary[key] == pytest.approx(expected[key]), key
+
+
+@each("milebench_rouge")
+def test_milebench_rouge(case):
+    assert milebench.score(case["gt"], case["prediction"], rule="rouge") == pytest.approx(case["expected"])
+
+
+@each("milebench_needle")
+def test_milebench_needles(case):
+    assert milebench.score(case["gt"], case["prediction"], rule="needle") == case["expected_needle"]
+    assert milebench.score(case["gt"], case["prediction"], rule="contains") == case["expected_mmcoqa"]
+
+
+@each("milebench_multichoice")
+def test_milebench_options(case):
+    # Not changed on purpose: the empty response is option C by the official rule; the robust score stands beside it.
+    texts = [milebench.process(text) for text in case["choice_list"]]
+    assert milebench.match_option(milebench.process(case["prediction"]), texts) == case["expected_extracted"]
+    score = milebench.score(case["gt"], case["prediction"], rule="choice", choices=case["choice_list"])
+    assert score == case["expected"]
+    assert milebench.find_level(case["num_images"]) == case["level"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "read", "field"),
+    [
+        ("milebench_rouge", "rouge", lambda aggregate: aggregate, "Rouge-L f"),
+        ("milebench_needle", "needle", lambda aggregate: aggregate["needle"], "Accuracy"),
+        ("milebench_needle", "contains", lambda aggregate: aggregate["mmcoqa"], "Accuracy"),
+        ("milebench_multichoice", "choice", lambda aggregate: aggregate, "Accuracy"),
+    ],
+)
+def test_milebench_levels(name, rule, read, field):
+    golden = load(name)
+    expected = read(golden["aggregate"])
+    summary = milebench.summarise_levels(
+        (c["num_images"], milebench.score(c["gt"], c["prediction"], rule=rule, choices=c.get("choice_list", ())))
+        for c in golden["cases"]
+    )
+    assert summary["score"] == pytest.approx(expected[field])
+    assert summary["by_level"] == pytest.approx(expected["image_quantity_level-Accuracy"])
+    for level, (total, count) in expected["image_quantity_level-Result"].items():
+        assert summary["counts"][level] == pytest.approx((total, count))
+
+
+@each("milebench_combine")
+def test_milebench_canvases(case):
+    canvases = milebench.plan_canvases(case["num_images"], max_images=case["max_img_num"])
+    assert [count for count, _ in canvases] == case["expected_groups"]
+    assert [list(size) for _, size in canvases[:3]] == case["expected_canvas_sizes_first3"]
+
+
+# Long-VQA and the scorers that it borrows ---------------------------------------------------------------------------
+
+
+@each("longvqa_rectify")
+def test_longvqa_rewriting(case):
+    assert longvqa.rectify(case["input"], task=case["task"], lexicon=LEXICON) == case["expected"]
+
+
+def score_longvqa(case):
+    return longvqa.score(case["answer"], case["prediction"], task=case["task"], protocol="upstream", lexicon=LEXICON)
+
+
+@each("longvqa_scores")
+def test_longvqa_scores(case):
+    assert longvqa.find_metric(case["task"]) == case["metric"]
+    for text in ("prediction", "answer"):
+        assert longvqa.rectify(case[text], task=case["task"], lexicon=LEXICON) == case[f"rectified_{text}"]
+    if is_error(case["expected"]):
+        # On purpose: the published script ends on it (two empty texts under ANLS); here it is wrong.
+        assert score_longvqa(case) == 0
+    else:
+        assert 100 * score_longvqa(case) == pytest.approx(case["expected"])
+
+
+def test_longvqa_means():
+    golden = load("longvqa_scores")
+    for task, expected in golden["aggregate"].items():
+        cases = [case for case in golden["cases"] if case["task"] == task and not is_error(case["expected"])]
+        rows = [(case["id"], case["answer"], case["prediction"]) for case in cases]
+        score = longvqa.score_corpus(rows, task=task, protocol="upstream", lexicon=LEXICON)
+        assert 100 * score == pytest.approx(expected), task
+
+
+def score_longvqa_corpus(rows, tasks):
+    """A corpus may mix sets of one metric: each text is rewritten by the rule of its own set."""
+    rewritten = [
+        (key, *(longvqa.rectify(text, task=task, lexicon=LEXICON) for text in texts))
+        for (key, *texts), task in zip(rows, tasks, strict=True)
+    ]
+    return longvqa.score_corpus(rewritten, task=tasks[0], protocol="official", lexicon=LEXICON)
+
+
+def test_longvqa_f1():
+    golden = load("longvqa_f1")
+    cases = golden["cases"]
+    for case in cases:
+        for text in ("prediction", "answer"):
+            assert longvqa.rectify(case[text], task=case["task"], lexicon=LEXICON) == case[f"rectified_{text}"]
+    rows = [(case["sid"], case["answer"], case["prediction"]) for case in cases]
+    score = score_longvqa_corpus(rows, [case["task"] for case in cases])
+    assert 100 * score == pytest.approx(golden["aggregate"]["F1"])
+
+
+def test_longvqa_bleu():
+    golden = load("longvqa_bleu4")
+    rows = [(case["id"], case["answer"], case["prediction"]) for case in golden["cases"]]
+    score = score_longvqa_corpus(rows, [case["task"] for case in golden["cases"]])
+    assert 100 * score == pytest.approx(golden["aggregate"]["BLEU4"])
+
+
+OWL_FUNCTIONS = {
+    "relaxed_accuracy": longvqa.relaxed_accuracy,
+    "exact_accuracy": longvqa.exact_accuracy,
+    "anls_metric": longvqa.strict_anls,
+    "contain_accuracy": lambda target, prediction: float(contains_word(prediction, target)),
+}
+
+
+@each("longvqa_owl_functions")
+def test_longvqa_functions(case):
+    score = OWL_FUNCTIONS[case["fn"]](case["target"], case["prediction"])
+    assert score == (0 if is_error(case["expected"]) else pytest.approx(case["expected"]))  # as in test_longvqa_scores
+
+
+@each("wtq_official")
+def test_wtq(case):
+    assert wtq.score(case["reference_values"], case["prediction_values"]) == case["expected"]
+
+
+def test_mean_wtq_accuracy():
+    golden = load("wtq_official")
+    scores = (wtq.score(case["reference_values"], case["prediction_values"]) for case in golden["cases"])
+    assert mean(scores) == pytest.approx(golden["aggregate"]["mean"])
+
+
+@each("due_anls_official")
+def test_due_anls(case):
+    assert anls.score_due(case["references"], case["prediction"]) == pytest.approx(case["expected"])
+
+
+@each("due_f1_official")
+def test_due_f1(case):
+    assert due.score_documents([(case["prediction"], case["reference"])]) == pytest.approx(case["expected"])
+
+
+def test_due_f1_of_all_documents():
+    golden = load("due_f1_official")
+    documents = [(case["prediction"], case["reference"]) for case in golden["cases"]]
+    assert due.score_documents(documents) == pytest.approx(golden["aggregate"])
+
+
+# Video --------------------------------------------------------------------------------------------------------------
+
+
+@each("mvbench_check_ans")
+def test_mvbench_answers(case):
+    assert mvbench.score(case["gt"], case["prediction"], protocol="upstream") == case["v2pe"]
+    official = mvbench.score(case["gt"], case["prediction"], protocol="official")
+    if case["prediction"].strip():
+        assert official == case["expected"]
+    else:
+        # On purpose: the published rule takes an empty answer for right, because the empty text is in every option.
+        assert official == 0
+
+
+def test_mean_mvbench_accuracy():
+    golden = load("mvbench_check_ans")
+    cases = [case for case in golden["cases"] if case["prediction"].strip()]
+    num_empty_and_right = sum(case["expected"] for case in golden["cases"] if not case["prediction"].strip())
+    total = sum(mvbench.score(case["gt"], case["prediction"], protocol="official") for case in cases)
+    assert (total + num_empty_and_right) / len(golden["cases"]) == pytest.approx(golden["aggregate"]["expected"])
+    upstream = (mvbench.score(case["gt"], case["prediction"], protocol="upstream") for case in golden["cases"])
+    assert mean(upstream) == pytest.approx(golden["aggregate"]["v2pe"])
+
+
+@each("mvbench_frame_index")
+def test_mvbench_frames(case):
+    first, last = mvbench.find_frame_range(
+        case["bound"], fps=case["fps"], last=case["max_frame"], first=case["first_idx"]
+    )
+    assert sample_segments(first, last, case["num_segments"]) == case["expected_indices"]
+
+
+@each("videomme_extract")
+def test_videomme_letters(case):
+    assert videomme.find_letter(case["prediction"]) == case["expected_extracted"]
+
+
+def test_videomme_table():
+    golden = load("videomme_aggregate")
+    rows = [
+        videomme.Answered(
+            duration=case["duration"],
+            domain=case["domain"],
+            sub_category=case["sub_category"],
+            task_type=case["task_type"],
+            is_right=videomme.score(case["answer"], case["prediction"]) == 1,
+            has_letter=bool(videomme.find_letter(case["prediction"])),
+        )
+        for case in golden["cases"]
+    ]
+    summary = videomme.summarise(rows)
+    for title, expected in golden["aggregate"].items():
+        group = summary["all" if title == "the entire dataset" else title.removeprefix("video Type: ")]
+        entries = [*group["domain"].items(), *group["sub_category"].items(), *group["task_type"].items()]
+        # A name that is a domain and a sub-category (Multilingual) is printed twice, the last value is kept.
+        printed = {
+            name: float(f"{100 * entry['official']:.1f}")
+            for name, entry in [*entries, ("Overall", group["overall"])]
+            if entry["official"]
+        }
+        assert printed == expected, title
