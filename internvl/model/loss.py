@@ -94,10 +94,10 @@ def weighted_cross_entropy(
     if denominator is None:
         denominator = flat_weights.sum()
     scale = torch.as_tensor(denominator, dtype=torch.float32, device=hidden_states.device)
-    states = hidden_states.flatten(0, 1)[chosen]
+    states = hidden_states.flatten(0, 1)
     if not torch.is_grad_enabled():  # an autograd function cannot tell
         states, output_weight = states.detach(), output_weight.detach()
-    total = _LinearCrossEntropy.apply(states, output_weight, targets.reshape(-1)[chosen], flat_weights)
+    total = _LinearCrossEntropy.apply(states, output_weight, targets.reshape(-1), flat_weights, chosen)
     return total / torch.where(scale > 0, scale, 1.0)
 
 
@@ -108,22 +108,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, states: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor) -> Tensor:
+    def forward(ctx, states: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor, chosen: Tensor) -> Tensor:
+        """Of the tokens numbered in `chosen`; `token_weights` are theirs, `states` and `targets` of all tokens."""
         need_states, need_weight = ctx.needs_input_grad[:2]
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         grad_states = torch.zeros_like(states) if need_states else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         size = _chunk_tokens(weight)
-        for first in range(0, len(states), size):
-            chunk = slice(first, first + size)
-            loss, grad_logits = _weigh_chunk(states[chunk], weight, targets[chunk], token_weights[chunk])
+        for rows, row_weights in zip(chosen.split(size), token_weights.split(size), strict=True):
+            chunk = states[rows]
+            loss, grad_logits = _weigh_chunk(chunk, weight, targets[rows], row_weights)
             total += loss
             if grad_states is not None:
-                torch.mm(grad_logits, weight.to(states.dtype), out=grad_states[chunk])
+                grad_states[rows] = grad_logits @ weight.to(states.dtype)
             if grad_weight is not None and states.dtype == grad_weight.dtype:
-                grad_weight.addmm_(grad_logits.T, states[chunk])
+                grad_weight.addmm_(grad_logits.T, chunk)
             elif grad_weight is not None:
-                grad_weight += grad_logits.T @ states[chunk]
+                grad_weight += grad_logits.T @ chunk
+            del grad_logits  # not to stand beside the next chunk's logits
         ctx.grads = grad_states, None if grad_weight is None else grad_weight.to(weight.dtype)
         return total
 
@@ -132,7 +134,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.grads is None:
             raise RuntimeError("the gradients of this loss were taken already; compute the loss anew")
         grads, ctx.grads = ctx.grads, None
-        return (*(None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in grads), None, None)
+        return (*(None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in grads), None, None, None)
 
 
 def _weigh_chunk(states: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor) -> tuple[Tensor, Tensor]:

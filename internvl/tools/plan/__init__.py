@@ -1,1 +1,1 @@
-"""Estimate of a training or inference job: memory, work, messages and time from sizes (`python -m internvl.tools.plan`)."""
+"""Estimate of a job from its sizes: memory, work, messages and time (`python -m internvl.tools.plan`)."""

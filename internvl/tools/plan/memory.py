@@ -169,18 +169,14 @@ def _stack(per_layer: int, num_layers: int, working: int, beside: int, *, offloa
 def loss_memory(model: ModelSizes, setting: Setting) -> int:
     """Tensors of the chunked loss (internvl/model/loss.py) at its peak, for M supervised tokens and V words.
 
-    Output of the final norm aND, states of supervised tokens and their gradient 2 aMD, gradient of the output layer
-    (float32, 4 VD, where it trains; in bfloat16 a chunk's or the result's copy, 2 VD), and logits of a chunk: 8 bytes
-    each (logits, log-probabilities), and from the second chunk on the gradient of the chunk before, a.
+    Output of the final norm and its gradient 2 aND, gradient of the output layer (float32, 4 VD, where it trains; in
+    bfloat16 a chunk's or the result's copy, 2 VD), and logits of a chunk: 8 bytes each (logits, log-probabilities).
     """
     decoder, width, tokens = model.decoder, setting.width, setting.local_tokens
     supervised = math.ceil(tokens * setting.supervised)
-    chunk = max(1, CHUNK_BYTES // (STATISTIC * decoder.vocab_size))
-    first, second = min(chunk, supervised), min(chunk, max(supervised - chunk, 0))
-    logits = max(8 * first, (8 * second + width * first) if second else 0) * decoder.vocab_size
+    chunk = min(max(1, CHUNK_BYTES // (STATISTIC * decoder.vocab_size)), supervised)
     head = (STATISTIC + (width if width == 2 else 0)) * decoder.table if setting.trained.head else 0
-    states = width * decoder.hidden_size * (tokens + 2 * supervised)
-    return states + head + logits
+    return 2 * width * decoder.hidden_size * tokens + head + 8 * chunk * decoder.vocab_size
 
 
 def communication_buffers(model: ModelSizes, setting: Setting) -> int:
