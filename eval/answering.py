@@ -67,7 +67,14 @@ def load_answerer(
 
 
 def _ask(session: Session, task: Task, sample: Sample, *, max_num: int) -> Prediction:
-    answer = session.answer(sample.prompt, sample.images, max_new_tokens=task.max_new_tokens, max_num=max_num)
+    answer = session.answer(
+        sample.prompt,
+        [image if isinstance(image, Path) else image.open() for image in sample.images],
+        videos=sample.videos,
+        max_new_tokens=task.max_new_tokens,
+        max_num=[min(limit or max_num, max_num) for limit in sample.tile_limits] or max_num,
+        num_frames=task.num_frames,
+    )
     return Prediction(
         id=sample.id,
         response=answer.text,

@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from eval.core.scoring import check_length_edges
-from eval.tasks.registry import PROMPT_STYLES, list_task_names
+from eval.tasks.registry import FAMILIES, PROMPT_STYLES, list_task_names
 from internvl.errors import ConfigError
 from internvl.infer.context_parallel import check_shareable
 from internvl.model.caches import KV_CACHES, check_kv_cache
@@ -98,6 +98,14 @@ def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
     return RunOptions(**given)
 
 
+class _ListTasks(argparse.Action):
+    """Prints one task name a line and ends the process, whatever else is missing on the command line."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
+        print("\n".join(list_task_names()))
+        parser.exit()
+
+
 def parse_stride(text: str) -> int | float:
     """A stride from the command line; fractions are allowed."""
     try:
@@ -121,11 +129,12 @@ def _build_parser() -> argparse.ArgumentParser:
         description="Evaluate a checkpoint. A killed run continues when the same command is started again, also with "
         "another number of processes (torchrun or slurm tasks).",
     )
-    known = ", ".join(list_task_names())
+    known = ", ".join(FAMILIES)
     versions = ", ".join(ROPE_POS_ID_VERSIONS)
     add = parser.add_argument
     add("--checkpoint", required=True, type=Path, help="folder of the model")
-    add("--tasks", required=True, help=f"comma-separated names, groups or patterns; known: {known}")
+    add("--tasks", required=True, help=f"comma-separated names, groups or patterns; groups: {known}")
+    add("--list", action=_ListTasks, nargs=0, help="print the names of all tasks and end")
     add("--rope_pos_id_version", default="default", help=f"visual positions: {versions}")
     add(
         "--rope_pos_id_stride",

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,8 @@ def plan_jobs(options: RunOptions, *, stride: int | float | None, dtype: str) ->
     for task in tasks:
         if options.protocol not in (None, *task.protocols):
             raise ConfigError(f"--protocol must be one of {', '.join(task.protocols)}, got {options.protocol!r}")
-        find_annotation(options.data_root / task.annotation, data_root=options.data_root, source=task.source)
+        for file in task.files:
+            find_annotation(options.data_root / file, data_root=options.data_root, source=task.source)
     setting = {
         "checkpoint": fingerprint_checkpoint(options.checkpoint),
         "rope_pos_id_version": options.rope_pos_id_version,
@@ -95,14 +96,22 @@ def _cache_settings(options: RunOptions) -> dict[str, Any]:
     return {"kv_cache": options.kv_cache, "prefill_chunk_size": options.prefill_chunk_size}
 
 
+def _hash_files(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def _plan_job(task: Task, options: RunOptions, *, setting: Mapping[str, Any], folder: Path) -> Job:
     settings = {
         "task": task.name,
         "task_version": task.version,
         **task.details,
-        "annotation": hashlib.sha256((options.data_root / task.annotation).read_bytes()).hexdigest()[:16],
+        "annotation": _hash_files([options.data_root / file for file in task.files]),
         "max_num": options.max_num or task.max_num,
         "max_new_tokens": task.max_new_tokens,
+        **({} if task.num_frames is None else {"num_frames": task.num_frames}),
         **setting,
     }
     info = {"checkpoint": str(options.checkpoint.absolute()), "data_root": str(options.data_root.absolute())}

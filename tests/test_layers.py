@@ -17,8 +17,15 @@ ALLOWED = {
     "internvl/train": {"internvl.train", "internvl.data", "internvl.parallel", "internvl.errors", "internvl.model"},
     "internvl/infer": {"internvl.infer", "internvl.data", "internvl.parallel", "internvl.errors", "internvl.model"},
     "eval/metrics": {"eval.metrics", "internvl.errors"},
-    "eval/core": {"eval.core", "internvl.errors"},
-    "eval/tasks": {"eval.tasks", "eval.core", "eval.metrics", "internvl.errors", "internvl.model.constants"},
+    "eval/core": {"eval.core", "internvl.errors", "internvl.data.media", "internvl.data.video"},
+    "eval/tasks": {
+        "eval.tasks",
+        "eval.core",
+        "eval.metrics",
+        "internvl.errors",
+        "internvl.data.video",
+        "internvl.model.constants",
+    },
 }
 OUTSIDE_OF_THE_MODEL = {"torch", "transformers", "internvl"}
 

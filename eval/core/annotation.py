@@ -47,8 +47,10 @@ def require_field(record: dict[str, Any], name: str, kind: type | tuple[type, ..
     """A field of a record.
 
     Raises:
-        DataError: It is missing or of another type.
+        DataError: It is missing or of another type, or the record is no object.
     """
+    if not isinstance(record, dict):
+        raise DataError(f"the record is a JSON {type(record).__name__}, expected an object")
     if name not in record:
         raise DataError(f"the field {name!r} is missing; fields: {', '.join(sorted(record))}")
     value = record[name]

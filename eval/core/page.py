@@ -54,6 +54,8 @@ def _render_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _render_cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "<td>-</td>"
+    if row["accuracy"] is None:
+        return f"<td>no answers <small>n {row['count']}</small></td>"
     return f"<td>{row['accuracy']:.3f} <small>±{row['stderr']:.3f}, n {row['count']}</small></td>"
 
 
@@ -74,7 +76,7 @@ def _render_task(task: str, results: Sequence[tuple[str, Mapping[str, Any]]]) ->
 def _render_details(label: str, result: Mapping[str, Any]) -> str:
     facts = {
         **{
-            f"{protocol} score": f"{entry['score']:.4f} ±{entry['stderr']:.4f}, {entry['count']} questions, "
+            f"{protocol} score": f"{_format_score(entry)}, {entry['count']} questions, "
             f"{entry['num_failed']} failed, {entry['num_empty']} empty answers"
             for protocol, entry in result["results"].items()
         },
@@ -84,6 +86,10 @@ def _render_details(label: str, result: Mapping[str, Any]) -> str:
     }
     lines = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items())
     return f"<details><summary>{escape(label)}: settings</summary><dl>{lines}</dl></details>"
+
+
+def _format_score(entry: Mapping[str, Any]) -> str:
+    return "no public answers" if entry["score"] is None else f"{entry['score']:.4f} ±{entry['stderr']:.4f}"
 
 
 def _embed(png: bytes, description: str) -> str:

@@ -121,7 +121,9 @@ def order_lengths(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def format_cell(row: Mapping[str, Any]) -> str:
-    """`0.925 ±0.019 (n 200)`."""
+    """`0.925 ±0.019 (n 200)`; without public answers the count alone."""
+    if row["accuracy"] is None:
+        return f"no answers (n {row['count']})"
     return f"{row['accuracy']:.3f} ±{row['stderr']:.3f} (n {row['count']})"
 
 

@@ -11,10 +11,11 @@ import heapq
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tqdm import tqdm
 
-from eval.core.sample import Prediction, Sample
+from eval.core.sample import EnlargedImage, Prediction, Sample
 from eval.core.store import PredictionStore
 from eval.core.task import Task
 from internvl.errors import EvalError
@@ -71,16 +72,22 @@ def check_jobs(jobs: Sequence[Job]) -> None:
                     f"{job.task.name}: id {sample.id!r} is used twice in {job.task.annotation}; ids must be unique"
                 )
             seen.add(sample.id)
-        _check_images(job)
+        _check_media(job)
 
 
-def _check_images(job: Job) -> None:
+def _check_media(job: Job) -> None:
     known: set[str] = set()
     for sample in job.samples:
-        for image in sample.images:
-            if str(image) not in known and not image.is_file():
-                raise EvalError(f"{job.task.name}, sample {sample.id!r}: image not found, expected at {image}")
-            known.add(str(image))
+        files = [image.path if isinstance(image, EnlargedImage) else image for image in sample.images]
+        media = [("image", file, file.is_file) for file in files if isinstance(file, Path)]
+        media += [("video", Path(video.path), Path(video.path).exists) for video in sample.videos]
+        for kind, path, is_there in media:
+            if str(path) not in known and not is_there():
+                raise EvalError(
+                    f"{job.task.name}, sample {sample.id!r}: {kind} not found, expected at {path}; "
+                    f"get it from {job.task.source}"
+                )
+            known.add(str(path))
 
 
 def share_questions(jobs: Sequence[Job], world_size: int) -> list[list[tuple[int, Sample]]]:

@@ -1,11 +1,63 @@
 """The two records of an evaluation: what the model is asked, and what it answered."""
 
+import base64
+import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from internvl.errors import EvalError
+from PIL import Image
+
+from internvl.data.media import load_image
+from internvl.data.video import VideoClip
+from internvl.errors import DataError, EvalError
+
+
+@dataclass(frozen=True)
+class PackedImage:
+    """A picture that its annotation file holds in itself.
+
+    Attributes:
+        place: File and record, for messages.
+        content: The encoded file (png, jpeg, ...) as base64 text.
+    """
+
+    place: str
+    content: str = field(repr=False)
+
+    def open(self) -> Image.Image:
+        """The picture in RGB.
+
+        Raises:
+            DataError: The text is no base64 or holds no picture.
+        """
+        try:
+            return Image.open(io.BytesIO(base64.b64decode(self.content, validate=True))).convert("RGB")
+        except (ValueError, OSError) as error:
+            raise DataError(f"the image is no base64 text of a picture ({error})", source=self.place) from error
+
+
+@dataclass(frozen=True)
+class EnlargedImage:
+    """An image file that the model sees enlarged, which gives it more tiles.
+
+    Attributes:
+        path: The file.
+        factor: Of width and height.
+    """
+
+    path: Path
+    factor: int
+
+    def open(self) -> Image.Image:
+        """The enlarged picture in RGB (bilinear, as upstream does).
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        image = load_image(self.path)
+        return image.resize((image.width * self.factor, image.height * self.factor), Image.Resampling.BILINEAR)
 
 
 @dataclass(frozen=True)
@@ -14,19 +66,23 @@ class Sample:
 
     Attributes:
         id: Unique within its task.
-        prompt: User message with one `<image>` per image, in order.
-        images: Image files.
+        prompt: User message with one `<image>` per image and one `<video>` per video, in order.
+        images: Image files, or pictures that the annotation file holds.
         answer: The gold answer in the form that the task's scorer takes.
         metadata: JSON values that scoring and reports need later (context length, depth, chance level, ...).
         cost: Estimated tokens of the prompt; long samples run first.
+        videos: Videos or parts of them.
+        tile_limits: Largest number of tiles per image, None for the task's; empty: the task's for all.
     """
 
     id: str
     prompt: str
-    images: tuple[Path, ...]
+    images: tuple[Path | PackedImage | EnlargedImage, ...]
     answer: Any
     metadata: Mapping[str, Any] = field(default_factory=dict)
     cost: float = 0.0
+    videos: tuple[VideoClip, ...] = ()
+    tile_limits: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 import json
 import math
+import random
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -44,6 +45,16 @@ def estimate_mean(scores: Sequence[float]) -> Estimate:
     mean = math.fsum(scores) / count
     variance = math.fsum((score - mean) ** 2 for score in scores) / count
     return Estimate(mean, math.sqrt(variance / count), count)
+
+
+def bootstrap_stderr(
+    items: Sequence[Any], statistic: Callable[[Sequence[Any]], float], *, num_draws: int = 200, seed: int = 0
+) -> float:
+    """Standard error of a statistic that is no mean: its spread over samples drawn with replacement."""
+    generator = random.Random(seed)
+    values = [statistic(generator.choices(items, k=len(items))) for _ in range(num_draws)]
+    mean = math.fsum(values) / num_draws
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (num_draws - 1))
 
 
 def wilson_interval(score: float, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -94,24 +105,35 @@ def score_predictions(
 ) -> dict[str, Any]:
     """Score one task under one protocol.
 
-    A failed sample has an empty response and is scored like one: it stays in the denominator.
+    A failed sample has an empty response and is scored like one: it stays in the denominator. Where no answer is
+    public (all are None) there is no score.
 
     Returns:
-        `score`, `stderr`, `count`, `num_failed`, `num_empty`, `chance`, and what the task's own aggregation adds.
+        `score`, `stderr` (both None without answers), `count`, `num_failed`, `num_empty`, `chance`, and what the
+        task's own aggregation adds.
     """
+    if predictions and all(prediction.answer is None for prediction in predictions):
+        return {"score": None, "stderr": None, **_count(predictions)}
     scored = []
     for prediction in predictions:
         try:
             score = task.score_answer(prediction.answer, prediction.response, protocol)
         except (TypeError, ValueError) as error:
             raise EvalError(f"{task.name}, sample {prediction.id!r}: cannot be scored: {error}") from error
-        scored.append(Scored(score, prediction.metadata))
+        scored.append(Scored(score, prediction.metadata, prediction.answer, prediction.response, protocol))
     return {
         **vars(estimate_mean([item.score for item in scored])),
+        **_count(predictions),
+        **task.aggregate(scored, length_edges),
+    }
+
+
+def _count(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    return {
+        "count": len(predictions),
         "num_failed": sum(prediction.failure is not None for prediction in predictions),
         "num_empty": sum(not prediction.response.strip() for prediction in predictions),
-        "chance": mean_chance([item.metadata for item in scored]),
-        **task.aggregate(scored, length_edges),
+        "chance": mean_chance([prediction.metadata for prediction in predictions]),
     }
 
 
@@ -125,7 +147,7 @@ def write_scores(
     protocol: str | None = None,
     length_edges: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Score a task under all of its protocols and write `scores.json`.
+    """Score a task under all of its protocols and write `scores.json`, and the file to upload if the task has one.
 
     Args:
         folder: Result folder of the task.
@@ -154,5 +176,7 @@ def write_scores(
         "info": dict(info),
         "results": results,
     }
+    if task.upload is not None:
+        write_atomically(folder / task.upload.name, task.upload.render(predictions))
     write_atomically(folder / SCORES_NAME, json.dumps(content, indent=2) + "\n")
     return content

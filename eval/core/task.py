@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.core.sample import Sample
+from eval.core.sample import Prediction, Sample
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,29 @@ class Scored:
     Attributes:
         score: In 0..1.
         metadata: The sample's.
+        answer: The sample's.
+        response: What the model said.
+        protocol: The scoring rule.
     """
 
     score: float
     metadata: Mapping[str, Any]
+    answer: Any = None
+    response: str = ""
+    protocol: str = "official"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The file that the benchmark's server takes, for splits whose answers are not public.
+
+    Attributes:
+        name: File name inside the result folder.
+        render: Predictions in sample order -> content.
+    """
+
+    name: str
+    render: Callable[[Sequence[Prediction]], str]
 
 
 @dataclass(frozen=True)
@@ -35,8 +54,12 @@ class Task:
         max_num: Largest number of tiles per image (a thumbnail is not counted).
         score_answer: (answer, response, protocol) -> score in 0..1.
         protocols: Scoring rules, the first is the default.
-        aggregate: (scored answers, length edges or None) -> further numbers for the report.
+        aggregate: (scored answers, length edges or None) -> further numbers for the report; `score` and `stderr`
+            among them replace the mean over samples.
         details: Choices that are part of the prompt's identity, such as the prompt style.
+        more_files: Further files below the data root that samples are read from.
+        upload: None: nothing to upload.
+        num_frames: Frames per video; None: the task has no videos.
     """
 
     name: str
@@ -50,6 +73,14 @@ class Task:
     protocols: tuple[str, ...] = ("official",)
     aggregate: Callable[[Sequence[Scored], Sequence[int] | None], dict[str, Any]] = lambda scored, edges: {}
     details: Mapping[str, Any] = field(default_factory=dict)
+    more_files: tuple[Path, ...] = ()
+    upload: Upload | None = None
+    num_frames: int | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files below the data root that samples are read from (pictures and videos aside)."""
+        return (self.annotation, *self.more_files)
 
 
 @dataclass(frozen=True)

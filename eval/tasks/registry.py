@@ -5,13 +5,26 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from eval.core.task import Task, TaskFamily
-from eval.tasks import mm_niah
+from eval.tasks import longvqa, milebench, mm_niah, mmbench, mmmu, mvbench, pope, scienceqa, seed, videomme, vqa
 from internvl.errors import ConfigError
 
 PromptStyle = Literal["upstream", "official"]
 PROMPT_STYLES: tuple[str, ...] = get_args(PromptStyle)
 
-FAMILIES: Mapping[str, TaskFamily] = {"mm_niah": mm_niah.FAMILY}
+FAMILIES: Mapping[str, TaskFamily] = {
+    "mm_niah": mm_niah.FAMILY,
+    "vqa": vqa.FAMILY,
+    "scienceqa": scienceqa.FAMILY,
+    "pope": pope.FAMILY,
+    "seed": seed.FAMILY,
+    "mmmu": mmmu.FAMILY,
+    "mmbench": mmbench.FAMILY,
+    "ccbench": mmbench.CCBENCH_FAMILY,
+    "milebench": milebench.FAMILY,
+    "longvqa": longvqa.FAMILY,
+    "mvbench": mvbench.FAMILY,
+    "videomme": videomme.FAMILY,
+}
 
 
 def find_task(name: str, *, prompts: str = "upstream") -> Task:
@@ -29,7 +42,7 @@ def find_task(name: str, *, prompts: str = "upstream") -> Task:
     group, _, rest = name.partition("/")
     task = FAMILIES[group].make(rest, prompts) if group in FAMILIES else None
     if task is None:
-        raise ConfigError(f"unknown task {name!r}; known: {', '.join(list_task_names())}")
+        raise ConfigError(f"unknown task {name!r}; {_describe_known(name)}")
     return task
 
 
@@ -43,7 +56,7 @@ def select_tasks(patterns: str, *, prompts: str = "upstream") -> list[Task]:
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
         names += _expand(pattern)
     if not names:
-        raise ConfigError(f"no task given, got {patterns!r}; known: {', '.join(list_task_names())}")
+        raise ConfigError(f"no task given, got {patterns!r}; {_describe_known(patterns)}")
     return [find_task(name, prompts=prompts) for name in dict.fromkeys(names)]
 
 
@@ -67,5 +80,13 @@ def _expand(pattern: str) -> list[str]:
         return [pattern]
     names = [name for name in list_task_names() if fnmatchcase(name, wildcard)]
     if not names:
-        raise ConfigError(f"no task matches {pattern!r}; known: {', '.join(list_task_names())}")
+        raise ConfigError(f"no task matches {pattern!r}; {_describe_known(pattern)}")
     return names
+
+
+def _describe_known(pattern: str) -> str:
+    """The tasks of the pattern's group; all groups where there is no such group."""
+    group = pattern.partition("/")[0]
+    if group in FAMILIES:
+        return f"known: {', '.join(f'{group}/{name}' for name in FAMILIES[group].names)}"
+    return f"known groups: {', '.join(FAMILIES)}; python -m eval.run --list prints all tasks"

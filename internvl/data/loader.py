@@ -21,13 +21,17 @@ whose image turns out damaged when it is decoded is left out of its row; a row t
 the next row of its stream that has (which then is seen twice), so that ranks stay in step. Rows carry the list of
 skipped documents to the training process, the only one that counts them, writes them down (each once) and gives up
 when they are too many.
+
+Resuming. A planned row carries the position of its stream behind it (`position`), so the training process always knows
+where every stream goes on behind the last row it was handed, however far the workers are ahead.
 """
 
 import json
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -43,6 +47,14 @@ from internvl.data.encode import EncodedDocument, SampleEncoder, document_genera
 from internvl.data.meta import SourceSpec
 from internvl.data.mixture import DataOrder, EpochOrder, count_documents, order_epoch
 from internvl.data.packing import FillReport, FixedCountRows, PackedRow, Packer, PackingLimits, RowBuilder
+from internvl.data.position import (
+    POSITION_VERSION,
+    START_ANEW,
+    DocumentRef,
+    StreamPosition,
+    check_plan,
+    copy_rows,
+)
 from internvl.data.records import RecordFile
 from internvl.errors import ConfigError, DataError
 
@@ -54,15 +66,7 @@ _MIN_SEEN_FOR_FRACTION = 100  # documents before the share of skipped ones says 
 _MAX_UNREADABLE_ROWS = 16  # rows in sequence without a readable document before giving up
 _NUM_CAUSES_SHOWN = 5
 _ROW_ERRORS = (DataError, OSError)
-
-
-class DocumentRef(NamedTuple):
-    """Which document: the `repeat`-th copy of a row in an epoch."""
-
-    epoch: int
-    source: int
-    row: int
-    repeat: int
+_BEGINNING = StreamPosition()
 
 
 class TileShare(NamedTuple):
@@ -110,11 +114,13 @@ class PlannedRow:
         content: Its documents and their sizes.
         num_seen: Documents looked at since the stream's last row.
         skips: Those of them that cannot be used.
+        behind: The stream's position behind this row.
     """
 
     content: PackedRow[DocumentRef]
     num_seen: int
     skips: tuple[Skip, ...]
+    behind: StreamPosition
 
 
 @dataclass(frozen=True)
@@ -162,39 +168,74 @@ class RowPlan:
         )
         return order.take(slice(stream, None, self.num_streams))
 
-    def plan_stream(self, stream: int) -> Iterator[PlannedRow]:
-        """Rows of a stream, epoch after epoch, without end.
+    def describe(self) -> dict[str, str | int | float]:
+        """Everything that decides which documents form which row; a position is valid for equal descriptions only."""
+        packing = self.packing
+        options = {option.name: str(getattr(self.encoder, option.name)) for option in fields(self.encoder)}
+        return {
+            "data seed": self.seed,
+            "number of rows per step (groups of ranks x gradient_accumulation_steps)": self.num_streams,
+            "packing": "none" if packing is None else ", ".join(f"{name} {n}" for name, n in asdict(packing).items()),
+            "documents per row": self.documents_per_row,
+            "data_order": self.data_order,
+            "use_data_resampling": self.use_data_resampling,
+            "number of data sets": len(self.files),
+            **{
+                f"data set {index}": f"{file.spec.name}, {len(file)} rows, repeat_time {file.spec.repeat_time}"
+                for index, file in enumerate(self.files)
+            },
+            **{name: text for name, text in options.items() if name != "tokenizer"},
+        }
+
+    def plan_stream(self, stream: int, position: StreamPosition = _BEGINNING) -> Iterator[PlannedRow]:
+        """Rows of a stream from a position on, epoch after epoch, without end.
 
         Raises:
             DataError: A whole epoch of the stream has no usable document.
         """
         tally = _Tally()
-        for epoch in count():
-            yield from self.plan_epoch(stream, epoch, tally)
+        while True:
+            for row in self._plan_epoch_from(stream, position, tally):
+                position = row.behind
+                yield row
+            position = position.next_epoch()
 
-    def plan_epoch(self, stream: int, epoch: int, tally: _Tally | None = None) -> Iterator[PlannedRow]:
-        """Rows of a stream in one epoch. `tally` hands over what was skipped behind the last row of an epoch.
+    def plan_epoch(self, stream: int, epoch: int) -> Iterator[PlannedRow]:
+        """Rows of a stream in one epoch.
 
         Raises:
             DataError: None of the documents can be used.
         """
-        tally = _Tally() if tally is None else tally
+        return self._plan_epoch_from(stream, StreamPosition(epoch), _Tally())
+
+    def _plan_epoch_from(self, stream: int, position: StreamPosition, tally: _Tally) -> Iterator[PlannedRow]:
+        """The rest of an epoch. `tally` hands over what was skipped behind the last row of an epoch."""
         builder: RowBuilder[DocumentRef] = (
             FixedCountRows(self.documents_per_row) if self.packing is None else Packer(self.packing)
         )
-        num_rows = 0
-        for rows in self._build_rows(builder, stream, epoch, tally):
-            for row in rows:
+        builder.open_rows = [*copy_rows(position.open_rows)]
+        has_rows = position.index > 0
+        num_rows, num_seen = position.num_rows, position.num_seen
+        for index, rows in self._build_rows(builder, stream, position, tally):
+            for number, row in enumerate(rows, start=1):
+                has_rows = True
                 num_rows += 1
-                yield PlannedRow(row, *tally.take())
-        if num_rows == 0:
+                num_seen_now, skips = tally.take()
+                num_seen += num_seen_now
+                behind = StreamPosition(
+                    position.epoch, index, num_rows, num_seen, copy_rows(builder.open_rows), tuple(rows[number:])
+                )
+                yield PlannedRow(row, num_seen_now, skips, behind)
+        if not has_rows:
             raise DataError(_describe_skips(tally.num_seen, len(tally.skips), tally.skips))
 
     def _build_rows(
-        self, builder: RowBuilder[DocumentRef], stream: int, epoch: int, tally: _Tally
-    ) -> Iterator[list[PackedRow[DocumentRef]]]:
-        order = self.order_stream(stream, epoch)
-        for index in range(len(order)):
+        self, builder: RowBuilder[DocumentRef], stream: int, position: StreamPosition, tally: _Tally
+    ) -> Iterator[tuple[int, list[PackedRow[DocumentRef]]]]:
+        """(documents looked at, rows that are ready then)."""
+        epoch, order = position.epoch, self.order_stream(stream, position.epoch)
+        yield position.index, [*position.ready_rows]
+        for index in range(position.index, len(order)):
             ref = DocumentRef(epoch, int(order.source[index]), int(order.row[index]), int(order.repeat[index]))
             tally.num_seen += 1
             try:
@@ -203,8 +244,8 @@ class RowPlan:
             except _ROW_ERRORS as error:
                 tally.skips.append(self.skip(ref, error))
             else:
-                yield rows
-        yield builder.flush()
+                yield index + 1, rows
+        yield len(order), builder.flush()
 
     def measure(self, ref: DocumentRef) -> tuple[int, int]:
         """(tokens, tiles) of a document, before it is made.
@@ -251,11 +292,11 @@ class _Lookahead:
 
 @dataclass(frozen=True)
 class _Row:
-    """What a worker sends: a batch, and what was skipped on the way to it: unfit to plan, damaged when decoded."""
+    """What a worker sends: a batch, the row it was planned as, and which of its documents were found damaged."""
 
+    stream: int
+    planned: PlannedRow
     batch: Batch
-    num_seen: int
-    unfit: tuple[Skip, ...]
     damaged: tuple[Skip, ...]
 
 
@@ -267,27 +308,45 @@ class _Failure:
 
 
 class RowDataset(IterableDataset):
-    """Decoded rows of the streams of one rank, without end."""
+    """Decoded rows of the streams of one rank, without end.
+
+    Attributes:
+        plan: Which documents form which row.
+        streams: The rank's streams.
+        share: The rank's tiles.
+        positions: Where streams start, if not at their beginning.
+    """
 
     def __init__(self, plan: RowPlan, streams: range, share: TileShare):
         self.plan = plan
         self.streams = streams
         self.share = share
+        self.positions: dict[int, StreamPosition] = {}
 
     def __iter__(self) -> Iterator[_Row | _Failure]:
         info = get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        streams = [_Lookahead(self.plan.plan_stream(stream)) for stream in self.streams]
+        positions = [self.positions.get(stream, _BEGINNING) for stream in self.streams]
+        streams = [
+            _Lookahead(self.plan.plan_stream(stream, position))
+            for stream, position in zip(self.streams, positions, strict=True)
+        ]
+        first = sum(position.num_rows for position in positions)
         try:
-            for number in count():
-                rows = streams[number % len(streams)]
-                if number % num_workers == worker:
-                    yield self._decode_row(rows) if self.share.size == 1 else self._decode_shared_row(rows.peek())
-                rows.advance()
+            for number in count(first):
+                index = number % len(streams)
+                if (number - first) % num_workers == worker:
+                    yield self._decode_next(self.streams[index], streams[index])
+                streams[index].advance()
         except DataError as error:
             yield _Failure(str(error))
 
-    def _decode_row(self, rows: _Lookahead) -> _Row:
+    def _decode_next(self, stream: int, rows: _Lookahead) -> _Row:
+        planned = rows.peek()
+        decoded = self._decode_row(rows) if self.share.size == 1 else self._decode_shared_row(planned)
+        return _Row(stream, planned, *decoded)
+
+    def _decode_row(self, rows: _Lookahead) -> tuple[Batch, tuple[Skip, ...]]:
         first = rows.peek()
         documents, skips = self._decode_documents(first)
         for index in range(1, _MAX_UNREADABLE_ROWS):
@@ -300,9 +359,9 @@ class RowDataset(IterableDataset):
                 f"{_MAX_UNREADABLE_ROWS} rows in sequence have no readable document; "
                 + _describe_skips(first.num_seen, len(all_skips), all_skips)
             )
-        return _Row(collate_row(documents), first.num_seen, first.skips, tuple(skips))
+        return collate_row(documents), tuple(skips)
 
-    def _decode_shared_row(self, row: PlannedRow) -> _Row:
+    def _decode_shared_row(self, row: PlannedRow) -> tuple[Batch, tuple[Skip, ...]]:
         """The row with this rank's tiles; blank tiles in place of those of damaged documents."""
         own = self.share.own_tiles(row.content.num_tiles)
         documents, skips, damaged = [], [], []
@@ -320,7 +379,7 @@ class RowDataset(IterableDataset):
             damaged.append(skip is not None)
             first += sum(document.tiles_per_image)
         batch = collate_row(documents) | {"damaged_documents": torch.tensor(damaged, dtype=torch.int64)}
-        return _Row(batch, row.num_seen, row.skips, tuple(skips))
+        return batch, tuple(skips)
 
     def _decode_documents(self, row: PlannedRow) -> tuple[list[EncodedDocument], list[Skip]]:
         documents, skips = [], []
@@ -373,6 +432,15 @@ class SkipLedger:
             allowed = f"; allowed are {self.max_skipped:.1%} (max_skipped)"
             raise DataError(_describe_skips(self.num_seen, self.num_skipped, list(self._listed.values())) + allowed)
 
+    def restore(self, num_seen: int, num_skipped: int) -> None:
+        """Go on with the counts of an earlier process; what it listed in the file is not listed again."""
+        self.num_seen, self.num_skipped = num_seen, num_skipped
+        if self.path is not None and self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                with suppress(ValueError, TypeError):  # a line cut short by a crash
+                    skip = Skip(**json.loads(line))
+                    self._listed[skip.source, skip.row] = skip
+
     def _write(self, skip: Skip) -> None:
         if len(self._listed) <= _NUM_CAUSES_SHOWN:
             logger.warning("document skipped: %s, row %d: %s", *skip)
@@ -408,10 +476,46 @@ class TrainLoader:
         prefetch_rows: int,
     ):
         self.plan = plan
-        self.dataset = RowDataset(plan, streams, share)
+        self.dataset = dataset = RowDataset(plan, streams, share)
         self.ledger = ledger
         self.num_workers = num_workers
         self.prefetch_rows = prefetch_rows
+        self._behind = dict.fromkeys(dataset.streams, _BEGINNING)
+        self._num_skipped = dict.fromkeys(dataset.streams, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the streams go on behind the last batch handed out: json values, a few bytes per waiting document.
+
+        What all ranks return makes one state (`merge_positions`), which fits any rank of a run with as many rows per
+        step, whatever the number of ranks and workers.
+        """
+        streams = {
+            str(stream): {**position.to_json(), "skipped": self._num_skipped[stream]}
+            for stream, position in self._behind.items()
+        }
+        return {"version": POSITION_VERSION, "plan": self.plan.describe(), "streams": streams}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Start iteration where a merged state ends.
+
+        Raises:
+            ConfigError: The state is of another version, or was saved by a run with other rows.
+        """
+        if state.get("version") != POSITION_VERSION:
+            raise ConfigError(
+                f"the checkpoint's data position has version {state.get('version')}, expected {POSITION_VERSION}; "
+                f"resume with the release that saved it, {START_ANEW}"
+            )
+        check_plan(state["plan"], self.plan.describe())
+        dataset = self.dataset
+        saved = {stream: state["streams"][str(stream)] for stream in dataset.streams}
+        dataset.positions = {stream: StreamPosition.from_json(value) for stream, value in saved.items()}
+        _check_turns([position.num_rows for position in dataset.positions.values()])
+        self._behind = dict(dataset.positions)
+        if dataset.share.rank == 0:
+            self._num_skipped = {stream: int(value["skipped"]) for stream, value in saved.items()}
+        num_seen = sum(position.num_seen for position in dataset.positions.values())
+        self.ledger.restore(num_seen, sum(self._num_skipped.values()))
 
     def __iter__(self) -> Iterator[Batch]:
         rows: DataLoader[Any] = DataLoader(
@@ -425,10 +529,16 @@ class TrainLoader:
         for row in rows:
             if isinstance(row, _Failure):
                 raise DataError(row.message)
-            # Ranks that share rows plan the same ones: the first of them speaks for all.
-            is_first = self.dataset.share.rank == 0
-            self.ledger.note(row.num_seen, (*row.unfit, *row.damaged) if is_first else row.damaged)
+            self._note(row)
             yield row.batch
+
+    def _note(self, row: _Row) -> None:
+        # Ranks that share rows plan the same ones: the first of them speaks for all.
+        is_first = self.dataset.share.rank == 0
+        skips = (*row.planned.skips, *row.damaged) if is_first else row.damaged
+        self._behind[row.stream] = row.planned.behind
+        self._num_skipped[row.stream] += len(skips)
+        self.ledger.note(row.planned.num_seen, skips)
 
     @property
     def num_documents_per_epoch(self) -> int:
@@ -453,6 +563,16 @@ class TrainLoader:
             rows_per_stream.append(report.num_rows - num_rows_before)
         logger.info("planned an epoch: %s", report.describe(self.plan.packing))
         return min(rows_per_stream)
+
+
+def _check_turns(num_rows: Sequence[int]) -> None:
+    """Streams of a rank take turns: of `num_rows` handed out by each, the first ones may be one ahead."""
+    total, size = sum(num_rows), len(num_rows)
+    if [*num_rows] != [(total + size - 1 - index) // size for index in range(size)]:
+        raise ConfigError(
+            f"the checkpoint's data position has {[*num_rows]} rows behind the streams of this rank, expected equal "
+            f"numbers; it was not saved between two steps. Resume from another checkpoint, {START_ANEW}"
+        )
 
 
 def _keep(item: Any) -> Any:

@@ -51,7 +51,13 @@ class PackedRow(Generic[Ref]):
 
 @runtime_checkable
 class RowBuilder(Protocol[Ref]):
-    """Takes measured documents, gives rows when they are ready."""
+    """Takes measured documents, gives rows when they are ready.
+
+    Attributes:
+        open_rows: Rows that wait for documents, oldest first; a builder remembers nothing else.
+    """
+
+    open_rows: list[PackedRow[Ref]]
 
     def add(self, ref: Ref, *, num_tokens: int, num_tiles: int) -> list[PackedRow[Ref]]:
         """Take one document; return the rows that are ready now."""
@@ -65,7 +71,7 @@ class Packer(Generic[Ref]):
 
     def __init__(self, limits: PackingLimits):
         self.limits = limits
-        self._open: list[PackedRow[Ref]] = []
+        self.open_rows: list[PackedRow[Ref]] = []
 
     def add(self, ref: Ref, *, num_tokens: int, num_tiles: int) -> list[PackedRow[Ref]]:
         """Take one document; return the rows that are ready now.
@@ -79,26 +85,26 @@ class Packer(Generic[Ref]):
                 f"the document has {num_tokens} tokens and {num_tiles} tiles, expected at most {limits.max_tokens} "
                 f"tokens and {limits.max_tiles} tiles; raise max_packed_tokens or num_images_expected"
             )
-        fitting = [row for row in self._open if self._fits(row, num_tokens, num_tiles)]
+        fitting = [row for row in self.open_rows if self._fits(row, num_tokens, num_tiles)]
         if fitting:
             row = max(fitting, key=self._fullness)
         else:
             row = PackedRow()
-            self._open.append(row)
+            self.open_rows.append(row)
         row.add(ref, num_tokens=num_tokens, num_tiles=num_tiles)
         return self._take_ready()
 
     def flush(self) -> list[PackedRow[Ref]]:
         """Return the rows that are still open, oldest first."""
-        rows, self._open = self._open, []
+        rows, self.open_rows = self.open_rows, []
         return rows
 
     def _take_ready(self) -> list[PackedRow[Ref]]:
-        ready = [row for row in self._open if self._fullness(row) >= 1]
-        self._open = [row for row in self._open if self._fullness(row) < 1]
-        if len(self._open) > self.limits.max_open_rows:
-            fullest = max(range(len(self._open)), key=lambda index: self._fullness(self._open[index]))
-            ready.append(self._open.pop(fullest))
+        ready = [row for row in self.open_rows if self._fullness(row) >= 1]
+        self.open_rows = [row for row in self.open_rows if self._fullness(row) < 1]
+        if len(self.open_rows) > self.limits.max_open_rows:
+            fullest = max(range(len(self.open_rows)), key=lambda index: self._fullness(self.open_rows[index]))
+            ready.append(self.open_rows.pop(fullest))
         return ready
 
     def _fits(self, row: PackedRow[Ref], num_tokens: int, num_tiles: int) -> bool:
@@ -117,17 +123,20 @@ class FixedCountRows(Generic[Ref]):
         if documents_per_row < 1:
             raise ConfigError(f"documents per row is {documents_per_row}, expected at least 1")
         self.documents_per_row = documents_per_row
-        self._open: PackedRow[Ref] = PackedRow()
+        self.open_rows: list[PackedRow[Ref]] = []  # one at most
 
     def add(self, ref: Ref, *, num_tokens: int, num_tiles: int) -> list[PackedRow[Ref]]:
         """Take one document; return the row that it completes."""
-        self._open.add(ref, num_tokens=num_tokens, num_tiles=num_tiles)
-        return self.flush() if len(self._open.refs) == self.documents_per_row else []
+        if not self.open_rows:
+            self.open_rows.append(PackedRow())
+        (row,) = self.open_rows
+        row.add(ref, num_tokens=num_tokens, num_tiles=num_tiles)
+        return self.flush() if len(row.refs) == self.documents_per_row else []
 
     def flush(self) -> list[PackedRow[Ref]]:
         """Return the incomplete row, if there is one."""
-        row, self._open = self._open, PackedRow()
-        return [row] if row.refs else []
+        rows, self.open_rows = self.open_rows, []
+        return rows
 
 
 @dataclass

@@ -237,7 +237,7 @@ class Session:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
-        max_num: int | None = None,
+        max_num: int | Sequence[int] | None = None,
         num_frames: int | None = None,
         system_message: str | None = None,
     ) -> Answer:
@@ -253,7 +253,7 @@ class Session:
             temperature: Divides the logits; 0: the most probable token always.
             top_p: Draw from the most probable tokens that make up this share (0 to 1, with a temperature only).
             seed: Of what is drawn; None: the global generator of torch.
-            max_num: Tiles per image for this question; None: the session's.
+            max_num: Tiles per image for this question, one limit for all or one per image; None: the session's.
             num_frames: Frames per video for this question; None: the session's.
             system_message: Replaces the template's own.
 
@@ -264,14 +264,19 @@ class Session:
         start = time.perf_counter()
         max_num = self.max_num if max_num is None else max_num
         num_frames = self.num_frames if num_frames is None else num_frames
-        for name, value in (("max_new_tokens", max_new_tokens), ("max_num", max_num), ("num_frames", num_frames)):
+        limits = list(max_num) if isinstance(max_num, Sequence) else [max_num] * len(images)
+        if len(limits) != len(images):
+            raise ConfigError(f"max_num has {len(limits)} limits for {len(images)} images, expected one per image")
+        lowest = min(limits, default=1) if isinstance(max_num, Sequence) else max_num
+        for name, value in (("max_new_tokens", max_new_tokens), ("max_num", lowest), ("num_frames", num_frames)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}, expected at least 1")
         sampling = _choose_sampling(temperature, top_p)
         questions = [*(question for question, _ in history), prompt]
         check_placeholders(questions, len(images), len(videos))
         frames = self._choose_frames(videos, num_frames)
-        questions, pictures = _place_pictures(questions, [_Picture(image, max_num) for image in images], frames)
+        pictures = [_Picture(image, limit) for image, limit in zip(images, limits, strict=True)]
+        questions, pictures = _place_pictures(questions, pictures, frames)
         features, tiles_per_image = self._prepare_images(pictures)
         *earlier, prompt = questions
         history = [(question, answer) for question, (_, answer) in zip(earlier, history, strict=True)]

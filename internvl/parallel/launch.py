@@ -90,9 +90,17 @@ def read_rank_env(environ: Mapping[str, str] | None = None) -> RankEnv:
         local_rank = _read_int(environ, "SLURM_LOCALID", launcher)
         return RankEnv(rank, local_rank, world_size, local_world_size, launcher)
     world_size = _read_int(environ, "WORLD_SIZE", launcher)
-    local_world_size = _read_int(environ, "LOCAL_WORLD_SIZE", launcher, default=world_size)
+    # The deepspeed launcher says LOCAL_SIZE.
+    local_world_size = _read_int(environ, "LOCAL_WORLD_SIZE", launcher, fallback="LOCAL_SIZE", default=world_size)
     rank = _read_int(environ, "RANK", launcher)
     return RankEnv(rank, _read_int(environ, "LOCAL_RANK", launcher), world_size, local_world_size, launcher)
+
+
+def is_restart(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether slurm (after a requeue) or torchrun (elastic restart) started this run before."""
+    environ = os.environ if environ is None else environ
+    counts = (environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    return any(count.isdigit() and int(count) > 0 for count in counts)
 
 
 def init_distributed(

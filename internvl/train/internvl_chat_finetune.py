@@ -22,7 +22,7 @@ from internvl.data.packing import PackingLimits
 from internvl.errors import InternVLError
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.grid import Grid, build_grid
-from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, read_rank_env
+from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, is_restart, read_rank_env
 from internvl.parallel.row import SHARED_ATTENTION, SharedRow, register_shared_attention
 from internvl.train.arguments import (
     DataTrainingArguments,
@@ -35,22 +35,36 @@ from internvl.train.arguments import (
     validate_arguments,
 )
 from internvl.train.checkpointing import find_resume_checkpoint
-from internvl.train.memory import KeepAttention, tile_mlps
+from internvl.train.memory import KeepAttention, keep_freed_memory, tile_mlps
 from internvl.train.model_loading import load_training_model, load_training_tokenizer
+from internvl.train.preemption import EXIT_FAILED_TWICE, EXIT_PREEMPTED, StopAtStepEnd, StopRequest, listen_for_stop
+from internvl.train.run_state import RepeatedFailure, RunJournal, RunState, read_run_state
 from internvl.train.trainable import select_trainable
 from internvl.train.trainer import LossOptions, V2PETrainer
 
 logger = logging.getLogger(__name__)
 
 
-def run_training(argv: Sequence[str]) -> None:
+def run_training(argv: Sequence[str]) -> int:
     """Train as the flags say, and leave a loadable checkpoint in `--output_dir`.
+
+    Returns:
+        Exit code: 0, also where the run had finished before; `EXIT_PREEMPTED` when a signal stopped it.
 
     Raises:
         InternVLError: Wrong flags, data or checkpoint; before anything is loaded where that is possible.
     """
-    model_args, data_args, training = parse_arguments(argv)
+    with listen_for_stop() as request:
+        return _train(*parse_arguments(argv), request=request)
+
+
+def _train(
+    model_args: ModelArguments, data_args: DataTrainingArguments, training: Namespace, *, request: StopRequest
+) -> int:
     validate_arguments(model_args, data_args, training)
+    state = _begin_attempt(training)
+    if state.status == "finished":
+        return 0
     checkpoint = find_resume_checkpoint(
         training.output_dir, overwrite=training.overwrite_output_dir, wanted=training.resume_from_checkpoint
     )
@@ -62,7 +76,24 @@ def run_training(argv: Sequence[str]) -> None:
         use_deepspeed=bool(training.deepspeed),
         timeout_s=training.ddp_timeout,
     )
+    if on_cpu:
+        keep_freed_memory()
     _start_logging(training.output_dir, env)
+    if checkpoint is not None:
+        logger.info("continuing from %s", checkpoint)
+    with RunJournal(training.output_dir, state, writes="main" if env.is_main else "never") as journal:
+        return _run_attempt(model_args, data_args, training, checkpoint=checkpoint, journal=journal, request=request)
+
+
+def _run_attempt(
+    model_args: ModelArguments,
+    data_args: DataTrainingArguments,
+    training: Namespace,
+    *,
+    checkpoint: str | None,
+    journal: RunJournal,
+    request: StopRequest,
+) -> int:
     set_seed(training.seed)
 
     tokenizer, num_added_tokens = load_training_tokenizer(model_args, data_args.max_seq_length)
@@ -95,12 +126,50 @@ def run_training(argv: Sequence[str]) -> None:
     )
     if model_args.keep_attention:
         trainer.add_callback(KeepAttention())
+    stop = StopAtStepEnd(request)
+    for callback in (journal, stop):
+        trainer.add_callback(callback)
     with logging_redirect_tqdm():
         result = trainer.train(resume_from_checkpoint=checkpoint)
+    if stop.stopped:
+        journal.end("preempted", step=trainer.state.global_step)
+        logger.info("stopped by a signal; start the same command again to continue (exit code %d)", EXIT_PREEMPTED)
+        return EXIT_PREEMPTED
     trainer.save_model()
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
+    journal.end("finished", step=trainer.state.global_step)
     logger.info("done: %s (train loss %.4f)", training.output_dir, result.training_loss)
+    return 0
+
+
+def _begin_attempt(training: Namespace) -> RunState:
+    """State of this start: `finished` when there is nothing left to do, `running` otherwise.
+
+    A start by the batch system after an interruption continues its own run: --overwrite_output_dir and
+    --resume_from_checkpoint, which said where the first start begins, give way to this run's last checkpoint.
+
+    Raises:
+        RepeatedFailure: The run failed in the same step twice.
+    """
+    before = read_run_state(training.output_dir)
+    if before is None:
+        return RunState()
+    starts_elsewhere = training.overwrite_output_dir or training.resume_from_checkpoint is not None
+    if starts_elsewhere and not is_restart():
+        return RunState(attempt=before.attempt + 1)
+    if before.status == "finished" and training.max_steps <= before.step:
+        if read_rank_env().is_main:
+            logger.warning(
+                "%s: this run finished at step %d, nothing is left to do; to train again choose another --output_dir "
+                "or pass --overwrite_output_dir True",
+                training.output_dir,
+                before.step,
+            )
+        return before
+    if starts_elsewhere and before.checkpoint is not None:
+        training.resume_from_checkpoint = str(Path(training.output_dir, before.checkpoint))
+    return before.next_attempt()
 
 
 def _prepare_for_grid(model: InternVLChatModel, args: ModelArguments) -> Grid:
@@ -187,13 +256,17 @@ def _start_logging(output_dir: str, env: RankEnv) -> None:
 
 @record  # torchrun shows the first rank's error at the end, behind what the others said about it
 def main() -> None:
-    """Command line: exit code 0 on success, 2 with one clear line for an error that the user can correct."""
+    """Command line.
+
+    Exit code 0 on success, 2 with one clear line for an error that the user can correct, 85 when a signal stopped the
+    run behind a checkpoint, 86 when it failed in the same step twice.
+    """
     try:
-        run_training(sys.argv[1:])
+        code = run_training(sys.argv[1:])
     except InternVLError as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    finish_distributed()
+        sys.exit(EXIT_FAILED_TWICE if isinstance(error, RepeatedFailure) else 2)
+    finish_distributed(code)
 
 
 if __name__ == "__main__":

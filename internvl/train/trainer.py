@@ -13,27 +13,44 @@ them contributes the loss of its own tokens, so that the sum over ranks holds ev
 counted once as well.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer
 
 from internvl.data.loader import Batch, TrainLoader
+from internvl.data.position import merge_positions
 from internvl.model.constants import IGNORE_INDEX
 from internvl.model.loss import LossReduction, build_loss_weight, weighted_cross_entropy
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.row import SharedRow
 from internvl.parallel.vision import agree_on_batches
 from internvl.train.arguments import TrainingArguments
-from internvl.train.checkpointing import replace_files
+from internvl.train.checkpointing import (
+    POSITION_FILE,
+    check_num_ranks,
+    explain_failed_write,
+    list_files,
+    publish_checkpoint,
+    read_position,
+    remove_partial_saves,
+    replace_files,
+    rotate_checkpoints,
+    staging_folder,
+    write_json,
+)
 from internvl.train.liger import liger_cross_entropy
 from internvl.train.metrics import RowStatistics, StepReport
 from internvl.train.trainable import merge_lora
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,17 +95,6 @@ def mask_damaged(batch: Batch, damaged: Tensor) -> None:
     batch["labels"] = batch["labels"].masked_fill(is_damaged, IGNORE_INDEX)
 
 
-class _RemainingRows:
-    """The loader's batches without the first ones; how many is asked when iteration starts (after a resume)."""
-
-    def __init__(self, loader: Iterable[Batch], count_trained: Callable[[], int]):
-        self.loader = loader
-        self.count_trained = count_trained
-
-    def __iter__(self) -> Iterator[Batch]:
-        return islice(self.loader, self.count_trained(), None)
-
-
 class V2PETrainer(Trainer):
     """Trains an InternVL chat model on the rows of a `TrainLoader`.
 
@@ -125,8 +131,10 @@ class V2PETrainer(Trainer):
         self.statistics = RowStatistics(max_row_tokens)
         self.companions = tuple(companions)
         self.shared_row = shared_row
-        # On resume `_RemainingRows` passes over trained rows; the Trainer's own way wants a torch DataLoader.
-        self._skip_trained_rows = not args.ignore_data_skip
+        self._staging: Path | None = None
+        self._weight_names: set[str] = set()
+        # The loader goes on by itself (`train`); the Trainer's way passes over rows, and wants a torch DataLoader.
+        self._keeps_data_position = not args.ignore_data_skip
         args.ignore_data_skip = True
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
@@ -134,10 +142,90 @@ class V2PETrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         """Our loader as it is: already sharded, endless, one row per batch."""
-        return _RemainingRows(self.loader, self._count_trained_rows)
+        return self.loader
 
-    def _count_trained_rows(self) -> int:
-        return self.state.global_step * self.args.gradient_accumulation_steps if self._skip_trained_rows else 0
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Train; from a checkpoint on, if one is given, data included.
+
+        Args:
+            resume_from_checkpoint: A checkpoint folder.
+            kwargs: As transformers' Trainer takes them.
+
+        Raises:
+            CheckpointError: The checkpoint does not say where its data goes on, or a checkpoint cannot be written.
+            ConfigError: Its data position or its parts of the optimiser do not fit this run.
+        """
+        if self.args.should_save:
+            remove_partial_saves(self._run_folder)
+        if resume_from_checkpoint is not None:
+            if self.is_deepspeed_enabled:
+                check_num_ranks(Path(resume_from_checkpoint), self.args.world_size)
+            if self._keeps_data_position:
+                self.loader.load_state_dict(read_position(Path(resume_from_checkpoint)))
+            else:
+                logger.warning("--ignore_data_skip True: the data starts from its beginning")
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing, where the checkpoint was that of the last step: the loop would train one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    @property
+    def _run_folder(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint aside; it gets its name when every rank has written its part.
+
+            every rank   weights, optimiser shard, generators   -> .saving/checkpoint-N
+            all          data positions, lists of files         -> rank 0
+            rank 0       checks, complete.json, rename          -> checkpoint-N; then older ones are deleted
+
+        Raises:
+            CheckpointError: The disk is full, or the checkpoint is not what was meant to be written.
+        """
+        folder = staging_folder(self._run_folder) / f"checkpoint-{self.state.global_step}"
+        with self._clean_staging(), explain_failed_write(self._run_folder):
+            super()._save_checkpoint(model, trial)
+            positions = gather_object([self.loader.state_dict()])
+            if self.args.should_save:
+                write_json(folder / POSITION_FILE, merge_positions(positions))
+            # Each rank has passed the gathering above, so its files are written; a node's first rank sees all of them.
+            listings = gather_object([list_files(folder) if self.args.local_process_index == 0 else {}])
+            if self.args.should_save:
+                self._publish(folder, listings)
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _clean_staging(self) -> Iterator[None]:
+        """Nothing half-written lies in the way before a save, or takes space after one."""
+        self._staging = staging_folder(self._run_folder)
+        if self.args.should_save:
+            remove_partial_saves(self._run_folder)
+        self.accelerator.wait_for_everyone()
+        try:
+            yield
+        finally:
+            self._staging = None
+            if self.args.should_save:
+                remove_partial_saves(self._run_folder)
+
+    def _publish(self, folder: Path, listings: list[dict[str, int]]) -> None:
+        checkpoint = publish_checkpoint(
+            folder, listings=listings, weight_names=self._weight_names, num_ranks=self.args.world_size
+        )
+        best = self.state.best_global_step
+        rotate_checkpoints(
+            checkpoint,
+            keep=self.args.save_total_limit,
+            protected=None if best is None else self._run_folder / f"checkpoint-{best}",
+        )
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device) -> tuple[list[Batch], Tensor]:
         """Micro-batches of an optimiser step, and the denominator of their loss."""
@@ -182,6 +270,7 @@ class V2PETrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add speed, fill rate and skipped documents of all ranks to a report."""
+        self.state.epoch = self.state.global_step / self.state.max_steps  # the loop counts from where it resumed
         if "loss" in logs:
             skipped = torch.tensor([self.loader.ledger.num_skipped], dtype=torch.float64)
             counts = torch.cat([self.statistics.take_counts(), skipped]).to(self.args.device)
@@ -202,12 +291,12 @@ class V2PETrainer(Trainer):
         if not self.args.should_save:
             return
         model = cast(InternVLChatModel, self.model)
-        run_folder = Path(str(self.args.output_dir))
-        folder = Path(output_dir) if output_dir else run_folder
+        folder = Path(output_dir) if output_dir else self._run_folder
         state = dict(model.state_dict() if state_dict is None else state_dict)
-        if folder == run_folder:
+        self._weight_names = set(state) - set(model.all_tied_weights_keys)
+        if folder == self._run_folder:
             state = merge_lora(state)
-        with replace_files(folder) as staging:
+        with explain_failed_write(self._run_folder), replace_files(folder) as staging:
             model.save_pretrained(staging, state_dict=state)
             self.tokenizer.save_pretrained(staging)
             for companion in self.companions:

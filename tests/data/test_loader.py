@@ -7,6 +7,7 @@ import torch
 
 from internvl.data.loader import TileShare, build_train_loader
 from internvl.data.packing import PackingLimits
+from internvl.data.position import merge_positions
 from internvl.errors import ConfigError, DataError
 from internvl.parallel.vision import split_tiles
 
@@ -161,6 +162,146 @@ def test_packed_rows_keep_the_limits_and_their_borders(make_loader, make_source,
 def test_without_packing_every_document_is_a_row(make_loader, make_source, make_lines):
     batches = take(make_loader(make_source("a", make_lines(10)), packing=None, documents_per_row=3), 4)
     assert [len(batch["cu_seqlens"]) - 1 for batch in batches] == [3, 3, 3, 1]
+
+
+# Resuming
+
+
+def continue_from(loader, states):
+    """As a checkpoint does it: through json, merged over ranks."""
+    loader.load_state_dict(merge_positions(json.loads(json.dumps(states))))
+    return loader
+
+
+def stop_after(loader, num_batches):
+    batches = iter(loader)
+    for _ in range(num_batches):
+        next(batches)
+    return loader.state_dict()
+
+
+@pytest.mark.parametrize("packing", [LIMITS, None])
+@pytest.mark.parametrize(("workers_before", "workers_after"), [(0, 0), (0, 2), (1, 0), (2, 1)])
+def test_a_stopped_loader_continues_with_the_same_batches(
+    make_loader, make_source, make_lines, packing, workers_before, workers_after
+):
+    """Whatever the number of workers: they run ahead, the state is that of the last batch handed out."""
+    specs = [make_source("a", make_lines(20), data_augment=True), make_source("b", ["{", *make_lines(7), "{"])]
+    options = {"num_streams": 2, "packing": packing, "documents_per_row": 2, "max_skipped": 1.0}
+    whole = make_loader(*specs, **options)
+    batches = take(whole, 19)
+    for num_before in (1, 6, 13):  # in the middle of a step, and in the second and third epoch
+        state = stop_after(make_loader(*specs, **options, num_workers=workers_before), num_before)
+        resumed = continue_from(make_loader(*specs, **options, num_workers=workers_after), [state])
+        assert_same(take(resumed, 19 - num_before), batches[num_before:])
+        assert (resumed.ledger.num_seen, resumed.ledger.num_skipped) == (
+            whole.ledger.num_seen,
+            whole.ledger.num_skipped,
+        )
+
+
+def test_a_loader_can_be_stopped_behind_every_row(make_loader, make_source, make_lines):
+    """Among them rows that were finished together, at the end of an epoch."""
+    spec = make_source("a", make_lines(12))
+    limits = PackingLimits(max_tokens=450, max_tiles=4, max_open_rows=4)
+    batches = take(make_loader(spec, packing=limits), 22)
+    states = [stop_after(make_loader(spec, packing=limits), number) for number in range(20)]
+    assert {len(state["streams"]["0"]["ready"]) for state in states} >= {0, 1, 2}
+    for number, state in enumerate(states):
+        resumed = continue_from(make_loader(spec, packing=limits), [state])
+        assert resumed.state_dict() == state
+        assert_same(take(resumed, 2), batches[number : number + 2])
+
+
+def test_other_numbers_of_ranks_continue_the_same_rows(make_loader, make_source, make_lines):
+    spec = make_source("a", make_lines(30), data_augment=True)
+    alone = make_loader(spec, num_streams=4, streams_per_rank=4)
+    batches = take(alone, 20)
+    pairs = [make_loader(spec, num_streams=4, first_stream=first, streams_per_rank=2) for first in (0, 2)]
+    states = [stop_after(loader, 6) for loader in pairs]
+    resumed = continue_from(make_loader(spec, num_streams=4, streams_per_rank=4), states)
+    assert_same(take(resumed, 8), batches[12:])
+    single = continue_from(make_loader(spec, num_streams=4, first_stream=3, streams_per_rank=1), states)
+    assert_same(take(single, 2), batches[15::4])
+
+
+def test_resuming_reads_no_document_before_the_position(make_loader, make_source, make_lines, monkeypatch):
+    spec = make_source("a", make_lines(60))
+    state = stop_after(make_loader(spec), 8)
+    resumed = continue_from(make_loader(spec), [state])
+    measured = []
+    measure = type(resumed.plan).measure
+    monkeypatch.setattr(type(resumed.plan), "measure", lambda plan, ref: measured.append(ref) or measure(plan, ref))
+    take(resumed, 1)
+    order = resumed.plan.order_stream(0, 0)
+    index = state["streams"]["0"]["index"]
+    assert [ref.row for ref in measured] == order.row[index : index + len(measured)].tolist()
+
+
+def test_a_state_is_small(make_loader, make_source, make_lines):
+    """It holds the numbers of open documents: as large behind many rows as behind few."""
+    loader = make_loader(make_source("a", make_lines(60)))
+    sizes = []
+    for number, _ in enumerate(loader):
+        sizes.append(len(json.dumps(loader.state_dict()["streams"])))
+        if number == 40:
+            break
+    assert max(sizes) < 1000
+
+
+def test_ranks_that_share_rows_have_one_state(make_loader, make_source, make_lines, bad_images, tmp_path):
+    unfit = {"conversations": conversation("<image> doc998 ", "a"), "image": "missing.png"}
+    bad = {"conversations": conversation("<image> doc999 ", "a"), "image": "cut.png"}
+    spec = make_source("a", [*make_lines(6), bad, unfit])
+    options = {"packing": None, "documents_per_row": 3, "skipped_path": tmp_path / "skipped.jsonl"}
+    loaders = [make_loader(spec, **options, share=TileShare(rank, 2)) for rank in range(2)]
+    states = [stop_after(loader, 3) for loader in loaders]
+    assert sum(loader.ledger.num_skipped for loader in loaders) == 2
+    listed = (tmp_path / "skipped.jsonl").read_text()
+    resumed = [continue_from(make_loader(spec, **options, share=TileShare(rank, 2)), states) for rank in range(2)]
+    assert [loader.ledger.num_seen for loader in resumed] == [loader.ledger.num_seen for loader in loaders]
+    assert sum(loader.ledger.num_skipped for loader in resumed) == 2
+    batches = [take(loader, 4) for loader in resumed]
+    assert (tmp_path / "skipped.jsonl").read_text() == listed  # each document once, over all starts
+    for after, before in zip(batches, loaders, strict=True):
+        assert_same(after, take(before, 7)[3:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 7}, "data seed was 0, now it is 7"),
+        ({"num_streams": 4, "streams_per_rank": 4}, r"rows per step .* was 2, now it is 4"),
+        ({"packing": PackingLimits(400, 12, 3)}, "packing was 'max_tokens 500, .* now it is 'max_tokens 400"),
+        ({"packing": None}, "packing was 'max_tokens 500, .* now it is 'none'"),
+        ({"data_order": "sequential"}, "data_order was 'shuffle', now it is 'sequential'"),
+        ({"encoder": {"max_seq_length": 300}}, "max_seq_length was '4096', now it is '300'"),
+    ],
+)
+def test_a_state_of_another_run_is_refused(make_loader, make_source, make_lines, change, message):
+    spec = make_source("a", make_lines(20))
+    options = {"num_streams": 2, "streams_per_rank": 2}
+    state = stop_after(make_loader(spec, **options), 2)
+    with pytest.raises(ConfigError, match=message + "(.|\n)*--ignore_data_skip True"):
+        continue_from(make_loader(spec, **(options | change)), [state])
+
+
+def test_a_state_of_other_data_is_refused(make_loader, make_source, make_lines):
+    state = stop_after(make_loader(make_source("a", make_lines(20))), 2)
+    with pytest.raises(ConfigError, match=r"data set 0 was 'a, 20 rows, repeat_time 1.*now it is 'a, 21 rows"):
+        continue_from(make_loader(make_source("a", make_lines(21))), [state])
+
+
+def test_a_broken_state_is_refused(make_loader, make_source, make_lines):
+    loader = make_loader(make_source("a", make_lines(20)), num_streams=2, streams_per_rank=2)
+    state = stop_after(loader, 2)
+    with pytest.raises(ConfigError, match="version 99, expected 1"):
+        loader.load_state_dict(state | {"version": 99})
+    first, second = (state["streams"][name] for name in "01")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        loader.load_state_dict(state | {"streams": {"0": {"skipped": 0}, "1": second}})
+    with pytest.raises(ConfigError, match=r"\[3, 1\] rows behind the streams"):
+        loader.load_state_dict(state | {"streams": {"0": first | {"rows": 3}, "1": second}})
 
 
 # Bad documents

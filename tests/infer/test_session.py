@@ -123,6 +123,16 @@ def test_max_num_of_a_question_wins(session, make_image):
     assert tiles == {1: 1, 2: 3, 4: 5}
 
 
+def test_images_can_have_a_limit_each(session, make_image):
+    path = make_image("wide.png", 112, 28)
+    two = {"prompt": "<image><image>", "images": [path, path], "max_new_tokens": 1}
+    assert session.answer(**two, max_num=[4, 1]).num_tiles == 5 + 1
+    with pytest.raises(ConfigError, match="max_num has 1 limits for 2 images"):
+        session.answer(**two, max_num=[4])
+    with pytest.raises(ConfigError, match="max_num is 0"):
+        session.answer(**two, max_num=[4, 0])
+
+
 def test_the_answer_ends_at_the_separator(session, monkeypatch):
     ids = session.tokenizer(" blue <|im_end|>more", add_special_tokens=False)["input_ids"]
     monkeypatch.setattr(session.model, "generate", lambda **kwargs: torch.tensor([ids]))

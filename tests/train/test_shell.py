@@ -1,5 +1,6 @@
 """The scripts in shell/, as `sh` and dash run them; --dry-run prints the command that would be started."""
 
+import base64
 import json
 import shlex
 import shutil
@@ -16,7 +17,7 @@ V2PE_32K = "internlm2_2b/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_32k.sh"
 RECIPES = ["internlm2_2b/baseline.sh", V2PE_32K, "tiny/pretrain.sh", "tiny/finetune_v2pe.sh"]
 INTERPRETERS = [name for name in ("sh", "dash", "bash") if shutil.which(name)]
 VARIABLES = ("GPUS", "CHUNK_NUM", "NPROC", "BATCH_SIZE", "PER_DEVICE", "PARTITION", "OMP_", "PYTHON", "NAME", "NNODES")
-VARIABLES += ("OUTPUT_DIR",)
+VARIABLES += ("OUTPUT_DIR", "SUBMIT", "LOG_DIR", "SBATCH_", "SRUN_", "TIME_LIMIT", "SIGNAL_", "RUN_DIR", "FOLLOW")
 
 
 def run(script: str, *arguments: str, interpreter: str = "sh", cwd: Path = REPOSITORY, **environ: str):
@@ -38,7 +39,7 @@ def split_command(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.parametrize("interpreter", INTERPRETERS)
-@pytest.mark.parametrize("script", ["launch.sh", *RECIPES])
+@pytest.mark.parametrize("script", ["launch.sh", "sbatch.sh", "job.sh", *RECIPES])
 def test_scripts_are_posix(script, interpreter):
     assert subprocess.run([interpreter, "-n", str(SHELL / script)]).returncode == 0
 
@@ -89,7 +90,7 @@ def test_torchrun_on_several_machines():
 
 
 def test_srun_gets_only_the_options_that_are_set():
-    launcher, _ = split_command(dry_run(V2PE_32K, LAUNCHER="slurm", GPUS="16"))
+    launcher, _ = split_command(dry_run(V2PE_32K, LAUNCHER="slurm", SUBMIT="0", GPUS="16"))
     assert launcher[0] == "srun"
     assert {"--ntasks=16", "--ntasks-per-node=8", "--gres=gpu:8", "--kill-on-bad-exit=1"} <= set(launcher)
     assert not [word for word in launcher if word == "-p" or word.startswith("--quotatype")]
@@ -97,6 +98,7 @@ def test_srun_gets_only_the_options_that_are_set():
         dry_run(
             V2PE_32K,
             LAUNCHER="slurm",
+            SUBMIT="0",
             PARTITION="part",
             QUOTA_TYPE="reserved",
             SRUN_ARGS="--mem=9G --exclusive",
@@ -123,7 +125,7 @@ def test_gradient_accumulation_follows_from_the_batch_size(batch, per_device, gp
     [
         ({"LAUNCHER": "slurm", "GPUS": "3", "BATCH_SIZE": "64"}, "BATCH_SIZE 64 is not a multiple of"),
         ({"LAUNCHER": "slurm", "GPUS": "8", "BATCH_SIZE": "4"}, "BATCH_SIZE 4 is not a multiple of"),
-        ({"LAUNCHER": "mpi"}, "LAUNCHER is 'mpi', expected slurm, pytorch or none"),
+        ({"LAUNCHER": "mpi"}, "LAUNCHER is 'mpi', expected slurm, pytorch, deepspeed or none"),
     ],
 )
 def test_wrong_variables_are_explained(environ, match):
@@ -160,3 +162,40 @@ def test_accumulation_counts_processes_that_share_a_row_once():
     refused = run("launch.sh", "--dry-run", LAUNCHER="slurm", GPUS="32", CHUNK_NUM="3")
     assert refused.returncode == 2
     assert "CHUNK_NUM" in refused.stderr
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing():
+    scripts = sorted(str(path) for path in SHELL.rglob("*.sh"))
+    result = subprocess.run(["shellcheck", "--shell=sh", *scripts], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_slurm_outside_of_an_allocation_submits():
+    """What the job needs is asked of sbatch; the step inside takes all of it."""
+    words = dry_run(V2PE_32K, LAUNCHER="slurm", GPUS="16", PARTITION="part", CPUS_PER_TASK="3", SRUN_ARGS="--label")
+    assert words[:2] == ["sh", "shell/sbatch.sh"]
+    at = words.index("shell/job.sh")
+    batch, step = words[:at], words[at + 1 :]
+    assert {"-p", "part", "--gres=gpu:8", "--ntasks=16", "--ntasks-per-node=8", "--cpus-per-task=3"} <= set(batch)
+    assert step[0] == "srun"
+    assert {"--label", "--ntasks=16", "--cpus-per-task=3", "--kill-on-bad-exit=1"} <= set(step)
+    assert "-p" not in step
+    inside, _ = split_command(dry_run(V2PE_32K, LAUNCHER="slurm", GPUS="16", SLURM_JOB_ID="7"))
+    assert inside[0] == "srun"
+
+
+def test_torchrun_under_slurm_is_one_task_a_node_that_starts_the_script_again():
+    words = dry_run("tiny/pretrain.sh", LAUNCHER="pytorch", SUBMIT="1", GPUS="16", CPUS_PER_TASK="2", CHUNK_NUM="2")
+    at = words.index("shell/job.sh")
+    assert {"--ntasks=2", "--ntasks-per-node=1", "--gres=gpu:8", "--cpus-per-task=16"} <= set(words[:at])
+    assert words[words.index("sh", at) : words.index("sh", at) + 2] == ["sh", "shell/launch.sh"]
+    assert "--gradient_accumulation_steps" not in words
+
+
+def test_the_deepspeed_launcher_gets_processes_and_a_port():
+    launcher, flags = split_command(dry_run("tiny/pretrain.sh", LAUNCHER="deepspeed", NPROC="2"))
+    assert launcher[1:3] == ["-m", "deepspeed.launcher.launch"]
+    (world,) = [word.partition("=")[2] for word in launcher if word.startswith("--world_info=")]
+    assert json.loads(base64.urlsafe_b64decode(world)) == {"node0": [0, 1]}
+    assert parse_arguments(["--local_rank=1", *flags]).training.local_rank == 1

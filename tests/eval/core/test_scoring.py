@@ -6,6 +6,7 @@ import pytest
 
 from eval.core.sample import Prediction
 from eval.core.scoring import (
+    bootstrap_stderr,
     check_length_edges,
     estimate_mean,
     score_by_length,
@@ -13,7 +14,7 @@ from eval.core.scoring import (
     wilson_interval,
     write_scores,
 )
-from eval.core.task import Scored, Task
+from eval.core.task import Scored, Task, Upload
 from internvl.errors import ConfigError, EvalError
 
 
@@ -100,6 +101,37 @@ def test_all_protocols_are_written_and_the_headline_is_chosen(tmp_path):
         content = json.loads((tmp_path / "scores.json").read_text())
         assert content["protocol"] == expected
         assert {name: r["score"] for name, r in content["results"].items()} == {"official": 0.0, "upstream": 1.0}
+
+
+def test_without_public_answers_there_is_no_score_but_an_upload(tmp_path):
+    upload = Upload("upload.txt", lambda predictions: "".join(p.response for p in predictions))
+    predictions = [predict("b", answer=None), predict("", answer=None, failure="out of memory")]
+    content = write_scores(tmp_path, make_task(upload=upload), predictions, settings={}, info={})
+    expected = {"score": None, "stderr": None, "count": 2, "num_failed": 1, "num_empty": 1, "chance": None}
+    assert content["results"]["official"] == expected
+    assert (tmp_path / "upload.txt").read_text() == "b"
+
+
+def test_one_missing_answer_among_others_is_an_error():
+    task = make_task(score_answer=lambda answer, response, protocol: float(answer["letter"] == response))
+    with pytest.raises(EvalError, match="cannot be scored"):
+        score_predictions(task, [predict("a", answer={"letter": "a"}), predict("a", answer=None)], protocol="official")
+
+
+def test_aggregation_sees_answers_and_responses_and_may_set_the_score():
+    def aggregate(scored, edges):
+        (item,) = scored
+        return {"score": 0.25, "seen": (item.answer, item.response, item.protocol)}
+
+    numbers = score_predictions(make_task(aggregate=aggregate), [predict("b")], protocol="upstream")
+    assert (numbers["score"], numbers["seen"]) == (0.25, ("a", "b", "upstream"))
+
+
+def test_bootstrap_of_a_mean_is_its_standard_error():
+    values = [0.0] * 50 + [1.0] * 50
+    spread = bootstrap_stderr(values, lambda drawn: sum(drawn) / len(drawn), num_draws=400)
+    assert spread == pytest.approx(estimate_mean(values).stderr, rel=0.15)
+    assert bootstrap_stderr([1.0, 1.0], lambda drawn: sum(drawn) / len(drawn)) == 0.0
 
 
 def test_unknown_protocol_is_refused(tmp_path):

@@ -129,11 +129,15 @@ def test_names_groups_and_patterns_select_tasks_once():
     assert select_tasks("mm_niah/retrieval-text-rag-val")[0].annotation.name == "retrieval-text-rag.jsonl"
 
 
-@pytest.mark.parametrize(
-    "patterns", ["", " , ", "mm_niah/retrieval-text", "other/x", "mm_niah/x-*", "mm_niah/../x-test"]
-)
-def test_unknown_tasks_are_refused_with_the_known_ones(patterns):
+@pytest.mark.parametrize("patterns", ["mm_niah/retrieval-text", "mm_niah/x-*", "mm_niah/../x-test"])
+def test_unknown_tasks_of_a_group_are_refused_with_the_known_ones(patterns):
     with pytest.raises(ConfigError, match="mm_niah/retrieval-text-test"):
+        select_tasks(patterns)
+
+
+@pytest.mark.parametrize("patterns", ["", " , ", "other/x", "*/none"])
+def test_unknown_groups_are_refused_with_the_known_ones(patterns):
+    with pytest.raises(ConfigError, match=r"known groups: mm_niah, vqa, .*--list"):
         select_tasks(patterns)
 
 

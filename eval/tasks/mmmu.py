@@ -1,0 +1,139 @@
+"""MMMU: college questions of thirty subjects, with one to seven pictures (Yue et al. 2023, arXiv 2311.16502).
+
+    DATA_ROOT/MMMU/{dev,validation,test}.jsonl           id, question, options, answer, question_type, image_1 ...
+    DATA_ROOT/MMMU/images/                               pictures; image_1 ... hold paths below DATA_ROOT/MMMU
+
+`options` is a list, or its Python text as published. Prompts: `upstream` names every picture in front of the question,
+as V2PE does with visual positions, shows the first one doubled in size and gives the others one tile; `official` has
+the pictures alone there, all with the same tile limit. `<image 1>` in a question stays text.
+"""
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from eval.core.annotation import require_field
+from eval.core.sample import EnlargedImage, Prediction, Sample
+from eval.core.task import Scored, Task, TaskFamily, Upload
+from eval.metrics import choice, mmmu
+from eval.metrics.protocol import Protocol
+from eval.tasks.questions import OPTION_SENTENCE, SHORT_SENTENCE, Record, estimate_cost, letter_options, read_rows
+from internvl.errors import DataError
+from internvl.model.constants import IMAGE_PLACEHOLDER
+
+VERSION = 1
+SOURCE = "https://huggingface.co/datasets/MMMU/MMMU"
+FOLDER = Path("MMMU")
+FILES = {"dev": "dev.jsonl", "val": "validation.jsonl", "test": "test.jsonl"}
+MAX_IMAGES = 7
+MAX_NUM = 6
+NO_ANSWER = "?"  # what the test split holds instead
+
+
+def read_samples(data_root: Path, *, annotation: Path, prompts: str) -> list[Sample]:
+    """All samples of a split. Raises DataError for a bad record."""
+    return read_rows(data_root / annotation, lambda _, record: _build(record, data_root / FOLDER, prompts))
+
+
+def _build(record: Record, folder: Path, prompts: str) -> Sample:
+    sample_id = require_field(record, "id", str)
+    names = [record.get(f"image_{number}") for number in range(1, MAX_IMAGES + 1)]
+    files = [folder / str(name) for name in names if name]
+    if not files:
+        raise DataError("the record has no image_1")
+    options = choice.label_options(_read_list(require_field(record, "options", (str, list)), "options"))
+    is_open = require_field(record, "question_type", str) == "open"
+    if bool(options) == is_open:
+        raise DataError(f"question_type is {record['question_type']!r} with {len(options)} options")
+    lines = [require_field(record, "question", str).strip()]
+    lines += [SHORT_SENTENCE] if is_open else [letter_options(list(options.values())), OPTION_SENTENCE]
+    question = "\n".join(lines)
+    is_upstream = prompts == "upstream"
+    return Sample(
+        id=sample_id,
+        prompt=f"{_place_images(len(files), prompts)}\n{question}",
+        images=(EnlargedImage(files[0], 2), *files[1:]) if is_upstream else tuple(files),
+        answer=_read_answer(record, options),
+        metadata={
+            "id": sample_id,
+            "question": question,
+            "options": options,
+            **({"chance": 1 / len(options)} if options else {}),
+        },
+        cost=estimate_cost(question, (MAX_NUM + 1) * len(files)),
+        tile_limits=(None, *([1] * (len(files) - 1))) if is_upstream else (),
+    )
+
+
+def _place_images(num_images: int, prompts: str) -> str:
+    if prompts == "official":
+        return IMAGE_PLACEHOLDER * num_images
+    return ", ".join(f"The <image {number}> is {IMAGE_PLACEHOLDER}" for number in range(1, num_images + 1))
+
+
+def _read_list(value: Any, name: str) -> list[Any]:
+    """A list, or the list that Python text stands for; the text is never run."""
+    try:
+        parsed = ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError) as error:
+        raise DataError(f"the field {name!r} is no list: {value!r}") from error
+    if not isinstance(parsed, list):
+        raise DataError(f"the field {name!r} is a {type(parsed).__name__}, expected a list")
+    return parsed
+
+
+def _read_answer(record: Record, options: Mapping[str, str]) -> Any:
+    answer = record.get("answer")
+    if answer in (None, "", NO_ANSWER):
+        return None
+    if not options and isinstance(answer, str) and answer.startswith("["):
+        answer = _read_list(answer, "answer")
+    if options and answer not in options:
+        raise DataError(f"the answer is {answer!r}, expected one of {', '.join(options)}")
+    return {"text": answer, "options": dict(options)}
+
+
+def _score(answer: Any, response: str, protocol: str) -> float:
+    return mmmu.score(answer["text"], response, options=answer["options"], protocol=cast(Protocol, protocol))
+
+
+def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, Any]:
+    """Accuracy by domain and subject."""
+    return {"by_subject": mmmu.summarise([(item.metadata["id"], item.score) for item in scored])}
+
+
+def _render_upload(predictions: Sequence[Prediction]) -> str:
+    """Parsed letters by id, as the server takes them; responses to open questions as they are."""
+    answers = {}
+    for prediction in predictions:
+        options = prediction.metadata["options"]
+        letter = mmmu.find_option(prediction.response, options) if options else None
+        answers[prediction.id] = letter or prediction.response
+    return json.dumps(answers, ensure_ascii=False, indent=1) + "\n"
+
+
+def make_task(name: str, prompts: str) -> Task | None:
+    """The task of a split."""
+    if name not in FILES:
+        return None
+    annotation = FOLDER / FILES[name]
+    return Task(
+        name=f"mmmu/{name}",
+        version=VERSION,
+        source=SOURCE,
+        annotation=annotation,
+        read_samples=partial(read_samples, annotation=annotation, prompts=prompts),
+        max_new_tokens=10,
+        max_num=MAX_NUM,
+        score_answer=_score,
+        protocols=("official", "upstream"),
+        aggregate=aggregate,
+        details={"prompts": prompts},
+        upload=Upload("upload.json", _render_upload) if name == "test" else None,
+    )
+
+
+FAMILY = TaskFamily(names=tuple(FILES), make=make_task)

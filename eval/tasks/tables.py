@@ -1,0 +1,59 @@
+"""Tab-separated annotation files with pictures as base64 text (MMBench, CCBench)."""
+
+import csv
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from internvl.errors import DataError
+
+_MAX_REFERENCE_LENGTH = 64  # a shorter `image` is the index of the row that holds the picture
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows by column name; cells that are empty or `nan` are left out.
+
+    Raises:
+        DataError: No UTF-8, no rows, or a row with another number of cells than the header.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except ValueError as error:
+        raise DataError(f"the file is no UTF-8 ({error})", source=str(path)) from error
+    with _long_cells():
+        header, *rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t")) or [[]]
+    if not rows:
+        raise DataError("the file holds no rows", source=str(path))
+    for row, cells in enumerate(rows):
+        if len(cells) != len(header):
+            raise DataError(f"{len(cells)} cells, expected {len(header)} as in the header", source=str(path), row=row)
+    return [
+        {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip() and cell != "nan"}
+        for cells in rows
+    ]
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """The csv module refuses cells above 128 KiB; its limit is raised for the time of one file."""
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def find_content(row: dict[str, str], by_index: dict[str, dict[str, str]]) -> str:
+    """The base64 text of a row's picture, which may be that of another row.
+
+    Raises:
+        DataError: There is none.
+    """
+    image = row.get("image", "")
+    if len(image) <= _MAX_REFERENCE_LENGTH and image in by_index:
+        image = by_index[image].get("image", "")
+    if not image:
+        raise DataError("the row has no image")
+    return image

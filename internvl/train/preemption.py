@@ -1,0 +1,109 @@
+"""A run that is told to stop finishes its step, saves a checkpoint, and ends with `EXIT_PREEMPTED`.
+
+    signal to any rank -> flag -> end of the step: all ranks compare flags -> all save -> all stop
+    USR1, TERM                    (largest of one number per rank)
+
+Ranks reach the end of a step in different moments and a signal may reach one of them only, so a rank that acted on its
+own flag would leave the others waiting in a collective. The comparison makes it one decision, one step late at most.
+
+Batch systems signal every process of a job, DataLoader workers too, and a worker that dies ends the run. Workers
+therefore start with both signals blocked: a child inherits the mask of the thread that creates it, whatever handlers
+torch then installs in it. Workers end as ever, by their queue or because their parent is gone.
+"""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback
+
+logger = logging.getLogger(__name__)
+
+EXIT_PREEMPTED = 85  # stopped by a signal, checkpoint written: start the same command again (shell/job.sh requeues)
+EXIT_FAILED_TWICE = 86  # the same step failed twice: starting again does not help
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+
+
+class StopRequest:
+    """Which signal asked this process to stop, if any."""
+
+    def __init__(self) -> None:
+        self.signal_name = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.signal_name)
+
+    def note(self, number: int, _frame: object = None) -> None:
+        """Handle a signal: remember it, do nothing else."""
+        self.signal_name = self.signal_name or signal.Signals(number).name
+
+
+@contextmanager
+def listen_for_stop() -> Iterator[StopRequest]:
+    """Turn SIGUSR1 and SIGTERM into a `StopRequest` for the length of the block.
+
+    In a thread other than the main one, where Python takes no signals, the request stays empty.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, request.note) for number in STOP_SIGNALS}
+    try:
+        yield request
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def agree_on_stop(requested: bool, *, device: torch.device | str = "cpu") -> bool:
+    """Whether any rank was asked to stop; every rank must call it at the same point.
+
+    Args:
+        requested: Whether this one was.
+        device: Where the process group's backend wants tensors.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return requested
+    flag = torch.tensor([int(requested)], dtype=torch.int32, device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+class StopAtStepEnd(TrainerCallback):
+    """Saves and stops the Trainer behind the step in which a stop was requested on any rank.
+
+    Attributes:
+        stopped: Whether it did; False for a run that reached its last step in the meantime.
+    """
+
+    def __init__(self, request: StopRequest):
+        self.request = request
+        self.stopped = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Block the signals until the DataLoader workers, which are created next, have inherited the mask."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+    on_epoch_begin = on_train_begin
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        """Take signals again, those that came in the meantime included."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Ask all ranks; save and stop when one was told to."""
+        if not agree_on_stop(bool(self.request), device=args.device):
+            return
+        if self.request:
+            logger.warning("%s: this process was asked to stop", self.request.signal_name)
+        if state.global_step < state.max_steps:
+            logger.info("stopping behind step %d of %d, with a checkpoint", state.global_step, state.max_steps)
+            self.stopped = True
+            control.should_save = True
+            control.should_training_stop = True

@@ -1,0 +1,93 @@
+"""Runs the training entry several times in one process, with faults: argv[1] is a json list of [flags, faults].
+
+A fault [kind, step, rank] strikes in the given step, or in the save behind it:
+
+    raise   ends the run on all ranks with an exception; it is not started again
+    kill    SIGKILL to the rank
+    save    SIGKILL to rank 0 when all files of the step's checkpoint are written, and it has not got its name yet
+    term    SIGTERM to the rank: the run saves and stops; it is started again
+    full    no file can grow beyond 20 kB until the run has failed; its error goes to error.txt, it is started again
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from internvl.errors import CheckpointError
+from internvl.parallel.launch import finish_distributed
+from internvl.train.internvl_chat_finetune import run_training
+from internvl.train.preemption import EXIT_PREEMPTED
+from internvl.train.trainer import V2PETrainer
+
+NO_LIMIT = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+
+class Crash(Exception):
+    pass
+
+
+class FaultyRun:
+    def __init__(self, arguments: list[str], faults: list[list]):
+        self.arguments, self.faults = arguments, faults
+        self.output_dir = Path(arguments[arguments.index("--output_dir") + 1])
+
+    def start(self) -> None:
+        compute_loss, publish = V2PETrainer.compute_loss, V2PETrainer._publish
+
+        def compute_faulty_loss(trainer, *args, **kwargs):
+            self.strike(trainer, trainer.state.global_step + 1, ("raise", "kill", "term", "full"))
+            return compute_loss(trainer, *args, **kwargs)
+
+        def publish_faulty(trainer, *args, **kwargs):
+            self.strike(trainer, trainer.state.global_step, ("save",))
+            return publish(trainer, *args, **kwargs)
+
+        V2PETrainer.compute_loss = compute_faulty_loss  # type: ignore[method-assign]
+        V2PETrainer._publish = publish_faulty  # type: ignore[method-assign]
+        try:
+            while not self.is_done():
+                pass
+        finally:
+            V2PETrainer.compute_loss = compute_loss  # type: ignore[method-assign]
+            V2PETrainer._publish = publish  # type: ignore[method-assign]
+
+    def strike(self, trainer: V2PETrainer, step: int, kinds: tuple[str, ...]) -> None:
+        for fault in [fault for fault in self.faults if fault[0] in kinds and fault[1] == step]:
+            self.faults.remove(fault)
+            kind, _, rank = fault
+            if kind == "raise":
+                raise Crash
+            if kind == "full":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, NO_LIMIT[1]))
+            elif trainer.args.process_index == rank:
+                os.kill(os.getpid(), signal.SIGTERM if kind == "term" else signal.SIGKILL)
+
+    def is_done(self) -> bool:
+        try:
+            return run_training(list(self.arguments)) != EXIT_PREEMPTED
+        except Crash:
+            return True
+        except CheckpointError as error:
+            if resource.getrlimit(resource.RLIMIT_FSIZE) == NO_LIMIT:
+                raise
+            resource.setrlimit(resource.RLIMIT_FSIZE, NO_LIMIT)
+            (self.output_dir / "error.txt").write_text(str(error))
+            return False
+        finally:
+            unset_hf_deepspeed_config()  # transformers keeps ZeRO-3 in a global, which the next run would load under
+
+
+if __name__ == "__main__":
+    for number, (arguments, faults) in enumerate(json.loads(Path(sys.argv[1]).read_text())):
+        try:
+            FaultyRun(arguments, faults).start()
+        except Exception:
+            sys.stderr.write(f"run {number}: {' '.join(arguments)}\n{traceback.format_exc()}")
+            sys.exit(1)
+    finish_distributed()
