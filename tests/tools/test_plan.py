@@ -78,7 +78,6 @@ def test_adapters_need_hardly_any_gradients():
         {"grad_checkpoint": True},
         {"vit_batch_size": 8},
         {"zero_stage": 2, "offload_optimizer": True},
-        {"supervised": 0.1},
         {"max_packed_tokens": 16384},
         {"tiles": 8},
         {"trained": Trained(freeze_backbone=True)},
