@@ -10,7 +10,7 @@ from internvl.errors import DataError
 
 from .conftest import conversation
 
-SPEC = SourceSpec(name="things", annotation=Path("things.jsonl"), root=Path("/root"))
+SPEC = SourceSpec(name="things", annotation=Path("things.jsonl"), root=Path("/data"))
 
 
 def test_rows_are_read_in_any_order(make_source):
@@ -76,7 +76,7 @@ def test_a_list_of_one_image_is_a_multi_image_record():
 )
 def test_a_video_is_found_below_the_root(keys, clip):
     record = parse_record({"conversations": conversation("q", "a"), "video": "x.mp4", **keys}, SPEC, row=0)
-    assert record.video == VideoClip(Path("/root/x.mp4"), clip=clip)
+    assert record.video == VideoClip(Path("/data/x.mp4"), clip=clip)
     assert record.image_paths == ()
 
 
