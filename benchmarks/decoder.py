@@ -9,7 +9,8 @@ padded on the right. Tokens per second count real tokens only. Vision: forward o
 
 The models share their weights and their results are compared in every round, so the variants do the same work.
 Variants take turns; the best of the repeats counts. Clock seconds and CPU seconds are given: other programs on the
-machine change the latter less. As training on a CPU does, the process keeps memory that it frees.
+machine change the latter less. As training on a CPU does, the process keeps memory that it frees (not with
+`--give_back`); it has its final size after two rounds.
 """
 
 import argparse
@@ -240,12 +241,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=4096, help="real tokens of the decoder's row")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--only", choices=["decoder", "vision"])
     parser.add_argument("--profile", action="store_true", help="print the costliest operators instead of times")
+    parser.add_argument("--give_back", action="store_true", help="leave the C library's habit of giving memory back")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    keep_freed_memory()
+    if not args.give_back:
+        keep_freed_memory()
     if args.only != "vision":
         lengths = [share * args.tokens // sum(SHARES) for share in SHARES]
         decoders = make_decoder_variants(lengths)

@@ -12,6 +12,7 @@ positions are V2PE's and are scaled only if `rope_scaling` says so (`"scale_v2pe
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
@@ -35,9 +36,37 @@ class InternLM2RMSNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(..., hidden) -> same."""
+        return _RMSNorm.apply(hidden_states, self.weight, self.eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """w * x / rms(x); keeps x and one number a token for its backward pass, and makes few copies of a long row."""
+
+    @staticmethod
+    def forward(ctx, hidden_states: Tensor, weight: Tensor, eps: float) -> Tensor:
         states = hidden_states.float()
-        states = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * states.to(hidden_states.dtype)
+        inverse_rms = torch.rsqrt(_mean_last(states, states) + eps)
+        ctx.save_for_backward(hidden_states, weight, inverse_rms)
+        normalized = (states * inverse_rms).to(hidden_states.dtype)
+        return normalized.mul_(weight) if weight.dtype == normalized.dtype else weight * normalized
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        hidden_states, weight, inverse_rms = ctx.saved_tensors
+        normalized = hidden_states.float() * inverse_rms
+        grad = grad.float()
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (grad * normalized).flatten(0, -2).sum(0).to(weight.dtype)
+        scaled = grad * weight.float()
+        along = _mean_last(scaled, normalized)
+        grad_states = scaled.sub_(normalized.mul_(along)).mul_(inverse_rms)
+        return grad_states.to(hidden_states.dtype), grad_weight, None
+
+
+def _mean_last(first: Tensor, second: Tensor) -> Tensor:
+    """Mean of the products along the last axis, (..., n) x (..., n) -> (..., 1), without a copy of either."""
+    return torch.linalg.vecdot(first, second, dim=-1).unsqueeze(-1) / first.shape[-1]
 
 
 class InternLM2Attention(nn.Module):
@@ -95,10 +124,26 @@ class InternLM2MLP(nn.Module):
         self.w3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.w2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.act = ACT2FN[config.hidden_act]
+        self.is_silu = config.hidden_act == "silu"
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(..., hidden) -> same."""
-        return self.w2(self.act(self.w1(hidden_states)) * self.w3(hidden_states))
+        gate, up = self.w1(hidden_states), self.w3(hidden_states)
+        return self.w2(_GatedSiLU.apply(gate, up) if self.is_silu else self.act(gate) * up)
+
+
+class _GatedSiLU(torch.autograd.Function):
+    """silu(gate) * up; keeps the two for its backward pass, and not silu(gate) as a third tensor of that width."""
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 
 class InternLM2DecoderLayer(GradientCheckpointingLayer):

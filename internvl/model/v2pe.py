@@ -370,9 +370,9 @@ class _Rotation(torch.autograd.Function):
 
 
 def _rotate(states: Tensor, cos: Tensor, sin: Tensor, *, direction: int) -> Tensor:
-    first, second = states.float().chunk(2, dim=-1)
-    halves = [
-        torch.addcmul(first * cos, second, sin, value=-direction),
-        torch.addcmul(second * cos, first, sin, value=direction),
-    ]
-    return torch.cat(halves, dim=-1).to(states.dtype)
+    states_float = states.float()
+    swapped = states_float.roll(states.shape[-1] // 2, dims=-1)  # (b, a)
+    rotated = torch.empty(states.shape, dtype=torch.float32, device=states.device)
+    torch.mul(states_float, torch.cat([cos, cos], dim=-1), out=rotated)
+    rotated.addcmul_(swapped, torch.cat([-sin, sin], dim=-1), value=direction)
+    return rotated.to(states.dtype)

@@ -13,21 +13,26 @@ from transformers import TrainerCallback
 
 from internvl.parallel.recompute import keep_ring_outputs
 
-_M_TRIM_THRESHOLD = -1  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_freed_memory() -> bool:
     """Let this process keep main memory that it frees, as the allocator of a GPU does.
 
-    glibc gives the top of the heap back to the system, and every training step then waits for fresh pages: with rows
-    of 4,096 tokens a tenth of the step. For training on a CPU; the process stays as large as it once was.
+    glibc takes every large tensor from the system and gives it back when it is freed, and the next one waits for fresh
+    pages: a third of a training step on rows of 4,096 tokens (`benchmarks/decoder.py --give_back`). Both settings are
+    needed: either one alone switches off the other's adaptation. For training on a CPU; the process stays as large as
+    it once was.
 
     Returns:
-        Whether the C library knows the setting (glibc does).
+        Whether the C library took both settings (glibc does).
     """
     name = ctypes.util.find_library("c")
     mallopt = getattr(ctypes.CDLL(name), "mallopt", None) if name else None
-    return bool(mallopt and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    if mallopt is None:
+        return False
+    from_heap = mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)  # old versions take at most 2^25
+    return bool(from_heap and mallopt(_M_TRIM_THRESHOLD, -1))
 
 
 def tile_mlps(decoder: nn.Module, *, num_tokens: int) -> int:

@@ -99,7 +99,7 @@ def test_tiles_of_the_mlp_bound_what_it_needs():
     again = replace(ROW, grad_checkpoint=True, max_packed_tokens=131072)
     phase, wide = "decoder backward", 2 * 8192
     saved = memory(again).phases[phase] - memory(replace(again, mlp_tile_tokens=1024)).phases[phase]
-    assert saved == (131072 - 1024) * 6 * wide
+    assert saved == (131072 - 1024) * 5 * wide  # gate, up, the input of w2 and two gradients
 
 
 def test_kept_attention_costs_its_output_and_log_sum_exp():
@@ -331,7 +331,7 @@ def test_json_holds_the_same(capsys):
     record = json.loads(capsys.readouterr().out)
     assert record["memory"]["total"] == memory(ROW).total
     assert record["fits"] is record["measured"] is False
-    assert record["changes"][0]["flags"] == "--grad_checkpoint True"
+    assert "--grad_checkpoint True" in [change["flags"] for change in record["changes"]]
 
 
 def test_a_checkpoint_folder_or_its_config_can_be_given(tmp_path, capsys):

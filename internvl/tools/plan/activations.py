@@ -18,9 +18,16 @@ STATISTIC = 4  # bytes of a float32
 
 
 def _saved_norm(size: int, width: int, *, num_norms: int = 1, trained: bool) -> int:
-    """RMS norm of `size` numbers in `num_norms` groups: input in float32, 1 / rms; with a weight that trains the normed
-    input, too."""
+    """transformers' RMS norm of `size` numbers in `num_norms` groups: input in float32, 1 / rms; with a weight that
+    trains the normed input, too."""
     return 4 * size + STATISTIC * num_norms + (width * size if trained else 0)
+
+
+def _saved_decoder_norm(decoder: DecoderSizes, width: int, *, trained: bool) -> int:
+    """RMS norm of a hidden state; InternLM2's keeps its input as it came, and 1 / rms."""
+    if decoder.family == "internlm2":
+        return width * decoder.hidden_size + STATISTIC
+    return _saved_norm(decoder.hidden_size, width, trained=trained)
 
 
 def _saved_adapter(linear: Linear, width: int, rank: int, mask_bytes: int) -> int:
@@ -40,13 +47,13 @@ def saved_by_decoder_layer(
 ) -> int:
     """Bytes per token that a decoder layer keeps for its backward pass.
 
-        norms        2 (4D + 4), + 2 aD where their weights train
+        norms        2 (4D + 4), + 2 aD where their weights train; InternLM2's 2 (aD + 4)
         linears      inputs of qkv and of w1, w3: 2 aD; of w2: aF - where they train, or dropout's and A's with LoRA
         attention    q aQ, k aK, v inside the fused a(Q + 2K) (its own aK where it has a matrix), out aQ, log-sum-exp
         packed       outputs of the documents are joined: wo's input is another aQ
         ring         k and v are copied: 2 aK instead of k and the fused matrix's output
         ulysses      q, k, v of other ranks in one tensor, k and v copied, output dealt back: aQ more
-        SwiGLU       gate, act(gate), up: 3 aF
+        SwiGLU       gate, act(gate), up: 3 aF; InternLM2's gate, up: 2 aF
 
     Args:
         decoder: Sizes.
@@ -59,7 +66,7 @@ def saved_by_decoder_layer(
     """
     hidden, wide = decoder.hidden_size, decoder.intermediate_size
     query, kv = decoder.query_width, decoder.kv_width * kv_repeats(decoder.num_kv_heads, ulysses_degree)
-    total = 2 * _saved_norm(hidden, width, trained=trained)
+    total = 2 * _saved_decoder_norm(decoder, width, trained=trained)
     if decoder.family == "qwen3":
         total += _saved_norm(query, width, num_norms=decoder.num_heads, trained=trained)
         total += _saved_norm(decoder.kv_width, width, num_norms=decoder.num_kv_heads, trained=trained)
@@ -75,7 +82,7 @@ def saved_by_decoder_layer(
     total += width * query + STATISTIC * decoder.num_heads
     if trained and attention != "ring":
         total += width * query
-    return total + 3 * width * wide
+    return total + (2 if decoder.family == "internlm2" else 3) * width * wide
 
 
 def saved_by_vision_layer(
@@ -116,4 +123,4 @@ def saved_by_projector(model: ModelSizes, width: int, *, trained: bool) -> int:
 def saved_beside_layers(decoder: DecoderSizes, width: int, *, trained: bool) -> int:
     """Bytes per token of a decoder outside its layers: rotary tables (float32, halves for InternLM2), final norm."""
     tables = 2 * STATISTIC * decoder.head_dim // (2 if decoder.family == "internlm2" else 1)
-    return tables + _saved_norm(decoder.hidden_size, width, trained=trained)
+    return tables + _saved_decoder_norm(decoder, width, trained=trained)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from internvl.parallel.ulysses import kv_repeats
 from internvl.tools.plan.memory import decoder_activations, vision_activations
 from internvl.tools.plan.setting import Setting
-from internvl.tools.plan.sizes import ModelSizes, count_parameters
+from internvl.tools.plan.sizes import ModelSizes, Trained, count_parameters
 
 # FLOPs of attention's backward pass over those of its forward pass: gradients take four products to its two; flash
 # kernels make the scores anew (FlashAttention-2, Dao, arXiv:2307.08691, section 4.1).
@@ -30,6 +30,23 @@ class Work:
     model: float
     executed: float
     items: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RowContent:
+    """What of a row (or of several, added up) decides how much work it is.
+
+    Attributes:
+        tokens: Tokens.
+        pairs: Query-key pairs of causal attention: n (n + 1) / 2 of every document of n tokens, added up.
+        targets: Tokens that are trained on; they meet the output layer.
+        tiles: Tiles.
+    """
+
+    tokens: float
+    pairs: float
+    targets: float
+    tiles: float
 
 
 @dataclass(frozen=True)
@@ -77,9 +94,19 @@ def count_pairs(length: int, documents: int) -> float:
 
 def decoder_flops(model: ModelSizes, setting: Setting) -> tuple[float, float]:
     """Forward FLOPs of all layers for a row: (matrices 2 N sum(in out), attention 4 Q pairs)."""
-    decoder, length = model.decoder, setting.max_packed_tokens
-    matrices = 2 * length * sum(linear.matrix for linear in decoder.linears)
-    attention = 4 * decoder.query_width * count_pairs(length, setting.documents)
+    return _decoder_flops(model, describe_row(setting))
+
+
+def describe_row(setting: Setting) -> RowContent:
+    """The row that a setting asks for: full, of documents of equal length."""
+    tokens = setting.max_packed_tokens
+    return RowContent(tokens, count_pairs(tokens, setting.documents), tokens * setting.supervised, setting.tiles)
+
+
+def _decoder_flops(model: ModelSizes, row: RowContent) -> tuple[float, float]:
+    decoder = model.decoder
+    matrices = 2 * row.tokens * sum(linear.matrix for linear in decoder.linears)
+    attention = 4 * decoder.query_width * row.pairs
     return decoder.num_layers * matrices, decoder.num_layers * attention
 
 
@@ -88,12 +115,32 @@ def vision_flops(model: ModelSizes, setting: Setting) -> tuple[float, float]:
 
     Per tile of t = patches + 1 tokens: patches 2 * 3 P^2 H each, layers 2 t sum(in out) + 4 t^2 H.
     """
+    return _vision_flops(model, describe_row(setting))
+
+
+def _vision_flops(model: ModelSizes, row: RowContent) -> tuple[float, float]:
     vision = model.vision
     tokens = vision.num_patches + 1
     layer = 2 * tokens * sum(linear.matrix for linear in vision.linears) + 4 * tokens**2 * vision.hidden_size
     patches = 2 * vision.num_patches * 3 * vision.patch_size**2 * vision.hidden_size
     projector = 2 * model.num_image_token * sum(linear.matrix for linear in model.projector_linears)
-    return setting.tiles * (patches + vision.num_layers * layer), setting.tiles * projector
+    return row.tiles * (patches + vision.num_layers * layer), row.tiles * projector
+
+
+def count_model_flops(model: ModelSizes, trained: Trained, row: RowContent) -> dict[str, float]:
+    """FLOPs that training on a row needs, by part: forward and those gradients that are used, nothing twice."""
+    matrices, attention = _decoder_flops(model, row)
+    tower, projector = _vision_flops(model, row)
+    head = 2.0 * row.targets * model.decoder.table
+    enters = trained.decoder_has_gradient
+    num_graded, num_trained = (n / model.vision.num_layers for n in trained.count_vit_layers(model.vision.num_layers))
+    return {
+        "decoder": matrices * (1 + enters + trained.llm),
+        "attention": attention * (1 + _ATTENTION_GRADIENT * enters),
+        "output layer": head * (1 + enters + trained.head),
+        "vision": tower * (1 + num_graded + num_trained)
+        + projector * (1 + trained.vision_has_gradient + (not trained.freeze_mlp)),
+    }
 
 
 def training_work(model: ModelSizes, setting: Setting) -> Work:
@@ -104,17 +151,10 @@ def training_work(model: ModelSizes, setting: Setting) -> Work:
     """
     trained = setting.trained
     matrices, attention = decoder_flops(model, setting)
-    tower, projector = vision_flops(model, setting)
-    head = 2.0 * setting.max_packed_tokens * setting.supervised * model.decoder.table
+    tower, _ = vision_flops(model, setting)
     enters = trained.decoder_has_gradient
-    num_graded, num_trained = (n / model.vision.num_layers for n in trained.count_vit_layers(model.vision.num_layers))
-    needed = {
-        "decoder": matrices * (1 + enters + trained.llm),
-        "attention": attention * (1 + _ATTENTION_GRADIENT * enters),
-        "output layer": head * (1 + enters + trained.head),
-        "vision": tower * (1 + num_graded + num_trained)
-        + projector * (1 + trained.vision_has_gradient + (not trained.freeze_mlp)),
-    }
+    num_graded = trained.count_vit_layers(model.vision.num_layers)[0] / model.vision.num_layers
+    needed = count_model_flops(model, trained, describe_row(setting))
     again = dict.fromkeys(needed, 0.0)
     again["attention"] += attention * enters * (_FLASH_GRADIENT - _ATTENTION_GRADIENT)
     if setting.grad_checkpoint and enters:

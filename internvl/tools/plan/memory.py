@@ -83,7 +83,7 @@ def decoder_activations(model: ModelSizes, setting: Setting) -> Activations:
     All layers keep `saved_by_decoder_layer`. With recomputation a layer keeps its input aD (and attention's output and
     log-sum-exp with `keep_attention`), and one layer at a time keeps all. Backward through the MLP has 2 aF of
     gradients that no freed activation makes room for, 2 aD in the residual stream, and the gradient of one matrix.
-    With `mlp_tile_tokens` the MLP's 4 aF and these 2 aF are needed for so many tokens at a time only.
+    With `mlp_tile_tokens` the MLP's 4 aF (InternLM2: 3) and these 2 aF are needed for so many tokens at a time only.
     """
     decoder, trained, width, tokens = model.decoder, setting.trained, setting.width, setting.local_tokens
     if not trained.decoder_has_gradient:
@@ -99,7 +99,7 @@ def decoder_activations(model: ModelSizes, setting: Setting) -> Activations:
     beside = tokens * saved_beside_layers(decoder, width, trained=trained.llm)
     largest = width * max(linear.matrix for linear in decoder.linears) if trained.llm else 0
     at_once = min(tokens, setting.mlp_tile_tokens or tokens)
-    mlp = width * decoder.intermediate_size * (4 if trained.llm else 3)
+    mlp = width * decoder.intermediate_size * (2 + (decoder.family != "internlm2") + trained.llm)
     layer -= (tokens - at_once) * mlp
     working = width * 2 * (at_once * decoder.intermediate_size + tokens * decoder.hidden_size) + largest
     if setting.mlp_tile_tokens:
