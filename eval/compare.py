@@ -1,7 +1,8 @@
 """`python -m eval.compare report.json`: what one choice of positions gains over another, in plain sentences.
 
-Reads the table that `eval.report` wrote. Per context length, the accuracies of all tasks are averaged (each task counts
-the same) and subtracted from the baseline's. The standard error takes the two settings as independent; they share their
+Reads the table that `eval.report` wrote. Per context length (over all questions where no task has lengths), the
+accuracies of all tasks are averaged (each task counts the same) and subtracted from the baseline's. Tasks without
+public answers do not count. The standard error takes the two settings as independent; they share their
 questions, so it is rather too large than too small.
 """
 
@@ -66,8 +67,9 @@ def compare_settings(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[D
         raise EvalError(f"the report has no setting {baseline!r}; it has {', '.join(map(repr, settings))}")
     cells: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
-        cells.setdefault((row["setting"], row["length"]), {})[row["task"]] = row
-    lengths = [length for length in order_lengths(rows) if length != ALL_LENGTHS]
+        if row["accuracy"] is not None:
+            cells.setdefault((row["setting"], row["length"]), {})[row["task"]] = row
+    lengths = [length for length in order_lengths(rows) if length != ALL_LENGTHS] or [ALL_LENGTHS]
     return [
         _compare(setting, length, cells.get((baseline, length), {}), cells.get((setting, length), {}))
         for setting in settings
@@ -94,7 +96,8 @@ def _compare(
 def describe(differences: Sequence[Difference], baseline: str) -> str:
     """One line per difference."""
     return "\n".join(
-        f"{d.length:>10} tokens: {d.setting} {d.accuracy:.3f}, {baseline} {d.baseline_accuracy:.3f}, "
+        f"{d.length:>10} {'questions' if d.length == ALL_LENGTHS else 'tokens'}: "
+        f"{d.setting} {d.accuracy:.3f}, {baseline} {d.baseline_accuracy:.3f}, "
         f"difference {d.gain:+.3f} ± {d.stderr:.3f}: {d.verdict}"
         for d in differences
     )

@@ -18,13 +18,18 @@ def write_summary(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
         folder: Result folder of the run.
         results: Contents of the tasks' scores.json.
     """
-    tasks = [
-        {
-            "task": result["task"],
-            "protocol": result["protocol"],
-            **{key: result["results"][result["protocol"]][key] for key in _KEYS},
-        }
-        for result in results
-    ]
-    content = {"tasks": tasks, "groups": summarise_groups(results)}
+    content = {"tasks": [_summarise_task(result) for result in results], "groups": summarise_groups(results)}
     write_atomically(folder / "summary.json", json.dumps(content, indent=2) + "\n")
+
+
+def _summarise_task(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Headline numbers, the score under every protocol, and what blind answers get under the headline's."""
+    headline = result["results"][result["protocol"]]
+    return {
+        "task": result["task"],
+        "version": result["version"],
+        "protocol": result["protocol"],
+        **{key: headline[key] for key in _KEYS},
+        "scores": {protocol: numbers["score"] for protocol, numbers in result["results"].items()},
+        "floors": headline.get("floors"),
+    }

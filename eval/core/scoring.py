@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from eval.core.floors import measure_floors
 from eval.core.sample import Prediction
 from eval.core.store import write_atomically
 from eval.core.task import Scored, Task
@@ -105,8 +106,8 @@ def score_predictions(
 ) -> dict[str, Any]:
     """Score one task under one protocol.
 
-    A failed sample has an empty response and is scored like one: it stays in the denominator. Where no answer is
-    public (all are None) there is no score.
+    A failed sample stays in the denominator and is wrong, also under rules that take an empty response for a right one.
+    Where no answer is public (all are None) there is no score.
 
     Returns:
         `score`, `stderr` (both None without answers), `count`, `num_failed`, `num_empty`, `chance`, and what the
@@ -116,16 +117,41 @@ def score_predictions(
         return {"score": None, "stderr": None, **_count(predictions)}
     scored = []
     for prediction in predictions:
-        try:
-            score = task.score_answer(prediction.answer, prediction.response, protocol)
-        except (TypeError, ValueError) as error:
-            raise EvalError(f"{task.name}, sample {prediction.id!r}: cannot be scored: {error}") from error
+        score = score_prediction(task, prediction, protocol=protocol)
         scored.append(Scored(score, prediction.metadata, prediction.answer, prediction.response, protocol))
     return {
         **vars(estimate_mean([item.score for item in scored])),
         **_count(predictions),
         **task.aggregate(scored, length_edges),
     }
+
+
+def score_prediction(task: Task, prediction: Prediction, *, protocol: str) -> float:
+    """Score of one prediction in 0..1; 0 for a failed one.
+
+    Raises:
+        EvalError: The task's rule cannot take the answer.
+    """
+    if prediction.failure is not None:
+        return 0.0
+    try:
+        return task.score_answer(prediction.answer, prediction.response, protocol)
+    except (TypeError, ValueError) as error:
+        raise EvalError(f"{task.name}, sample {prediction.id!r}: cannot be scored: {error}") from error
+
+
+def score_with_floors(
+    task: Task, predictions: Sequence[Prediction], *, protocol: str, length_edges: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """As `score_predictions`, with `floors` (see `measure_floors`) beside a score."""
+    numbers = score_predictions(task, predictions, protocol=protocol, length_edges=length_edges)
+    if numbers["score"] is None:
+        return numbers
+
+    def measure(blind: Sequence[Prediction]) -> float:
+        return score_predictions(task, blind, protocol=protocol, length_edges=length_edges)["score"]
+
+    return {**numbers, "floors": measure_floors(predictions, measure)}
 
 
 def _count(predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -165,11 +191,11 @@ def write_scores(
     if headline not in task.protocols:
         raise ConfigError(f"{task.name} has the protocols {', '.join(task.protocols)}, got {headline!r}")
     results = {
-        name: score_predictions(task, predictions, protocol=name, length_edges=length_edges) for name in task.protocols
+        name: score_with_floors(task, predictions, protocol=name, length_edges=length_edges) for name in task.protocols
     }
     content = {
         "task": task.name,
-        "version": task.version,
+        "version": settings.get("task_version", task.version),
         "source": task.source,
         "protocol": headline,
         "settings": dict(settings),

@@ -60,6 +60,9 @@ class Task:
         more_files: Further files below the data root that samples are read from.
         upload: None: nothing to upload.
         num_frames: Frames per video; None: the task has no videos.
+        folders: Folders below the data root that have to be there; what is in them may be missing in part.
+        write_gold: Gold answer -> the text that is fed to the model instead of its own answer (teacher forcing, see
+            eval/teacher_forcing.py); None: the model answers freely.
     """
 
     name: str
@@ -76,6 +79,8 @@ class Task:
     more_files: tuple[Path, ...] = ()
     upload: Upload | None = None
     num_frames: int | None = None
+    folders: tuple[Path, ...] = ()
+    write_gold: Callable[[Any], str] | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:

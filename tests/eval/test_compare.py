@@ -55,3 +55,14 @@ def test_the_command_prints_a_line_per_length_and_refuses_other_files(tmp_path, 
     path.write_text("[]")
     assert main([str(path)]) == 2
     assert "no report" in capsys.readouterr().err
+
+
+def test_tasks_without_lengths_are_compared_as_a_whole_and_those_without_answers_left_out(tmp_path, capsys):
+    rows = [row(task, setting, "all", value) for task in ("a", "b") for setting, value in (("x", 0.2), ("y", 0.8))]
+    rows.append(row("test split", "y", "all", None, None))
+    [difference] = compare_settings(rows, "x")
+    assert difference.gain == pytest.approx(0.6)
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"rows": rows}))
+    assert main([str(path), "--baseline", "x"]) == 0
+    assert "all questions: y 0.800, x 0.200" in capsys.readouterr().out

@@ -1,0 +1,10 @@
+"""What lmms-eval loads by the entry point `lmms_eval.models`: where the model class is, nothing more."""
+
+from typing import Any
+
+
+def make_manifest() -> Any:
+    """lmms-eval's record of the model `v2pe`."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(model_id="v2pe", chat_class_path="eval.bridges.lmms_eval.V2PE")
