@@ -1,6 +1,19 @@
 """Settings of the whole suite."""
 
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("shared", deadline=None)  # tests run on shared machines; time is measured in benchmarks/
 settings.load_profile("shared")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own() -> Iterator[None]:
+    """Indexes of test data do not fill the user's cache; processes that tests start inherit the folder."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTERNVL_CACHE", os.path.join(folder, "internvl"))
+        yield

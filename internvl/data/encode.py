@@ -16,13 +16,13 @@ A video is a series of images with labels: `<video>` becomes `Frame1: <image>`, 
 Which frames is drawn from the document's generator and the video's header, so that counting tokens decodes nothing.
 """
 
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cached_property, lru_cache, partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +31,7 @@ from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor
 
-from internvl.data.media import load_image, read_image_size
+from internvl.data.media import MediaPath, load_image, read_image_size
 from internvl.data.records import Record, Role
 from internvl.data.tiling import count_tiles, split_into_tiles
 from internvl.data.transform import TileTransform, build_transform
@@ -98,12 +98,12 @@ class _Source:
     """Where an image comes from.
 
     Attributes:
-        path: Image or video file.
+        path: Image or video: a file, a member of an archive, or a URL.
         frame: Frame of the video file; None: an image file.
         max_num: Tile limit; None: the whole image is one tile.
     """
 
-    path: Path
+    path: MediaPath
     frame: int | None = None
     max_num: int | None = None
 
@@ -138,8 +138,9 @@ class SampleEncoder:
         conversation_name: Prompt template.
         image_size: Side of a tile in pixels.
         num_image_token: T, visual tokens per tile.
-        max_seq_length: Longest document in tokens. Trailing question-answer pairs of a longer one are dropped; a
-            first pair that is too long is an error.
+        max_seq_length: Longest document in tokens.
+        truncation: What happens to a longer one: `drop_turns` drops trailing question-answer pairs, whole, with their
+            images (a first pair that is too long is an error); `error` makes it an error.
         dynamic_image_size: Tile images; otherwise every image is one tile.
         dynamic_max_patch: Share the tile limit among the images of a multi-image record.
         use_thumbnail: Append a thumbnail tile to images of several tiles.
@@ -164,6 +165,7 @@ class SampleEncoder:
     image_size: int
     num_image_token: int
     max_seq_length: int = 2048
+    truncation: Literal["drop_turns", "error"] = "drop_turns"
     dynamic_image_size: bool = False
     dynamic_max_patch: bool = False
     use_thumbnail: bool = False
@@ -183,6 +185,8 @@ class SampleEncoder:
         check_stride(self.rope_pos_id_version, self.rope_pos_id_stride)
         if self.rope_pos_id_rnd_scope not in ("image", "sample"):
             raise ConfigError(f"rope_pos_id_rnd_scope is {self.rope_pos_id_rnd_scope!r}, expected 'image' or 'sample'")
+        if self.truncation not in ("drop_turns", "error"):
+            raise ConfigError(f"truncation is {self.truncation!r}, expected 'drop_turns' or 'error'")
         if not 1 <= self.min_dynamic_patch <= self.max_dynamic_patch:
             limits = f"{self.min_dynamic_patch} and {self.max_dynamic_patch}"
             raise ConfigError(f"min_dynamic_patch and max_dynamic_patch are {limits}, expected 1 <= minimum <= maximum")
@@ -233,6 +237,21 @@ class SampleEncoder:
             tiles_per_image=tuple(image.num_tiles for image in images),
         )
 
+    def check_pictures(self, record: Record, rng: np.random.Generator) -> None:
+        """Decode all that the document shows, one picture at a time, and keep nothing.
+
+        Args:
+            record: The record.
+            rng: The document's own generator, made anew, as for `encode`.
+
+        Raises:
+            DataError: An image or a frame cannot be decoded, or has another size than its header says.
+        """
+        images = self._lay_out(record, rng.spawn(_NUM_GENERATORS)[-1]).images
+        pictures = _load_pictures(record, [image.source for image in images])
+        for image, picture in zip(images, pictures, strict=True):
+            _check_decoded(record, image, picture)
+
     # Text -----------------------------------------------------------------------------------------------------------
 
     def _lay_out(self, record: Record, rng: np.random.Generator | None) -> _Layout:
@@ -240,7 +259,7 @@ class SampleEncoder:
             turns, sources = self._place_visuals(record, rng)
             return self._lay_out_pairs(turns, sources, record.system_message)
         except DataError as error:
-            raise DataError(str(error), source=record.source, row=record.row) from None
+            raise error.at(record.source, record.row) from None
 
     def _lay_out_pairs(
         self, turns: Sequence[tuple[Role, str]], sources: Sequence[_Source], system_message: str | None
@@ -255,15 +274,21 @@ class SampleEncoder:
             ]
             num_pair_tokens = self._count(pair)
             if num_tokens + num_pair_tokens > self.max_seq_length:
-                if start == 0:
-                    raise DataError(
-                        f"the first question and answer need {num_tokens + num_pair_tokens} tokens, expected at most "
-                        f"max_seq_length {self.max_seq_length}; raise it, or lower max_dynamic_patch or max_num_frame"
-                    )
+                if start == 0 or self.truncation == "error":
+                    raise self._refuse_length(num_tokens + num_pair_tokens, is_first=start == 0)
                 break
             pieces += pair
             num_tokens += num_pair_tokens
         return _Layout(tuple(pieces), num_tokens)
+
+    def _refuse_length(self, num_tokens: int, *, is_first: bool) -> DataError:
+        part = "the first question and answer need" if is_first else "its first turns need"
+        other = "" if is_first else ", or drop trailing turns (truncation drop_turns)"
+        return DataError(
+            f"{part} {num_tokens} tokens, expected at most max_seq_length {self.max_seq_length}; raise it, "
+            f"lower max_dynamic_patch or max_num_frame{other}",
+            kind="length",
+        )
 
     def _lay_out_turn(self, role: Role, text: str, sources: Iterator[_Source]) -> Iterator[_TextPiece | _ImagePiece]:
         conversation = self._conversation
@@ -353,7 +378,7 @@ class SampleEncoder:
         labelled = [(role, text.replace(VIDEO_PLACEHOLDER, labels) if role == "user" else text) for role, text in turns]
         return labelled, sources
 
-    def _image_source(self, path: Path, record: Record) -> _Source:
+    def _image_source(self, path: MediaPath, record: Record) -> _Source:
         is_tiled = self.dynamic_image_size if record.dynamic_image_size is None else record.dynamic_image_size
         max_num = self._tile_limit(record, len(record.image_paths) if record.is_multi_image else 1)
         return _Source(path, max_num=max_num if is_tiled else None)
@@ -361,7 +386,8 @@ class SampleEncoder:
     def _choose_frames(self, record: Record, rng: np.random.Generator) -> list[_Source]:
         """The frames that the document shows of its video."""
         assert record.video is not None
-        path = Path(record.video.path)
+        path = record.video.path
+        is_folder = os.path.isdir(path)
         info = read_video_info(path)
         first, last = find_clip(record.video)
         numbers = sample_frames(
@@ -371,10 +397,10 @@ class SampleEncoder:
             max_num=self.max_num_frame,
             rng=rng,
             fps=info.fps,
-            is_padded=not path.is_dir(),
+            is_padded=not is_folder,
         )
         max_num = self._tile_limit(record, len(numbers)) if record.dynamic_image_size else None
-        if path.is_dir():
+        if is_folder:
             files = list_frames(path)
             return [_Source(files[first + number], max_num=max_num) for number in numbers]
         return [_Source(path, frame=first + number, max_num=max_num) for number in numbers]
@@ -428,9 +454,7 @@ class SampleEncoder:
     ) -> list[Image.Image]:
         """All tiles of one image."""
         source = piece.source
-        if picture.size != piece.size:
-            message = f"{source.path} decodes to {picture.size}, its header says {piece.size}; replace the file"
-            raise DataError(message, source=record.source, row=record.row)
+        _check_decoded(record, piece, picture)
         tiles = [picture] if source.max_num is None else split_into_tiles(picture, **self._tiling(source.max_num))
         return transform.to_squares(tiles, rng)
 
@@ -506,6 +530,12 @@ def _load_pictures(record: Record, sources: Sequence[_Source]) -> Iterator[Image
         yield load_image(source.path) if source.frame is None else next(video)
 
 
+def _check_decoded(record: Record, piece: _ImagePiece, picture: Image.Image) -> None:
+    if picture.size != piece.size:
+        message = f"{piece.source.path} decodes to {picture.size}, its header says {piece.size}; replace the file"
+        raise DataError(message, source=record.source, row=record.row, kind="image")
+
+
 def _place_placeholders(record: Record) -> list[tuple[Role, str]]:
     """The turns with every image and the video placed: as many placeholders in the questions as there are.
 
@@ -518,7 +548,7 @@ def _place_placeholders(record: Record) -> list[tuple[Role, str]]:
         turns = _place(turns, VIDEO_PLACEHOLDER, 1, is_placed=False)
     empty = next((index for index, (_, text) in enumerate(turns) if not text), None)
     if empty is not None:
-        raise DataError(f"turn {empty} is an empty question, expected text or an image")
+        raise DataError(f"turn {empty} is an empty question, expected text or an image", kind="placeholder")
     return turns
 
 
@@ -534,6 +564,7 @@ def _place(
         kind = placeholder.strip("<>")
         raise DataError(
             f"the questions hold {num_placeholders} {placeholder} placeholders for {num_expected} {kind}s, expected as "
-            f"many placeholders as {kind}s; correct the text or the '{kind}' entry"
+            f"many placeholders as {kind}s; correct the text or the '{kind}' entry",
+            kind="placeholder",
         )
     return turns

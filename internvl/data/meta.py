@@ -7,6 +7,8 @@ Relative paths (`annotation`, `root`, `root2`, `http_root`) are looked up in thi
 1. below `data_root`, when one is given (and nowhere else);
 2. below the current directory, when the path exists there;
 3. below the folder of the meta file.
+
+`root` and `root2` may also be an archive (`images.tar`, `images.zip/train`) or a URL (`s3://bucket/images`).
 """
 
 import difflib
@@ -17,7 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from internvl.errors import ConfigError
+from internvl.data.annotation import SUFFIXES
+from internvl.data.archives import ARCHIVE_SUFFIXES, split_member
+from internvl.data.media import MediaPath
+from internvl.data.remote import check_scheme, find_scheme
+from internvl.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -26,9 +32,9 @@ class SourceSpec:
 
     Attributes:
         name: The data set's name, unique in the meta file.
-        annotation: The jsonl file with one record per line.
-        root: Folder that image paths are relative to.
-        root2: Folder used instead of `root` by records with several images.
+        annotation: The file of its records: jsonl, jsonl.gz, json or parquet.
+        root: What image paths are relative to: a folder, an archive, a folder in an archive, or a URL (text).
+        root2: Used instead of `root` by records with several images.
         http_root: Folder of downloaded pictures, named by the sha256 of their URL.
         data_augment: Use the augmenting image transform.
         repeat_time: How often the data set is seen per epoch; a fraction is a random share of its rows.
@@ -40,8 +46,8 @@ class SourceSpec:
 
     name: str
     annotation: Path
-    root: Path = Path()
-    root2: Path | None = None
+    root: MediaPath = Path()
+    root2: MediaPath | None = None
     http_root: Path | None = None
     data_augment: bool = False
     repeat_time: float = 1.0
@@ -59,7 +65,10 @@ def _is_count(value: object) -> bool:
 
 
 _CHECKS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "annotation": ("a path ending in .jsonl", lambda v: isinstance(v, str) and v.endswith(".jsonl")),
+    "annotation": (
+        f"a path ending in {', '.join(SUFFIXES)}",
+        lambda v: isinstance(v, str) and v.lower().endswith(SUFFIXES),
+    ),
     "root": ("a path (string)", lambda v: isinstance(v, str)),
     "root2": ("a path (string)", lambda v: isinstance(v, str)),
     "http_root": ("a path (string)", lambda v: isinstance(v, str)),
@@ -109,8 +118,8 @@ def _read_object(path: Path) -> dict[str, Any]:
         content = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise ConfigError(
-            f"meta file {path} is not json: {error}; expected an object "
-            '{"data set": {"annotation": "....jsonl", ...}} (annotations are jsonl, the meta file is one json object)'
+            f'meta file {path} is not json: {error}; expected an object {{"data set": {{"annotation": "....jsonl", '
+            "...}} (annotations may be jsonl, the meta file is one json object)"
         ) from None
     if not isinstance(content, dict) or not content:
         got = "an empty object" if content == {} else f"a json {type(content).__name__}"
@@ -125,9 +134,9 @@ def _read_source(meta_path: Path, name: str, entry: object, bases: list[Path]) -
     _check_entry(where, entry)
     values = dict(entry)
     values["annotation"] = _resolve(where, "annotation", values["annotation"], bases)
-    values["root"] = _resolve(where, "root", values.get("root", ""), bases)
-    for key in ("root2", "http_root"):
-        values[key] = _resolve(where, key, values[key], bases) if values.get(key) else None
+    values["root"] = _resolve_root(where, "root", values.get("root", ""), bases)
+    values["root2"] = _resolve_root(where, "root2", values["root2"], bases) if values.get("root2") else None
+    values["http_root"] = _resolve(where, "http_root", values["http_root"], bases) if values.get("http_root") else None
     if values.get("length") is not None:
         values["length"] = int(values["length"])
     if "repeat_time" in values:
@@ -145,19 +154,46 @@ def _check_entry(where: str, entry: Mapping[str, object]) -> None:
             got = f"{value!r} ({type(value).__name__})"
             raise ConfigError(f"{where}: {key} is {got}, expected {expected}; change it in the meta file")
     if "annotation" not in entry:
-        raise ConfigError(f"{where}: the key 'annotation' is missing; add the path of the data set's jsonl file")
+        raise ConfigError(f"{where}: the key 'annotation' is missing; add the path of the file of its records")
+
+
+def _resolve_root(where: str, key: str, value: str, bases: list[Path]) -> MediaPath:
+    if find_scheme(value) is None:
+        return _resolve(where, key, value, bases)
+    try:
+        check_scheme(value)
+    except DataError as error:
+        raise ConfigError(f"{where}: {key} {error}; copy the data to this machine and change it") from None
+    return value
 
 
 def _resolve(where: str, key: str, value: str, bases: list[Path]) -> Path:
     if "://" in value or value.startswith("s3:"):
         raise ConfigError(f"{where}: {key} is {value!r}, expected a path on this machine; copy the data and change it")
     candidates = [base / value for base in bases]
-    wanted = Path.is_file if key == "annotation" else Path.is_dir
-    found = next((candidate for candidate in candidates if wanted(candidate)), None)
+    kind, is_found = _KINDS[key]
+    try:
+        found = next((candidate for candidate in candidates if is_found(candidate)), None)
+    except DataError as error:
+        raise ConfigError(f"{where}: {key} {value!r}: {error}") from None
     if found is None:
-        kind = "file" if key == "annotation" else "folder"
         tried = ", ".join(dict.fromkeys(str(candidate.absolute()) for candidate in candidates))
         raise ConfigError(
             f"{where}: {key} {value!r} is no {kind}; tried {tried}; correct the path or set the data root"
         )
     return found
+
+
+def _is_root(path: Path) -> bool:
+    """Whether a path is a folder, an archive, or leads into an archive."""
+    is_archive = path.is_file() and path.name.lower().endswith(ARCHIVE_SUFFIXES)
+    return path.is_dir() or is_archive or split_member(path) is not None
+
+
+# What the paths of a data set must be.
+_KINDS: Mapping[str, tuple[str, Callable[[Path], bool]]] = {
+    "annotation": ("file", Path.is_file),
+    "root": ("folder (or archive)", _is_root),
+    "root2": ("folder (or archive)", _is_root),
+    "http_root": ("folder", Path.is_dir),
+}

@@ -1,7 +1,7 @@
-"""Annotation files: random access to jsonl rows, and what a row means.
+"""What a row of an annotation file means.
 
-Only the byte offset of every line is kept in memory; a line is read and parsed when its document is needed, so a file
-of millions of rows costs eight bytes a row. A row that is no valid record is a `DataError` of that row alone.
+A row is read and parsed when its document is needed (`internvl.data.annotation` finds it). One that is no valid record
+is a `DataError` of that row alone.
 
 A record holds `conversations` (turns of `human` and `gpt`, optionally opened by `system`), and `image` (a path, a list
 of paths, or nothing) or `video` (a path, with `clip`: [first second, last second] if only a part of it is meant).
@@ -11,18 +11,14 @@ note the video that they were cut from.
 
 import json
 import math
-import os
-from array import array
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from internvl.data.media import resolve_image_path
+from internvl.data.annotation import AnnotationFile
+from internvl.data.media import MediaPath, resolve_image_path
 from internvl.data.meta import SourceSpec
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip
-from internvl.errors import ConfigError, DataError
+from internvl.errors import DataError
 
 Role = Literal["user", "assistant"]
 
@@ -37,7 +33,7 @@ class Record:
         source: Name of its data set.
         row: Row in the annotation file, counted from 0.
         turns: Questions and answers in turn, (role, text), opened by a question and closed by an answer.
-        image_paths: Image files in the order of their placeholders.
+        image_paths: Images in the order of their placeholders: files, members of archives, URLs.
         is_multi_image: The row gave a list of images (even of one), which may not be placed automatically.
         video: The video, or the part of it, that the questions are about.
         system_message: Replaces the template's system message.
@@ -49,7 +45,7 @@ class Record:
     source: str
     row: int
     turns: tuple[tuple[Role, str], ...]
-    image_paths: tuple[Path, ...] = ()
+    image_paths: tuple[MediaPath, ...] = ()
     is_multi_image: bool = False
     video: VideoClip | None = None
     system_message: str | None = None
@@ -70,51 +66,23 @@ class RecordFile:
 
     def __init__(self, spec: SourceSpec):
         self.spec = spec
-        self._borders = _index_lines(spec.annotation)
-        self._file_descriptor: int | None = None
+        self._lines = AnnotationFile(spec.annotation)
 
     def __len__(self) -> int:
-        return len(self._borders)
+        return len(self._lines)
 
     def __getitem__(self, row: int) -> Record:
         """Read and check one row.
 
         Raises:
             DataError: The row is no valid record.
+            IndexError: There is no such row.
         """
         try:
-            raw = json.loads(self._read_line(row))
-        except ValueError as error:
-            raise DataError(f"not a json line: {error}", source=self.spec.name, row=row) from None
+            raw = json.loads(self._lines[row])
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"not a json line: {error}", source=self.spec.name, row=row, kind="json") from None
         return parse_record(raw, self.spec, row=row)
-
-    def _read_line(self, row: int) -> bytes:
-        if self._file_descriptor is None:
-            self._file_descriptor = os.open(self.spec.annotation, os.O_RDONLY)
-        start, stop = (int(border) for border in self._borders[row])
-        return os.pread(self._file_descriptor, stop - start, start)  # no shared cursor: safe in forked workers
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file_descriptor": None}
-
-    def __del__(self) -> None:
-        if getattr(self, "_file_descriptor", None) is not None:
-            os.close(self._file_descriptor)  # type: ignore[arg-type]
-
-
-def _index_lines(path: Path) -> np.ndarray:
-    """(rows, 2) int64 byte borders of the lines that are not blank."""
-    borders = array("q")
-    start = 0
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                if not line.isspace():
-                    borders.extend((start, start + len(line)))
-                start += len(line)
-    except OSError as error:
-        raise ConfigError(f"annotation {path} cannot be read: {error}; correct it in the meta file") from None
-    return np.asarray(borders, dtype=np.int64).reshape(-1, 2)
 
 
 def parse_record(raw: object, spec: SourceSpec, *, row: int) -> Record:
@@ -143,7 +111,7 @@ def parse_record(raw: object, spec: SourceSpec, *, row: int) -> Record:
         if images and not any(VIDEO_PLACEHOLDER in text for role, text in turns if role == "user"):
             video = None
     except DataError as error:
-        raise DataError(str(error), source=spec.name, row=row) from None
+        raise error.at(spec.name, row) from None
     return Record(
         source=spec.name,
         row=row,
@@ -217,4 +185,14 @@ def _read_turn(index: int, turn: object) -> tuple[str, str]:
         raise DataError(f"turn {index} has a value of type {type(text).__name__}, expected text")
     if speaker == "gpt" and not text.strip():
         raise DataError(f"turn {index} is an empty answer, expected text")
+    if not _is_unicode(text):
+        raise DataError(f"turn {index} holds half of a surrogate pair (\\ud800 to \\udfff), expected valid Unicode")
     return speaker, text.strip()
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

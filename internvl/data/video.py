@@ -6,9 +6,9 @@
     rand                    ^           ^     ^                   any frame of each interval, the last one included
     middle                  ^         ^       ^                   the middle one (rounded down)
 
-A video is a file that PyAV reads (mp4, webm, gif, ...) or a folder of pictures, whose names are sorted with their
-numbers as numbers (`2.jpg` before `10.jpg`). Frames are counted from 0 in the order in which they are shown, and are
-used as stored: neither rotation nor pixel aspect of the header is applied.
+A video is a file that PyAV reads (mp4, webm, gif, ...; also in an archive or behind a URL) or a folder of pictures,
+whose names are sorted with their numbers as numbers (`2.jpg` before `10.jpg`). Frames are counted from 0 in the order
+in which they are shown, and are used as stored: neither rotation nor pixel aspect of the header is applied.
 
 The number of frames comes from the header where it is given there, else from counting packets, which reads the file
 but decodes nothing. Decoding starts at the keyframe before a wanted frame; one frame is in memory at a time.
@@ -18,7 +18,7 @@ import os
 import re
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +28,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from internvl.data.media import load_image, read_image_size
+from internvl.data.cache import FileStamp
+from internvl.data.media import MediaPath, find_local, load_image, open_media, read_image_size, stamp_media
 from internvl.errors import ConfigError, DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
 
@@ -64,13 +65,13 @@ class VideoClip:
     """A video, or a part of it.
 
     Attributes:
-        path: File, or folder of frames.
+        path: File, folder of frames, member of an archive, or URL.
         clip: First and last second; None: all of it.
         fps: Frames per second of a folder (needed with `clip`); files know their own.
         frames: The frames to show, instead of a sample; numbers from 0 on.
     """
 
-    path: str | Path
+    path: MediaPath
     clip: tuple[float, float] | None = None
     fps: float | None = None
     frames: tuple[int, ...] | None = None
@@ -139,7 +140,8 @@ def sample_frames(
     rate = check_sampling(method)
     if rate is not None:
         if fps is None:
-            raise DataError(f"the video has no frame rate, which frame sampling {method} needs; use rand or middle")
+            message = f"the video has no frame rate, which frame sampling {method} needs; use rand or middle"
+            raise DataError(message, kind="video")
         indices = sample_at_rate(num_frames, fps=fps, rate=rate)
         if min_num <= len(indices) <= max_num:
             return indices
@@ -206,16 +208,18 @@ def find_clip(video: VideoClip) -> tuple[int, int]:
     start, end = video.clip
     fps = video.fps or info.fps
     if fps is None:
-        raise DataError(f"video {video.path} is a folder of frames without a rate, so a clip in seconds cannot be cut")
+        message = f"video {video.path} is a folder of frames without a rate, so a clip in seconds cannot be cut"
+        raise DataError(message, kind="video")
     if info.is_constant_rate:
         first, last = max(0, round(start * fps)), min(round(end * fps), info.num_frames - 1)
     else:
-        seconds = _read_index(*_stamp(video.path)).seconds
+        seconds = _read_index(_stamp(video.path)).seconds
         first, last = int(np.searchsorted(seconds, start)), int(np.searchsorted(seconds, end, side="right")) - 1
     if first > last:
         raise DataError(
             f"video {video.path} has no frame between {start:g} and {end:g} seconds (it has {info.num_frames} frames, "
-            f"{fps:g} per second); correct the clip"
+            f"{fps:g} per second); correct the clip",
+            kind="video",
         )
     return first, last
 
@@ -248,9 +252,10 @@ def list_frames(folder: str | Path) -> list[Path]:
     try:
         names = [name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in extensions]
     except OSError as error:
-        raise DataError(f"video {folder} cannot be read: {error.strerror}; check the folder") from error
+        raise DataError(f"video {folder} cannot be read: {error.strerror}; check the folder", kind="video") from error
     if not names:
-        raise DataError(f"video {folder} is a folder without pictures, expected one file per frame; replace it")
+        message = f"video {folder} is a folder without pictures, expected one file per frame; replace it"
+        raise DataError(message, kind="video")
     return [Path(folder) / name for name in sorted(names, key=_natural_key)]
 
 
@@ -259,7 +264,7 @@ def _natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
     return [(text, int(number or 0)) for text, number in zip(parts[::2], [*parts[1::2], ""], strict=True)], name
 
 
-def read_video_info(path: str | Path) -> VideoInfo:
+def read_video_info(path: MediaPath) -> VideoInfo:
     """Number of frames, rate, duration and size, without decoding.
 
     A file that has not changed since it was last read is not opened again.
@@ -270,28 +275,30 @@ def read_video_info(path: str | Path) -> VideoInfo:
     if os.path.isdir(path):
         frames = list_frames(path)
         return VideoInfo(len(frames), None, None, *read_image_size(frames[0]))
-    return _read_info(*_stamp(path))
+    return _read_info(_stamp(path))
 
 
-def _stamp(path: str | Path) -> tuple[str, int, int]:
-    """A file's path, time and size, which stand for its version."""
+def _stamp(path: MediaPath) -> FileStamp:
+    """A file's path, size and time, which stand for its version."""
     try:
-        status = os.stat(path)
-    except OSError as error:
-        cause = "not found" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise DataError(f"video {path} {cause}; correct the path, or the data set's root in the meta file") from None
-    return os.fspath(path), status.st_mtime_ns, status.st_size
+        return stamp_media(path)
+    except (FileNotFoundError, NotADirectoryError):
+        message = f"video {path} not found; correct the path, or the data set's root in the meta file"
+        raise DataError(message, kind="missing") from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(str(path), getattr(error, "strerror", None) or str(error)) from error
 
 
 @lru_cache(maxsize=2**14)
-def _read_info(path: str, mtime_ns: int, num_bytes: int) -> VideoInfo:
+def _read_info(stamp: FileStamp) -> VideoInfo:
+    path = stamp.path
     with _open_video(path) as (container, stream):
         num_frames, rate, slowest = stream.frames, stream.average_rate, stream.base_rate
         width, height = stream.codec_context.width, stream.codec_context.height
         duration = _read_duration(container, stream)
     is_constant = bool(rate and slowest) and abs(rate - slowest) <= _RATE_TOLERANCE * slowest
     if not num_frames or not rate or not duration:
-        index = _read_index(path, mtime_ns, num_bytes)
+        index = _read_index(stamp)
         num_frames, duration = num_frames or index.num_frames, duration or index.duration
         rate = index.rate or rate
         is_constant = index.is_regular
@@ -347,11 +354,11 @@ class _Index:
 
 
 @lru_cache(maxsize=16)
-def _read_index(path: str, mtime_ns: int, num_bytes: int) -> _Index:
+def _read_index(stamp: FileStamp) -> _Index:
     """Read all packets of a video, decoding none; 8 bytes per frame are kept."""
     times, key_times, key_seeks = array("q"), array("q"), array("q")
     num_frames = 0
-    with _open_video(path) as (container, stream):
+    with _open_video(stamp.path) as (container, stream):
         unit = float(stream.time_base)
         for packet in container.demux(stream):
             if not packet.size:
@@ -375,7 +382,7 @@ def _read_index(path: str, mtime_ns: int, num_bytes: int) -> _Index:
 # Pictures -----------------------------------------------------------------------------------------------------------
 
 
-def load_frames(path: str | Path, indices: Sequence[int]) -> Iterator[Image.Image]:
+def load_frames(path: MediaPath, indices: Sequence[int]) -> Iterator[Image.Image]:
     """Decode frames, one picture (RGB) per index.
 
     Any order is right; ascending indices are read in one pass. Equal neighbours are decoded once. Of the frames that
@@ -401,14 +408,16 @@ def load_frames(path: str | Path, indices: Sequence[int]) -> Iterator[Image.Imag
         yield picture
 
 
-def _decode(stamp: tuple[str, int, int], indices: Sequence[int], num_frames: int) -> Iterator[Image.Image]:
-    index = _read_index(*stamp)
+def _decode(stamp: FileStamp, indices: Sequence[int], num_frames: int) -> Iterator[Image.Image]:
+    index = _read_index(stamp)
     if not len(index.times) or not len(index.key_times):
-        yield from _decode_by_counting(stamp[0], indices, num_frames)
+        yield from _decode_by_counting(stamp.path, indices, num_frames)
         return
     last = len(index.times) - 1
-    wanted = [number if number <= last else _replace_missing(stamp[0], number, last, num_frames) for number in indices]
-    yield from _decode_by_time(stamp[0], index, [int(index.times[number]) for number in wanted])
+    wanted = [
+        number if number <= last else _replace_missing(stamp.path, number, last, num_frames) for number in indices
+    ]
+    yield from _decode_by_time(stamp.path, index, [int(index.times[number]) for number in wanted])
 
 
 def _decode_by_time(path: str, index: _Index, times: Sequence[int]) -> Iterator[Image.Image]:
@@ -480,9 +489,15 @@ def _convert(path: str, frame: Any) -> Image.Image:
 @contextmanager
 def _open_video(path: str) -> Iterator[tuple[Any, Any]]:
     """A container and its video stream; only this one file is read, whatever it refers to."""
-    url = f"file:{os.path.abspath(path)}"
     try:
-        with av.open(url, container_options={"protocol_whitelist": "file"}) as container:
+        local = find_local(path)
+        with ExitStack() as opened:
+            if os.path.isfile(local):
+                source: Any = f"file:{os.path.abspath(local)}"
+            else:
+                source = opened.enter_context(open_media(path))
+            options = {"protocol_whitelist": "file"}
+            container = opened.enter_context(av.open(source, container_options=options))
             pictures = int(av.stream.Disposition.attached_pic)
             stream = next((each for each in container.streams.video if not int(each.disposition) & pictures), None)
             if stream is None:
@@ -501,4 +516,4 @@ def _refuse(path: str, cause: str) -> NoReturn:
 
 
 def _unreadable(path: str, cause: str) -> DataError:
-    return DataError(f"video {path} cannot be read: {cause}; replace the file or remove its record")
+    return DataError(f"video {path} cannot be read: {cause}; replace the file or remove its record", kind="video")

@@ -16,13 +16,20 @@ class DataError(InternVLError):
         message: What was got, what was expected, what to change.
         source: Name or path of the data set.
         row: Row of the record in its annotation file, counted from 0.
+        kind: A word for errors of this sort, by which reports group them.
     """
 
-    def __init__(self, message: str, *, source: str | None = None, row: int | None = None):
+    def __init__(self, message: str, *, source: str | None = None, row: int | None = None, kind: str = "record"):
+        self.message = message
         self.source = source
         self.row = row
+        self.kind = kind
         place = ", ".join(p for p in (source, None if row is None else f"row {row}") if p)
         super().__init__(f"{place}: {message}" if place else message)
+
+    def at(self, source: str, row: int) -> "DataError":
+        """The same error with the place of the record that it is about."""
+        return DataError(self.message, source=source, row=row, kind=self.kind)
 
 
 class CheckpointError(InternVLError):

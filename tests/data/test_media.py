@@ -19,17 +19,41 @@ def test_the_second_root_is_for_records_with_several_images():
     assert resolve_image_path("b.png", **roots) == Path("/r/b.png")
 
 
-def test_urls_are_found_by_their_hash():
+def test_paths_that_lead_out_of_the_root_are_refused():
+    for path in ("..", "../b.png", "a/../../b.png", "./../b.png"):
+        with pytest.raises(DataError, match=r"leads out of its root /r; correct it"):
+            resolve_image_path(path, root=Path("/r"))
+    assert resolve_image_path("a/../b.png", root=Path("/r")) == Path("/r/a/../b.png")
+    assert resolve_image_path("..b/c.png", root=Path("/r")) == Path("/r/..b/c.png")
+
+
+def test_urls_are_kept_unless_their_file_is_stored():
     url = "https://example.org/b.png"
-    expected = Path("/h") / hashlib.sha256(url.encode()).hexdigest()
-    assert resolve_image_path(url, root=Path("/r"), http_root=Path("/h")) == expected
-    with pytest.raises(DataError, match="http_root"):
+    assert resolve_image_path(url, root=Path("/r")) == url
+    assert resolve_image_path("s3://bucket/b.png", root=Path("/r")) == "s3://bucket/b.png"
+
+
+def test_a_stored_file_stands_for_its_url(tmp_path):
+    url = "https://example.org/b.png"
+    roots = {"root": Path("/r"), "http_root": tmp_path}
+    assert resolve_image_path(url, **roots) == url
+    stored = tmp_path / hashlib.sha256(url.encode()).hexdigest()
+    stored.write_bytes(b"")
+    assert resolve_image_path(url, **roots) == stored
+    assert resolve_image_path("s3://bucket/b.png", **roots) == "s3://bucket/b.png"
+
+
+def test_a_root_may_be_a_url():
+    assert resolve_image_path("a//b.png", root="s3://bucket/x/") == "s3://bucket/x/a/b.png"
+    assert resolve_image_path("/a/b.png", root="s3://bucket/x") == Path("/a/b.png")
+    with pytest.raises(DataError, match="leads out of its root s3://bucket/x"):
+        resolve_image_path("../b.png", root="s3://bucket/x")
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://host/b.png", "zip://a.png::s3://b/c.zip"])
+def test_urls_of_other_kinds_are_refused(url):
+    with pytest.raises(DataError, match="expected a path or one of http, https, s3"):
         resolve_image_path(url, root=Path("/r"))
-
-
-def test_object_store_paths_are_refused():
-    with pytest.raises(DataError, match="object store"):
-        resolve_image_path("s3://bucket/b.png", root=Path("/r"))
 
 
 def test_header_and_picture_agree_whatever_the_orientation_tag_says(tmp_path):

@@ -11,6 +11,7 @@ from internvl.errors import ConfigError
 def write_meta(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}\n")
     (tmp_path / "pictures").mkdir()
+    (tmp_path / "packed.tar.gz").write_bytes(b"")
 
     def write(content: object) -> Path:
         path = tmp_path / "meta.json"
@@ -62,16 +63,39 @@ def test_a_data_root_is_the_only_place_looked_at(write_meta, tmp_path):
     assert load_meta(meta, data_root=tmp_path)[0].root == tmp_path / "pictures"
 
 
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json", "a.parquet", "A.JSONL"])
+def test_annotations_have_many_forms(write_meta, tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    assert load_meta(write_meta({"x": {"annotation": name}}))[0].annotation == tmp_path / name
+
+
+@pytest.mark.parametrize("root", ["pictures.zip", "pictures.TAR/train"])
+def test_a_root_may_be_an_archive_or_lead_into_one(write_meta, tmp_path, root):
+    (tmp_path / root.split("/")[0]).write_bytes(b"")
+    spec = load_meta(write_meta({"x": {"annotation": "a.jsonl", "root": root, "root2": root}}))[0]
+    assert (spec.root, spec.root2) == (tmp_path / root, tmp_path / root)
+
+
+@pytest.mark.parametrize("root", ["s3://bucket/x", "https://host/x", "memory://x"])
+def test_a_root_may_be_a_url(write_meta, root):
+    assert load_meta(write_meta({"x": {"annotation": "a.jsonl", "root": root}}))[0].root == root
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"anotation": "a.jsonl"}, "unknown key 'anotation'; did you mean 'annotation'"),
         ({"repeat": 2}, "unknown key 'repeat'; did you mean 'repeat_time'"),
         ({"annotation": "none.jsonl"}, "annotation 'none.jsonl' is no file"),
-        ({"annotation": "a.json"}, r"annotation is 'a\.json' \(str\), expected a path ending in \.jsonl"),
+        ({"annotation": "a.txt"}, r"annotation is 'a\.txt' \(str\), expected a path ending in \.jsonl, \.jsonl\.gz"),
+        ({"annotation": "s3://bucket/a.jsonl"}, "annotation is 's3://bucket/a.jsonl', expected a path on this machine"),
         ({"annotation": 3}, r"annotation is 3 \(int\)"),
         ({"root": "nowhere"}, "root 'nowhere' is no folder"),
-        ({"root": "s3://bucket/x"}, "expected a path on this machine"),
+        ({"root": "ftp://host/x"}, "root 'ftp://host/x' begins with ftp://, expected a path or one of http, https, s3"),
+        ({"root": "cluster:s3://bucket/x"}, "expected a path on this machine"),
+        ({"root": "a.jsonl"}, r"root 'a\.jsonl' is no folder \(or archive\)"),
+        ({"root": "packed.tar.gz/x"}, "compressed tar file"),
+        ({"http_root": "https://host/x"}, "http_root is 'https://host/x', expected a path on this machine"),
         ({"data_augment": 1}, r"data_augment is 1 \(int\), expected true or false"),
         ({"data_augment": "true"}, r"data_augment is 'true' \(str\)"),
         ({"repeat_time": True}, r"repeat_time is True \(bool\), expected a number"),
