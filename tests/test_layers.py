@@ -14,7 +14,14 @@ ALLOWED = {
     "internvl/model": {"internvl.model"},
     "internvl/data": {"internvl.data", "internvl.errors", "internvl.model"},
     "internvl/parallel": {"internvl.parallel", "internvl.errors", "internvl.model"},
-    "internvl/train": {"internvl.train", "internvl.data", "internvl.parallel", "internvl.errors", "internvl.model"},
+    "internvl/train": {
+        "internvl.train",
+        "internvl.data",
+        "internvl.parallel",
+        "internvl.errors",
+        "internvl.model",
+        "internvl.tools.plan",  # its formulas of work
+    },
     "internvl/infer": {"internvl.infer", "internvl.data", "internvl.parallel", "internvl.errors", "internvl.model"},
     "eval/metrics": {"eval.metrics", "internvl.errors"},
     "eval/core": {"eval.core", "internvl.errors", "internvl.data.media", "internvl.data.video"},

@@ -46,7 +46,17 @@ from internvl.data.collate import collate_row
 from internvl.data.encode import EncodedDocument, SampleEncoder, document_generator
 from internvl.data.meta import SourceSpec
 from internvl.data.mixture import DataOrder, EpochOrder, count_documents, order_epoch
-from internvl.data.packing import FillReport, FixedCountRows, PackedRow, Packer, PackingLimits, RowBuilder
+from internvl.data.outage import OutageWatch, find_folders
+from internvl.data.packing import (
+    POLICIES,
+    FillReport,
+    FixedCountRows,
+    PackedRow,
+    PackingLimits,
+    PackingPolicy,
+    RowBuilder,
+    check_policy,
+)
 from internvl.data.position import (
     POSITION_VERSION,
     START_ANEW,
@@ -133,9 +143,11 @@ class RowPlan:
         num_streams: G.
         seed: Data seed.
         packing: Limits of a packed row; None for rows of `documents_per_row` documents.
+        packing_policy: How packed rows are chosen, see `internvl.data.packing`.
         documents_per_row: See `packing`.
         data_order: `shuffle` or `sequential`.
         use_data_resampling: Weight data sets by the square root of their size.
+        watch: Waits for folders that are out of reach.
     """
 
     files: tuple[RecordFile, ...]
@@ -143,9 +155,11 @@ class RowPlan:
     num_streams: int
     seed: int
     packing: PackingLimits | None = None
+    packing_policy: PackingPolicy = "greedy"
     documents_per_row: int = 1
     data_order: DataOrder = "shuffle"
     use_data_resampling: bool = False
+    watch: OutageWatch = field(default_factory=OutageWatch)
 
     @cached_property
     def documents_per_source(self) -> list[int]:
@@ -176,6 +190,7 @@ class RowPlan:
             "data seed": self.seed,
             "number of rows per step (groups of ranks x gradient_accumulation_steps)": self.num_streams,
             "packing": "none" if packing is None else ", ".join(f"{name} {n}" for name, n in asdict(packing).items()),
+            "packing_policy": self.packing_policy,
             "documents per row": self.documents_per_row,
             "data_order": self.data_order,
             "use_data_resampling": self.use_data_resampling,
@@ -211,7 +226,9 @@ class RowPlan:
     def _plan_epoch_from(self, stream: int, position: StreamPosition, tally: _Tally) -> Iterator[PlannedRow]:
         """The rest of an epoch. `tally` hands over what was skipped behind the last row of an epoch."""
         builder: RowBuilder[DocumentRef] = (
-            FixedCountRows(self.documents_per_row) if self.packing is None else Packer(self.packing)
+            FixedCountRows(self.documents_per_row)
+            if self.packing is None
+            else POLICIES[self.packing_policy](self.packing)
         )
         builder.open_rows = [*copy_rows(position.open_rows)]
         has_rows = position.index > 0
@@ -253,7 +270,7 @@ class RowPlan:
         Raises:
             DataError: The row cannot become a document.
         """
-        return self.encoder.measure(self.files[ref.source][ref.row], self._generator(ref))
+        return self.watch.read(lambda: self.encoder.measure(self.files[ref.source][ref.row], self._generator(ref)))
 
     def encode(self, ref: DocumentRef, *, tiles: range | None = None) -> EncodedDocument:
         """Make a planned document; `tiles` are those to load, None: all.
@@ -261,7 +278,9 @@ class RowPlan:
         Raises:
             DataError: An image cannot be decoded.
         """
-        return self.encoder.encode(self.files[ref.source][ref.row], self._generator(ref), tiles=tiles)
+        return self.watch.read(
+            lambda: self.encoder.encode(self.files[ref.source][ref.row], self._generator(ref), tiles=tiles)
+        )
 
     def _generator(self, ref: DocumentRef) -> np.random.Generator:
         source = self.files[ref.source].spec.name
@@ -348,18 +367,18 @@ class RowDataset(IterableDataset):
 
     def _decode_row(self, rows: _Lookahead) -> tuple[Batch, tuple[Skip, ...]]:
         first = rows.peek()
-        documents, skips = self._decode_documents(first)
+        documents, refs, skips = self._decode_documents(first)
         for index in range(1, _MAX_UNREADABLE_ROWS):
             if documents:
                 break
-            documents, _ = self._decode_documents(rows.peek(index))  # what fails there is noted by that row itself
+            documents, refs, _ = self._decode_documents(rows.peek(index))  # what fails there is noted by that row
         if not documents:
             all_skips = [*first.skips, *skips]
             raise DataError(
                 f"{_MAX_UNREADABLE_ROWS} rows in sequence have no readable document; "
                 + _describe_skips(first.num_seen, len(all_skips), all_skips)
             )
-        return collate_row(documents), tuple(skips)
+        return collate_row(documents) | {"document_refs": _number_documents(refs)}, tuple(skips)
 
     def _decode_shared_row(self, row: PlannedRow) -> tuple[Batch, tuple[Skip, ...]]:
         """The row with this rank's tiles; blank tiles in place of those of damaged documents."""
@@ -378,17 +397,23 @@ class RowDataset(IterableDataset):
             skips += [] if skip is None else [skip]
             damaged.append(skip is not None)
             first += sum(document.tiles_per_image)
-        batch = collate_row(documents) | {"damaged_documents": torch.tensor(damaged, dtype=torch.int64)}
-        return batch, tuple(skips)
+        batch = collate_row(documents) | {"document_refs": _number_documents(row.content.refs)}
+        return batch | {"damaged_documents": torch.tensor(damaged, dtype=torch.int64)}, tuple(skips)
 
-    def _decode_documents(self, row: PlannedRow) -> tuple[list[EncodedDocument], list[Skip]]:
-        documents, skips = [], []
+    def _decode_documents(self, row: PlannedRow) -> tuple[list[EncodedDocument], list[DocumentRef], list[Skip]]:
+        documents, refs, skips = [], [], []
         for ref in row.content.refs:
             try:
                 documents.append(self.plan.encode(ref))
+                refs.append(ref)
             except _ROW_ERRORS as error:
                 skips.append(self.plan.skip(ref, error))
-        return documents, skips
+        return documents, refs, skips
+
+
+def _number_documents(refs: Sequence[DocumentRef]) -> Tensor:
+    """(documents, 2) int64: number of the data set in the meta file, row in its annotation file."""
+    return torch.tensor([[ref.source, ref.row] for ref in refs], dtype=torch.int64)
 
 
 def _with_blank_tiles(document: EncodedDocument, tiles: range) -> EncodedDocument:
@@ -456,6 +481,13 @@ def _describe_skips(num_seen: int, num_skipped: int, skips: Sequence[Skip]) -> s
     return f"{num_skipped} of {num_seen} documents cannot be used, the first ones:" + "".join(causes)
 
 
+class LoaderMark(NamedTuple):
+    """Positions of a rank's streams at some moment, and how many documents each of them had skipped."""
+
+    positions: dict[int, StreamPosition]
+    num_skipped: dict[int, int]
+
+
 class TrainLoader:
     """Endless iterable over the batches of one rank; see the module docstring.
 
@@ -483,15 +515,22 @@ class TrainLoader:
         self._behind = dict.fromkeys(dataset.streams, _BEGINNING)
         self._num_skipped = dict.fromkeys(dataset.streams, 0)
 
-    def state_dict(self) -> dict[str, Any]:
+    def mark(self) -> LoaderMark:
+        """Where the streams are now, to be described later (`state_dict`) if need be."""
+        return LoaderMark(dict(self._behind), dict(self._num_skipped))
+
+    def state_dict(self, at: LoaderMark | None = None) -> dict[str, Any]:
         """Where the streams go on behind the last batch handed out: json values, a few bytes per waiting document.
 
         What all ranks return makes one state (`merge_positions`), which fits any rank of a run with as many rows per
         step, whatever the number of ranks and workers.
+
+        Args:
+            at: An earlier moment.
         """
+        behind, num_skipped = self.mark() if at is None else at
         streams = {
-            str(stream): {**position.to_json(), "skipped": self._num_skipped[stream]}
-            for stream, position in self._behind.items()
+            str(stream): {**position.to_json(), "skipped": num_skipped[stream]} for stream, position in behind.items()
         }
         return {"version": POSITION_VERSION, "plan": self.plan.describe(), "streams": streams}
 
@@ -589,6 +628,7 @@ def build_train_loader(
     share: TileShare = ALL_TILES,
     seed: int = 0,
     packing: PackingLimits | None = None,
+    packing_policy: PackingPolicy = "greedy",
     documents_per_row: int = 1,
     num_workers: int = 0,
     prefetch_rows: int = 2,
@@ -608,6 +648,7 @@ def build_train_loader(
         share: Which tiles this rank loads of rows that it shares with others.
         seed: Data seed; with epoch and document it fixes order, samples, strides and augmentation.
         packing: Limits of packed rows; None for rows of `documents_per_row` documents.
+        packing_policy: How packed rows are chosen: `greedy`, `best_fit` or `balanced`.
         documents_per_row: Documents of a row without packing.
         num_workers: Worker processes; 0 decodes in the training process. Does not change any batch.
         prefetch_rows: Rows that each worker keeps ready.
@@ -624,6 +665,7 @@ def build_train_loader(
         raise ConfigError(f"streams {first_stream} to {last_stream - 1} are wanted, there are {num_streams}")
     if data_order not in ("shuffle", "sequential"):
         raise ConfigError(f"data_order is {data_order!r}, expected 'shuffle' or 'sequential'")
+    check_policy(packing_policy)
     if not 0 <= max_skipped <= 1:
         raise ConfigError(f"max_skipped is {max_skipped}, expected a share between 0 and 1")
     if seed < 0:
@@ -634,9 +676,11 @@ def build_train_loader(
         num_streams=num_streams,
         seed=seed,
         packing=packing,
+        packing_policy=packing_policy,
         documents_per_row=documents_per_row,
         data_order=data_order,
         use_data_resampling=use_data_resampling,
+        watch=OutageWatch(find_folders(path for spec in specs for path in (spec.annotation, spec.root, spec.root2))),
     )
     num_documents = sum(plan.documents_per_source)
     if num_documents < num_streams:

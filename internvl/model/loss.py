@@ -76,6 +76,7 @@ def weighted_cross_entropy(
     weights: Tensor,
     *,
     denominator: Tensor | float | None = None,
+    token_losses: Tensor | None = None,
 ) -> Tensor:
     """sum(w * CE) / denominator of a linear output layer, without logits of the whole row.
 
@@ -85,6 +86,8 @@ def weighted_cross_entropy(
         targets: (batch, length) int64, what each position predicts.
         weights: (batch, length) float32, 0 where nothing is predicted.
         denominator: Sum of weights to divide by; None: that of `weights`. A sum of 0 gives loss 0.
+        token_losses: (batch, length) float32, is given w * CE of every position that predicts something; the others
+            stay as they are.
 
     Returns:
         float32 scalar.
@@ -97,7 +100,8 @@ def weighted_cross_entropy(
     states = hidden_states.flatten(0, 1)
     if not torch.is_grad_enabled():  # an autograd function cannot tell
         states, output_weight = states.detach(), output_weight.detach()
-    total = _LinearCrossEntropy.apply(states, output_weight, targets.reshape(-1), flat_weights, chosen)
+    noted = None if token_losses is None else token_losses.view(-1)
+    total = _LinearCrossEntropy.apply(states, output_weight, targets.reshape(-1), flat_weights, chosen, noted)
     return total / torch.where(scale > 0, scale, 1.0)
 
 
@@ -108,8 +112,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, states: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor, chosen: Tensor) -> Tensor:
-        """Of the tokens numbered in `chosen`; `token_weights` are theirs, `states` and `targets` of all tokens."""
+    def forward(
+        ctx,
+        states: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        token_weights: Tensor,
+        chosen: Tensor,
+        noted: Tensor | None,
+    ) -> Tensor:
+        """Of the tokens numbered in `chosen`; `token_weights` are theirs, the other tensors are of all tokens."""
         need_states, need_weight = ctx.needs_input_grad[:2]
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         grad_states = torch.zeros_like(states) if need_states else None
@@ -117,8 +129,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         size = _chunk_tokens(weight)
         for rows, row_weights in zip(chosen.split(size), token_weights.split(size), strict=True):
             chunk = states[rows]
-            loss, grad_logits = _weigh_chunk(chunk, weight, targets[rows], row_weights)
-            total += loss
+            losses, grad_logits = _weigh_chunk(chunk, weight, targets[rows], row_weights)
+            total += losses.sum()
+            if noted is not None:
+                noted[rows] = losses
             if grad_states is not None:
                 grad_states[rows] = grad_logits @ weight.to(states.dtype)
             if grad_weight is not None and states.dtype == grad_weight.dtype:
@@ -134,19 +148,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.grads is None:
             raise RuntimeError("the gradients of this loss were taken already; compute the loss anew")
         grads, ctx.grads = ctx.grads, None
-        return (*(None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in grads), None, None, None)
+        scaled = (None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in grads)
+        return (*scaled, None, None, None, None)
 
 
 def _weigh_chunk(states: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """sum(w * CE) of some tokens, and its gradient by their logits in the dtype of `states`."""
+    """w * CE of some tokens, float32, and the gradient of their sum by their logits in the dtype of `states`."""
     logits = F.linear(states, weight.to(states.dtype)).float()
     log_probabilities = torch.log_softmax(logits, dim=-1)
     del logits
     picked = log_probabilities.gather(1, targets.unsqueeze(1))
-    loss = -(picked.squeeze(1) * token_weights).sum()
+    losses = -(picked.squeeze(1) * token_weights)
     grad_logits = log_probabilities.exp_()
     grad_logits.scatter_add_(1, targets.unsqueeze(1), torch.full_like(picked, -1.0))
-    return loss, grad_logits.mul_(token_weights.unsqueeze(1)).to(states.dtype)
+    return losses, grad_logits.mul_(token_weights.unsqueeze(1)).to(states.dtype)
 
 
 def _chunk_tokens(weight: Tensor) -> int:

@@ -11,6 +11,8 @@ Parsing has two halves, because transformers' `TrainingArguments` touches device
 """
 
 import json
+import math
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -47,7 +49,7 @@ class ModelArguments:
     use_backbone_lora: int = _flag(0, "LoRA rank for the vision tower; 0: off. Other ViT weights stay frozen.")
     use_llm_lora: int = _flag(0, "LoRA rank for the language model; 0: off. Other LLM weights stay frozen.")
     unfreeze_lm_head: bool = _flag(False, "Train the LLM's output layer although the LLM is frozen or has LoRA.")
-    use_custom_trainer: bool = _flag(False, "Not available: optimiser with layer-wise learning-rate decay.")
+    use_custom_trainer: bool = _flag(False, "Removed: see --vit_layer_decay_rate.")
     grad_checkpoint: bool = _flag(False, "Recompute activations of ViT and LLM in the backward pass to save memory.")
     drop_path_rate: float = _flag(0.0, "Stochastic depth of the ViT: greatest rate, reached in its last layer.")
     ps_version: Literal["v1", "v2"] = _flag("v2", "Pixel shuffle version; InternVL2 checkpoints use v2.")
@@ -91,6 +93,9 @@ class DataTrainingArguments:
     """Which data is read, and how it becomes rows."""
 
     max_seq_length: int = _flag(2048, "Longest document in tokens; last turns are dropped, else it is skipped.")
+    truncation: Literal["drop_turns", "error"] = _flag(
+        "drop_turns", "Longer documents: drop their last turns, whole, with their images; or skip them (error)."
+    )
     force_image_size: int = _flag(448, "Side of a tile in pixels; the ViT's position table is resized to it.")
     down_sample_ratio: float = _flag(0.5, "Pixel-shuffle ratio; must equal the checkpoint's downsample_ratio.")
     pad2square: bool = _flag(False, "Pad tiles to squares instead of stretching (data without data_augment only).")
@@ -109,6 +114,9 @@ class DataTrainingArguments:
     max_dynamic_patch: int = _flag(12, "Most tiles of an image (a meta entry may override).")
     min_num_frame: int = _flag(4, "Fewest frames of a video; written to the checkpoint's config.")
     max_num_frame: int = _flag(20, "Most frames of a video; written to the checkpoint's config.")
+    frame_sampling: str = _flag(
+        "rand", "Which frames of a video: rand, middle or uniform; or by the clock, fps1 or fps0.5 (frames a second)."
+    )
     neftune_alpha: float | None = _flag(None, "Removed: never had an effect. Use --neftune_noise_alpha.")
     normalize_type: Literal["imagenet", "clip", "siglip"] = _flag("imagenet", "Mean and deviation of pixel values.")
     use_packed_ds: bool = _flag(
@@ -117,6 +125,9 @@ class DataTrainingArguments:
     num_images_expected: int = _flag(12, "Most tiles in a row.")
     max_packed_tokens: int = _flag(8192, "Most tokens in a row.")
     max_buffer_size: int = _flag(20, "Rows kept open at a time while packing.")
+    packing_policy: Literal["greedy", "best_fit", "balanced"] = _flag(
+        "greedy", "How rows are chosen: greedy, best_fit (fullest) or balanced (full, and of equal work)."
+    )
     log_freq: int = _flag(1000, "No effect: packing statistics are logged with every --logging_steps.")
     strict_mode: bool = _flag(False, "Removed: rows are never padded.")
     replacement: bool = _flag(False, "Removed: data always continues with the next epoch when it is exhausted.")
@@ -157,6 +168,24 @@ class TrainingArguments(transformers.TrainingArguments):
     evaluation_strategy: str = _flag("no", "Only no: checkpoints are evaluated by scripts/.")
     group_by_length: bool = _flag(False, "Removed: packing makes rows of equal length.")
     skipped_path: str | None = _flag(None, "Where skipped samples are listed; default output_dir/skipped.jsonl.")
+    vision_learning_rate: float | None = _flag(None, "Learning rate of the vision tower; default --learning_rate.")
+    mlp_learning_rate: float | None = _flag(None, "Learning rate of the projector (mlp1); default --learning_rate.")
+    vit_layer_decay_rate: float = _flag(
+        1.0,
+        "Layer-wise learning-rate decay of the vision tower: layer i of L trains with its rate times "
+        "DECAY ** (L - i), the embeddings with DECAY ** (L + 1); 1: all alike.",
+    )
+    nan_policy: Literal["stop", "skip"] = _flag(
+        "stop",
+        "When loss or gradient norm is not finite: stop with the documents named and a checkpoint of the state before "
+        "the step, or skip the step (listed in output_dir/bad_steps.jsonl). No effect with --fp16.",
+    )
+    max_bad_steps: int = _flag(10, "With --nan_policy skip: stop at so many bad steps in sequence.")
+    peak_tflops: float | None = _flag(
+        None,
+        "Dense TFLOP/s of one device in the training precision, for MFU; default: by the name of the GPU (bfloat16), "
+        "no MFU where that is not known.",
+    )
 
 
 class Arguments(NamedTuple):
@@ -252,6 +281,7 @@ def validate_arguments(model: ModelArguments, data: DataTrainingArguments, train
     _check_model(model)
     _check_rows(data, training)
     _check_precision(training)
+    _check_optimisation(training)
     _check_data_files(data)
 
 
@@ -271,7 +301,8 @@ _REMOVED: dict[str, str] = {
     "eval_strategy": "must be no: evaluate checkpoints with scripts/evaluate_mmniah.sh and its like",
     "vision_path": "belongs to `python -m internvl.tools.assemble`; give what it makes as --model_name_or_path",
     "llm_path": "belongs to `python -m internvl.tools.assemble`; give what it makes as --model_name_or_path",
-    "use_custom_trainer": "(layer-wise learning-rate decay) is not available; remove the flag",
+    "use_custom_trainer": "chose layer-wise learning-rate decay; use --vit_layer_decay_rate, "
+    "--vision_learning_rate and --mlp_learning_rate, which need no such switch",
     "scale": "(learning-rate factor of layer scales) is not available; remove the flag",
     "img_emb_down_sample_ratio": "is not available; set --down_sample_ratio as the checkpoint has it",
     "label_smoothing_factor": "is not available: the loss is computed inside the model; remove the flag",
@@ -377,6 +408,8 @@ def _check_checkpoint_folder(flag: str, path: str) -> None:
 
 
 def _check_rows(data: DataTrainingArguments, training: Namespace) -> None:
+    from internvl.data.video import check_sampling
+
     positive = ("max_seq_length", "force_image_size", "max_packed_tokens", "num_images_expected", "max_buffer_size")
     for name in (*positive, "min_dynamic_patch", "max_dynamic_patch", "min_num_frame", "max_num_frame"):
         if getattr(data, name) < 1:
@@ -385,6 +418,7 @@ def _check_rows(data: DataTrainingArguments, training: Namespace) -> None:
         low, high = getattr(data, f"min_{thing}"), getattr(data, f"max_{thing}")
         if low > high:
             raise ConfigError(f"--min_{thing} {low} is larger than --max_{thing} {high}")
+    check_sampling(data.frame_sampling)
     if not 0 <= data.max_skipped <= 1:
         raise ConfigError(f"--max_skipped {data.max_skipped}: expected a share between 0 and 1")
     if data.use_packed_ds and training.per_device_train_batch_size != 1:
@@ -419,6 +453,35 @@ def _check_precision(training: Namespace) -> None:
         _read_json(Path(training.deepspeed))
     if training.warmup_ratio is not None and not 0 <= training.warmup_ratio < 1:
         raise ConfigError(f"--warmup_ratio {training.warmup_ratio}: expected 0 <= ratio < 1")
+
+
+def _check_optimisation(training: Namespace) -> None:
+    for name in ("vision_learning_rate", "mlp_learning_rate"):
+        rate = getattr(training, name)
+        if rate is not None and not (math.isfinite(rate) and rate >= 0):
+            raise ConfigError(f"--{name} {rate}: expected 0 or larger (to leave the part alone freeze it)")
+    decay = training.vit_layer_decay_rate
+    if not 0 < decay <= 1:
+        raise ConfigError(f"--vit_layer_decay_rate {decay}: expected 0 < rate <= 1")
+    variable = os.environ.get("VIT_LAYER_DECAY_RATE")
+    if variable is not None and not _is_number(variable, decay):
+        raise ConfigError(
+            f"the variable VIT_LAYER_DECAY_RATE={variable} is not read; pass --vit_layer_decay_rate {variable}, or "
+            "unset it"
+        )
+    if training.nan_policy not in ("stop", "skip"):
+        raise ConfigError(f"--nan_policy {training.nan_policy}: expected stop or skip")
+    if training.max_bad_steps < 1:
+        raise ConfigError(f"--max_bad_steps {training.max_bad_steps}: expected 1 or larger")
+    if training.peak_tflops is not None and not (math.isfinite(training.peak_tflops) and training.peak_tflops > 0):
+        raise ConfigError(f"--peak_tflops {training.peak_tflops}: expected TFLOP/s of one device, above 0")
+
+
+def _is_number(text: str, value: float) -> bool:
+    try:
+        return float(text) == value
+    except ValueError:
+        return False
 
 
 def _check_data_files(data: DataTrainingArguments) -> None:

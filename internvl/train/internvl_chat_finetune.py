@@ -9,11 +9,13 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from internvl.data.encode import SampleEncoder
 from internvl.data.loader import TileShare, TrainLoader, build_train_loader
@@ -23,8 +25,10 @@ from internvl.errors import InternVLError
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.grid import Grid, build_grid
 from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, is_restart, read_rank_env
+from internvl.parallel.roll_call import name_silent_ranks
 from internvl.parallel.row import SHARED_ATTENTION, SharedRow, register_shared_attention
 from internvl.train.arguments import (
+    Arguments,
     DataTrainingArguments,
     ModelArguments,
     build_training_arguments,
@@ -38,9 +42,19 @@ from internvl.train.checkpointing import find_resume_checkpoint
 from internvl.train.memory import KeepAttention, keep_freed_memory, tile_mlps
 from internvl.train.model_loading import load_training_model, load_training_tokenizer
 from internvl.train.preemption import EXIT_FAILED_TWICE, EXIT_PREEMPTED, StopAtStepEnd, StopRequest, listen_for_stop
+from internvl.train.run_record import (
+    RUN_FILE,
+    SUMMARY_FILE,
+    describe_run,
+    fingerprint_data,
+    name_device,
+    warn_of_changed_data,
+    write_json_atomically,
+)
 from internvl.train.run_state import RepeatedFailure, RunJournal, RunState, read_run_state
 from internvl.train.trainable import select_trainable
 from internvl.train.trainer import LossOptions, V2PETrainer
+from internvl.train.utilisation import Workload, find_peak_tflops
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +96,21 @@ def _train(
     if checkpoint is not None:
         logger.info("continuing from %s", checkpoint)
     with RunJournal(training.output_dir, state, writes="main" if env.is_main else "never") as journal:
+        if env.is_main:
+            arguments = Arguments(model_args, data_args, training)
+            _record_run(arguments, env=env, checkpoint=checkpoint, attempt=state.attempt)
         return _run_attempt(model_args, data_args, training, checkpoint=checkpoint, journal=journal, request=request)
+
+
+def _record_run(arguments: Arguments, *, env: RankEnv, checkpoint: str | None, attempt: int) -> None:
+    """Write run.json; say what changed in the data since the start that wrote the checkpoint."""
+    meta_path, training = str(arguments.data.meta_path), arguments.training
+    data = fingerprint_data(meta_path, load_meta(meta_path, data_root=arguments.data.data_root))
+    if checkpoint is not None:
+        warn_of_changed_data(Path(checkpoint).parent, data)
+    device = name_device(use_cpu=training.use_cpu)
+    run = describe_run(arguments._asdict(), env=env, data=data, device=device, attempt=attempt)
+    write_json_atomically(Path(training.output_dir, RUN_FILE), run)
 
 
 def _run_attempt(
@@ -123,24 +151,39 @@ def _run_attempt(
         max_row_tokens=data_args.max_packed_tokens if data_args.use_packed_ds else None,
         shared_row=SharedRow(grid) if shares_rows(model_args) else None,
         companions=Path(str(model_args.model_name_or_path)).glob("generation_config.json"),
+        workload=Workload(
+            model.config,
+            model_args,
+            peak_tflops=training.peak_tflops or find_peak_tflops(name_device(use_cpu=training.use_cpu)),
+        ),
     )
     if model_args.keep_attention:
         trainer.add_callback(KeepAttention())
     stop = StopAtStepEnd(request)
     for callback in (journal, stop):
         trainer.add_callback(callback)
-    with logging_redirect_tqdm():
+    with logging_redirect_tqdm(), name_silent_ranks():
         result = trainer.train(resume_from_checkpoint=checkpoint)
     if stop.stopped:
         journal.end("preempted", step=trainer.state.global_step)
+        _summarise(trainer, "preempted")
         logger.info("stopped by a signal; start the same command again to continue (exit code %d)", EXIT_PREEMPTED)
         return EXIT_PREEMPTED
     trainer.save_model()
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
     journal.end("finished", step=trainer.state.global_step)
+    _summarise(trainer, "finished")
     logger.info("done: %s (train loss %.4f)", training.output_dir, result.training_loss)
     return 0
+
+
+def _summarise(trainer: V2PETrainer, status: Literal["finished", "preempted"]) -> None:
+    summary = trainer.summarise(status)
+    for line in summary.describe():
+        logger.info("%s", line)
+    if trainer.args.should_save:
+        write_json_atomically(Path(str(trainer.args.output_dir), SUMMARY_FILE), summary.to_json())
 
 
 def _begin_attempt(training: Namespace) -> RunState:
@@ -190,6 +233,34 @@ def _prepare_for_grid(model: InternVLChatModel, args: ModelArguments) -> Grid:
     return grid
 
 
+def build_encoder(
+    args: DataTrainingArguments, *, tokenizer: PreTrainedTokenizerBase, num_image_token: int
+) -> SampleEncoder:
+    """What makes documents of records under these flags."""
+    return SampleEncoder(
+        tokenizer=tokenizer,
+        conversation_name=args.conv_style,
+        image_size=args.force_image_size,
+        num_image_token=num_image_token,
+        max_seq_length=args.max_seq_length,
+        truncation=args.truncation,
+        dynamic_image_size=args.dynamic_image_size,
+        dynamic_max_patch=args.dynamic_max_patch,
+        use_thumbnail=args.use_thumbnail,
+        min_dynamic_patch=args.min_dynamic_patch,
+        max_dynamic_patch=args.max_dynamic_patch,
+        min_num_frame=args.min_num_frame,
+        max_num_frame=args.max_num_frame,
+        frame_sampling=args.frame_sampling,
+        normalize_type=args.normalize_type,
+        pad2square=args.pad2square,
+        rope_pos_id_version=args.rope_pos_id_version,
+        rope_pos_id_stride=args.rope_pos_id_stride,
+        random_strides=args.rope_pos_id_random_strides,
+        rope_pos_id_rnd_scope=args.rope_pos_id_rnd_scope,
+    )
+
+
 def _build_loader(
     args: DataTrainingArguments,
     training: Namespace,
@@ -199,26 +270,7 @@ def _build_loader(
     grid: Grid,
 ) -> TrainLoader:
     """The rows of this rank: streams r*A .. r*A + A - 1 of the R * A streams (A accumulation steps, R groups)."""
-    encoder = SampleEncoder(
-        tokenizer=tokenizer,
-        conversation_name=args.conv_style,
-        image_size=args.force_image_size,
-        num_image_token=num_image_token,
-        max_seq_length=args.max_seq_length,
-        dynamic_image_size=args.dynamic_image_size,
-        dynamic_max_patch=args.dynamic_max_patch,
-        use_thumbnail=args.use_thumbnail,
-        min_dynamic_patch=args.min_dynamic_patch,
-        max_dynamic_patch=args.max_dynamic_patch,
-        min_num_frame=args.min_num_frame,
-        max_num_frame=args.max_num_frame,
-        normalize_type=args.normalize_type,
-        pad2square=args.pad2square,
-        rope_pos_id_version=args.rope_pos_id_version,
-        rope_pos_id_stride=args.rope_pos_id_stride,
-        random_strides=args.rope_pos_id_random_strides,
-        rope_pos_id_rnd_scope=args.rope_pos_id_rnd_scope,
-    )
+    encoder = build_encoder(args, tokenizer=tokenizer, num_image_token=num_image_token)
     limits = PackingLimits(args.max_packed_tokens, args.num_images_expected, args.max_buffer_size)
     streams_per_rank = training.gradient_accumulation_steps
     return build_train_loader(
@@ -230,6 +282,7 @@ def _build_loader(
         share=TileShare(grid.group_rank, grid.group_size),
         seed=training.seed if training.data_seed is None else training.data_seed,
         packing=limits if args.use_packed_ds else None,
+        packing_policy=args.packing_policy,
         documents_per_row=training.per_device_train_batch_size,
         num_workers=training.dataloader_num_workers,
         skipped_path=training.skipped_path or Path(training.output_dir, "skipped.jsonl"),
@@ -240,7 +293,8 @@ def _build_loader(
 
 
 def _start_logging(output_dir: str, env: RankEnv) -> None:
-    """Rank 0 logs to the terminal and to training_log.txt; the others only warn."""
+    """Rank 0 logs to the terminal and to training_log.txt; the others only warn. One bar, that of the steps."""
+    disable_progress_bar()
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if env.is_main:
         Path(output_dir).mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,13 @@ the rank's own weights, and the loss the mean of the ranks' means. A rank withou
 Ranks that share a row (sequence parallelism, `SharedRow`) all get the whole row and their own tiles of it. Each of
 them contributes the loss of its own tokens, so that the sum over ranks holds every target once; the row's weights are
 counted once as well.
+
+A step whose loss or gradient is not finite is left out on all ranks (bad_steps.py). Then the run stops behind a
+checkpoint of the state before that step, or goes on (`--nan_policy`).
 """
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,21 +25,21 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DummyOptim, gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer
 
 from internvl.data.loader import Batch, TrainLoader
 from internvl.data.position import merge_positions
 from internvl.model.constants import IGNORE_INDEX
-from internvl.model.loss import LossReduction, build_loss_weight, weighted_cross_entropy
+from internvl.model.loss import LossReduction, build_loss_weight
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.row import SharedRow
 from internvl.parallel.vision import agree_on_batches
 from internvl.train.arguments import TrainingArguments
+from internvl.train.bad_steps import MicroBatch, NonFiniteStep, StepInProgress, find_cause, poison
 from internvl.train.checkpointing import (
     POSITION_FILE,
-    check_num_ranks,
     explain_failed_write,
     list_files,
     publish_checkpoint,
@@ -46,11 +50,33 @@ from internvl.train.checkpointing import (
     staging_folder,
     write_json,
 )
+from internvl.train.counts import Counts, RowStatistics, RunTotals
+from internvl.train.document_loss import DocumentLoss
+from internvl.train.generators import GeneratorStates
 from internvl.train.liger import liger_cross_entropy
-from internvl.train.metrics import RowStatistics, StepReport
+from internvl.train.metrics import (
+    StepReport,
+    Stopwatch,
+    describe_sources,
+    describe_window,
+    measure_peak_memory,
+)
+from internvl.train.parameter_groups import LearningRates, build_parameter_groups
+from internvl.train.resharding import (
+    accept_universal_copy,
+    check_engine,
+    find_slices,
+    read_group_settings,
+    restore_settings,
+    write_universal_copy,
+)
+from internvl.train.run_record import RunSummary
 from internvl.train.trainable import merge_lora
+from internvl.train.utilisation import Workload
 
 logger = logging.getLogger(__name__)
+
+TOTALS_FILE = "totals.json"
 
 
 @dataclass(frozen=True)
@@ -107,6 +133,7 @@ class V2PETrainer(Trainer):
         max_row_tokens: Row limit, for the fill rate; None without packing.
         shared_row: How rows are shared among ranks; None: every rank has rows of its own.
         companions: Further files that are copied beside saved weights (generation_config.json).
+        workload: Counts FLOPs, for the model FLOPs utilisation; None: not reported.
     """
 
     loss_is_scaled_for_ga = True  # the denominator covers the whole optimiser step
@@ -122,16 +149,33 @@ class V2PETrainer(Trainer):
         max_row_tokens: int | None = None,
         shared_row: SharedRow | None = None,
         companions: Iterable[Path] = (),
+        workload: Workload | None = None,
     ):
         super().__init__(model=model, args=args)
         self.model_accepts_loss_kwargs = False  # the Trainer must not rescale by its own item count
         self.loader = loader
         self.tokenizer = tokenizer
         self.loss_options = loss or LossOptions()
-        self.statistics = RowStatistics(max_row_tokens)
         self.companions = tuple(companions)
+        self.max_row_tokens = max_row_tokens
+        self.workload = workload
+        self.sources = tuple(file.spec.name for file in loader.plan.files)
+        self.statistics = RowStatistics(len(self.sources))
+        self.totals = RunTotals(Counts.zeros(self.sources))
+        self.stopwatch = Stopwatch()
+        self.num_skipped = 0
+        self.peak_memory = 0
+        self._window = Counts.zeros(self.sources)
+        self._window_steps = self._window_bad_steps = self._bad_steps_in_sequence = self._bad_steps_this_start = 0
+        self._step: StepInProgress | None = None
+        self._learning_rate_names: list[str] = []
+        self._saves_before_step = False
+        self._learning_rates: dict[str, float] = {}
+        # The Trainer would look at every micro-batch's loss; every step's gradient norm is looked at here instead.
+        args.logging_nan_inf_filter = False
         self.shared_row = shared_row
         self._staging: Path | None = None
+        self._universal_copy: Path | None = None
         self._weight_names: set[str] = set()
         # The loader goes on by itself (`train`); the Trainer's way passes over rows, and wants a torch DataLoader.
         self._keeps_data_position = not args.ignore_data_skip
@@ -153,17 +197,18 @@ class V2PETrainer(Trainer):
 
         Raises:
             CheckpointError: The checkpoint does not say where its data goes on, or a checkpoint cannot be written.
-            ConfigError: Its data position or its parts of the optimiser do not fit this run.
+            ConfigError: Its data position or its optimiser do not fit this run.
         """
         if self.args.should_save:
             remove_partial_saves(self._run_folder)
         if resume_from_checkpoint is not None:
-            if self.is_deepspeed_enabled:
-                check_num_ranks(Path(resume_from_checkpoint), self.args.world_size)
+            check_engine(Path(resume_from_checkpoint), zero_stage=self._zero_stage)
+            self.totals = RunTotals.read(Path(resume_from_checkpoint, TOTALS_FILE), self.sources)
             if self._keeps_data_position:
                 self.loader.load_state_dict(read_position(Path(resume_from_checkpoint)))
             else:
                 logger.warning("--ignore_data_skip True: the data starts from its beginning")
+            resume_from_checkpoint = str(self._fit_to_ranks(Path(resume_from_checkpoint)))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -172,6 +217,29 @@ class V2PETrainer(Trainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+    @property
+    def _zero_stage(self) -> int:
+        """DeepSpeed's stage; 0 without DeepSpeed."""
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        return 0 if plugin is None else plugin.zero_stage
+
+    def _fit_to_ranks(self, checkpoint: Path) -> Path:
+        """The checkpoint, or a copy of it where DeepSpeed saved it with another number of ranks."""
+        slices = find_slices(checkpoint)
+        if slices is None or slices.num_ranks == self.args.world_size:
+            return checkpoint
+        logger.info("converting %s from %d to %d ranks", checkpoint, slices.num_ranks, self.args.world_size)
+        copies = [write_universal_copy(checkpoint, self._run_folder)] if self.args.should_save else []
+        accept_universal_copy(self.accelerator.state.deepspeed_plugin.deepspeed_config)
+        self._universal_copy = gather_object(copies)[0]
+        return self._universal_copy
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._universal_copy is not None:
+            optimizer = cast(Any, self.model_wrapped).optimizer.optimizer
+            restore_settings(optimizer, read_group_settings(self._universal_copy))
 
     @property
     def _run_folder(self) -> Path:
@@ -193,9 +261,12 @@ class V2PETrainer(Trainer):
         folder = staging_folder(self._run_folder) / f"checkpoint-{self.state.global_step}"
         with self._clean_staging(), explain_failed_write(self._run_folder):
             super()._save_checkpoint(model, trial)
-            positions = gather_object([self.loader.state_dict()])
+            at = self._step.mark if self._saves_before_step and self._step is not None else None
+            positions = gather_object([self.loader.state_dict(at)])
+            self._collect_counts()
             if self.args.should_save:
                 write_json(folder / POSITION_FILE, merge_positions(positions))
+                write_json(folder / TOTALS_FILE, self.totals.to_json(more_seconds=self.stopwatch.elapsed()))
             # Each rank has passed the gathering above, so its files are written; a node's first rank sees all of them.
             listings = gather_object([list_files(folder) if self.args.local_process_index == 0 else {}])
             if self.args.should_save:
@@ -220,15 +291,14 @@ class V2PETrainer(Trainer):
         checkpoint = publish_checkpoint(
             folder, listings=listings, weight_names=self._weight_names, num_ranks=self.args.world_size
         )
-        best = self.state.best_global_step
-        rotate_checkpoints(
-            checkpoint,
-            keep=self.args.save_total_limit,
-            protected=None if best is None else self._run_folder / f"checkpoint-{best}",
-        )
+        if not self._saves_before_step:  # older weights may be the better ones to go back to
+            rotate_checkpoints(checkpoint, keep=self.args.save_total_limit)
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device) -> tuple[list[Batch], Tensor]:
         """Micro-batches of an optimiser step, and the denominator of their loss."""
+        self.stopwatch.start(self.state.global_step)
+        self._learning_rates = self._read_learning_rates()
+        self._step = StepInProgress(self.loader.mark(), GeneratorStates.read(), self._tr_loss.clone(), [])
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         num_sharing, is_first = 1, True
         if self.shared_row is not None:
@@ -247,16 +317,150 @@ class V2PETrainer(Trainer):
 
         The weights are made here, behind the Trainer's transfer to the device, which casts floats to bf16.
         """
+        refs = inputs.pop("document_refs", None)
+        document_loss = DocumentLoss()
+        is_chunked = self.loss_options.kernel == "chunked"
         outputs = model(
             **inputs,
             loss_weight=self._weigh(inputs),
             loss_denominator=num_items_in_batch,
-            loss_function=liger_cross_entropy if self.loss_options.kernel == "liger" else weighted_cross_entropy,
+            loss_function=document_loss if is_chunked else liger_cross_entropy,
             use_cache=False,
             row_sharing=self.shared_row,
             num_vit_batches=self._count_vit_batches(inputs),
         )
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+        if self._step is not None:
+            losses = self._note_losses(refs, inputs, document_loss) if is_chunked else None
+            self._step.micro_batches.append(MicroBatch(refs, losses))
+        loss = poison(outputs.loss)
+        return (loss, outputs) if return_outputs else loss
+
+    def _note_losses(self, refs: Tensor | None, inputs: Batch, document_loss: DocumentLoss) -> Tensor | None:
+        """Add up the losses by data set; returns those by document."""
+        if refs is None:
+            return None
+        lengths, num_tokens = inputs["cu_seqlens"].reshape(-1).to(torch.int64).diff(), inputs["input_ids"].shape[1]
+        numbers = torch.arange(len(refs), device=refs.device)
+        documents = numbers.repeat_interleave(lengths, output_size=num_tokens).unsqueeze(0)
+        if self.shared_row is not None:
+            documents = self.shared_row.shard(documents)  # padding weighs nothing, whatever document it counts to
+        weights, losses = document_loss.sum_documents(documents, num_documents=len(refs))
+        self.statistics.note_losses(refs[:, 0], weights, losses)
+        return losses
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch=None) -> Tensor:
+        """Forward and backward pass of a micro-batch, whose loss is noted."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._step is not None and self._step.micro_batches:
+            self._step.micro_batches[-1].loss = loss
+        return loss
+
+    # Bad steps ------------------------------------------------------------------------------------------------------
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient norm, which the Trainer asks for once a step, before the optimiser's step.
+
+        Under DeepSpeed the engine has taken the step by now, or has left it out because of the same norm.
+
+        Raises:
+            NonFiniteStep: It is not finite, and the run is to stop then.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        # A run in float16 leaves steps out by design, while it looks for its loss scale.
+        is_finite = not self.accelerator.optimizer_step_was_skipped if norm is None else math.isfinite(float(norm))
+        is_good = is_finite or self.args.fp16
+        self.statistics.end_step(is_taken=is_good)
+        self._window_steps += 1
+        if is_good:
+            self._bad_steps_in_sequence = 0
+        else:
+            self._leave_out_step(model)
+        return norm
+
+    def _leave_out_step(self, model: nn.Module) -> None:
+        step, number = cast(StepInProgress, self._step), self.state.global_step + 1
+        args = cast(TrainingArguments, self.args)
+        named = [entry for batch in step.micro_batches for entry in batch.name_documents()]
+        bad_step = find_cause(number, gather_object(named), self.sources)
+        if self.args.should_save:
+            bad_step.append_to(self._run_folder)
+            logger.warning("%s; no optimiser step", bad_step.describe())
+        if self.is_deepspeed_enabled and not self.accelerator.optimizer_step_was_skipped:
+            raise NonFiniteStep(
+                f"{bad_step.describe()}; DeepSpeed has taken the step, so the weights are lost: start again from the "
+                "last checkpoint, with ZeRO 1, 2 or 3 and without bf16.check_grad_overflow false, which leave such "
+                "steps out"
+            )
+        model.zero_grad()  # the optimiser passes over parameters without a gradient
+        self._bad_steps_in_sequence += 1
+        limit = args.max_bad_steps
+        if args.nan_policy == "stop" or self._bad_steps_in_sequence >= limit:
+            self._save_before_step(model, step)
+            is_stopping = args.nan_policy == "stop"
+            raise NonFiniteStep(
+                bad_step.describe()
+                + ("" if is_stopping else f", as in {limit - 1} steps before it (--max_bad_steps {limit})")
+                + f"; the state before it is checkpoint-{number - 1}: repair or remove the documents, lower "
+                "--learning_rate"
+                + (", or pass --nan_policy skip" if is_stopping else "")
+                + ", and start the same command again"
+            )
+        self.totals.bad_steps += 1
+        self._window_bad_steps += 1
+        self._bad_steps_this_start += 1
+        self._tr_loss.copy_(step.loss_sum)
+        if self.is_deepspeed_enabled:
+            # Learning rates follow the step's number, but the Trainer and the engine pass over this step.
+            getattr(self.lr_scheduler, "scheduler", cast(Any, self.lr_scheduler)).step()
+
+    def _save_before_step(self, model: nn.Module, step: StepInProgress) -> None:
+        """A checkpoint from which the step in progress is the next one."""
+        step.generators.restore()
+        self._saves_before_step = True
+        self._save_checkpoint(model, trial=None)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    # Optimiser ------------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimiser of `--optim`, or DeepSpeed's own, with learning rates by part of the model."""
+        is_dummy = isinstance(self.optimizer, DummyOptim)  # DeepSpeed makes it, of the groups that are put in here
+        if self.optimizer is None or (is_dummy and not self._learning_rate_names):
+            groups = self._build_parameter_groups()
+            self._learning_rate_names = [group["name"] for group in groups]
+            if is_dummy:
+                cast(Any, self.optimizer).params = groups
+            else:
+                kind, options = self.get_optimizer_cls_and_kwargs(self.args, cast(InternVLChatModel, self.model))
+                self.optimizer_cls_and_kwargs = (kind, {**options, "params": groups})
+        return super().create_optimizer(model)
+
+    def _build_parameter_groups(self) -> list[dict[str, Any]]:
+        args, model = cast(TrainingArguments, self.args), cast(InternVLChatModel, self.model)
+        return build_parameter_groups(
+            model.named_parameters(),
+            LearningRates(
+                args.learning_rate, args.vision_learning_rate, args.mlp_learning_rate, args.vit_layer_decay_rate
+            ),
+            num_vit_layers=len(model.vision_model.encoder.layers),
+            decayed=set(self.get_decay_parameter_names(model)),
+            weight_decay=args.weight_decay,
+        )
+
+    def _read_learning_rates(self) -> dict[str, float]:
+        """By group, as the next step will use them; empty where the schedule does not tell."""
+        try:
+            rates = [float(rate) for rate in cast(Any, self.lr_scheduler).get_last_lr()]
+        except (AssertionError, AttributeError):  # DeepSpeed's own schedules before their first step; others never
+            return {}
+        names = self._learning_rate_names
+        return dict(zip(names, rates, strict=True)) if len(rates) == len(names) else {}
+
+    def _get_learning_rate(self) -> float:
+        """The first group's in this step: DeepSpeed's own optimiser has moved the schedule on when this is asked."""
+        return next(iter(self._learning_rates.values())) if self._learning_rates else super()._get_learning_rate()
+
+    # Reports --------------------------------------------------------------------------------------------------------
 
     def _count_vit_batches(self, batch: Batch) -> int | None:
         """Runs of the vision tower that all ranks make: sharded weights are gathered in each of them."""
@@ -269,14 +473,78 @@ class V2PETrainer(Trainer):
         return build_loss_weight(batch["labels"], batch["cu_seqlens"], self.loss_options.reduction)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add speed, fill rate and skipped documents of all ranks to a report."""
+        """Add what docs/training.md lists to a report, of all ranks."""
         self.state.epoch = self.state.global_step / self.state.max_steps  # the loop counts from where it resumed
         if "loss" in logs:
-            skipped = torch.tensor([self.loader.ledger.num_skipped], dtype=torch.float64)
-            counts = torch.cat([self.statistics.take_counts(), skipped]).to(self.args.device)
-            *totals, num_skipped = self.accelerator.reduce(counts, reduction="sum").cpu()
-            logs |= {**self.statistics.describe(torch.stack(totals)), "skipped_documents": float(num_skipped)}
+            self._correct_for_bad_steps(logs)
+            logs |= self._describe_window()
         super().log(logs, start_time)
+
+    def _correct_for_bad_steps(self, logs: dict[str, float]) -> None:
+        """Means over the steps that were taken; no number stands for a window in which none was."""
+        num_taken = self._window_steps - self._window_bad_steps
+        if self._window_bad_steps:
+            logs["loss"] *= self._window_steps / max(num_taken, 1)
+            if not num_taken:
+                del logs["loss"]
+        if not math.isfinite(logs.get("grad_norm", 0.0)):
+            del logs["grad_norm"]
+        self._window_steps = self._window_bad_steps = 0
+
+    def _describe_window(self) -> dict[str, float]:
+        self._collect_counts()
+        window, self._window = self._window, Counts.zeros(self.sources)
+        elapsed_s, num_processes = self.stopwatch.lap(), self.args.world_size
+        described = describe_window(
+            window, elapsed_s=elapsed_s, num_processes=num_processes, max_row_tokens=self.max_row_tokens
+        )
+        if self.workload is not None:
+            described |= self.workload.describe(window, elapsed_s=elapsed_s, num_processes=num_processes)
+        described |= {
+            "peak_memory_gib": self.peak_memory / 2**30,
+            "eta_s": round(self.stopwatch.eta(self.state.global_step, self.state.max_steps), 1),
+            "skipped_documents": float(self.num_skipped),
+            "bad_steps": float(self.totals.bad_steps),
+        }
+        if len(set(self._learning_rates)) > 1:
+            described |= {f"learning_rate/{name}": rate for name, rate in self._learning_rates.items()}
+        return described | describe_sources(window)
+
+    def _collect_counts(self) -> None:
+        """Add the counts of all ranks since the last call to the window and to the run's. Collective."""
+        own = torch.tensor([self.loader.ledger.num_skipped, measure_peak_memory()], dtype=torch.float64)
+        vector = torch.cat([self.statistics.take(), own]).to(self.args.device)
+        gathered = cast(Tensor, self.accelerator.gather(vector.unsqueeze(0))).cpu()
+        counts = Counts(self.sources, gathered[:, :-2].sum(0))
+        self.num_skipped, self.peak_memory = int(gathered[:, -2].sum()), int(gathered[:, -1].max())
+        self._window += counts
+        self.totals.counts += counts
+
+    def summarise(self, status: str) -> RunSummary:
+        """What the run has come to. Collective."""
+        self._collect_counts()
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        return RunSummary(
+            status=status,
+            steps=self.state.global_step,
+            bad_steps=self.totals.bad_steps,
+            skipped_documents=self.num_skipped,
+            counts=self.totals.counts,
+            seconds=round(self.totals.seconds + self.stopwatch.elapsed(), 3),
+            steps_this_start=self.state.global_step - self._initial_global_step,
+            seconds_this_start=round(self.stopwatch.elapsed(), 3),
+            peak_memory_bytes=self.peak_memory,
+            final_loss=losses[-1] if losses else None,
+            model=str(self._run_folder.resolve()),
+        )
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Of the mean loss, steps that were left out are no part."""
+        num_steps = self.state.global_step - self._initial_global_step
+        factor = num_steps / max(num_steps - self._bad_steps_this_start, 1)
+        self._total_loss_scalar *= factor
+        self._tr_loss *= factor
+        return super()._finalize_training(*args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not estimated: the library's formula takes pixels for tokens."""

@@ -61,3 +61,18 @@ def test_nothing_supervised_gives_zero_and_zero_gradients():
     assert loss.item() == 0.0
     assert hidden.grad.abs().max() == 0
     assert weight.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("chunk_bytes", [4 * 11 * 3, 2**20])
+def test_what_every_token_contributes_can_be_noted(chunk_bytes, monkeypatch):
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", chunk_bytes)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(2, 7, 5), torch.randn(11, 5)
+    targets, weights = torch.randint(0, 11, (2, 7)), torch.rand(2, 7)
+    weights[0, 2:4] = 0
+    noted = torch.full((2, 7), 0.25)
+    loss = weighted_cross_entropy(hidden, weight, targets, weights, denominator=2.0, token_losses=noted)
+    expected = F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten(), reduction="none").view(2, 7)
+    torch.testing.assert_close(noted, torch.where(weights > 0, expected * weights, 0.25), rtol=1e-5, atol=1e-6)
+    assert loss.item() == pytest.approx(float((expected * weights).sum() / 2), rel=1e-5)
+    assert loss.item() == weighted_cross_entropy(hidden, weight, targets, weights, denominator=2.0).item()

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -226,3 +227,39 @@ def test_errors_are_one_line_with_exit_code_2(checkpoint, meta, tmp_path):
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
     assert issubclass(ConfigError, InternVLError)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vit_layer_decay_rate": 0}, "--vit_layer_decay_rate 0.0: expected 0 < rate <= 1"),
+        ({"vit_layer_decay_rate": 1.5}, "--vit_layer_decay_rate 1.5"),
+        ({"vit_layer_decay_rate": "nan"}, "--vit_layer_decay_rate nan"),
+        ({"mlp_learning_rate": -1e-3}, "--mlp_learning_rate -0.001: expected 0 or larger"),
+        ({"vision_learning_rate": "inf"}, "--vision_learning_rate inf"),
+        ({"max_bad_steps": 0}, "--max_bad_steps 0: expected 1 or larger"),
+        ({"peak_tflops": 0}, "--peak_tflops 0.0"),
+        ({"use_custom_trainer": True}, "use --vit_layer_decay_rate"),
+    ],
+)
+def test_rates_and_limits_are_checked(check, changes, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check(**changes)
+
+
+def test_unknown_policies_are_refused_also_from_json(checkpoint, meta, tmp_path):
+    with pytest.raises(SystemExit):
+        parse_arguments(flags(checkpoint, meta, tmp_path / "out", nan_policy="ignore"))
+    arguments = parse_arguments(flags(checkpoint, meta, tmp_path / "out"))
+    arguments.training.nan_policy = "ignore"
+    with pytest.raises(ConfigError, match="--nan_policy ignore: expected stop or skip"):
+        validate_arguments(*arguments)
+
+
+def test_the_variable_of_the_public_code_is_not_ignored_silently(check, monkeypatch):
+    monkeypatch.setenv("VIT_LAYER_DECAY_RATE", "0.9")
+    with pytest.raises(ConfigError, match=r"pass --vit_layer_decay_rate 0\.9, or unset it"):
+        check()
+    check(vit_layer_decay_rate=0.9)
+    monkeypatch.setenv("VIT_LAYER_DECAY_RATE", "1.0")
+    check()

@@ -1,0 +1,168 @@
+"""A DeepSpeed checkpoint of some ranks, made ready for another number of them.
+
+With ZeRO every rank saves its own slice of the optimiser (with stage 3, of the weights too). DeepSpeed's universal
+format holds whole tensors instead, of which any number of ranks take their slices:
+
+    checkpoint-20/global_step20/  slice of rank 0 | slice of rank 1
+        -> .resharded/checkpoint-20/global_step20/zero/PARAMETER/{fp32,exp_avg,exp_avg_sq}.pt
+        -> slice of rank 0 | slice of rank 1 | slice of rank 2 | slice of rank 3
+
+Rank 0 has DeepSpeed's own converter write the copy, in a process of its own; the checkpoint stays as it is. The copy
+goes at the run's next save: what is saved from then on are slices of the new ranks.
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from internvl.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+_RESHARDED = ".resharded"
+_SOURCE = "source"
+_SLICE_OF_OPTIMISER = "*_optim_states.pt"
+_SLICE_OF_WEIGHTS = "*zero_pp_rank_*_model_states.pt"
+_MAX_WORKERS = 4
+_NUM_LINES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Slices:
+    """How DeepSpeed split a checkpoint.
+
+    Attributes:
+        num_ranks: Ranks that saved it.
+        has_weights: Whether weights are split as well (ZeRO-3), not only the optimiser.
+    """
+
+    num_ranks: int
+    has_weights: bool
+
+
+def find_slices(checkpoint: Path) -> Slices | None:
+    """How a checkpoint is split; None: not at all, it was saved without DeepSpeed."""
+    for folder in checkpoint.glob("global_step*"):
+        if num_ranks := len([*folder.glob(_SLICE_OF_OPTIMISER)]):
+            return Slices(num_ranks, has_weights=any(folder.glob(_SLICE_OF_WEIGHTS)))
+    return None
+
+
+def check_engine(checkpoint: Path, *, zero_stage: int) -> None:
+    """Make sure that the optimiser of a checkpoint can be read by this run.
+
+    Args:
+        checkpoint: Where the run continues.
+        zero_stage: DeepSpeed's stage in this run; 0: without DeepSpeed.
+
+    Raises:
+        ConfigError: It was saved with DeepSpeed and the run goes without, or the other way round, or weights are split
+            in one of both only.
+    """
+    slices = find_slices(checkpoint)
+    saved = "without DeepSpeed" if slices is None else "with ZeRO-3" if slices.has_weights else "with ZeRO-1 or ZeRO-2"
+    fits = slices is None if zero_stage == 0 else slices is not None and slices.has_weights == (zero_stage == 3)
+    if not fits:
+        now = f"uses ZeRO-{zero_stage}" if zero_stage else "goes without DeepSpeed"
+        raise ConfigError(
+            f"{checkpoint} was saved {saved}, this run {now}: its optimiser cannot be read. Give --deepspeed as it was "
+            f"(ZeRO-1 and ZeRO-2 may be exchanged), or start a new run from its weights (--model_name_or_path "
+            f"{checkpoint}, another --output_dir)"
+        )
+
+
+def resharded_folder(output_dir: Path) -> Path:
+    """Where copies for another number of ranks lie."""
+    return output_dir / _RESHARDED
+
+
+def write_universal_copy(checkpoint: Path, output_dir: Path) -> Path:
+    """Write a copy of a checkpoint that any number of ranks can load.
+
+    It takes 12 bytes per trained parameter on the disk, twice as much while it is written.
+
+    Args:
+        checkpoint: A DeepSpeed checkpoint; it is only read.
+        output_dir: Folder of the run, in which the copy is written.
+
+    Returns:
+        output_dir/.resharded/checkpoint-N: the optimiser in the universal format and all small files.
+
+    Raises:
+        CheckpointError: The slices cannot be read, or the copy cannot be written.
+    """
+    copy = resharded_folder(output_dir) / checkpoint.name
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir(parents=True)
+    for path in checkpoint.iterdir():
+        if path.is_file() and path.suffix not in (".safetensors", ".bin"):
+            shutil.copy2(path, copy)
+    slices = next(folder for folder in checkpoint.glob("global_step*") if any(folder.glob(_SLICE_OF_OPTIMISER)))
+    (copy / _SOURCE).symlink_to(slices.resolve())
+    _convert(copy, slices.name)
+    (copy / _SOURCE).unlink()
+    return copy
+
+
+def _convert(folder: Path, name: str) -> None:
+    """Run DeepSpeed's converter inside `folder`: it takes its paths for patterns, so they must be plain names."""
+    num_workers = str(min(_MAX_WORKERS, len(os.sched_getaffinity(0))))
+    workers = ["--num_extract_workers", num_workers, "--num_merge_workers", num_workers]
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state", *workers]
+    command += ["--input_folder", _SOURCE, "--output_folder", name]
+    environ = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
+    if result.returncode or not (folder / name / "zero" / "optimizer_state.pt").is_file():
+        causes = "\n  ".join(result.stderr.strip().splitlines()[-_NUM_LINES_SHOWN:])
+        free = shutil.disk_usage(folder).free / 2**30
+        shutil.rmtree(folder, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder.name} could not be converted for another number of ranks (exit code {result.returncode}, "
+            f"{free:.1f} GiB are free in {folder.parent}):\n  {causes}\nresume with the number of ranks that saved it"
+        )
+
+
+def accept_universal_copy(deepspeed_config: dict[str, Any]) -> None:
+    """Tell DeepSpeed, before it builds its engine, that the checkpoint is in the universal format."""
+    deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
+
+
+def read_group_settings(copy: Path) -> list[Mapping[str, Any]]:
+    """What the optimiser's parameter groups had set (learning rate, weight decay, ...), in their order."""
+    (path,) = copy.glob("global_step*/zero/optimizer_state.pt")
+    groups = torch.load(path, map_location="cpu", mmap=True, weights_only=False)["param_groups"]
+    return [{name: value for name, value in group.items() if name != "params"} for group in groups]
+
+
+def restore_settings(optimizer: torch.optim.Optimizer, settings: Sequence[Mapping[str, Any]]) -> None:
+    """Undo what DeepSpeed's loader of universal checkpoints does to an optimiser with several parameter groups.
+
+    With ZeRO-3 it gives all groups the settings of the first one, and one tensor that counts the steps of all, which
+    then runs as many times too fast as there are groups.
+
+    Args:
+        optimizer: The optimiser inside DeepSpeed's.
+        settings: What its groups had set, from `read_group_settings`.
+
+    Raises:
+        CheckpointError: There are other groups than in the checkpoint.
+    """
+    groups = optimizer.param_groups
+    if len(groups) != len(settings):
+        raise CheckpointError(
+            f"the optimiser has {len(groups)} parameter groups, the checkpoint {len(settings)}; resume with the same "
+            "learning-rate, weight-decay and freezing options"
+        )
+    for group, values in zip(groups, settings, strict=True):
+        group.update(values)
+    for state in optimizer.state.values():
+        if isinstance(step := state.get("step"), torch.Tensor):
+            state["step"] = step.clone()
