@@ -1,6 +1,8 @@
 """What an evaluation is asked to do: the command line of `python -m eval.run` as one record."""
 
 import argparse
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -10,10 +12,12 @@ from eval.core.scoring import check_length_edges
 from eval.tasks.registry import FAMILIES, PROMPT_STYLES, list_task_names
 from internvl.errors import ConfigError
 from internvl.infer.context_parallel import check_shareable
+from internvl.infer.session import check_batchable
 from internvl.model.caches import KV_CACHES, check_kv_cache
 from internvl.model.rope_scaling import RopeScaling, parse_rope_scaling
 from internvl.model.v2pe import ROPE_POS_ID_VERSIONS
 
+_OPTION = re.compile(r"\A--[a-z][a-z_-]*")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -36,13 +40,18 @@ class RunOptions:
         length_bins: Left edges of context-length bins in tokens; None: the task's.
         dtype: Of the weights; None: by device.
         device: None: cuda when there is a GPU.
-        cache_mib: Memory for features of images that are asked again.
+        cache_mib: Memory for features of images that are asked again; 0: nothing is kept for the next question.
         prefill_chunk_size: Tokens of a prompt that pass the decoder at a time; None: all at once.
         kv_cache: Where keys and values are kept.
         ring_attn: Processes answer a question together, in groups of `gpus_per_task`.
         gpus_per_task: With `ring_attn` the processes of a group, None: all of them. Otherwise the GPUs of a process,
             which share the layers of the model; None: one.
+        batch_size: Questions of a task that are answered at once.
         overwrite: Throw saved predictions away first.
+        retry_failed: Ask questions again that failed in an earlier run.
+        fail_missing: Count questions about missing pictures and videos as failed, instead of refusing to run.
+        max_failed: Largest share of failed questions of a task with which the run counts as a success.
+        skip_missing: Leave out tasks whose data is missing, instead of refusing to run.
     """
 
     checkpoint: Path
@@ -64,17 +73,26 @@ class RunOptions:
     kv_cache: str = "dynamic"
     ring_attn: bool = False
     gpus_per_task: int | None = None
+    batch_size: int = 1
     overwrite: bool = False
+    retry_failed: bool = False
+    fail_missing: bool = False
+    max_failed: float = 0.5
+    skip_missing: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
-        for name in ("max_num", "limit", "prefill_chunk_size", "gpus_per_task"):
+        for name in ("max_num", "limit", "prefill_chunk_size", "gpus_per_task", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name} must be at least 1, got {value}")
         if self.cache_mib < 0:
             raise ConfigError(f"--cache_mib must not be negative, got {self.cache_mib}")
+        if not 0 <= self.max_failed <= 1:
+            raise ConfigError(f"--max_failed must be a share from 0 to 1, got {self.max_failed}")
         check_kv_cache(self.kv_cache)
+        if self.batch_size > 1:
+            check_batchable(self.kv_cache, is_shared=self.ring_attn)
         if self.ring_attn:
             check_shareable(self.kv_cache)
         if self.rope_scaling is not None:
@@ -89,13 +107,19 @@ def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
     Raises:
         ConfigError: A value is out of range (a malformed one ends the process with argparse's own message).
     """
-    values = vars(_build_parser().parse_args(argv))
+    arguments = sys.argv[1:] if argv is None else argv
+    values = vars(_build_parser().parse_args([_OPTION.sub(_write_underscores, argument) for argument in arguments]))
     if values["length_bins"] is not None:
         values["length_bins"] = tuple(values["length_bins"])
     if values["rope_scaling"] is not None:
         values["rope_scaling"] = parse_rope_scaling(values["rope_scaling"])
     given = {field.name: values[field.name] for field in fields(RunOptions) if values[field.name] is not None}
     return RunOptions(**given)
+
+
+def _write_underscores(option: re.Match[str]) -> str:
+    """`--data-root` -> `--data_root`."""
+    return "--" + option[0][2:].replace("-", "_")
 
 
 class _ListTasks(argparse.Action):
@@ -127,7 +151,9 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m eval.run",
         description="Evaluate a checkpoint. A killed run continues when the same command is started again, also with "
-        "another number of processes (torchrun or slurm tasks).",
+        "another number of processes (torchrun or slurm tasks). Names of options may be written with - or _.",
+        epilog="Exit codes: 0 done; 2 could not start or go on (what was answered is kept); 3 done, but more questions "
+        "of a task failed than --max_failed allows. torchrun turns any but 0 into 1.",
     )
     known = ", ".join(FAMILIES)
     versions = ", ".join(ROPE_POS_ID_VERSIONS)
@@ -147,15 +173,21 @@ def _build_parser() -> argparse.ArgumentParser:
         help="scale positions, visual ones included: yarn:4, linear:2, dynamic:2 (version default only), none, or a "
         "json object; default: the checkpoint's own",
     )
-    add("--data-root", "--data_root", type=Path, help="folder of the benchmarks (dataset/benchmark)")
-    add("--max_num", type=int, help="largest number of tiles per image; default: the task's")
+    add("--data_root", type=Path, help="folder of the benchmarks (dataset/benchmark)")
+    add("--max_num", "--max-num", type=int, help="largest number of tiles per image; default: the task's")
+    add("--dynamic", action="store_true", help="understood and without effect: images are always cut into tiles")
     add("--limit", type=int, help="first N samples of every task only")
     add("--out", type=Path, help="result folder; default: CHECKPOINT/eval_VERSION[_STRIDE][_SCALING]")
     add("--prompts", choices=PROMPT_STYLES, help="whose prompts and answer limits (upstream)")
     add_scoring_arguments(parser)
     add("--dtype", choices=DTYPES, help="float32 on CPU, bfloat16 on CUDA")
     add("--device", choices=("cpu", "cuda"), help="default: cuda when there is a GPU")
-    add("--cache_mib", type=int, help="memory for features of images that are asked again, in MiB (1024)")
+    add(
+        "--cache_mib",
+        type=int,
+        help="memory for features of images that are asked again, in MiB (1024); 0: keep nothing of a question for the "
+        "next one, keys and values of a common beginning neither",
+    )
     add("--prefill_chunk_size", type=int, help="tokens of a prompt that pass the decoder at a time (all at once)")
     add(
         "--kv_cache",
@@ -173,5 +205,29 @@ def _build_parser() -> argparse.ArgumentParser:
         help="with --ring_attn: processes that answer a question together (all); without it: GPUs of a process, which "
         "share the layers of a model too large for one (1)",
     )
+    add(
+        "--batch_size",
+        type=int,
+        metavar="B",
+        help="questions of a task that are answered at once (1); answers are the same up to rounding",
+    )
+    add(
+        "--retry_failed",
+        action="store_true",
+        help="ask questions again that failed in an earlier run (out of memory, a damaged picture)",
+    )
+    add(
+        "--fail_missing",
+        action="store_true",
+        help="count questions about missing pictures and videos as failed, that is wrong, instead of refusing to run",
+    )
+    add(
+        "--max_failed",
+        type=float,
+        metavar="SHARE",
+        help="end with exit code 3 when more than this share of a task's questions failed (0.5); they count as wrong "
+        "in any case",
+    )
     add("--overwrite", action="store_true", help="throw saved predictions away first")
+    add("--skip_missing", action="store_true", help="leave out tasks whose data is missing, and list them")
     return parser

@@ -25,9 +25,14 @@ def choose_stride(version: str, stride: int | float | None, config: Mapping[str,
     Raises:
         ConfigError: Unknown version, no stride, or one that is not positive.
     """
-    saved = config.get("rope_pos_id_stride")
+    saved, saved_version = config.get("rope_pos_id_stride"), config.get("rope_pos_id_version")
     chosen = saved if stride is None else stride
     check_stride(version, chosen)
+    if version == "default" and saved_version not in (None, "default"):
+        logger.warning(
+            "the checkpoint was saved with --rope_pos_id_version %s and is evaluated with ordinary positions",
+            saved_version,
+        )
     if version != "v2pe_fix" or chosen is None:
         if stride is not None:
             logger.warning("--rope_pos_id_stride %s has no effect with --rope_pos_id_version %s", stride, version)
@@ -55,7 +60,7 @@ def plan_jobs(options: RunOptions, *, stride: int | float | None, dtype: str) ->
         dtype: Name of the weights' type.
 
     Raises:
-        InternVLError: An unknown task or protocol, a missing or wrong annotation, a missing image, or predictions in
+        InternVLError: An unknown task or protocol, a missing or wrong annotation, missing pictures, or predictions in
             the result folder that were made with other settings.
     """
     tasks = select_tasks(options.tasks, prompts=options.prompts)
@@ -74,7 +79,7 @@ def plan_jobs(options: RunOptions, *, stride: int | float | None, dtype: str) ->
     }
     folder = choose_folder(options, stride)
     jobs = [_plan_job(task, options, setting=setting, folder=folder) for task in tasks]
-    check_jobs(jobs)
+    check_jobs(jobs, fail_missing=options.fail_missing)
     if not options.overwrite:
         for job in jobs:
             job.store.check()

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,6 +14,18 @@ from PIL import Image
 from internvl.data.media import load_image
 from internvl.data.video import VideoClip
 from internvl.errors import DataError, EvalError
+
+# What base64 and pillow raise for text or content that is damaged, cut short or larger than pillow's limit.
+_PICTURE_ERRORS = (
+    ValueError,
+    OSError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,7 @@ class PackedImage:
         """
         try:
             return Image.open(io.BytesIO(base64.b64decode(self.content, validate=True))).convert("RGB")
-        except (ValueError, OSError) as error:
+        except _PICTURE_ERRORS as error:
             raise DataError(f"the image is no base64 text of a picture ({error})", source=self.place) from error
 
 
@@ -97,7 +111,7 @@ class Prediction:
         num_prompt_tokens: Tokens of the prompt, visual ones included.
         num_tiles: Tiles of all images.
         last_position: Rotary position of the last prompt token.
-        seconds: Time from question to answer.
+        seconds: Time from question to answer; of questions that were answered at once an equal share each.
         failure: Why there is no response (counted as wrong); None when there is one.
     """
 
@@ -110,6 +124,11 @@ class Prediction:
     last_position: float
     seconds: float
     failure: str | None = None
+
+    @classmethod
+    def failed(cls, sample: Sample, reason: str, *, seconds: float = 0.0) -> "Prediction":
+        """What is written down for a sample that has no answer."""
+        return cls(sample.id, "", sample.answer, sample.metadata, 0, 0, 0.0, seconds, failure=reason)
 
     def to_record(self) -> dict[str, Any]:
         """As a JSON object."""

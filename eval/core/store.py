@@ -4,17 +4,19 @@
     FOLDER/parts/RANK-of-WORLD.jsonl one line per answer, appended and flushed at once
     FOLDER/predictions.jsonl         all of them, once each, in the order of the samples; exists when the task is done
 
-Any later run reads every part, whatever its rank and world size were, and asks only what is not answered yet.
+Any later run reads every part, whatever its rank and world size were, and asks only what is not answered yet. A failed
+sample has a line, too; when it is tried again, the new line goes behind it and counts instead.
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from eval.core.sample import Prediction, Sample
 from internvl.errors import EvalError
@@ -102,6 +104,8 @@ class PredictionStore:
     def read(self) -> dict[str, Prediction]:
         """All predictions so far by id; unfinished last lines are ignored.
 
+        Of several lines of one sample the one that did not fail counts.
+
         Raises:
             EvalError: A broken line, one made with other settings, or an id that was answered twice.
         """
@@ -111,7 +115,10 @@ class PredictionStore:
                 if record.get("fingerprint") != self.fingerprint:
                     raise EvalError(f"{path} line {number} was made with other settings; pass --overwrite")
                 prediction = Prediction.from_record(record)
-                if prediction.id in predictions:
+                earlier = predictions.get(prediction.id)
+                if earlier is not None and prediction.failure is not None:
+                    continue
+                if earlier is not None and earlier.failure is None:
                     raise EvalError(
                         f"{path} line {number}: sample {prediction.id!r} was answered twice (did two runs write to "
                         f"{self.folder} at the same time?); delete one of the lines, or pass --overwrite"
@@ -119,9 +126,10 @@ class PredictionStore:
                 predictions[prediction.id] = prediction
         return predictions
 
-    def open_part(self, rank: int, world_size: int) -> "PartWriter":
-        """Append to the file of one rank."""
-        return PartWriter(self.folder / "parts" / f"{rank:04d}-of-{world_size:04d}.jsonl", self.fingerprint)
+    def open_part(self, rank: int, world_size: int, *, member: int = 0) -> "PartWriter":
+        """Append to the file of one rank, or of a further process of its group; it is made with the first line."""
+        suffix = f"-{member}" if member else ""
+        return PartWriter(self.folder / "parts" / f"{rank:04d}-of-{world_size:04d}{suffix}.jsonl", self.fingerprint)
 
     def merge(self, samples: Sequence[Sample]) -> list[Prediction]:
         """Write `predictions.jsonl`: every sample exactly once, in order.
@@ -190,27 +198,42 @@ class PartWriter:
     def __init__(self, path: Path, fingerprint: str):
         self.path = path
         self._fingerprint = fingerprint
-        self._file: TextIO | None = None
+        self._file: io.FileIO | None = None
 
     def append(self, prediction: Prediction) -> None:
-        """Write one line.
+        """Write one line. One that cannot be written whole is taken back, so that the file still ends with a whole one.
 
         Raises:
             EvalError: The line cannot be written (disk full, no permission).
         """
-        record = {**prediction.to_record(), "fingerprint": self._fingerprint}
+        line = json.dumps({**prediction.to_record(), "fingerprint": self._fingerprint}).encode() + b"\n"
         try:
             if self._file is None:
-                self._file = self.path.open("a", encoding="utf-8")
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+                self._file = io.FileIO(self.path, "a")
+            _write_whole(self._file, line)
         except OSError as error:
-            raise EvalError(f"cannot write {self.path}: {error}; free space and start the command again") from error
+            raise EvalError(
+                f"cannot write {self.path}: {error}; what was answered before is kept: free space and start the same "
+                "command again to continue"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+
+def _write_whole(file: io.FileIO, line: bytes) -> None:
+    """Append all of `line`, or nothing. Raises OSError."""
+    end = file.seek(0, os.SEEK_END)
+    num_written = 0
+    try:
+        while num_written < len(line):  # a disk that fills up takes a part first
+            num_written += file.write(line[num_written:]) or 0
+    except OSError:
+        with suppress(OSError):
+            file.truncate(end)
+        raise
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

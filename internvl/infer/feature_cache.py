@@ -39,3 +39,8 @@ class FeatureCache:
         while self.num_bytes > self.max_bytes:
             _, dropped = self._features.popitem(last=False)
             self.num_bytes -= dropped.nbytes
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._features.clear()
+        self.num_bytes = 0

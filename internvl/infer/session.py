@@ -9,7 +9,8 @@ first: `<img>` or `<IMG_CONTEXT>` written in a question stays text. Every `<imag
     <video>\\nq   -->   Frame1: <image>\\nFrame2: <image>\\n ... FrameN: <image>\\nq
 
 Several ranks can answer a question together (`context_parallel`): each loads and encodes some of the images and keeps
-some of the keys and values, all of them get the answer.
+some of the keys and values, all of them get the answer. One process can answer several questions at once
+(`answer_batch`), and can keep the keys and values of a prompt for the next one that begins the same (`reuse_prefix`).
 """
 
 import math
@@ -19,13 +20,14 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from internvl.data.encode import neutralise_special_tokens
 from internvl.data.media import load_image, read_image_size
@@ -44,6 +46,7 @@ from internvl.infer.checkpoint import load_checkpoint
 from internvl.infer.context_parallel import ContextParallel, ShardedFeatures, check_shareable, split_images
 from internvl.infer.feature_cache import FeatureCache
 from internvl.infer.layer_split import split_over_devices
+from internvl.infer.prefix import KeptPrefix, check_reusable
 from internvl.infer.stream import TextStream, decode_answer
 from internvl.model.caches import check_kv_cache
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
@@ -53,7 +56,15 @@ from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.rope_scaling import RopeScaling
 from internvl.model.v2pe import check_stride
 
-ImageSource = str | Path | Image.Image
+
+class StoredImage(Hashable, Protocol):
+    """A picture that is opened when its features are needed; equal objects show the same."""
+
+    def open(self) -> Image.Image:
+        """The picture."""
+
+
+ImageSource = str | Path | Image.Image | StoredImage
 VideoSource = str | Path | VideoClip
 Turn = tuple[str, str]  # an earlier question and its answer
 DEFAULT_CACHE_BYTES = 2**30
@@ -83,6 +94,42 @@ class Answer:
     last_position: float
     seconds: float
     num_frames: int = 0
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of `Session.answer_batch`; fields as of `Session.answer`."""
+
+    prompt: str
+    images: Sequence[ImageSource] = ()
+    videos: Sequence[VideoSource] = ()
+    max_num: int | Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A question as the model takes it.
+
+    Attributes:
+        input_ids: (1, length).
+        position_ids: (1, length).
+        features: Of all tiles; None without images.
+        tiles_per_image: Of images and frames.
+        keys: What the features of every picture depend on.
+        num_frames: Frames of all videos.
+    """
+
+    input_ids: Int64[Tensor, "1 length"]
+    position_ids: Tensor
+    features: Any
+    tiles_per_image: Sequence[int]
+    keys: Sequence[Hashable]
+    num_frames: int
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+        return self.input_ids.shape[1]
 
 
 @dataclass(frozen=True)
@@ -129,6 +176,17 @@ def _check_placeholders(questions: Sequence[str], placeholder: str, num_expected
         )
 
 
+def check_batchable(kv_cache: str, *, is_shared: bool) -> None:
+    """Refuse several questions at once where answers would depend on their company, or ranks answer together.
+
+    Raises:
+        ConfigError: Quantised keys and values (one scale for all rows), or `is_shared`.
+    """
+    if kv_cache == "quantized" or is_shared:
+        cause = "ranks that answer together take" if is_shared else "kv_cache quantized takes"
+        raise ConfigError(f"{cause} one question at a time, got several; use a batch of 1")
+
+
 class Session:
     """A model with its tokenizer and one choice of visual positions.
 
@@ -148,10 +206,13 @@ class Session:
             internvl/model/caches.py). Only `quantized` changes answers, and its answers depend on `prefill_chunk_size`.
         context_parallel: The ranks that answer together, see internvl/infer/context_parallel.py; None: this process
             alone. All of them make a session and ask it the same questions in the same order.
+        reuse_prefix: Keep the keys and values of a prompt, so that of the next one only what differs from it passes
+            the decoder (`dynamic` cache of a single process; see internvl/infer/prefix.py). Takes their memory
+            between questions, does not change answers.
 
     Raises:
         ConfigError: Version and stride do not fit together, the config names an unknown template, or the cache is
-            unknown or cannot be shared.
+            unknown or cannot be shared or kept.
     """
 
     def __init__(
@@ -167,6 +228,7 @@ class Session:
         prefill_chunk_size: int | None = None,
         kv_cache: str = "dynamic",
         context_parallel: ContextParallel | None = None,
+        reuse_prefix: bool = False,
     ):
         config = model.config
         self.model, self.tokenizer = model, tokenizer
@@ -184,6 +246,10 @@ class Session:
             check_shareable(kv_cache)
         self.kv_cache, self.context_parallel = kv_cache, context_parallel
         self.cache = FeatureCache(max_cache_bytes)
+        self.prefix: KeptPrefix | None = None
+        if reuse_prefix:
+            check_reusable(kv_cache, is_shared=context_parallel is not None)
+            self.prefix = KeptPrefix(model, self.rope_pos_id_version)
         self._transform = build_transform(config.image_size, pad2square=config.pad2square)
 
     @classmethod
@@ -240,6 +306,7 @@ class Session:
         max_num: int | Sequence[int] | None = None,
         num_frames: int | None = None,
         system_message: str | None = None,
+        logits_processor: LogitsProcessorList | None = None,
     ) -> Answer:
         """Answer one question, greedily unless a temperature is given.
 
@@ -256,13 +323,77 @@ class Session:
             max_num: Tiles per image for this question, one limit for all or one per image; None: the session's.
             num_frames: Frames per video for this question; None: the session's.
             system_message: Replaces the template's own.
+            logits_processor: Changes the logits of every new token, as of transformers.
 
         Raises:
             ConfigError: A limit, a temperature or a share out of range.
             DataError: Another number of `<image>` or `<video>` than of images or videos, or one that cannot be read.
         """
         start = time.perf_counter()
-        max_num = self.max_num if max_num is None else max_num
+        sampling = _choose_sampling(temperature, top_p)
+        question = self._prepare(
+            Question(prompt, images, videos, max_num),
+            max_new_tokens=max_new_tokens,
+            num_frames=num_frames,
+            history=history,
+            system_message=system_message,
+        )
+        if on_text is not None:
+            sampling["streamer"] = TextStream(self.tokenizer, on_text, **self._stops())
+        with _seeded(seed, self.model.device):
+            new_ids = self._generate(
+                [question], max_new_tokens=max_new_tokens, logits_processor=logits_processor, **sampling
+            )
+        return self._read_answer(question, new_ids[0].tolist(), seconds=time.perf_counter() - start)
+
+    @torch.inference_mode()
+    def answer_batch(
+        self, questions: Sequence[Question], *, max_new_tokens: int, num_frames: int | None = None
+    ) -> list[Answer]:
+        """Answer several questions at once, greedily; prompts are padded on the left to the longest.
+
+        Answers are those of `answer`, up to rounding: matrix products of several rows may add up in another order.
+
+        Args:
+            questions: One or more.
+            max_new_tokens: Limit of every answer in tokens.
+            num_frames: Frames per video; None: the session's.
+
+        Returns:
+            An answer per question; `seconds` is an equal share of the time of all.
+
+        Raises:
+            ConfigError: A limit out of range, or several questions where one at a time can be answered.
+            DataError: As of `answer`, for any of the questions.
+        """
+        start = time.perf_counter()
+        if len(questions) > 1:
+            check_batchable(self.kv_cache, is_shared=self.context_parallel is not None)
+        prompts = [
+            self._prepare(question, max_new_tokens=max_new_tokens, num_frames=num_frames) for question in questions
+        ]
+        rows = self._generate(prompts, max_new_tokens=max_new_tokens, do_sample=False).tolist()
+        seconds = (time.perf_counter() - start) / len(questions)
+        return [self._read_answer(prompt, ids, seconds=seconds) for prompt, ids in zip(prompts, rows, strict=True)]
+
+    def release_memory(self) -> None:
+        """Forget the features of images and the keys and values that are kept for later questions."""
+        self.cache.clear()
+        if self.prefix is not None:
+            self.prefix.clear()
+
+    def _prepare(
+        self,
+        question: Question,
+        *,
+        max_new_tokens: int,
+        num_frames: int | None,
+        history: Sequence[Turn] = (),
+        system_message: str | None = None,
+    ) -> _Prompt:
+        """Read and encode what a question shows, and write its prompt."""
+        images, videos = question.images, question.videos
+        max_num = self.max_num if question.max_num is None else question.max_num
         num_frames = self.num_frames if num_frames is None else num_frames
         limits = list(max_num) if isinstance(max_num, Sequence) else [max_num] * len(images)
         if len(limits) != len(images):
@@ -271,43 +402,69 @@ class Session:
         for name, value in (("max_new_tokens", max_new_tokens), ("max_num", lowest), ("num_frames", num_frames)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}, expected at least 1")
-        sampling = _choose_sampling(temperature, top_p)
-        questions = [*(question for question, _ in history), prompt]
-        check_placeholders(questions, len(images), len(videos))
+        texts = [*(text for text, _ in history), question.prompt]
+        check_placeholders(texts, len(images), len(videos))
         frames = self._choose_frames(videos, num_frames)
         pictures = [_Picture(image, limit) for image, limit in zip(images, limits, strict=True)]
-        questions, pictures = _place_pictures(questions, pictures, frames)
+        texts, pictures = _place_pictures(texts, pictures, frames)
         features, tiles_per_image = self._prepare_images(pictures)
-        *earlier, prompt = questions
-        history = [(question, answer) for question, (_, answer) in zip(earlier, history, strict=True)]
-        input_ids = self._encode_prompt(prompt, tiles_per_image, system_message, history)
-        input_ids = input_ids.to(self.model.device)
+        *earlier, prompt = texts
+        history = [(text, answer) for text, (_, answer) in zip(earlier, history, strict=True)]
+        input_ids = self._encode_prompt(prompt, tiles_per_image, system_message, history).to(self.model.device)
         position_ids = self.model.build_positions(
             input_ids, rope_pos_id_version=self.rope_pos_id_version, rope_pos_id_stride=self.rope_pos_id_stride
         )
-        if on_text is not None:
-            sampling["streamer"] = TextStream(self.tokenizer, on_text, **self._stops())
-        with _seeded(seed, self.model.device):
-            new_ids = self.model.generate(
-                input_ids=input_ids,
-                visual_features=features,
-                position_ids=position_ids,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=self._stop_ids(),
-                pad_token_id=self.tokenizer.pad_token_id,
-                prefill_chunk_size=self.prefill_chunk_size,
-                kv_cache=self.kv_cache,
-                context_parallel=self.context_parallel,
-                **sampling,
+        keys: list[Hashable] = []
+        if self.prefix is not None:  # a picture in memory is like no other
+            keys = [object() if isinstance(p.source, Image.Image) else _picture_key(p) for p in pictures]
+        return _Prompt(input_ids, position_ids, features, tiles_per_image, keys, sum(map(len, frames)))
+
+    def _generate(self, prompts: Sequence[_Prompt], **options: Any) -> Int64[Tensor, "prompts new_tokens"]:
+        """New tokens of every prompt."""
+        width = max(prompt.length for prompt in prompts)
+        pad_id = self.tokenizer.pad_token_id
+        padded = [
+            (
+                F.pad(prompt.input_ids, (width - prompt.length, 0), value=pad_id or 0),
+                F.pad(prompt.position_ids, (width - prompt.length, 0), value=1),
+                F.pad(torch.ones_like(prompt.input_ids), (width - prompt.length, 0)),
             )
+            for prompt in prompts
+        ]
+        input_ids, position_ids, mask = (torch.cat(rows) for rows in zip(*padded, strict=True))
+        features = [prompt.features for prompt in prompts if prompt.features is not None]
+        kept = None
+        if self.prefix is not None and len(prompts) == 1:
+            kept = self.prefix.take(input_ids, position_ids, keys=prompts[0].keys, tiles=prompts[0].tiles_per_image)
+            options["past_key_values"] = kept
+        new_ids = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=mask if len(prompts) > 1 else None,
+            visual_features=torch.cat(features) if len(features) > 1 else next(iter(features), None),
+            position_ids=position_ids,
+            eos_token_id=self._stop_ids(),
+            pad_token_id=pad_id,
+            prefill_chunk_size=self.prefill_chunk_size,
+            kv_cache=self.kv_cache,
+            context_parallel=self.context_parallel,
+            **options,
+        )
+        if kept is not None and self.prefix is not None:
+            self.prefix.keep(kept, input_ids, position_ids, keys=prompts[0].keys)
+        return new_ids
+
+    def _read_answer(self, prompt: _Prompt, new_ids: list[int], *, seconds: float) -> Answer:
+        """The answer in a row of new tokens, which may go on with padding behind its stop."""
+        stops = self._stop_ids()
+        num_new_tokens = next((place for place, token in enumerate(new_ids, start=1) if token in stops), len(new_ids))
         return Answer(
-            text=decode_answer(self.tokenizer, new_ids[0].tolist(), **self._stops()),
-            num_prompt_tokens=input_ids.shape[1],
-            num_new_tokens=new_ids.shape[1],
-            num_tiles=sum(tiles_per_image),
-            last_position=float(position_ids[0, -1]),
-            seconds=time.perf_counter() - start,
-            num_frames=sum(len(of_video) for of_video in frames),
+            text=decode_answer(self.tokenizer, new_ids, **self._stops()),
+            num_prompt_tokens=prompt.length,
+            num_new_tokens=num_new_tokens,
+            num_tiles=sum(prompt.tiles_per_image),
+            last_position=float(prompt.position_ids[0, -1]),
+            seconds=seconds,
+            num_frames=prompt.num_frames,
         )
 
     def _choose_frames(self, videos: Sequence[VideoSource], num_frames: int) -> list[list[_Picture]]:
@@ -343,7 +500,10 @@ class Session:
         if picture.max_num == 1:
             return 1
         image = picture.source
-        width, height = image.size if isinstance(image, Image.Image) else read_image_size(image)
+        if isinstance(image, str | Path):
+            width, height = read_image_size(image)
+        else:
+            width, height = (image if isinstance(image, Image.Image) else image.open()).size
         return count_tiles(width, height, **self._tiling(picture.max_num))
 
     def _tiling(self, max_num: int) -> dict[str, Any]:
@@ -480,7 +640,14 @@ def _load_pictures(pictures: Sequence[_Picture]) -> Iterator[Image.Image]:
         if picture.frame is not None:
             yield next(videos[str(source)])
         else:
-            yield source.convert("RGB") if isinstance(source, Image.Image) else load_image(source)
+            yield _open_image(source)
+
+
+def _open_image(source: ImageSource) -> Image.Image:
+    """The picture in RGB."""
+    if isinstance(source, str | Path):
+        return load_image(source)
+    return (source if isinstance(source, Image.Image) else source.open()).convert("RGB")
 
 
 def _picture_key(picture: _Picture) -> Hashable:
@@ -488,6 +655,8 @@ def _picture_key(picture: _Picture) -> Hashable:
     source = picture.source
     if isinstance(source, Image.Image):
         return ("picture", id(source), picture.max_num)
+    if not isinstance(source, str | Path):
+        return (source, picture.max_num)
     path = Path(source)
     try:
         status = path.stat()

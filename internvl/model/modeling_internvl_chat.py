@@ -493,10 +493,14 @@ class InternVLChatModel(PreTrainedModel):
         chunk_size: int,
         num_new_tokens: int,
     ) -> None:
-        """Fill the cache with all chunks of the prompt but the last, and fix the rotary base of the sequence."""
+        """Fill the cache with all chunks of the prompt but the last, and fix the rotary base of the sequence.
+
+        A cache may hold the beginning of the prompt already.
+        """
         generate_kwargs["rope_lengths"] = next_position(position_ids[:, -1].double()).long() + num_new_tokens
         length = inputs_embeds.shape[1]
-        for first in range(0, length - chunk_size, chunk_size):
+        num_cached = generate_kwargs["past_key_values"].get_seq_length()
+        for first in range(num_cached, length - chunk_size, chunk_size):
             chunk = slice(first, first + chunk_size)
             self.language_model.model(
                 inputs_embeds=inputs_embeds[:, chunk],

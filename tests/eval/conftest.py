@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.core.sample import Prediction
+from eval.core.store import PredictionStore
+from eval.tasks.registry import find_task
+
 _spec = importlib.util.spec_from_file_location("tiny_checkpoint", Path(__file__).parents[1] / "infer" / "conftest.py")
 _tiny = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_tiny)
@@ -63,3 +67,41 @@ def benchmark_root(tmp_path):
 @pytest.fixture
 def record():
     return make_record
+
+
+class SavedRuns:
+    """Finished predictions without a model."""
+
+    def write(self, run, task_name, responses, *, data_root, failures=(), stride=64, version="v2pe_fix", **settings):
+        """Predictions of a task's own samples; `responses` are given in their order, `failures` are places."""
+        task = find_task(task_name)
+        samples = task.read_samples(data_root)
+        store = PredictionStore(
+            run / task.name,
+            {
+                "task": task.name,
+                "task_version": task.version,
+                **task.details,
+                "max_num": task.max_num,
+                "checkpoint": "abc",
+                "rope_pos_id_version": version,
+                "rope_pos_id_stride": stride,
+                "dtype": "float32",
+                **settings,
+            },
+            {"checkpoint": "/models/tiny", "data_root": str(data_root)},
+        )
+        store.prepare()
+        writer = store.open_part(0, 1)
+        for place, (sample, response) in enumerate(zip(samples, responses, strict=True)):
+            failure = "out of memory" if place in failures else None
+            text = "" if failure else response
+            writer.append(Prediction(sample.id, text, sample.answer, sample.metadata, 120, 2, 60.5, 0.5, failure))
+        writer.close()
+        store.merge(samples)
+        return store.folder
+
+
+@pytest.fixture
+def saved_runs():
+    return SavedRuns()

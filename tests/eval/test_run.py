@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.options import RunOptions
+from eval.options import RunOptions, parse_options
 from eval.run import choose_layer_devices, main
 from eval.score import main as score
 from internvl.errors import ConfigError
@@ -243,6 +243,97 @@ def test_bad_input_ends_with_a_clear_error_and_nothing_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_damaged_pictures_fail_count_as_wrong_and_are_tried_again_on_demand(
+    arguments, benchmark_root, record, tmp_path, capsys
+):
+    benchmark_root.write("retrieval-text", [record(i, num_images=1 + (i == 3)) for i in range(8)])
+    damaged = benchmark_root.root / "MM-NIAH" / "mm_niah_test" / "images" / "1.png"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    command = [*replace(arguments, "--tasks", "mm_niah/retrieval-text-test"), "--batch_size", "3"]
+    folder = tmp_path / "out" / "mm_niah" / "retrieval-text-test"
+
+    def read_results():
+        official = json.loads((folder / "scores.json").read_text())["results"]["official"]
+        return official["count"], official["num_failed"]
+
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert "1 of 8 questions FAILED and count as wrong" in captured.out
+    assert re.search(r"1 x .*1\.png", captured.out)
+    [failed] = [line for line in read_lines(folder / "predictions.jsonl") if line["failure"]]
+    assert failed["id"] == "3"
+    assert "1.png" in failed["failure"]
+    assert read_results() == (8, 1)
+    assert main([*command, "--max_failed", "0.1"]) == 3
+    assert "more than --max_failed 0.1" in capsys.readouterr().out
+
+    damaged.write_bytes(whole)
+    assert main(command) == 0
+    assert read_results() == (8, 1)
+    assert main([*command, "--retry_failed"]) == 0
+    assert read_results() == (8, 0)
+    assert "FAILED" not in capsys.readouterr().out.rpartition("questions FAILED")[2]
+
+
+def test_batches_give_the_predictions_of_one_by_one(arguments, tmp_path):
+    assert main(arguments) == 0
+    assert main([*replace(arguments, "--out", str(tmp_path / "batches")), "--batch_size", "3"]) == 0
+    for task in ("retrieval-text-test", "reasoning-image-test"):
+        files = [tmp_path / out / "mm_niah" / task / "predictions.jsonl" for out in ("out", "batches")]
+        assert without_times(files[0]) == without_times(files[1])
+
+
+def test_missing_pictures_are_refused_or_counted_as_failed(arguments, benchmark_root, record, tmp_path, capsys):
+    benchmark_root.write("retrieval-text", [record(i, num_images=5 if i == 2 else 1) for i in range(3)])
+    command = replace(arguments, "--tasks", "mm_niah/retrieval-text-test")
+    assert main(command) == 2
+    assert re.search(r"4\.png \(1 of 5 .*--fail_missing", capsys.readouterr().err)
+    assert main([*command, "--fail_missing"]) == 0
+    lines = read_lines(tmp_path / "out" / "mm_niah" / "retrieval-text-test" / "predictions.jsonl")
+    assert ["4.png" in (line["failure"] or "") for line in lines] == [False, False, True]
+
+
+def test_another_stride_than_the_saved_one_is_a_note(arguments, checkpoint, tmp_path, caplog):
+    copy = shutil.copytree(checkpoint, tmp_path / "model")
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 2.0}
+    (copy / "config.json").write_text(json.dumps(config))
+    command = [*replace(arguments, "--checkpoint", str(copy)), "--limit", "1", "--rope_pos_id_version"]
+    assert main([*command, "v2pe_fix", "--rope_pos_id_stride", "1/4"]) == 0
+    assert "saved with stride 2.0 and is evaluated with stride 0.25" in caplog.text
+    assert main([*command, "default", "--overwrite"]) == 0
+    assert "saved with --rope_pos_id_version v2pe_fix and is evaluated with ordinary positions" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("size", "what"), [("12k", r"parts/.*what was answered .*is kept"), ("16k", "predictions.jsonl")]
+)
+def test_a_full_disk_ends_the_run_with_a_clear_error_and_it_continues_later(arguments, tmp_path, capsys, size, what):
+    """There is room for some answers, or for all of them but not for the merged file."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o"]
+    if os.geteuid() or subprocess.run([*mount, f"size={size}", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("only root may mount a disk of its own")
+    try:
+        command = replace(arguments, "--out", str(disk / "out"))
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert re.search(rf"error: cannot write .*{what}", error)
+        assert "No space left on device" in error
+        assert "Traceback" not in error
+        before = [line for part in disk.rglob("parts/*.jsonl") for line in read_lines(part)]
+        assert before
+        subprocess.run([*mount, "remount,size=8m", "tmpfs", disk], check=True)
+        assert main(command) == 0
+        parts = [line for part in disk.rglob("parts/*.jsonl") for line in read_lines(part)]
+        assert len(parts) == 16
+        assert all(line in parts for line in before)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 def start(arguments, *launcher):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, "-m", "eval.run", *arguments]
@@ -304,11 +395,22 @@ def test_groups_that_answer_together_give_the_predictions_of_one_process(argumen
         (["--gpus_per_task", "2"], "needs 2 GPUs, this machine has 0"),
         (["--gpus_per_task", "0"], "--gpus_per_task must be at least 1"),
         (["--ring_attn", "--kv_cache", "quantized"], "ranks that answer together take dynamic or static"),
+        (["--ring_attn", "--batch_size", "2"], "ranks that answer together take one question at a time"),
+        (["--kv_cache", "quantized", "--batch_size", "2"], "kv_cache quantized takes one question at a time"),
+        (["--batch_size", "0"], "--batch_size must be at least 1"),
+        (["--max_failed", "2"], "--max_failed must be a share from 0 to 1"),
     ],
 )
 def test_groups_that_cannot_be_are_refused(arguments, capsys, extra, message):
     assert main([*arguments, *extra]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_options_may_be_written_with_either_dash():
+    command = ["--checkpoint", "a-b", "--tasks", "pope", "--max-num=3", "--data-root", "d_e-f", "--batch_size", "2"]
+    options = parse_options(command)
+    assert (options.checkpoint, options.max_num, options.data_root) == (Path("a-b"), 3, Path("d_e-f"))
+    assert options.batch_size == 2
 
 
 def test_layers_go_to_the_gpus_of_their_process(monkeypatch, tmp_path):

@@ -45,3 +45,12 @@ def test_a_limit_of_zero_keeps_nothing():
     cache = FeatureCache(max_bytes=0)
     cache.put("a", features(1))
     assert len(cache) == 0
+
+
+def test_a_cleared_cache_has_all_its_room_again():
+    cache = FeatureCache(max_bytes=8)
+    cache.put("a", features(2))
+    cache.clear()
+    assert (len(cache), cache.num_bytes, cache.get("a")) == (0, 0, None)
+    cache.put("b", features(2))
+    assert cache.get("b") is not None

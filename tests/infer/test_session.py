@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from PIL import Image
 
 from internvl.data.tiling import split_into_tiles
 from internvl.errors import ConfigError, DataError
-from internvl.infer.session import Session
+from internvl.infer.session import Question, Session
 from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.rope_scaling import parse_rope_scaling
 
@@ -317,3 +319,149 @@ def test_a_chunked_prompt_gives_the_same_answer_and_bounds_the_decoder(checkpoin
     assert max(lengths[10]) == 10
     with pytest.raises(ConfigError, match="positive number of tokens"):
         Session.from_pretrained(checkpoint, device="cpu", prefill_chunk_size=0)
+
+
+# ------------------------------------------------------------------------- many questions: batches, prefixes, pictures
+
+
+def without_time(answer):
+    return replace(answer, seconds=0.0)
+
+
+def count_decoded(session):
+    """Lengths of what passes the decoder from now on, longer than one token."""
+    lengths = []
+    session.model.language_model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: (
+            lengths.append(kwargs["inputs_embeds"].shape[1])
+            if kwargs.get("inputs_embeds") is not None and kwargs["inputs_embeds"].shape[1] > 1
+            else None
+        ),
+        with_kwargs=True,
+    )
+    return lengths
+
+
+@pytest.mark.parametrize(
+    ("options", "chunk"),
+    [
+        ({}, None),
+        ({"rope_pos_id_stride": 0.25}, None),
+        ({"rope_pos_id_version": "v2pe_rnd"}, None),
+        ({"rope_pos_id_stride": 0.25}, 16),
+        ({"rope_scaling": parse_rope_scaling("dynamic:4")}, None),
+    ],
+)
+def test_questions_answered_at_once_have_the_answers_of_one_by_one(checkpoint, make_image, options, chunk):
+    session = Session.from_pretrained(checkpoint, device="cpu", max_num=4, prefill_chunk_size=chunk, **options)
+    paths = [make_image(f"{i}.png", 28 * (1 + 2 * i), 28, seed=i) for i in range(3)]
+    questions = [
+        Question("<image>\nwhat is it?", [paths[2]]),
+        Question("no picture at all, but a longer text than that of the others"),
+        Question("<image> or <image>", [paths[0], paths[1]], max_num=[1, 4]),
+        Question("?"),
+        Question("<image>\nwhat is it?", [paths[2]], max_num=1),
+    ]
+    expected = [
+        without_time(session.answer(q.prompt, q.images, max_num=q.max_num, max_new_tokens=12)) for q in questions
+    ]
+    assert len({answer.text for answer in expected}) == len(questions)
+    answers = session.answer_batch(questions, max_new_tokens=12)
+    assert [without_time(answer) for answer in answers] == expected
+    assert all(answer.seconds > 0 for answer in answers)
+
+
+def test_an_answer_that_ends_early_is_not_longer_in_a_batch(session, monkeypatch):
+    stop = session.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    pad = session.tokenizer.pad_token_id
+    monkeypatch.setattr(
+        session.model, "generate", lambda **kwargs: torch.tensor([[90, stop, pad, pad], [90, 91, 92, 93]])
+    )
+    answers = session.answer_batch([Question("a"), Question("b")], max_new_tokens=4)
+    assert [answer.num_new_tokens for answer in answers] == [2, 4]
+    assert answers[1].text.startswith(answers[0].text)
+
+
+def test_quantized_caches_take_one_question_at_a_time(session):
+    session.kv_cache = "quantized"
+    with pytest.raises(ConfigError, match="one question at a time"):
+        session.answer_batch([Question("a"), Question("b")], max_new_tokens=1)
+    assert session.answer_batch([Question("a")], max_new_tokens=1)
+
+
+@dataclass(frozen=True)
+class Opened:
+    path: Path
+
+    def open(self):
+        return Image.open(self.path)
+
+
+def test_pictures_that_open_themselves_are_encoded_once_for_all_questions(session, make_image, monkeypatch):
+    calls = count_encoded(session, monkeypatch)
+    path = make_image("a.png", 84, 28)
+    expected = session.answer("<image>?", [path], max_new_tokens=6)
+    for _ in range(2):
+        answer = session.answer("<image>?", [Opened(path)], max_new_tokens=6)
+        assert without_time(answer) == without_time(expected)
+    assert calls == [4, 4]
+    session.release_memory()
+    session.answer("<image>?", [Opened(path)], max_new_tokens=6)
+    assert calls == [4, 4, 4]
+
+
+@pytest.mark.parametrize("stride", [None, 0.25])
+@pytest.mark.parametrize("chunk", [None, 16])
+def test_what_prompts_have_in_common_passes_the_decoder_once(checkpoint, make_image, stride, chunk):
+    options = {"device": "cpu", "max_num": 4, "rope_pos_id_stride": stride, "prefill_chunk_size": chunk}
+    if stride is None:
+        options["rope_scaling"] = parse_rope_scaling("none")
+    plain = Session.from_pretrained(checkpoint, **options)
+    session = Session.from_pretrained(checkpoint, **options, reuse_prefix=True)
+    first, second, third = (make_image(f"{i}.png", 84, 28, seed=i) for i in range(3))
+    context = f"{'some words ' * 20}<image> and more words <image>"
+    asked = [
+        (f"{context}\nwhich?", [first, second]),
+        (f"{context}\nhow many of them are there?", [first, second]),
+        (f"{context}\nhow many of them are there?", [first, second]),
+        (f"{context}\nwhich?", [first, third]),  # other features behind the same tokens
+        (f"{context}\nwhich?", [third, first]),
+        ("something else", []),
+        (f"{context}\nwhich?", [third, first]),
+    ]
+    lengths = count_decoded(session)
+    sums = []
+    for prompt, images in asked:
+        lengths.clear()
+        answer = session.answer(prompt, images, max_new_tokens=8)
+        sums.append(sum(lengths))
+        assert without_time(answer) == without_time(plain.answer(prompt, images, max_new_tokens=8))
+    whole = sums[0]
+    assert sums[1] < whole / 3
+    assert sums[2] <= 1  # the last token at least
+    assert sums[2] < sums[3] < sums[4] < whole / 2  # from the second image on, from the first one on
+    assert sums[6] > whole / 2
+
+
+def test_pictures_in_memory_are_never_taken_for_each_other(checkpoint, make_image):
+    plain = Session.from_pretrained(checkpoint, device="cpu", rope_pos_id_stride=1)
+    session = Session.from_pretrained(checkpoint, device="cpu", rope_pos_id_stride=1, reuse_prefix=True)
+    for seed in range(6):
+        path = make_image("same.png", seed=seed)
+        answer = session.answer("<image>what?", [Image.open(path).convert("RGB")], max_new_tokens=12)
+        expected = plain.answer("<image>what?", [Image.open(path).convert("RGB")], max_new_tokens=12)
+        assert without_time(answer) == without_time(expected)
+
+
+def test_nothing_is_reused_where_frequencies_follow_the_length(checkpoint):
+    scaling = parse_rope_scaling("dynamic:4")
+    session = Session.from_pretrained(checkpoint, device="cpu", rope_scaling=scaling, reuse_prefix=True)
+    lengths = count_decoded(session)
+    answer = session.answer("a long question", max_new_tokens=4)
+    session.answer("a long question", max_new_tokens=4)
+    assert lengths == [answer.num_prompt_tokens] * 2
+
+
+def test_a_prefix_is_kept_by_the_plain_cache_only(session):
+    with pytest.raises(ConfigError, match="reuse_prefix needs the kv_cache dynamic"):
+        Session(session.model, session.tokenizer, kv_cache="static", reuse_prefix=True)

@@ -1,4 +1,8 @@
 import json
+import os
+import resource
+import signal
+import subprocess
 
 import pytest
 
@@ -156,6 +160,79 @@ def test_a_full_disk_is_a_clear_error(store):
     writer.path = type(writer.path)("/dev/full")
     with pytest.raises(EvalError, match="No space left"):
         writer.append(predict("a"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk with room for 16 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = os.geteuid() == 0 and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder], capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("only root may mount a disk of its own")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def fill_up(store, size=300):
+    """Ids that were answered before there was no room left."""
+    writer, answered = store.open_part(0, 1), []
+
+    def append_for_ever():
+        while True:
+            writer.append(predict(f"s{len(answered)}", response="x" * size))
+            answered.append(f"s{len(answered)}")
+
+    with pytest.raises(EvalError, match=r"cannot write .*jsonl.*what was answered before is kept") as error:
+        append_for_ever()
+    writer.close()
+    return answered, str(error.value)
+
+
+def test_a_disk_that_fills_up_keeps_what_was_answered(small_disk):
+    store = PredictionStore(small_disk / "t", SETTINGS)
+    store.prepare()
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(4096))
+    answered, message = fill_up(store)
+    assert "No space left" in message
+    assert len(answered) > 3
+    assert list(store.read()) == answered
+    [part] = (store.folder / "parts").iterdir()
+    assert part.read_bytes().endswith(b"\n")
+    with pytest.raises(EvalError, match="cannot write"):
+        write_atomically(small_disk / "scores.json", "x" * 16384)
+    assert not list(small_disk.glob(".scores*"))
+    ballast.unlink()
+    store.prepare()
+    append(store, "later")
+    assert list(store.read()) == [*answered, "later"]
+
+
+def test_a_line_that_does_not_fit_is_taken_back(store):
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        answered, _ = fill_up(store, size=500)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(store.read()) == answered
+    append(store, "later")
+    assert list(store.read()) == [*answered, "later"]
+
+
+def test_of_several_lines_the_one_that_did_not_fail_counts(store):
+    for rank, response in ((0, None), (1, "blue"), (2, None)):
+        writer = store.open_part(rank, 3)
+        writer.append(Prediction.failed(sample("a"), "out of memory") if response is None else predict("a", response))
+        writer.close()
+    assert store.read()["a"] == predict("a")
+    append(store, "a", rank=3, world_size=4)
+    with pytest.raises(EvalError, match="'a' was answered twice"):
+        store.read()
 
 
 def test_atomic_writes_leave_the_old_file_when_they_fail(tmp_path):

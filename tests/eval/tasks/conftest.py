@@ -54,8 +54,8 @@ class DataRoot:
         samples = self.read(name, prompts=prompts)
         said = dict(zip((sample.id for sample in samples), responses, strict=True))
 
-        def answer(task, sample):
-            return Prediction(sample.id, said[sample.id], sample.answer, sample.metadata, 1, 1, 0.0, 0.0)
+        def answer(task, asked):
+            return [Prediction(s.id, said[s.id], s.answer, s.metadata, 1, 1, 0.0, 0.0) for s in asked]
 
         task = find_task(name, prompts=prompts)
         jobs = [Job(task, samples, PredictionStore(self.out / name, {}))]

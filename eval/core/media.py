@@ -1,0 +1,40 @@
+"""The pictures and videos of samples: where they are expected, and which of those that exist cannot be read."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+from eval.core.sample import EnlargedImage, PackedImage, Sample
+from internvl.data.media import load_image
+from internvl.data.video import read_video_info
+from internvl.errors import DataError
+
+
+def list_media(sample: Sample) -> Iterator[tuple[str, Path]]:
+    """`image` or `video`, and the path, of every file of a sample; a video may be a folder of frames."""
+    for image in sample.images:
+        if not isinstance(image, PackedImage):
+            yield "image", image.path if isinstance(image, EnlargedImage) else image
+    for video in sample.videos:
+        yield "video", Path(video.path)
+
+
+def is_there(kind: str, path: Path) -> bool:
+    """Whether a file of `list_media` exists."""
+    return path.is_file() or (kind == "video" and path.is_dir())
+
+
+def find_broken_media(samples: Iterable[Sample]) -> Iterator[str]:
+    """Why pictures and videos that exist cannot be read, each once; decodes pictures, reads headers of videos."""
+    seen: set[Path] = set()
+    for sample in samples:
+        readers: list[Callable[[], object]] = [image.open for image in sample.images if isinstance(image, PackedImage)]
+        for kind, path in list_media(sample):
+            if path not in seen and is_there(kind, path):
+                seen.add(path)
+                readers.append(partial(load_image if kind == "image" else read_video_info, path))
+        for read in readers:
+            try:
+                read()
+            except DataError as error:
+                yield str(error)

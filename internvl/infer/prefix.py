@@ -1,0 +1,122 @@
+"""Keys and values of the last prompt, kept for the next one that begins the same: many questions about one context.
+
+    asked before   system  <img>....</img>  text of the document  | which colour?  answer
+    asked now      system  <img>....</img>  text of the document  | how many?
+                   --------------- keys and values kept --------- | passes the decoder
+
+A key is reused where token, position and, in images, features are equal for it and everything before it, so that it is
+what the model would compute again. Where frequencies depend on the final length (dynamic NTK on ordinary positions,
+long RoPE) nothing is.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from internvl.errors import ConfigError
+from internvl.model.caches import KeyCastingCache
+from internvl.model.modeling_internvl_chat import InternVLChatModel
+
+_LENGTH_FREE_SCALINGS = (None, "default", "linear", "yarn", "llama3")
+
+
+def check_reusable(kv_cache: str, *, is_shared: bool) -> None:
+    """Refuse caches of which a part cannot be kept.
+
+    Raises:
+        ConfigError: Any but `dynamic`, or one that is spread over ranks.
+    """
+    if kv_cache != "dynamic" or is_shared:
+        raise ConfigError(
+            f"reuse_prefix needs the kv_cache dynamic of a single process, got {kv_cache}"
+            f"{' over several ranks' if is_shared else ''}; leave reuse_prefix out"
+        )
+
+
+@dataclass(frozen=True)
+class _Kept:
+    cache: KeyCastingCache
+    input_ids: Tensor
+    position_ids: Tensor
+    keys: Sequence[Hashable]
+
+
+class KeptPrefix:
+    """The cache of one prompt between two questions.
+
+    Args:
+        model: The model.
+        rope_pos_id_version: Positions of all prompts.
+    """
+
+    def __init__(self, model: InternVLChatModel, rope_pos_id_version: str):
+        self._model = model
+        self._is_possible = not _depends_on_length(model, rope_pos_id_version)
+        self._kept: _Kept | None = None
+
+    def clear(self) -> None:
+        """Forget what is kept."""
+        self._kept = None
+
+    def take(
+        self, input_ids: Tensor, position_ids: Tensor, *, keys: Sequence[Hashable], tiles: Sequence[int]
+    ) -> KeyCastingCache:
+        """A cache that holds the keys and values of as much of the prompt as is known, at most all but one token.
+
+        It is empty where less than half of the prompt is known: the cache of another prompt would stay in memory for
+        little. What was kept is handed out or freed, so an answer that fails leaves nothing behind.
+
+        Args:
+            input_ids: (1, length).
+            position_ids: (1, length).
+            keys: What the features of every image depend on, equal only for equal features.
+            tiles: Of every image.
+        """
+        kept, self._kept = self._kept, None
+        if kept is None:
+            return KeyCastingCache()
+        length = min(input_ids.shape[1] - 1, kept.input_ids.shape[1])
+        same = (input_ids[:, :length] == kept.input_ids[:, :length]) & (
+            position_ids[:, :length] == kept.position_ids[:, :length]
+        )
+        length = _count_true(same[0])
+        num_same_images = _count_equal(keys, kept.keys)
+        if num_same_images < len(tiles):
+            visual = self._model._visual_mask(input_ids)[0].nonzero().squeeze(1)
+            length = min(length, int(visual[sum(tiles[:num_same_images]) * self._model.num_image_token]))
+        if length < input_ids.shape[1] / 2:
+            return KeyCastingCache()
+        kept.cache.crop(length - kept.cache.get_seq_length())  # it holds an answer, too
+        return kept.cache
+
+    def keep(
+        self, cache: KeyCastingCache, input_ids: Tensor, position_ids: Tensor, *, keys: Sequence[Hashable]
+    ) -> None:
+        """Remember the cache of a prompt that was answered; what it holds behind the prompt is not used."""
+        if self._is_possible:
+            self._kept = _Kept(cache, input_ids, position_ids, keys)
+
+
+def _count_true(row: Tensor) -> int:
+    """Leading True entries."""
+    return int(row.long().cumprod(0).sum())
+
+
+def _count_equal(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
+    """Leading equal entries."""
+    count = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def _depends_on_length(model: InternVLChatModel, version: str) -> bool:
+    """Whether rotary frequencies of a token change with the length of what follows it."""
+    config = model.config.llm_config
+    if config.model_type == "internlm2" and version != "default":
+        return False  # V2PE positions are not scaled, or by linear and yarn, which are the same for any length
+    scaling = (config.rope_scaling if config.model_type == "internlm2" else config.rope_parameters) or {}
+    return scaling.get("type", scaling.get("rope_type")) not in _LENGTH_FREE_SCALINGS
