@@ -14,7 +14,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, NoReturn, cast, get_args
@@ -118,7 +119,7 @@ def init_distributed(
         timeout_s: A collective that waits longer fails; covers checkpoint loading and slow storage.
 
     Raises:
-        ParallelError: The address of rank 0 is unknown, or a machine has fewer GPUs than processes.
+        ParallelError: The address of rank 0 is unknown, its port is taken, or a machine has fewer GPUs than processes.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
@@ -137,8 +138,22 @@ def init_distributed(
         torch.cuda.set_device(env.local_rank)
     if not dist.is_initialized():
         backend = "nccl" if device == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        with _explain_taken_port():
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
         logger.info("process group: %d processes, backend %s, launcher %s", env.world_size, backend, env.launcher)
+
+
+@contextmanager
+def _explain_taken_port() -> Iterator[None]:
+    try:
+        yield
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ParallelError(
+            f"MASTER_PORT {os.environ['MASTER_PORT']} is taken on this machine by another program; unset it to have a "
+            "free one chosen, or set another one (the same for all processes)"
+        ) from error
 
 
 def finish_distributed(code: int = 0) -> NoReturn:

@@ -12,6 +12,7 @@ elsewhere), and a run does not continue from it by itself.
 import errno
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from internvl.errors import CheckpointError, ConfigError
+from internvl.train.resharding import resharded_folder
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +124,8 @@ def staging_folder(output_dir: Path) -> Path:
 
 
 def remove_partial_saves(output_dir: Path) -> None:
-    """Remove what a killed run left of a checkpoint that it was writing or deleting."""
-    for folder in (output_dir / _STAGING, *output_dir.glob(f"{_DELETING}*")):
+    """Remove what a killed run left of a checkpoint that it was writing, deleting or converting."""
+    for folder in (output_dir / _STAGING, resharded_folder(output_dir), *output_dir.glob(f"{_DELETING}*")):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -159,7 +161,8 @@ def publish_checkpoint(
     if missing := sorted(set(weight_names) - names):
         raise CheckpointError(f"{staged}: {len(missing)} weights were not written, among them {missing[0]}")
     _write_through([staged / name for name in expected])
-    content = {"files": dict(sorted(expected.items())), "num_weights": len(names), "num_ranks": num_ranks}
+    loss = _read_recent_loss(staged, since=_last_step_before(staged))
+    content = {"files": dict(sorted(expected.items())), "num_weights": len(names), "num_ranks": num_ranks, "loss": loss}
     write_json(staged / MARKER, content)
     _write_through([staged / MARKER])
     final = staged.parent.parent / staged.name
@@ -167,6 +170,20 @@ def publish_checkpoint(
     staged.rename(final)
     _write_through([final.parent])
     return final
+
+
+def _last_step_before(staged: Path) -> int:
+    published = [_step_of(path) for path in list_checkpoints(staged.parent.parent)]
+    return max((step for step in published if step < _step_of(staged)), default=0)
+
+
+def _read_recent_loss(checkpoint: Path, *, since: int) -> float | None:
+    """Mean of the training losses logged behind step `since`; None where there is none, or no finite one."""
+    path = checkpoint / "trainer_state.json"
+    history = json.loads(path.read_text(encoding="utf-8")).get("log_history", []) if path.is_file() else []
+    losses = [float(entry["loss"]) for entry in history if entry.get("step", 0) > since and "loss" in entry]
+    mean = sum(losses) / len(losses) if losses else math.nan
+    return mean if math.isfinite(mean) else None
 
 
 def _wait_for_files(folder: Path, expected: Mapping[str, int]) -> str | None:
@@ -237,13 +254,26 @@ def find_problem(checkpoint: Path) -> str | None:
     return None if found == num_weights else f"it holds {found} weights, expected {num_weights}"
 
 
-def rotate_checkpoints(newest: Path, *, keep: int | None, protected: Path | None = None) -> None:
-    """Delete older checkpoints, once the newest one is seen to be complete.
+def find_best(checkpoints: Iterable[Path]) -> Path | None:
+    """The complete checkpoint with the lowest training loss on the way to it; the earlier one of two equal ones.
+
+    There is no evaluation during training, so the loss is the mean of those logged since the checkpoint before
+    (`loss` in complete.json). None where no loss was logged.
+    """
+    losses: dict[Path, float] = {}
+    for checkpoint in sorted(checkpoints, key=_step_of):
+        if find_problem(checkpoint) is None:
+            loss = json.loads((checkpoint / MARKER).read_text(encoding="utf-8")).get("loss")
+            losses |= {} if loss is None else {checkpoint: loss}
+    return min(losses, key=lambda checkpoint: losses[checkpoint], default=None)
+
+
+def rotate_checkpoints(newest: Path, *, keep: int | None) -> None:
+    """Delete older checkpoints but the best one, once the newest one is seen to be complete.
 
     Args:
         newest: The checkpoint just written.
-        keep: How many complete ones stay, the newest included; None or 0: all.
-        protected: One that stays in any case (the best), not counted.
+        keep: How many complete ones stay, the newest included; None or 0: all. The best one stays besides.
 
     Raises:
         CheckpointError: The newest one is damaged; nothing is deleted.
@@ -253,13 +283,12 @@ def rotate_checkpoints(newest: Path, *, keep: int | None, protected: Path | None
     if not keep:
         return
     older = [path for path in list_checkpoints(newest.parent) if _step_of(path) < _step_of(newest)]
+    best = find_best([*older, newest])
     num_kept = 1
     for checkpoint in reversed(older):
-        if checkpoint == protected:
-            continue
         if num_kept < keep and find_problem(checkpoint) is None:
             num_kept += 1
-        else:
+        elif checkpoint != best:
             logger.info("deleting %s (--save_total_limit %d)", checkpoint, keep)
             _remove_at_once(checkpoint)
 
@@ -299,24 +328,6 @@ def _is_failed_write(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in _FULL_DISK
     return isinstance(error, SafetensorError) or bool(_FAILED_WRITE.search(str(error)))
-
-
-def check_num_ranks(checkpoint: Path, num_ranks: int) -> None:
-    """Make sure that a checkpoint with a part of the optimiser per rank (DeepSpeed) fits this number of ranks.
-
-    Raises:
-        ConfigError: It was saved by another number of ranks.
-    """
-    marker = checkpoint / MARKER
-    if not marker.is_file():
-        return
-    saved = json.loads(marker.read_text(encoding="utf-8")).get("num_ranks", num_ranks)
-    if saved != num_ranks:
-        raise ConfigError(
-            f"{checkpoint} was saved by {saved} ranks, this run has {num_ranks}: with DeepSpeed every rank saves its "
-            f"own part of the optimiser. Resume with {saved} ranks, or start a new run from its weights "
-            f"(--model_name_or_path {checkpoint}, another --output_dir)"
-        )
 
 
 def read_position(checkpoint: Path) -> dict[str, Any]:

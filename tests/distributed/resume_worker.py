@@ -6,6 +6,9 @@ A fault [kind, step, rank] strikes in the given step, or in the save behind it:
     kill    SIGKILL to the rank
     save    SIGKILL to rank 0 when all files of the step's checkpoint are written, and it has not got its name yet
     term    SIGTERM to the rank: the run saves and stops; it is started again
+    slow    the rank sleeps for a while
+    hang    the rank sleeps for ever
+    gone    the folder of the pictures is gone for a while
     full    no file can grow beyond 20 kB until the run has failed; its error goes to error.txt, it is started again
 """
 
@@ -14,6 +17,8 @@ import os
 import resource
 import signal
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -25,6 +30,8 @@ from internvl.train.internvl_chat_finetune import run_training
 from internvl.train.preemption import EXIT_PREEMPTED
 from internvl.train.trainer import V2PETrainer
 
+STEP_FAULTS = ("raise", "kill", "term", "full", "slow", "hang", "gone")
+OUTAGE_S = 2.5
 NO_LIMIT = resource.getrlimit(resource.RLIMIT_FSIZE)
 
 
@@ -41,7 +48,7 @@ class FaultyRun:
         compute_loss, publish = V2PETrainer.compute_loss, V2PETrainer._publish
 
         def compute_faulty_loss(trainer, *args, **kwargs):
-            self.strike(trainer, trainer.state.global_step + 1, ("raise", "kill", "term", "full"))
+            self.strike(trainer, trainer.state.global_step + 1, STEP_FAULTS)
             return compute_loss(trainer, *args, **kwargs)
 
         def publish_faulty(trainer, *args, **kwargs):
@@ -66,7 +73,17 @@ class FaultyRun:
             if kind == "full":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, NO_LIMIT[1]))
             elif trainer.args.process_index == rank:
-                os.kill(os.getpid(), signal.SIGTERM if kind == "term" else signal.SIGKILL)
+                self.strike_rank(kind)
+
+    def strike_rank(self, kind: str) -> None:
+        if kind in ("slow", "hang"):
+            time.sleep(OUTAGE_S if kind == "slow" else 1e6)
+        elif kind == "gone":
+            images = Path(self.arguments[self.arguments.index("--meta_path") + 1]).with_name("images")
+            away = images.rename(images.with_name("away"))
+            threading.Timer(OUTAGE_S, away.rename, [images]).start()
+        else:
+            os.kill(os.getpid(), signal.SIGTERM if kind == "term" else signal.SIGKILL)
 
     def is_done(self) -> bool:
         try:

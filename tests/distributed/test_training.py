@@ -11,15 +11,27 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
+from internvl.train.checkpointing import find_problem
 from tests.train.tiny_run import ENTRY, REPOSITORY, clean_environment, flags, launch, read_losses, tail
 
 WORKER = Path(__file__).with_name("train_worker.py")
 # One document a row: some ranks have rows without pictures.
 UNPACKED = {"use_packed_ds": False}
 LORA = {"use_llm_lora": 4, "use_backbone_lora": 2, "freeze_mlp": True, "max_steps": 2, "grad_checkpoint": True}
+FROZEN_VIT = {"freeze_backbone": True, "unfreeze_lm_head": True, "max_steps": 4, "grad_checkpoint": True}
+SHARED = {"chunk_num": 2, "gradient_accumulation_steps": 2}
+# What is trained with which engine (0: DDP), and a run that it must equal. Adapters have dropout, so two ranks with
+# adapters equal other two, and frozen towers a single process.
+COMBINATIONS = {
+    **{f"lora-zero{stage}": ("lora-ddp", stage, LORA) for stage in (1, 2, 3)},
+    **{f"lora-shared-zero{stage}": ("lora-shared-ddp", stage, LORA | SHARED) for stage in (2, 3)},
+    **{f"frozen-vit-zero{stage}": ("frozen-vit", stage, FROZEN_VIT) for stage in (1, 2, 3)},
+    **{f"frozen-vit-shared-zero{stage}": ("frozen-vit", stage, FROZEN_VIT | SHARED) for stage in (0, 3)},
+}
 
 
 class Runs:
@@ -31,6 +43,10 @@ class Runs:
 
     def add(self, name: str, **changes: object) -> None:
         self.arguments.append(flags(self.checkpoint, self.meta, self.folder / name, **changes))
+
+    @property
+    def names(self) -> list[str]:
+        return [Path(arguments[arguments.index("--output_dir") + 1]).name for arguments in self.arguments]
 
     def start(self, *, num_processes: int) -> None:
         path = self.folder / "runs.json"
@@ -53,16 +69,24 @@ def zero_config(folder: Path, stage: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(checkpoint, meta, tmp_path_factory) -> Runs:
+def alone(checkpoint, meta, tmp_path_factory, together) -> Runs:
     """One process; two accumulation steps where a run is compared with two processes."""
     runs = Runs(tmp_path_factory.mktemp("alone"), checkpoint, meta)
     runs.add("packed", gradient_accumulation_steps=2, report_to="tensorboard")
     runs.add("unpacked", gradient_accumulation_steps=2, **UNPACKED)
     runs.add("stopped", gradient_accumulation_steps=2, save_strategy="steps", save_steps=4)
     runs.add("continued", gradient_accumulation_steps=2, resume_from_checkpoint=runs.folder / "stopped/checkpoint-4")
-    runs.add("lora", **LORA)
+    runs.add("lora", gradient_accumulation_steps=2, **LORA)
+    runs.add("frozen-vit", gradient_accumulation_steps=2, **FROZEN_VIT)
     runs.add("epoch", max_steps=None, num_train_epochs=1, max_packed_tokens=2048)
     runs.add("zero2", gradient_accumulation_steps=2, deepspeed=zero_config(runs.folder, 2))
+    for stage in (2, 3):
+        runs.add(
+            f"moved-zero{stage}",
+            gradient_accumulation_steps=2,
+            deepspeed=zero_config(runs.folder, stage),
+            resume_from_checkpoint=together.folder / f"stopped-zero{stage}" / "checkpoint-4",
+        )
     runs.start(num_processes=1)
     return runs
 
@@ -79,6 +103,14 @@ def together(checkpoint, meta, tmp_path_factory) -> Runs:
     runs.add("stopped-zero2", deepspeed=zero2, save_strategy="steps", save_steps=4)
     runs.add("continued-zero2", deepspeed=zero2, resume_from_checkpoint=runs.folder / "stopped-zero2/checkpoint-4")
     runs.add("unpacked-zero3", deepspeed=zero_config(runs.folder, 3), **UNPACKED)
+    runs.add("stopped-zero3", deepspeed=zero_config(runs.folder, 3), save_strategy="steps", save_steps=4)
+    for stage in (2, 3):
+        deepspeed = zero_config(runs.folder, stage)
+        runs.add(f"bf16-zero{stage}", deepspeed=deepspeed, bf16=True, max_steps=2, save_strategy="steps", save_steps=2)
+    runs.add("lora-ddp", **LORA)
+    runs.add("lora-shared-ddp", **LORA, **SHARED)
+    for name, (_, stage, options) in COMBINATIONS.items():
+        runs.add(name, **options, deepspeed=zero_config(runs.folder, stage) if stage else None)
     runs.start(num_processes=2)
     return runs
 
@@ -132,6 +164,31 @@ def test_deepspeed_divides_by_accumulation_steps_only_once(alone):
     assert_equal_runs(alone["zero2"], alone["packed"])
 
 
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_every_combination_trains_alike(alone, together, name):
+    """Adapters, frozen towers, recomputed activations, packed rows, rows shared by two ranks, ZeRO."""
+    reference = COMBINATIONS[name][0]
+    assert_equal_runs(together[name], (alone if reference in alone.names else together)[reference])
+
+
+@pytest.mark.parametrize("name", ["lora-ddp", "lora-shared-ddp"])
+def test_adapters_begin_alike_on_one_process_and_two(alone, together, name):
+    """They add nothing to the first step; from then on dropout, which each rank draws for its rows, sets runs apart."""
+    (first, second), (expected_first, expected_second) = read_losses(together[name]), read_losses(alone["lora"])
+    assert first == pytest.approx(expected_first, abs=1e-5)
+    assert second == pytest.approx(expected_second, abs=5e-3)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_run_on_two_ranks_goes_on_with_one(alone, together, stage):
+    """All kinds of moves: tests/distributed/test_resharding.py."""
+    run = alone[f"moved-zero{stage}"]
+    log = (run / "training_log.txt").read_text()
+    assert "from 2 to 1 ranks" in log
+    assert [step for step in range(1, 9) if f"step {step}/8" in log] == [5, 6, 7, 8]
+    assert read_losses(run) == pytest.approx(read_losses(together[f"packed-zero{stage}"]), rel=1e-5)
+
+
 def assert_equal_runs(run: Path, reference: Path) -> None:
     assert read_losses(run) == pytest.approx(read_losses(reference), abs=1e-4)
     weights, expected = load_file(run / "model.safetensors"), load_file(reference / "model.safetensors")
@@ -152,6 +209,39 @@ def test_a_stopped_run_continues_as_if_it_had_not(alone, together, engine):
     assert read_losses(run) == pytest.approx(read_losses(alone["packed"]), abs=1e-6 if engine == "alone" else 1e-4)
 
 
+@pytest.mark.parametrize("name", ["packed-zero3", "lora-zero3", "bf16-zero3"])
+def test_sharded_weights_are_left_in_one_folder_that_loads(together, name):
+    """With our loader, and for a user of transformers alone."""
+    ours = InternVLChatModel.from_pretrained(together[name], dtype=torch.float32)
+    theirs = AutoModel.from_pretrained(together[name], dtype=torch.float32, trust_remote_code=True)
+    saved = load_file(together[name] / "model.safetensors")
+    assert ours.state_dict().keys() == theirs.state_dict().keys() == saved.keys()
+    for key, value in saved.items():
+        assert torch.equal(value.float(), ours.state_dict()[key]), key
+        assert torch.equal(value.float(), theirs.state_dict()[key]), key
+
+
+# Bytes per weight that is trained: what every rank's slices of the optimiser sum up to, what else global_stepN holds
+# of weights, and the model's own file.
+SIZES = {
+    "stopped-zero2/checkpoint-4": (12, 4, 4),
+    "stopped-zero3/checkpoint-4": (12, 0, 4),
+    "bf16-zero2/checkpoint-2": (12, 2, 2),
+    "bf16-zero3/checkpoint-2": (12, 0, 2),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_checkpoint_holds_every_number_once(together, name):
+    checkpoint = together[name.split("/")[0]].parent / name
+    num_weights = sum(tensor.numel() for tensor in load_file(checkpoint / "model.safetensors").values())
+    patterns = ("global_step*/*optim_states.pt", "global_step*/*model_states.pt", "*.safetensors")
+    for pattern, expected in zip(patterns, SIZES[name], strict=True):
+        files = [path.stat().st_size for path in checkpoint.glob(pattern)]
+        names_and_shapes = 30_000 * len(files)  # of some 60 tensors
+        assert expected * num_weights <= sum(files) <= expected * num_weights + names_and_shapes, pattern
+
+
 def test_lora_is_folded_into_plain_weights(alone, checkpoint):
     before, after = load_file(checkpoint / "model.safetensors"), load_file(alone["lora"] / "model.safetensors")
     assert after.keys() == before.keys()
@@ -165,6 +255,19 @@ def test_epochs_set_the_number_of_steps(alone):
     """Without --max_steps: the documents fill a few long rows, and all of them are seen once."""
     num_steps = json.loads((alone["epoch"] / "trainer_state.json").read_text())["global_step"]
     assert f"96 documents in {num_steps} rows" in (alone["epoch"] / "training_log.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_an_offloaded_optimiser_trains_alike(checkpoint, meta, tmp_path, stage):
+    """The recipes' files as they are. The first run on a machine compiles DeepSpeed's AdamW for CPUs (minutes)."""
+    runs = Runs(tmp_path, checkpoint, meta)
+    folder = REPOSITORY / "shell" / "deepspeed"
+    for name, file in (("plain", f"zero{stage}.json"), ("offloaded", f"zero{stage}_offload.json")):
+        runs.add(name, deepspeed=folder / file, weight_decay=0.5, max_steps=4, save_strategy="steps", save_steps=4)
+    runs.start(num_processes=1)
+    assert_equal_runs(runs["offloaded"], runs["plain"])
+    assert find_problem(runs["offloaded"] / "checkpoint-4") is None
 
 
 def test_a_killed_rank_ends_the_job(checkpoint, meta, tmp_path):

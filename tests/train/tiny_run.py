@@ -151,7 +151,7 @@ def launch(script: Path, arguments: list[str], *, num_processes: int) -> subproc
     if num_processes > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
     command = [*launcher, str(script), *arguments]
-    return subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=900)
 
 
 def read_losses(output_dir: Path) -> list[float]:
