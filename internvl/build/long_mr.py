@@ -1,4 +1,8 @@
-"""A small multimodal retrieval data set: long contexts of real photographs with needles of text and digits.
+"""Multimodal retrieval data sets: of any corpus folder at any length, or a small one that needs nothing but packages.
+
+    python -m internvl.build.long_mr --corpus FOLDER --help      needles in your own texts and images, 8k to 1M tokens
+
+Without --corpus: long contexts of real photographs with needles of text and digits, for models that a CPU can train.
 
     python -m internvl.build.long_mr --out dataset --tokenizer pretrained/InternVL2-Tiny
 
@@ -19,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from internvl.build import long_mr_corpus
 from internvl.build.long_mr_dataset import BUILDER, LongMRSpec, Reader, build_dataset
 from internvl.build.training_set import TrainFile
 from internvl.errors import InternVLError
@@ -49,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog=f"python -m {BUILDER}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add("--corpus", metavar="FOLDER", help="make the data set of this folder instead, with options of its own: "
+        f"python -m {BUILDER} --corpus FOLDER --help")  # fmt: skip
     add("--out", type=Path, default=Path("dataset"), help="data root (default: %(default)s)")
     add("--name", default="tiny", help="the folders are called long_mr_NAME (default: %(default)s)")
     add("--tokenizer", type=Path, default=Path("pretrained/InternVL2-Tiny"), metavar="CKPT",
@@ -118,6 +125,9 @@ def read_spec(arguments: argparse.Namespace) -> LongMRSpec:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word.split("=")[0] == "--corpus" for word in argv):
+        return long_mr_corpus.main(argv)
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

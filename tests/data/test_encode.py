@@ -410,6 +410,32 @@ def test_a_bad_video_is_an_error_of_its_record(make_encoder, make_record, tmp_pa
         make_encoder().measure(make_record("q", "a", video=name), rng)
 
 
+def test_checking_pictures_decodes_all_that_is_shown_and_nothing_else(
+    make_encoder, make_record, make_image, make_video, monkeypatch
+):
+    make_image("a.png")
+    make_video("a.mp4")
+    texts = ("<image> <video>", "a", "<image>", "too long " * 400)
+    record = make_record(*texts, image=["a.png", "none.png"], video="a.mp4")
+    encoder = make_encoder(min_num_frame=2, max_num_frame=6, max_seq_length=600)
+    with pytest.raises(DataError, match="not found"):
+        encoder.check_pictures(record, np.random.default_rng(1))
+    make_image("none.png")
+    loaded = []
+    load_pictures = encode._load_pictures
+
+    def note(record, sources):
+        loaded.append([source.frame for source in sources])
+        return load_pictures(record, sources)
+
+    monkeypatch.setattr(encode, "_load_pictures", note)
+    encoder.check_pictures(record, np.random.default_rng(1))
+    encoder.encode(record, np.random.default_rng(1))
+    assert loaded[0] == loaded[1]
+    assert loaded[0][0] is None
+    assert len(loaded[0]) == 1 + encoder.measure(record, np.random.default_rng(1))[1] - 7
+
+
 def test_measuring_a_video_needs_the_generator(make_encoder, make_record, make_video):
     make_video("a.mp4")
     with pytest.raises(ValueError, match="pass rng="):
@@ -433,6 +459,18 @@ def test_trailing_pairs_are_dropped_whole_with_their_images(make_encoder, make_r
     assert document.tiles_per_image == (7,)
     assert short.measure(record) == (len(expected.input_ids), 7)
     assert make_encoder(max_seq_length=num_tokens).measure(record) == (num_tokens, 14)
+
+
+def test_a_long_document_may_be_an_error_instead(make_encoder, make_record, make_image):
+    make_image("a.png", 90, 30)
+    record = make_record("<image>q", "a", "<image>r", "b", image=["a.png"] * 2)
+    num_tokens, num_tiles = make_encoder().measure(record)
+    assert make_encoder(max_seq_length=num_tokens, truncation="error").measure(record) == (num_tokens, num_tiles)
+    assert make_encoder(max_seq_length=num_tokens - 1).measure(record)[1] == num_tiles // 2
+    with pytest.raises(
+        DataError, match=rf"test, row 3: its first turns need {num_tokens} tokens, .* \(truncation drop"
+    ):
+        make_encoder(max_seq_length=num_tokens - 1, truncation="error").measure(record)
 
 
 def test_a_first_pair_that_is_too_long_is_an_error(make_encoder, make_record):
@@ -539,6 +577,7 @@ def test_the_generator_of_a_document_depends_on_everything_that_names_it():
         ({"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": -4}, "positive"),
         ({"rope_pos_id_version": "v2pe_rnd", "random_strides": ()}, "random_strides is empty"),
         ({"rope_pos_id_version": "v2pe_rnd", "random_strides": (1, 1 / 3)}, "multiple of 1/65536"),
+        ({"truncation": "cut"}, "truncation is 'cut', expected 'drop_turns' or 'error'"),
         ({"rope_pos_id_rnd_scope": "row"}, "rope_pos_id_rnd_scope is 'row'"),
         ({"min_dynamic_patch": 7}, "min_dynamic_patch and max_dynamic_patch are 7 and 6"),
         ({"min_num_frame": 21}, "min_num_frame and max_num_frame are 21 and 20"),

@@ -200,6 +200,30 @@ def test_a_stopped_loader_continues_with_the_same_batches(
         )
 
 
+@pytest.mark.parametrize("policy", ["best_fit", "balanced"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_of_every_policy_continue_exactly(make_loader, make_source, make_lines, policy, workers):
+    """Documents that wait are part of the position; every one comes once in an epoch."""
+    spec = make_source("a", make_lines(40))
+    options = {"num_streams": 2, "packing_policy": policy, "num_workers": workers}
+    batches = take(make_loader(spec, **options), 24)
+    for number in (1, 7, 16):
+        state = stop_after(make_loader(spec, **options), number)
+        assert any(position["open"] or position["ready"] for position in state["streams"].values())
+        resumed = continue_from(make_loader(spec, **options), [state])
+        assert_same(take(resumed, 24 - number), batches[number:])
+    plan = make_loader(spec, **options).plan
+    refs = [ref for stream in range(2) for row in plan.plan_epoch(stream, 0) for ref in row.content.refs]
+    assert sorted(ref.row for ref in refs) == list(range(40))
+
+
+def test_a_state_of_another_policy_is_refused(make_loader, make_source, make_lines):
+    spec = make_source("a", make_lines(12))
+    state = stop_after(make_loader(spec), 1)
+    with pytest.raises(ConfigError, match="packing_policy was 'greedy', now it is 'balanced'"):
+        make_loader(spec, packing_policy="balanced").load_state_dict(merge_positions([state]))
+
+
 def test_a_loader_can_be_stopped_behind_every_row(make_loader, make_source, make_lines):
     """Among them rows that were finished together, at the end of an epoch."""
     spec = make_source("a", make_lines(12))
@@ -529,3 +553,29 @@ def test_videos_are_planned_from_headers_and_loaded_frame_by_frame(
     for batch, parts in zip(whole, zip(*shares, strict=True), strict=True):
         assert all(torch.equal(part["input_ids"], batch["input_ids"]) for part in parts)
         assert torch.equal(torch.cat([part["pixel_values"] for part in parts]), batch["pixel_values"])
+
+
+# What a row is made of
+
+
+def test_rows_say_which_documents_they_hold(make_loader, make_source, make_lines, read_names, bad_images):
+    """Names are row numbers here; a document that is left out, or replaced, is not among them."""
+    bad = {"conversations": conversation("<image> doc999 ", "a"), "image": "cut.png"}
+    specs = make_source("a", make_lines(4)), make_source("b", [bad, *make_lines(5)[1:]])
+    for options in ({}, {"packing": None, "documents_per_row": 1}):
+        sources = set()
+        for batch in take(make_loader(*specs, **options), 9):
+            refs = batch["document_refs"].tolist()
+            assert [name_of(row) for _, row in refs] == read_names(batch)
+            sources |= {source for source, _ in refs}
+            assert [1, 0] not in refs
+        assert sources == {0, 1}
+
+
+def test_an_earlier_moment_can_be_described_later(make_loader, make_source, make_lines):
+    loader = make_loader(make_source("a", make_lines(30)), num_streams=2, streams_per_rank=2)
+    rows = iter(loader)
+    next(rows)
+    mark, state = loader.mark(), loader.state_dict()
+    next(rows)
+    assert loader.state_dict(mark) == state != loader.state_dict()

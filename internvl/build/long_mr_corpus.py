@@ -1,0 +1,87 @@
+"""Needles in long contexts of your own texts and images: training files and test items at 8k to 1M tokens.
+
+    python -m internvl.build.long_mr --corpus texts_and_images --model CKPT --out data/needles \\
+        --train_lengths 16k-32k --num_train 1000 --test_lengths 8k 32k 128k 1M --num_test 50 --workers 8
+
+The corpus is any folder of .txt, .md and .html files and of images. Training reads OUT/meta.json (--meta_path), the
+benchmark mm_niah reads OUT (--data-root). Broken off and started again it goes on, and makes the same files.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from internvl.build.corpus_set import BUILDER, CorpusSetSpec, build_corpus_set
+from internvl.build.lengths import parse_length
+from internvl.build.riddles import TASKS
+from internvl.errors import InternVLError
+
+logger = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {BUILDER}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--corpus", type=Path, required=True, metavar="FOLDER", help="texts and images")
+    add("--model", type=Path, required=True, metavar="CKPT", help="checkpoint whose tokenizer and tiles count")
+    add("--out", type=Path, required=True, help="folder that is made")
+    add("--seed", type=int, default=0, help="the same seed gives the same files (default: %(default)s)")
+    add("--workers", type=int, default=0, help="processes; 0 works in this one (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace data that this command made with other arguments")
+    add("--tasks", nargs="+", default=[*TASKS], choices=[*TASKS], help="what to ask (default: all)")
+    add("--train_lengths", type=parse_length, nargs="*", default=[], metavar="LENGTH",
+        help="tokens of training documents, such as 16k-32k")  # fmt: skip
+    add("--num_train", type=int, default=100, help="training samples per task and length (default: %(default)s)")
+    add("--test_lengths", type=parse_length, nargs="*", default=[], metavar="LENGTH",
+        help="tokens of test contexts, such as 8k 128k 1M")  # fmt: skip
+    add("--num_test", type=int, default=50, help="test items per task and length (default: %(default)s)")
+    add("--depths", type=float, nargs="*", default=[], metavar="SHARE",
+        help="depths of what is asked for, 0 to 1, in turn (default: spread evenly)")  # fmt: skip
+    add("--num_needles", type=int, default=3, help="needles per context, 2 to 8 (default: %(default)s)")
+    add("--answers", choices=("free", "choice", "both"), default="both",
+        help="free answers, choice among four, or both in turn (default: %(default)s)")  # fmt: skip
+    add("--image_share", type=float, default=0.5,
+        help="share of visual tokens up to which images are put between paragraphs (default: %(default)s)")  # fmt: skip
+    add("--test_share", type=float, default=0.2,
+        help="share of the corpus for testing, if both are made (default: %(default)s)")  # fmt: skip
+    add("--max_dynamic_patch", type=int, default=None, help="most tiles per image (default: the checkpoint's)")
+    return parser
+
+
+def read_spec(arguments: argparse.Namespace) -> CorpusSetSpec:
+    """The data set that a command line asks for."""
+    return CorpusSetSpec(
+        corpus=arguments.corpus,
+        model=arguments.model,
+        seed=arguments.seed,
+        tasks=tuple(arguments.tasks),
+        train_lengths=tuple(arguments.train_lengths),
+        num_train=arguments.num_train,
+        test_lengths=tuple(arguments.test_lengths),
+        num_test=arguments.num_test,
+        depths=tuple(arguments.depths),
+        num_needles=arguments.num_needles,
+        answers=arguments.answers,
+        image_share=arguments.image_share,
+        test_share=arguments.test_share,
+        max_num=arguments.max_dynamic_patch,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        spec = read_spec(arguments)
+        made = build_corpus_set(arguments.out, spec, num_workers=arguments.workers, overwrite=arguments.overwrite)
+    except InternVLError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    logger.info("%s: %s", arguments.out, "written" if made else "already there, nothing to do")
+    return 0
