@@ -45,7 +45,14 @@ wait "$step"
 code=$?
 status=$(look_up status)
 [ "$code" != 0 ] || exit 0
-[ -z "$cancelled" ] || { say "cancelled (code $code); what was saved is in ${RUN_DIR:-the output folder}"; exit "$code"; }
+if [ -n "$cancelled" ]; then
+    say "cancelled (code $code); what was saved is in ${RUN_DIR:-the output folder}"
+    exit "$code"
+fi
+if [ "$(look_up attempt)" = "$attempt_before" ] && [ "$code" != 2 ] &&
+    [ "$status" = running ] && [ "$(look_up failed_step)" = "$(look_up step)" ]; then
+    code=86 # what the run refused with; srun and torchrun may report another rank's code
+fi
 if [ "$code" = 2 ] || [ "$code" = 86 ] || [ "$status" = stopped ]; then
     say "stopped with code $code, see above; not requeued"
     exit "$code"

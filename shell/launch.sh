@@ -1,7 +1,7 @@
 #!/bin/sh
 # Start training: sh shell/launch.sh [--dry-run] FLAGS...     (FLAGS: internvl/train/internvl_chat_finetune.py --help)
 #
-#   LAUNCHER         slurm | pytorch | deepspeed | none
+#   LAUNCHER         slurm | pytorch | deepspeed | none (a single process; single means the same)
 #                                               default: slurm inside an allocation or with PARTITION, else pytorch
 #   SUBMIT           1: submit with sbatch, follow the log, requeue after signals and crashes (shell/sbatch.sh)
 #                    0: run here              default: 1 for slurm outside of an allocation, else 0
@@ -41,6 +41,14 @@ while [ "$count" -gt 0 ]; do
     set -- "$@" "$argument"
 done
 
+for name in GPUS GPUS_PER_NODE NNODES NPROC CHUNK_NUM BATCH_SIZE PER_DEVICE_BATCH_SIZE CPUS_PER_TASK; do
+    value=
+    eval "value=\${$name:-1}"
+    case $value in
+    *[!0-9]* | 0) die "$name is '$value', expected a whole number above 0" ;;
+    esac
+done
+
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 if [ -z "${PYTHON:-}" ]; then
@@ -51,6 +59,7 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 if [ -z "${LAUNCHER:-}" ]; then
     if [ -n "${PARTITION:-}${SLURM_JOB_ID:-}" ] && command -v srun >/dev/null; then LAUNCHER=slurm; else LAUNCHER=pytorch; fi
 fi
+[ "$LAUNCHER" != single ] || LAUNCHER=none
 export LAUNCHER
 if [ -z "${SUBMIT:-}" ]; then
     SUBMIT=0

@@ -4,11 +4,7 @@ All jobs are recipes of shell/tiny/, changed through environment variables only,
 """
 
 import json
-import os
 import re
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -16,98 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from internvl.train.run_state import RunState, read_run_state
-from tests.slurm.cluster import PARTITION, Cluster
-from tests.train.tiny_run import REPOSITORY, clean_environment
+from tests.slurm.job import NUM_STEPS, PRETRAIN, SHELL, Job, settings
 
-PRETRAIN = REPOSITORY / "shell" / "tiny" / "pretrain.sh"
-FINETUNE = REPOSITORY / "shell" / "tiny" / "finetune_v2pe.sh"
-NUM_STEPS = 60
 pytestmark = pytest.mark.slow  # minutes on two cores
-
-
-class Job:
-    """A recipe that was started with `sh`, and follows its job."""
-
-    def __init__(self, cluster: Cluster, recipe: Path, *flags: str, **environ: str):
-        self.cluster = cluster
-        self.output = Path(environ["OUTPUT_DIR"])
-        self.logs = Path(environ["LOG_DIR"])
-        self.process = subprocess.Popen(
-            ["sh", str(recipe), *flags],
-            env=clean_environment(**cluster.environ, **environ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    @property
-    def number(self) -> str:
-        """The job's number, once slurm has given it one."""
-        self.wait_until(lambda: self.logs.is_dir() and list(self.logs.glob("*.log")))
-        return next(self.logs.glob("*.log")).stem.rpartition("-")[2]
-
-    @property
-    def state(self) -> RunState | None:
-        return read_run_state(self.output)
-
-    def wait_for_step(self, step: int, *, attempt: int = 1) -> None:
-        self.wait_until(lambda: (now := self.state) is not None and (now.attempt, now.step) >= (attempt, step))
-
-    def wait_until(self, condition, *, timeout_s: float = 240) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(self.end() + self.cluster.logs())
-            time.sleep(0.05)
-
-    def finish(self, *, timeout_s: float = 300) -> tuple[int, str]:
-        """(exit code of the recipe, all that it showed)."""
-        try:
-            text, _ = self.process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            pytest.fail(self.end() + self.cluster.logs())
-        return self.process.returncode, text
-
-    def end(self) -> str:
-        """Cancel the job, stop following; returns what was shown."""
-        self.cluster.query("scancel", "--full", "--signal=KILL", *self.cluster.query("squeue", "-h", "-o", "%A"))
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGTERM)
-        return self.process.communicate(timeout=60)[0][-6000:]
-
-
-def settings(checkpoint: Path, meta: Path, folder: Path, **changes: str) -> dict[str, str]:
-    """What a user would export: one rank on each node."""
-    return {
-        "PARTITION": PARTITION,
-        "GPUS": "2",
-        "GPUS_PER_NODE": "1",
-        "CPUS_PER_TASK": "1",
-        "MODEL_PATH": str(checkpoint),
-        "META_PATH": str(meta),
-        "DATA_ROOT": str(meta.parent),
-        "OUTPUT_DIR": str(folder / "out"),
-        "LOG_DIR": str(folder / "log"),
-        "MAX_STEPS": str(NUM_STEPS),
-        "MAX_SEQ_LENGTH": "512",
-        "MAX_PACKED_TOKENS": "512",
-        **changes,
-    }
-
-
-@pytest.fixture
-def submit(cluster, checkpoint, meta, tmp_path):
-    """Start a recipe on the cluster; its job ends with the test."""
-    jobs = []
-
-    def start(recipe: Path = PRETRAIN, *flags: str, **changes: str) -> Job:
-        jobs.append(Job(cluster, recipe, *flags, **settings(checkpoint, meta, tmp_path, **changes)))
-        return jobs[-1]
-
-    yield start
-    for job in jobs:
-        job.end()
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +62,6 @@ def test_a_finished_job_does_not_start_again(submit, undisturbed):
     assert read_run_state(undisturbed).attempt == 1
 
 
-@pytest.mark.slow
 def test_an_error_of_the_user_is_not_requeued(submit, cluster):
     job = submit(META_PATH="/nowhere.json")
     number = job.number
@@ -166,7 +72,6 @@ def test_an_error_of_the_user_is_not_requeued(submit, cluster):
     assert cluster.field(number, "Restarts") == "0"
 
 
-@pytest.mark.slow
 def test_the_time_limit_only_interrupts(submit, cluster):
     job = submit(TIME_LIMIT="60", SIGNAL_SECONDS="3590", MAX_STEPS="100000")
     job.wait_for_step(1, attempt=2)
@@ -174,7 +79,6 @@ def test_the_time_limit_only_interrupts(submit, cluster):
     assert "stopping behind step" in (job.output / "training_log.txt").read_text()
 
 
-@pytest.mark.slow
 def test_a_crashed_node_costs_the_steps_behind_the_last_checkpoint(submit, undisturbed, cluster):
     job = submit(PRETRAIN, "--save_strategy", "steps", "--save_steps", "10")
     job.wait_for_step(14)
@@ -202,7 +106,6 @@ os.replace = replace_and_die
 """
 
 
-@pytest.mark.slow
 def test_a_step_that_fails_twice_ends_the_job(submit, cluster, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(DEATH_IN_STEP_7)
     job = submit(PYTHONPATH=str(tmp_path))
@@ -214,7 +117,6 @@ def test_a_step_that_fails_twice_ends_the_job(submit, cluster, tmp_path):
     assert cluster.field(number, "Restarts") == "2"
 
 
-@pytest.mark.slow
 def test_torchrun_on_two_nodes_is_preempted_too(submit, undisturbed, cluster):
     job = submit(LAUNCHER="pytorch", SUBMIT="1", NNODES="2")
     job.wait_for_step(3)
@@ -227,7 +129,6 @@ def test_torchrun_on_two_nodes_is_preempted_too(submit, undisturbed, cluster):
     assert_same_end(job.output, undisturbed)
 
 
-@pytest.mark.slow
 def test_the_deepspeed_launcher_on_two_nodes(submit, undisturbed):
     job = submit(LAUNCHER="deepspeed", SUBMIT="1", NNODES="2")
     code, text = job.finish()
@@ -236,9 +137,8 @@ def test_the_deepspeed_launcher_on_two_nodes(submit, undisturbed):
     assert_same_end(job.output, undisturbed)
 
 
-@pytest.mark.slow
 def test_stage_two_runs_on_two_nodes(submit, undisturbed):
-    job = submit(FINETUNE, MODEL_PATH=str(undisturbed), MAX_STEPS="12")
+    job = submit(SHELL / "tiny" / "finetune_v2pe.sh", MODEL_PATH=str(undisturbed), MAX_STEPS="12")
     code, text = job.finish()
     assert code == 0, text[-6000:]
     assert job.state == RunState("finished", step=12)

@@ -1,0 +1,26 @@
+#!/bin/sh
+# Evaluate a checkpoint on MM-NIAH with contexts of 512k to 1.2M tokens: eight GPUs answer a question together, each
+# keeps the keys and values of an eighth of the context, and 65,536 tokens pass the decoder at a time.
+#
+#   PARTITION=... sh shell/internlm2_2b/v2pe_1m.sh [ARGUMENTS of eval.run]
+#
+# Stride 1 keeps a tile of 256 tokens within one position; STRIDE chooses another one. Started again after being killed,
+# it continues. Results: MODEL_PATH/eval_mm_niah_long_STRIDE. Variables: scripts/evaluate.sh.
+#
+# Estimate for H100 80 GB, computed, not measured (400 of 989 TFLOP/s assumed, messages not overlapped):
+#   python -m internvl.tools.plan --model InternVL2-2B --mode infer --max_packed_tokens 1228800 --tiles 4800 --gpus 8 \
+#       --chunk_num 8 --prefill_chunk_size 65536
+#   43.4 GiB a GPU with 8 GiB reserve: fits; 54.8 s a prefill, 22,424 tokens/s
+set -eu
+cd "$(dirname "$0")/../.."
+
+: "${MODEL_PATH:=work_dirs/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_256k}"
+: "${BENCHMARK_ROOT:=dataset/benchmark}"
+export STRIDE="${STRIDE:-1}" TASKS="${TASKS:-retrieval-image-test-1M}" GPUS="${GPUS:-8}"
+
+exec sh scripts/evaluate_mmniah_long.sh "$MODEL_PATH" \
+    --data-root "$BENCHMARK_ROOT" \
+    --rope_pos_id_version v2pe_fix \
+    --rope_pos_id_stride "$STRIDE" \
+    --prefill_chunk_size "${PREFILL_CHUNK_SIZE:-65536}" \
+    "$@"
