@@ -1,10 +1,24 @@
-"""Annotation files in jsonl form: one record a line, every defect named with its file and row."""
+"""Annotation files: one record a line (jsonl) or one JSON value, every defect named with its file and place."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from internvl.errors import DataError, EvalError
+
+_BYTES_LOOKED_AT = 64
+# What a download or an editor leaves instead of an annotation file: first bytes -> what it is, what to do.
+_OTHER_CONTENTS = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`",
+    b"<!doctype": "an HTML page, not the file itself; download it again (the raw file, signed in if need be)",
+    b"<html": "an HTML page, not the file itself; download it again (the raw file, signed in if need be)",
+    b"\x1f\x8b": "compressed with gzip; unpack it first",
+    b"PK\x03\x04": "a zip archive; unpack it first (python -m eval.convert.unpack)",
+    b"PAR1": "a parquet file; convert it first (python -m eval.convert, see docs/evaluation.md)",
+    b"\xff\xfe": "UTF-16, expected UTF-8; convert it with `iconv -f UTF-16 -t UTF-8`",
+    b"\xfe\xff": "UTF-16, expected UTF-8; convert it with `iconv -f UTF-16 -t UTF-8`",
+}
 
 
 def find_annotation(path: Path, *, data_root: Path, source: str) -> Path:
@@ -25,14 +39,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """All records of a jsonl file (UTF-8, blank lines are skipped).
 
     Raises:
-        DataError: The file holds no records, or a line is no JSON object.
+        DataError: The file cannot be read, is something else, holds no records, or a line is no JSON object.
     """
     records = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in _read_lines(path):
         try:
-            record = json.loads(line.decode("utf-8-sig"))
+            record = json.loads(line)
         except ValueError as error:
             raise DataError(f"line {number} is no JSON in UTF-8 ({error})", source=str(path)) from error
         if not isinstance(record, dict):
@@ -41,6 +53,73 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     if not records:
         raise DataError("the file holds no records", source=str(path))
     return records
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """A whole JSON file.
+
+    Raises:
+        DataError: It is no JSON in UTF-8, something else, or another kind of value.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except ValueError as error:
+        raise DataError(f"the file is no JSON in UTF-8 ({error})", source=str(path)) from error
+    if not isinstance(content, kind):
+        raise DataError(f"the file is a JSON {type(content).__name__}, expected {kind.__name__}", source=str(path))
+    return content
+
+
+def read_text(path: Path) -> str:
+    """A whole text file in UTF-8, without a byte order mark.
+
+    Raises:
+        DataError: It cannot be read, is empty, something else, or not UTF-8 (line and byte are named).
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"the file cannot be read ({error})", source=str(path)) from error
+    _check_content(path, content[:_BYTES_LOOKED_AT])
+    if not content.strip():
+        raise DataError("the file is empty", source=str(path))
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        start = error.start - (content.rfind(b"\n", 0, error.start) + 1)
+        raise DataError(_explain_byte(error, line, start), source=str(path)) from error
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of every line that is not blank, one in memory at a time."""
+    try:
+        with path.open("rb") as file:
+            _check_content(path, file.read(_BYTES_LOOKED_AT))
+            file.seek(0)
+            for number, line in enumerate(file, start=1):
+                try:
+                    text = line.decode("utf-8-sig")
+                except UnicodeDecodeError as error:
+                    raise DataError(_explain_byte(error, number, error.start), source=str(path)) from error
+                if text.strip():
+                    yield number, text
+    except OSError as error:
+        raise DataError(f"the file cannot be read ({error})", source=str(path)) from error
+
+
+def _check_content(path: Path, head: bytes) -> None:
+    for start, what in _OTHER_CONTENTS.items():
+        if head.lstrip().lower().startswith(start.lower()):
+            raise DataError(f"the file is {what}", source=str(path))
+
+
+def _explain_byte(error: UnicodeDecodeError, line: int, start: int) -> str:
+    byte = error.object[error.start]
+    return (
+        f"line {line} is not UTF-8: byte {start + 1} of the line is 0x{byte:02x}; convert the file, for example "
+        "with `iconv -f LATIN1 -t UTF-8`"
+    )
 
 
 def require_field(record: dict[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:

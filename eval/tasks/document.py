@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.core.annotation import require_field
+from eval.core.annotation import read_json, require_field
 from eval.core.task import Task
 from eval.metrics import anls
 from eval.tasks.questions import (
@@ -15,7 +15,6 @@ from eval.tasks.questions import (
     listed_answer,
     make_image_task,
     no_answer,
-    read_json,
     upload_list,
 )
 from internvl.errors import DataError
@@ -31,8 +30,9 @@ def read_document_answers(data_root: Path, *, path: Path) -> Mapping[str, list[s
     Raises:
         DataError: A field is missing or of another type.
     """
+    content = read_json(data_root / path, dict)
     try:
-        entries = require_field(read_json(data_root / path, dict), "data", list)
+        entries = require_field(content, "data", list)
         return {str(require_field(e, "questionId", (str, int))): require_field(e, "answers", list) for e in entries}
     except DataError as error:
         raise DataError(str(error), source=str(data_root / path)) from error

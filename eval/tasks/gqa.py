@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.core.annotation import require_field
+from eval.core.annotation import read_json, require_field
 from eval.core.scoring import estimate_mean
 from eval.core.task import Scored, Task
 from eval.metrics import exact
-from eval.tasks.questions import SHORT_SENTENCE, QuestionFile, ask_with, listed_answer, make_image_task, read_json
+from eval.tasks.questions import SHORT_SENTENCE, QuestionFile, ask_with, listed_answer, make_image_task
 from internvl.errors import DataError
 
 VERSION = 1

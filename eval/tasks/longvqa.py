@@ -91,20 +91,30 @@ def _aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None, *, 
     return {**numbers, "score": compute(scored), "stderr": bootstrap_stderr(scored, compute, num_draws=50)}
 
 
+def find_annotation_file(set_name: str, length: str) -> Path:
+    """The questions of a set and length, below the data root."""
+    return FOLDER / "val" / f"long_vqa_{length}" / f"val_long_vqa_{set_name}_{LENGTHS[length]}.jsonl"
+
+
+def find_images(set_name: str) -> Path:
+    """The pictures of a set, below the data root."""
+    kind = "image" if set_name in _OWN_PICTURES else "paste"
+    return FOLDER / "image" / "long_vqa" / kind / set_name / "val"
+
+
 def make_task(name: str, prompts: str) -> Task | None:
     """The task of a set and length, for example `chartqa-32k`."""
     match = re.fullmatch(r"(\w+)-(\d+k)", name)
     if match is None or match[1] not in SETS or match[2] not in LENGTHS:
         return None
     set_name, length = match[1], match[2]
-    annotation = FOLDER / "val" / f"long_vqa_{length}" / f"val_long_vqa_{set_name}_{LENGTHS[length]}.jsonl"
-    images = FOLDER / "image" / "long_vqa" / ("image" if set_name in _OWN_PICTURES else "paste") / set_name / "val"
+    annotation = find_annotation_file(set_name, length)
     return Task(
         name=f"longvqa/{name}",
         version=VERSION,
         source=SOURCE,
         annotation=annotation,
-        read_samples=partial(read_samples, annotation=annotation, images=images),
+        read_samples=partial(read_samples, annotation=annotation, images=find_images(set_name)),
         max_new_tokens=MAX_NEW_TOKENS[set_name],
         max_num=MAX_NUM,
         score_answer=partial(_score, set_name=set_name),

@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.core.annotation import require_field
+from eval.core.annotation import read_json, require_field
 from eval.core.sample import Sample
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import milebench
-from eval.tasks.questions import OPTION_SENTENCE, Record, build_rows, estimate_cost, letter_options, read_json
+from eval.tasks.questions import OPTION_SENTENCE, Record, build_rows, estimate_cost, letter_options
 from internvl.errors import DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
 
@@ -35,8 +35,8 @@ _MARK = re.compile(r"\{(?:image|table)#\d+\}")
 def read_samples(data_root: Path, *, annotation: Path, set_name: str, prompts: str, combined: bool) -> list[Sample]:
     """All samples of a set. Raises DataError for a bad record."""
     path = data_root / annotation
+    content = read_json(path, dict)
     try:
-        content = read_json(path, dict)
         meta, records = require_field(content, "meta_data", dict), require_field(content, "data", list)
         rule = milebench.find_rule(set_name, require_field(meta, "question_type", str))
     except (DataError, ValueError) as error:

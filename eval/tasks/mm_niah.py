@@ -18,11 +18,12 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, cast
 
-from eval.core.annotation import read_records, require_field
+from eval.core.annotation import require_field
 from eval.core.sample import Sample
 from eval.core.scoring import score_by_length
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import mm_niah as metric
+from eval.tasks.questions import read_rows
 from internvl.errors import DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
 
@@ -57,21 +58,19 @@ STYLES = {
 }
 
 
-def read_samples(data_root: Path, *, annotation: Path, style: PromptStyle, is_counting: bool) -> list[Sample]:
+def read_samples(
+    data_root: Path, *, annotation: Path, images: Path, style: PromptStyle, is_counting: bool
+) -> list[Sample]:
     """All samples of one task.
 
     Raises:
         DataError: A record is wrong; the message names file and row.
     """
-    path = data_root / annotation
-    images = path.parent.parent / "images"
-    samples = []
-    for row, record in enumerate(read_records(path)):
-        try:
-            samples.append(build_sample(record, images=images, style=style, is_counting=is_counting))
-        except DataError as error:
-            raise DataError(str(error), source=str(path), row=row) from error
-    return samples
+    folder = data_root / images
+    return read_rows(
+        data_root / annotation,
+        lambda _, record: build_sample(record, images=folder, style=style, is_counting=is_counting),
+    )
 
 
 def build_sample(record: dict[str, Any], *, images: Path, style: PromptStyle, is_counting: bool) -> Sample:
@@ -175,14 +174,17 @@ def make_task(name: str, prompts: str) -> Task | None:
     if match is None:
         return None
     style = STYLES[prompts]
-    annotation = Path("MM-NIAH", f"mm_niah_{match['split']}", "annotations", f"{match['stem']}.jsonl")
+    folder = Path("MM-NIAH", f"mm_niah_{match['split']}")
+    annotation = folder / "annotations" / f"{match['stem']}.jsonl"
     is_counting = name.startswith("counting")
     return Task(
         name=f"mm_niah/{name}",
         version=VERSION,
         source=SOURCE,
         annotation=annotation,
-        read_samples=partial(read_samples, annotation=annotation, style=style, is_counting=is_counting),
+        read_samples=partial(
+            read_samples, annotation=annotation, images=folder / "images", style=style, is_counting=is_counting
+        ),
         max_new_tokens=style.counting_tokens if is_counting else MAX_NEW_TOKENS,
         max_num=style.max_num,
         score_answer=score_answer,

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from eval.core.annotation import require_field
+from eval.core.annotation import read_json, require_field
 from eval.core.sample import Sample
 from eval.core.task import Task, TaskFamily
 from eval.metrics import mvbench
 from eval.metrics.protocol import Protocol
-from eval.tasks.questions import Record, build_rows, estimate_cost, read_json
+from eval.tasks.questions import Record, build_rows, estimate_cost
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip, list_frames, sample_segments
 from internvl.errors import DataError
 

@@ -121,21 +121,6 @@ def estimate_cost(text: str, num_tiles: int) -> float:
     return num_tiles * TOKENS_PER_TILE + len(text) / CHARACTERS_PER_TOKEN
 
 
-def read_json(path: Path, kind: type) -> Any:
-    """A whole JSON file.
-
-    Raises:
-        DataError: It is no JSON in UTF-8, or another kind of value.
-    """
-    try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"the file is no JSON in UTF-8 ({error})", source=str(path)) from error
-    if not isinstance(content, kind):
-        raise DataError(f"the file is a JSON {type(content).__name__}, expected {kind.__name__}", source=str(path))
-    return content
-
-
 def ask_with(suffix: str) -> Callable[[Record], str]:
     """A prompt maker: the question, one space, the sentence; the question alone without one."""
     return lambda record: " ".join(filter(None, (require_field(record, "question", str), suffix)))

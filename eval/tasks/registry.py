@@ -1,11 +1,27 @@
-"""Tasks by name: `group/task`, a group alone, or a pattern such as `mm_niah/*-text-test`."""
+"""Tasks by name: `group/task`, a group alone, or a pattern such as `mm_niah/*-text-test`.
+
+Upstream's names are understood, too: `mmmu-val` is `mmmu/val`, `vqa-chartqa-test` is both parts of it.
+"""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from eval.core.task import Task, TaskFamily
-from eval.tasks import longvqa, milebench, mm_niah, mmbench, mmmu, mvbench, pope, scienceqa, seed, videomme, vqa
+from eval.tasks import (
+    longvqa,
+    milebench,
+    mm_niah,
+    mm_niah_long,
+    mmbench,
+    mmmu,
+    mvbench,
+    pope,
+    scienceqa,
+    seed,
+    videomme,
+    vqa,
+)
 from internvl.errors import ConfigError
 
 PromptStyle = Literal["upstream", "official"]
@@ -13,6 +29,7 @@ PROMPT_STYLES: tuple[str, ...] = get_args(PromptStyle)
 
 FAMILIES: Mapping[str, TaskFamily] = {
     "mm_niah": mm_niah.FAMILY,
+    "mm_niah_long": mm_niah_long.FAMILY,
     "vqa": vqa.FAMILY,
     "scienceqa": scienceqa.FAMILY,
     "pope": pope.FAMILY,
@@ -76,12 +93,18 @@ def summarise_groups(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _expand(pattern: str) -> list[str]:
     wildcard = f"{pattern}/*" if pattern in FAMILIES else pattern
-    if not any(sign in wildcard for sign in "*?["):
-        return [pattern]
-    names = [name for name in list_task_names() if fnmatchcase(name, wildcard)]
-    if not names:
-        raise ConfigError(f"no task matches {pattern!r}; {_describe_known(pattern)}")
-    return names
+    if any(sign in wildcard for sign in "*?["):
+        names = [name for name in list_task_names() if fnmatchcase(name, wildcard)]
+        if not names:
+            raise ConfigError(f"no task matches {pattern!r}; {_describe_known(pattern)}")
+        return names
+    return [pattern] if "/" in pattern else _find_upstream(pattern) or [pattern]
+
+
+def _find_upstream(name: str) -> list[str]:
+    """Tasks of a name of upstream's, `GROUP-TASK`: the task itself, or all whose names it begins."""
+    names = {known.replace("/", "-", 1): known for known in list_task_names()}
+    return [names[name]] if name in names else [known for old, known in names.items() if old.startswith(f"{name}-")]
 
 
 def _describe_known(pattern: str) -> str:

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from eval.core.annotation import require_field
+from eval.core.annotation import read_json, require_field
 from eval.core.task import Scored
 from eval.metrics import seed
 from eval.metrics.protocol import Protocol
-from eval.tasks.questions import QuestionFile, collect_tasks, listed_answer, make_image_task, read_json
+from eval.tasks.questions import QuestionFile, collect_tasks, listed_answer, make_image_task
 from internvl.errors import DataError
 
 VERSION = 1
@@ -23,13 +23,14 @@ QUESTIONS = Path("SEED", "SEED-Bench.json")
 def read_golds(data_root: Path) -> Mapping[str, dict[str, Any]]:
     """Letter and number of the question type by question id."""
     path = data_root / QUESTIONS
+    content = read_json(path, dict)
     try:
         return {
             str(require_field(entry, "question_id", (str, int))): {
                 "letter": require_field(entry, "answer", str),
                 "type": int(require_field(entry, "question_type_id", (str, int))),
             }
-            for entry in require_field(read_json(path, dict), "questions", list)
+            for entry in require_field(content, "questions", list)
         }
     except (DataError, ValueError) as error:
         raise DataError(str(error), source=str(path)) from error

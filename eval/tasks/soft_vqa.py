@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from eval.core.annotation import require_field
+from eval.core.annotation import read_json, require_field
 from eval.core.task import Task
 from eval.metrics import vqa
 from eval.metrics.protocol import Protocol
@@ -19,7 +19,6 @@ from eval.tasks.questions import (
     listed_answer,
     make_image_task,
     no_answer,
-    read_json,
 )
 from internvl.errors import DataError
 
@@ -40,8 +39,9 @@ def read_people(data_root: Path, *, path: Path) -> Mapping[str, list[str]]:
     Raises:
         DataError: A field is missing or of another type.
     """
+    content = read_json(data_root / path, dict)
     try:
-        entries = require_field(read_json(data_root / path, dict), "annotations", list)
+        entries = require_field(content, "annotations", list)
         return {
             str(require_field(entry, "question_id", (str, int))): [
                 require_field(person, "answer", str) for person in require_field(entry, "answers", list)

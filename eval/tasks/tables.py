@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from eval.core.annotation import read_text
 from internvl.errors import DataError
 
 _MAX_REFERENCE_LENGTH = 64  # a shorter `image` is the index of the row that holds the picture
@@ -16,12 +17,9 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """Rows by column name; cells that are empty or `nan` are left out.
 
     Raises:
-        DataError: No UTF-8, no rows, or a row with another number of cells than the header.
+        DataError: Not UTF-8 or something else, no rows, or a row with another number of cells than the header.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except ValueError as error:
-        raise DataError(f"the file is no UTF-8 ({error})", source=str(path)) from error
+    text = read_text(path)
     with _long_cells():
         header, *rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t")) or [[]]
     if not rows:

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.core.annotation import require_field
+from eval.core.annotation import read_json, require_field
 from eval.core.sample import Sample
 from eval.core.task import Scored, Task
 from eval.metrics import videomme
-from eval.tasks.questions import Record, collect_tasks, estimate_cost, read_json
+from eval.tasks.questions import Record, collect_tasks, estimate_cost
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip, choose_frames, read_video_info
 from internvl.errors import DataError
 
@@ -40,7 +40,9 @@ _SPAN = re.compile(rf"{_TIME}\s*-->\s*{_TIME}")
 def read_samples(data_root: Path, *, with_subtitles: bool) -> list[Sample]:
     """All questions. Raises DataError for a bad record."""
     samples: list[Sample] = []
-    path = data_root / ANNOTATION
+    path, subtitles = data_root / ANNOTATION, data_root / FOLDER / "subtitle"
+    if with_subtitles and not subtitles.is_dir():
+        raise DataError(f"no subtitles, expected in {subtitles}; get them from {SOURCE}")
     for row, record in enumerate(read_json(path, list)):
         try:
             samples += _build(record, data_root / FOLDER, with_subtitles)
@@ -135,6 +137,7 @@ def _make(name: str, with_subtitles: bool) -> Task:
         protocols=("official", "upstream"),
         aggregate=aggregate,
         num_frames=NUM_FRAMES,
+        folders=(FOLDER / "subtitle",) if with_subtitles else (),
     )
 
 

@@ -1,11 +1,19 @@
 """The shell scripts: which command they end in. A stand-in for the interpreter writes its arguments down."""
 
+import json
 import os
+import random
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+
+from eval.run import main
+from eval.tasks.registry import select_tasks
+from tests.eval.published import write_all, write_pope, write_scienceqa
 
 ROOT = Path(__file__).parents[2]
 SIX = ",".join(
@@ -136,6 +144,119 @@ def test_missing_arguments_show_the_usage(run_script, script, arguments):
     assert "usage:" in error
 
 
+SUITES = {
+    "evaluate_auto.sh": ("eval_origin", "vqa,scienceqa,pope,seed,mmmu,mmbench,ccbench"),
+    "evaluate_mmniah.sh": ("eval_mm_niah", None),
+    "evaluate_mmniah_long.sh": ("eval_mm_niah", "mm_niah_long/retrieval-image-test-*"),
+    "evaluate_milebench.sh": ("eval_milebench", "milebench"),
+    "evaluate_longvqa.sh": ("eval_longvqa", "longvqa/*-32k"),
+    "evaluate_video.sh": ("eval_video", "mvbench,videomme"),
+}
+every_script = pytest.mark.parametrize("script", SUITES)
+
+
+@every_script
+def test_a_script_evaluates_its_tasks_that_have_data_into_the_folder_of_the_stride(run_script, script):
+    folder, tasks = SUITES[script]
+    arguments = ["--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "64"]
+    code, command, _ = run_script(script, "a model/", *arguments, "--limit", "2 3")
+    assert code == 0
+    assert value_of(command, "--checkpoint") == "a model"
+    assert value_of(command, "--out") == f"a model/{folder}_64"
+    assert "--skip_missing" in command
+    position = command.index("--rope_pos_id_version")
+    assert command[position : position + 6] == [*arguments, "--limit", "2 3"]
+    if tasks is not None:
+        assert value_of(command, "--tasks") == tasks
+    names = {task.name for task in select_tasks(value_of(command, "--tasks"))}
+    assert (
+        len(names)
+        == {"auto": 29, "mmniah": 6, "mmniah_long": 4, "milebench": 29, "longvqa": 17, "video": 22}[
+            script.removeprefix("evaluate_").removesuffix(".sh")
+        ]
+    )
+
+
+@every_script
+def test_no_script_lets_stride_and_argument_disagree(run_script, script):
+    code, command, error = run_script(script, "ckpt", "--rope_pos_id_stride=16", STRIDE="64")
+    assert (code, command) == (2, [])
+    assert "STRIDE is 64 but --rope_pos_id_stride is 16" in error
+
+
+@every_script
+def test_every_script_runs_on_slurm_and_shows_its_usage(run_script, script):
+    environment = {"PARTITION": "gpu", "GPUS": "16", "QUOTA_TYPE": "reserved"}
+    _, command, _ = run_script(script, "ckpt", "--limit", "1", srun=True, **environment)
+    assert command[0] == "srun"
+    assert {"--partition=gpu", "--ntasks=16", "--quotatype=reserved", "--limit"} < set(command)
+    for arguments in ([], ["--limit", "1"]):
+        code, command, error = run_script(script, *arguments)
+        assert (code, command) == (2, [])
+        assert "usage:" in error
+
+
+@pytest.mark.parametrize(
+    ("script", "tasks", "expected"),
+    [
+        ("evaluate_auto.sh", "pope,mmmu/val vqa-chartqa-test", "pope,mmmu/val,vqa-chartqa-test"),
+        ("evaluate_mmniah_long.sh", "*-1M", "mm_niah_long/*-1M"),
+        ("evaluate_mmniah_long.sh", "*", "mm_niah_long/*"),
+        ("evaluate_milebench.sh", "ALFRED milebench/TQA-combined-1", "milebench/ALFRED,milebench/TQA-combined-1"),
+        ("evaluate_longvqa.sh", "chartqa,gqa-64k", "longvqa/chartqa-32k,longvqa/gqa-64k"),
+        ("evaluate_video.sh", "mvbench/action_count", "mvbench/action_count"),
+    ],
+)
+def test_tasks_that_are_asked_for_must_have_their_data(run_script, script, tasks, expected):
+    code, command, _ = run_script(script, "ckpt", TASKS=tasks)
+    assert code == 0
+    assert value_of(command, "--tasks") == expected
+    assert "--skip_missing" not in command
+
+
+def test_longvqa_takes_one_or_several_lengths(run_script):
+    _, command, _ = run_script("evaluate_longvqa.sh", "ckpt", GROUP="40,64")
+    assert value_of(command, "--tasks") == "longvqa/*-40k,longvqa/*-64k"
+    _, command, _ = run_script("evaluate_longvqa.sh", "ckpt", GROUP="32 48", TASKS="chartqa")
+    assert value_of(command, "--tasks") == "longvqa/chartqa-32k,longvqa/chartqa-48k"
+    code, command, error = run_script("evaluate_longvqa.sh", "ckpt", GROUP="33")
+    assert (code, command) == (2, [])
+    assert "GROUP must be 32, 40, 48, 56 or 64" in error
+
+
+def test_long_prompts_are_shared_by_all_processes(run_script):
+    _, command, _ = run_script("evaluate_mmniah_long.sh", "ckpt", GPUS="64")
+    assert "--nproc_per_node=64" in command
+    assert "--ring_attn" in command
+    assert "--gpus_per_task" not in command
+    _, command, _ = run_script("evaluate_mmniah_long.sh", "ckpt", GPUS="64", GPUS_PER_TASK="8")
+    assert value_of(command, "--gpus_per_task") == "8"
+    assert "--nproc_per_node=64" in command
+
+
+def test_a_stride_without_its_argument_is_pointed_out(run_script):
+    code, _, error = run_script("evaluate_auto.sh", "ckpt", STRIDE="64")
+    assert code == 0
+    assert "STRIDE=64 names the result folder only" in error
+    for arguments, environment in (([], {}), ([], {"STRIDE": "-1"}), (["--rope_pos_id_stride", "1"], {"STRIDE": "1"})):
+        assert "note" not in run_script("evaluate_auto.sh", "ckpt", *arguments, **environment)[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"),
+    [
+        ("mmmu-val", ["mmmu/val"]),
+        ("vqa-chartqa-test", ["vqa/chartqa-test-human", "vqa/chartqa-test-augmented"]),
+        ("vqa-textvqa-val", ["vqa/textvqa-val"]),
+        ("scienceqa", ["scienceqa/test"]),
+        ("ccbench-dev", ["ccbench/dev"]),
+        ("mmbench-test-en", ["mmbench/test-en"]),
+    ],
+)
+def test_names_of_upstream_are_understood(name, tasks):
+    assert [task.name for task in select_tasks(name)] == tasks
+
+
 def test_the_whole_way_through_the_script(checkpoint, benchmark_root, record, tmp_path):
     benchmark_root.write("retrieval-text", [record(i) for i in range(2)])
     done = subprocess.run(
@@ -184,3 +305,89 @@ def test_tasks_that_do_not_fit_the_gpus_are_refused(run_script, environment, mes
     code, command, error = run_script("evaluate.sh", "ckpt", "mm_niah", srun=True, **environment)
     assert (code, command) == (2, [])
     assert message in error
+
+
+@pytest.fixture(scope="module")
+def published_root(tmp_path_factory):
+    return write_all(tmp_path_factory.mktemp("published"))
+
+
+def start(script, checkpoint, root, out, *arguments, **environment):
+    return subprocess.Popen(
+        ["sh", str(ROOT / "scripts" / script), str(checkpoint), "--data-root", str(root), "--max_num", "2", *arguments],
+        env={**os.environ, "OUT": str(out), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow  # all benchmarks; minutes on two cores
+@every_script
+def test_every_benchmark_runs_end_to_end(script, checkpoint, published_root, tmp_path):
+    process = start(script, checkpoint, published_root, tmp_path, "--rope_pos_id_version", "v2pe_fix",
+                    "--rope_pos_id_stride", "1/4", GROUP="32 64", STRIDE="1/4")  # fmt: skip
+    output, error = process.communicate(timeout=1200)
+    assert process.returncode == 0, error
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    names = [task["task"] for task in summary["tasks"]]
+    assert (
+        len(names)
+        == {"auto": 29, "mmniah": 6, "mmniah_long": 4, "milebench": 29, "longvqa": 34, "video": 22}[
+            script.removeprefix("evaluate_").removesuffix(".sh")
+        ]
+    )
+    for task in summary["tasks"]:
+        assert task["num_failed"] == 0
+        lines = (tmp_path / task["task"] / "predictions.jsonl").read_text().splitlines()
+        assert len(lines) >= 2
+        assert all(json.loads(line)["num_tiles"] >= 1 or "counting" in task["task"] for line in lines)
+        assert task["task"] in output
+
+
+def test_data_that_is_missing_does_not_end_the_others(run_script, checkpoint, tmp_path, capsys, caplog):
+    """The command that the script ends in, run here."""
+    write_pope(tmp_path)
+    write_scienceqa(tmp_path)
+    (tmp_path / "scienceqa/pictures/1.png").unlink()
+    arguments = [str(checkpoint), "--data-root", str(tmp_path), "--device", "cpu"]
+    _, command, _ = run_script("evaluate_auto.sh", *arguments, OUT=str(tmp_path / "out"))
+    assert main(command[command.index("eval.run") + 1 :]) == 0
+    assert (tmp_path / "out/pope/test/scores.json").is_file()
+    for shown in (capsys.readouterr().out, caplog.text):  # at the end, and at the start
+        assert "28 tasks without complete data" in shown
+        assert f"mmmu/val: missing: {tmp_path}/MMMU/validation.jsonl; get it from https://" in shown
+        assert f"scienceqa/test: incomplete: 2 questions, 2 pictures or videos, 1 missing, first {tmp_path}" in shown
+    _, command, _ = run_script("evaluate_auto.sh", *arguments, OUT=str(tmp_path / "other"), TASKS="pope scienceqa")
+    assert main(command[command.index("eval.run") + 1 :]) == 2
+    assert "image not found" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow  # four starts of the interpreter
+def test_a_script_killed_at_any_moment_continues(checkpoint, published_root, tmp_path):
+    arguments = ("evaluate_milebench.sh", checkpoint, published_root)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    process = start(*arguments, whole)
+    assert process.wait(timeout=600) == 0, process.stderr.read()
+    num_all = count_answers(whole)
+    wanted = random.randrange(1, num_all - 5)
+    process = start(*arguments, broken, NPROC="2")
+    while count_answers(broken) < wanted:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=60)
+    assert wanted <= count_answers(broken) < num_all
+    process = start(*arguments, broken)
+    assert process.wait(timeout=600) == 0, process.stderr.read()
+    for path in whole.rglob("predictions.jsonl"):
+        one, other = (read_answers(file) for file in (path, broken / path.relative_to(whole)))
+        assert one == other
+
+
+def count_answers(folder):
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob("**/parts/*.jsonl"))
+
+
+def read_answers(path):
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(line["id"], line["response"], line["last_position"]) for line in lines]

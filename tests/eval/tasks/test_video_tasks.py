@@ -140,6 +140,7 @@ def test_videomme_lists_subtitles_of_the_sampled_frames_only(data_root):
 
 def test_videomme_without_a_subtitle_file_asks_the_plain_question(data_root):
     write_videomme(data_root)
+    data_root.place("Video-MME/subtitle/other.srt").touch()
     assert data_root.read("videomme/test-subtitles")[0].prompt == f"<video>\n{QUESTION}"
 
 

@@ -1,0 +1,180 @@
+"""`python -m eval.check_data TASKS`: which benchmarks are complete, what is missing, and where it is expected.
+
+    files of questions and answers there? -> read them -> pictures and videos there? -> with --open: can they be read?
+
+Nothing is loaded or changed. docs/evaluation.md says where everything comes from.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from eval.core.media import find_broken_media, is_there, list_media
+from eval.core.sample import PackedImage, Sample
+from eval.core.task import Task
+from eval.options import RunOptions
+from eval.tasks.registry import FAMILIES, select_tasks
+from internvl.errors import DataError, EvalError, InternVLError
+
+logger = logging.getLogger(__name__)
+
+GUIDE = "docs/evaluation.md"
+
+
+@dataclass(frozen=True)
+class DataState:
+    """What there is of a task's data.
+
+    Attributes:
+        task: The task.
+        missing_files: Files (of questions, answers) and folders that are not there.
+        fault: What is wrong with files that are there; empty: nothing.
+        num_samples: Questions.
+        num_media: Different pictures and videos that they ask about, those inside the annotation file included.
+        missing_media: Those that are not there.
+        broken_media: Why some of those that are there cannot be read.
+    """
+
+    task: Task
+    missing_files: tuple[Path, ...] = ()
+    fault: str = ""
+    num_samples: int = 0
+    num_media: int = 0
+    missing_media: tuple[Path, ...] = ()
+    broken_media: tuple[str, ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the task can be evaluated."""
+        return not (self.missing_files or self.fault or self.missing_media or self.broken_media)
+
+    def summarise(self) -> str:
+        """One line."""
+        if self.missing_files:
+            rest = f" and {len(self.missing_files) - 1} more" if len(self.missing_files) > 1 else ""
+            return f"missing: {self.missing_files[0]}{rest}"
+        if self.fault:
+            return f"broken: {self.fault}"
+        counts = f"{self.num_samples} questions, {self.num_media} pictures or videos"
+        if self.missing_media:
+            return f"incomplete: {counts}, {len(self.missing_media)} missing, first {self.missing_media[0]}"
+        if self.broken_media:
+            return f"broken: {counts}, {len(self.broken_media)} unreadable, first {self.broken_media[0]}"
+        return f"complete: {counts}"
+
+    def list_problems(self, limit: int) -> list[str]:
+        """What is missing or broken, a line each, at most `limit` lines per kind."""
+        lines = [f"missing file: {path}" for path in self.missing_files]
+        lines += [self.fault] if self.fault else []
+        lines += _shorten([f"missing: {path}" for path in self.missing_media], limit)
+        lines += _shorten([f"unreadable: {reason}" for reason in self.broken_media], limit)
+        return [*lines, f"get it from {self.task.source}"] if lines else []
+
+
+def _shorten(lines: list[str], limit: int) -> list[str]:
+    num_more = len(lines) - limit
+    return [*lines[:limit], f"... and {num_more} more (--show {len(lines)})"] if num_more > 0 else lines
+
+
+def check_task(task: Task, data_root: Path, *, open_media: bool = False) -> DataState:
+    """What there is of a task's data; faults are part of the result."""
+    missing = [data_root / file for file in task.files if not (data_root / file).is_file()]
+    missing += [data_root / folder for folder in task.folders if not (data_root / folder).is_dir()]
+    if missing:
+        return DataState(task, missing_files=tuple(path.absolute() for path in missing))
+    try:
+        samples = task.read_samples(data_root)
+        _check_ids(samples, task)
+    except DataError as error:
+        return DataState(task, fault=str(error))
+    media = dict.fromkeys(entry for sample in samples for entry in list_media(sample))
+    num_packed = sum(isinstance(image, PackedImage) for sample in samples for image in sample.images)
+    return DataState(
+        task,
+        num_samples=len(samples),
+        num_media=len(media) + num_packed,
+        missing_media=tuple(path.absolute() for kind, path in media if not is_there(kind, path)),
+        broken_media=tuple(find_broken_media(_show_progress(samples, task))) if open_media else (),
+    )
+
+
+def _check_ids(samples: Sequence[Sample], task: Task) -> None:
+    if not samples:
+        raise DataError("the file holds no questions", source=str(task.annotation))
+    seen: set[str] = set()
+    for sample in samples:
+        if sample.id in seen:
+            raise DataError(f"id {sample.id!r} is used twice; ids must be unique", source=str(task.annotation))
+        seen.add(sample.id)
+
+
+def _show_progress(samples: Sequence[Sample], task: Task) -> Iterable[Sample]:
+    return tqdm(samples, desc=task.name, unit="q", mininterval=1.0, disable=None)
+
+
+def skip_missing(options: RunOptions) -> tuple[RunOptions, list[DataState]]:
+    """The run without tasks whose data is missing, and those tasks; without `--skip_missing` the run as it is.
+
+    With `--fail_missing` a task stays if only pictures or videos are missing: questions about them fail.
+
+    Raises:
+        EvalError: No task is left.
+        DataError: A file is there but broken.
+    """
+    if not options.skip_missing:
+        return options, []
+    states = [check_task(task, options.data_root) for task in select_tasks(options.tasks, prompts=options.prompts)]
+    for state in states:
+        if state.fault:
+            raise DataError(f"{state.task.name}: {state.fault}")
+    skipped = [s for s in states if s.missing_files or (s.missing_media and not options.fail_missing)]
+    left = [state.task.name for state in states if state not in skipped]
+    if not left:
+        raise EvalError(f"there is no complete data set; {describe_skipped(skipped)}")
+    if skipped:
+        logger.warning("%s", describe_skipped(skipped))
+    return replace(options, tasks=",".join(left)), skipped
+
+
+def describe_skipped(skipped: Sequence[DataState]) -> str:
+    """Which tasks were left out, why, and where their data comes from."""
+    lines = [f"  {state.task.name}: {state.summarise()}; get it from {state.task.source}" for state in skipped]
+    head = f"{len(skipped)} task{'s' if len(skipped) > 1 else ''} without complete data (how to get it: {GUIDE}):"
+    return "\n".join([head, *lines])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 1 when something is missing, 2 for an error of the user's."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.check_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("tasks", metavar="TASKS", help="names, groups or patterns, separated by commas; or all")
+    parser.add_argument("--data-root", "--data_root", type=Path, default=RunOptions.data_root, help="(%(default)s)")
+    parser.add_argument("--open", action="store_true", help="decode every picture, read every video's header")
+    parser.add_argument("--show", type=int, default=3, metavar="N", help="missing files named per task (%(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        tasks = select_tasks(",".join(FAMILIES) if args.tasks == "all" else args.tasks)
+        states = [_report(check_task(task, args.data_root, open_media=args.open), args.show) for task in tasks]
+    except InternVLError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    num_complete = sum(state.is_complete for state in states)
+    print(f"{num_complete} of {len(states)} tasks are complete; how to get the others: {GUIDE}")
+    return int(num_complete < len(states))
+
+
+def _report(state: DataState, show: int) -> DataState:
+    print(f"{state.task.name:<45} {state.summarise()}" if state.is_complete else state.task.name)
+    for line in state.list_problems(show):
+        print(f"    {line}")
+    return state
+
+
+if __name__ == "__main__":
+    sys.exit(main())

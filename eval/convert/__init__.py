@@ -1,0 +1,1 @@
+"""Published forms of benchmarks -> the files that `eval.tasks` read."""

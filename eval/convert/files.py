@@ -1,0 +1,57 @@
+"""Output files of converters: whole or not there, and never outside of their folder."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from internvl.errors import DataError, EvalError
+
+
+@contextmanager
+def open_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write into that takes its name at the end of the block, and vanishes when an error ends it.
+
+    Raises:
+        EvalError: The file cannot be written (disk full, no permission).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open_new(temporary) as file:
+            yield file
+        os.replace(temporary, path)
+    except OSError as error:
+        raise EvalError(f"cannot write {path}: {error}; free space or choose another --out") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def open_new(path: Path) -> IO[bytes]:
+    """An empty file."""
+    return path.open("wb")
+
+
+def write_line(file: IO[bytes], record: dict[str, Any]) -> None:
+    """One record of a jsonl file."""
+    file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+
+
+def place_inside(name: str, folder: Path) -> Path:
+    """Where a file of that name lies below a folder.
+
+    Raises:
+        DataError: The name is absolute or empty, climbs out of the folder, or goes through a link that leaves it.
+    """
+    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".")]
+    is_absolute = name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[/\\]", name) is not None
+    if not parts or is_absolute or ".." in parts or "\0" in name:
+        raise DataError(f"the name {name!r} leads out of its folder; nothing of it is written, do not trust its source")
+    path = folder.joinpath(*parts)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{path} leads out of {folder} through a link; remove the link or choose another --out")
+    return path

@@ -1,0 +1,96 @@
+"""MMMU as published (parquet files of thirty subjects) -> jsonl files and pictures.
+
+    hf download MMMU/MMMU --repo-type dataset --local-dir MMMU-parquet
+    python -m eval.convert.mmmu MMMU-parquet --out dataset/benchmark/MMMU
+
+    MMMU-parquet/SUBJECT/{dev,validation,test}-00000-of-00001.parquet   ->   {dev,validation,test}.jsonl, images/SPLIT/
+
+Pictures keep their bytes. A split is written when all of it was read; splits that are not there are left out.
+"""
+
+import io
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from eval.convert.command import run_converter
+from eval.convert.files import open_whole, place_inside, write_line
+from eval.convert.parquet import find_files, read_rows
+from eval.metrics.mmmu import DOMAINS
+from eval.tasks.mmmu import MAX_IMAGES
+from internvl.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("dev", "validation", "test")
+COLUMNS = ("id", "question", "options", "answer", "question_type", "image_1")
+_KEPT = (*COLUMNS[:-1], "explanation", "subfield", "topic_difficulty", "img_type")
+
+
+def convert(folder: Path, out: Path) -> dict[str, int]:
+    """Convert all splits that a folder holds.
+
+    Returns:
+        Number of questions by file.
+
+    Raises:
+        DataError: No parquet files, a missing column, an id that comes twice, a picture that is none.
+        EvalError: A file cannot be written.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    find_files(folder, "*.parquet")
+    counts = {}
+    for split in SPLITS:
+        paths = sorted(folder.rglob(f"{split}-*.parquet"))
+        if paths:
+            counts[f"{split}.jsonl"] = _convert_split(split, paths, out)
+            subjects = {path.parent.name for path in paths}
+            missing = [subject for group in DOMAINS.values() for subject in group if subject not in subjects]
+            if missing:
+                logger.warning("%s: %d subjects are not there: %s", split, len(missing), ", ".join(missing))
+    if not counts:
+        raise DataError(f"no file {{{','.join(SPLITS)}}}-*.parquet below {folder.absolute()}")
+    return counts
+
+
+def _convert_split(split: str, paths: Sequence[Path], out: Path) -> int:
+    seen: set[str] = set()
+    with open_whole(out / f"{split}.jsonl") as file:
+        for row in read_rows(paths, columns=COLUMNS):
+            if row["id"] in seen:
+                raise DataError(f"id {row['id']!r} comes twice in split {split}")
+            seen.add(row["id"])
+            record = {name: row[name] for name in _KEPT if name in row}
+            for number in range(1, MAX_IMAGES + 1):
+                picture = row.get(f"image_{number}")
+                if picture is not None:
+                    record[f"image_{number}"] = _write_picture(picture, f"{split}/{row['id']}_{number}", out)
+            write_line(file, record)
+    return len(seen)
+
+
+def _write_picture(picture: dict[str, Any], name: str, out: Path) -> str:
+    """Write a picture; returns its path below `out`."""
+    content = picture.get("bytes") or b""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            ending = str(image.format).lower()
+    except UnidentifiedImageError as error:
+        raise DataError(f"{name}: the {len(content)} bytes are no picture") from error
+    path = place_inside(f"images/{name}.{ending}", out)
+    with open_whole(path) as file:
+        file.write(content)
+    return path.relative_to(out).as_posix()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run_converter(convert, name="mmmu", description=__doc__, out="dataset/benchmark/MMMU", argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Rows of parquet files, a few in memory at a time."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from internvl.errors import DataError, MissingDependencyError
+
+_ROWS_AT_A_TIME = 16  # a row may hold seven pictures
+
+
+def read_rows(paths: Sequence[Path], *, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """All rows of several files, in order, with a progress bar.
+
+    Args:
+        paths: Files.
+        columns: Columns that every file must have.
+
+    Raises:
+        DataError: A file is no parquet file, or lacks a column.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingDependencyError("parquet files need pyarrow: pip install 'pyarrow>=19,<27'") from error
+    for path in tqdm(paths, unit="file", disable=None):
+        try:
+            file = parquet.ParquetFile(path)
+            missing = [name for name in columns if name not in file.schema_arrow.names]
+            if missing:
+                raise DataError(f"no column {', '.join(missing)}; there are {', '.join(file.schema_arrow.names)}")
+            for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME):
+                yield from batch.to_pylist()
+        except (pyarrow.ArrowException, OSError, DataError) as error:
+            raise DataError(str(error), source=str(path)) from error
+
+
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """Files below a folder, sorted by path.
+
+    Raises:
+        DataError: None.
+    """
+    paths = sorted(folder.rglob(pattern))
+    if not paths:
+        raise DataError(f"no file {pattern} below {folder.absolute()}")
+    return paths

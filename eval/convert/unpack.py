@@ -1,0 +1,258 @@
+"""Unpack zip and tar archives, also in parts, so that nothing is written outside of the folder.
+
+    python -m eval.convert.unpack MileBench_part*.tar.gz --out dataset/benchmark/MileBench
+    python -m eval.convert.unpack long_vqa.tar.gz.part* --out dataset/benchmark/V2PE-Data/image
+
+Files alone are taken: a link, a device or a name that leads out of the folder is an error. Every file takes its name
+when it is whole, and files that are there already (same size and time) are not written again: a broken-off run can be
+started again.
+"""
+
+import argparse
+import bz2
+import gzip
+import io
+import logging
+import lzma
+import os
+import re
+import stat
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Any, cast
+
+from tqdm import tqdm
+
+from eval.convert.files import open_whole, place_inside
+from internvl.errors import DataError, InternVLError
+
+logger = logging.getLogger(__name__)
+
+_PART = re.compile(r"(?P<stem>.+\.(?:tar|tar\.gz|tgz|zip))\.(?:part)?(?P<number>(?<=part)[a-z]{2,3}|\d{2,3})")
+_BROKEN = (
+    tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError,
+    RuntimeError,
+)  # fmt: skip
+_COMPRESSIONS: Mapping[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_BLOCK_BYTES = 512  # two blocks of zeros end a tar archive
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of an archive.
+
+    Attributes:
+        name: As in the archive.
+        size: In bytes.
+        time_s: Time of its last change, seconds since 1970.
+    """
+
+    name: str
+    size: int
+    time_s: int
+
+
+def unpack(archives: Sequence[Path], out: Path) -> int:
+    """Unpack archives into a folder.
+
+    Args:
+        archives: Files, parts of one archive among them (`x.tar.gz.partaa`, `x.tar.gz.partab`, ...).
+        out: The folder.
+
+    Returns:
+        Number of files, those that were there already included.
+
+    Raises:
+        DataError: An archive is broken or lacks a part, or holds something that is no file inside of the folder.
+        EvalError: A file cannot be written.
+    """
+    num_files = 0
+    for name, parts in group_parts(archives).items():
+        try:
+            with Joined(parts) as stream:
+                is_zip = name.endswith(".zip")
+                for member, source in _read_zip(stream) if is_zip else _read_tar(stream):
+                    _write(member, source, place_inside(member.name, out))
+                    num_files += 1
+        except DataError as error:
+            raise DataError(str(error), source=name) from error
+        except _BROKEN as error:
+            raise DataError(f"the archive is broken or cut off ({error}); download it again", source=name) from error
+    return num_files
+
+
+def group_parts(archives: Sequence[Path]) -> dict[str, list[Path]]:
+    """Archives by name, each with its parts in order.
+
+    Raises:
+        DataError: A file is missing, or a part between others.
+    """
+    groups: dict[str, list[Path]] = {}
+    for path in sorted(archives):
+        if not path.is_file():
+            raise DataError(f"{path} not found")
+        match = _PART.fullmatch(path.name)
+        groups.setdefault(str(path.with_name(match["stem"]) if match else path), []).append(path)
+    for name, parts in groups.items():
+        if _PART.fullmatch(parts[0].name):
+            _check_parts(name, parts)
+    return groups
+
+
+def _check_parts(name: str, parts: Sequence[Path]) -> None:
+    endings = [match["number"] for match in map(_PART.fullmatch, (part.name for part in parts)) if match]
+    base, digits = (10, "0123456789") if endings[0].isdigit() else (26, "abcdefghijklmnopqrstuvwxyz")
+    numbers = [sum(digits.index(sign) * base**place for place, sign in enumerate(reversed(end))) for end in endings]
+    if numbers[0] > 1 or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        raise DataError(f"parts are missing; there are {', '.join(endings)}", source=name)
+
+
+class Joined(io.RawIOBase):
+    """Parts of a file as one, which can be read and, for zip archives, searched; a bar shows how far it was read."""
+
+    def __init__(self, parts: Sequence[Path]):
+        self._files = [part.open("rb") for part in parts]
+        self._sizes = [part.stat().st_size for part in parts]
+        self._position = 0
+        name = parts[0].name
+        self._bar = tqdm(total=sum(self._sizes), desc=name, unit="B", unit_scale=True, mininterval=1.0, disable=None)
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all parts."""
+        return sum(self._sizes)
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Bytes from the beginning of the first part."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of any file."""
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: sum(self._sizes)}[whence]
+        if origin + offset < 0:
+            raise OSError(f"there is no position {origin + offset}")
+        self._position = origin + offset
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """As of any file; ends at the end of a part."""
+        start = 0
+        for file, size in zip(self._files, self._sizes, strict=True):
+            if self._position < start + size:
+                file.seek(self._position - start)
+                content = file.read(min(len(buffer), start + size - self._position))
+                buffer[: len(content)] = content
+                self._position += len(content)
+                self._bar.update(self._position - self._bar.n if self._position > self._bar.n else 0)
+                return len(content)
+            start += size
+        return 0
+
+    def close(self) -> None:
+        """Close all parts."""
+        if not self.closed:
+            self._bar.close()
+            for file in self._files:
+                file.close()
+        super().close()
+
+
+def _read_tar(stream: Joined) -> Iterator[tuple[Member, IO[bytes]]]:
+    """Files of an archive, compressed or not; unlike tarfile alone, notices one that ends between two of its files."""
+    file: IO[bytes] = io.BufferedReader(stream, 2**20)
+    head = file.read(6)
+    file.seek(0)
+    for magic, decompress in _COMPRESSIONS.items():
+        if head.startswith(magic):
+            file = cast(IO[bytes], decompress(file))
+            break
+    else:
+        _check_end(file, stream.num_bytes)
+    with tarfile.open(fileobj=file, mode="r|") as archive:
+        for info in archive:
+            if info.isdir():
+                continue
+            source = archive.extractfile(info) if info.isreg() else None
+            if source is None:
+                raise DataError(f"{info.name!r} is a link or a device, expected files and folders only")
+            yield Member(info.name, info.size, int(info.mtime)), source
+
+
+def _check_end(file: IO[bytes], num_bytes: int) -> None:
+    file.seek(max(0, num_bytes - 2 * _BLOCK_BYTES))
+    if any(file.read()):
+        raise tarfile.ReadError("its end is missing")
+    file.seek(0)
+
+
+def _read_zip(stream: Joined) -> Iterator[tuple[Member, IO[bytes]]]:
+    with zipfile.ZipFile(io.BufferedReader(stream, 2**20)) as archive:
+        for info in archive.infolist():
+            if info.is_dir():
+                continue
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG):
+                raise DataError(f"{info.filename!r} is a link or a device, expected files and folders only")
+            with archive.open(info) as source:
+                yield Member(info.filename, info.file_size, _read_time(info)), source
+
+
+def _read_time(info: zipfile.ZipInfo) -> int:
+    try:
+        return int(datetime(*info.date_time, tzinfo=timezone.utc).timestamp())
+    except ValueError:  # month 0: the archive does not say
+        return 0
+
+
+def _write(member: Member, source: IO[bytes], path: Path) -> None:
+    if path.is_file():
+        status = path.stat()
+        if (status.st_size, int(status.st_mtime)) == (member.size, member.time_s):
+            return
+    with open_whole(path) as file:
+        while piece := _read_piece(source):
+            file.write(piece)
+    os.utime(path, (member.time_s, member.time_s))
+
+
+def _read_piece(source: IO[bytes]) -> bytes:
+    try:
+        return source.read(2**20)
+    except OSError as error:  # not one of writing
+        raise EOFError(str(error)) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code (2 for an error of the user's)."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.convert.unpack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("archives", type=Path, nargs="+", metavar="ARCHIVE", help="zip, tar, tar.gz; parts of one")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the files")
+    args = parser.parse_args(argv)
+    try:
+        num_files = unpack(args.archives, args.out)
+    except InternVLError as error:
+        logger.error("error: %s", error)
+        return 2
+    logger.info("%s: %d files", args.out, num_files)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Video-MME as published (a parquet file with a row per question) -> the official JSON form, a record per video.
+
+hf download lmms-lab/Video-MME --repo-type dataset --local-dir Video-MME-parquet
+python -m eval.convert.videomme Video-MME-parquet --out dataset/benchmark/Video-MME
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.convert.command import run_converter
+from eval.convert.files import open_whole
+from eval.convert.parquet import find_files, read_rows
+
+VIDEO_COLUMNS = ("video_id", "duration", "domain", "sub_category", "videoID")
+QUESTION_COLUMNS = ("question_id", "task_type", "question", "options", "answer")
+
+
+def convert(folder: Path, out: Path) -> dict[str, int]:
+    """Write `videomme.json`.
+
+    Returns:
+        Number of questions by file.
+
+    Raises:
+        DataError: No parquet file, or a missing column.
+        EvalError: The file cannot be written.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    videos: dict[str, dict[str, Any]] = {}
+    num_questions = 0
+    for row in read_rows(find_files(folder, "test-*.parquet"), columns=(*VIDEO_COLUMNS, *QUESTION_COLUMNS)):
+        video = {name: row[name] for name in VIDEO_COLUMNS}
+        record = videos.setdefault(str(row["video_id"]), {**video, "questions": []})
+        record["questions"].append({name: row[name] for name in QUESTION_COLUMNS})
+        num_questions += 1
+    with open_whole(out / "videomme.json") as file:
+        file.write((json.dumps(list(videos.values()), ensure_ascii=False, indent=1) + "\n").encode())
+    return {"videomme.json": num_questions}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run_converter(convert, name="videomme", description=__doc__, out="dataset/benchmark/Video-MME", argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
