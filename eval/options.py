@@ -150,6 +150,7 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m eval.run",
+        allow_abbrev=False,  # the scripts look for whole names
         description="Evaluate a checkpoint. A killed run continues when the same command is started again, also with "
         "another number of processes (torchrun or slurm tasks). Names of options may be written with - or _.",
         epilog="Exit codes: 0 done; 2 could not start or go on (what was answered is kept); 3 done, but more questions "

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.core.scoring import SCORES_NAME
 from eval.core.store import write_atomically
 from eval.tasks.registry import summarise_groups
 
@@ -14,12 +15,22 @@ _KEYS = ("score", "stderr", "count", "num_failed", "num_empty", "chance")
 def write_summary(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Write `summary.json`: the headline numbers of every task and the groups' own averages.
 
+    Tasks that were scored into the same folder before stay in it.
+
     Args:
         folder: Result folder of the run.
         results: Contents of the tasks' scores.json.
     """
+    by_task = {result["task"]: result for result in [*_read_scores(folder), *results]}
+    results = [by_task[name] for name in sorted(by_task)]
     content = {"tasks": [_summarise_task(result) for result in results], "groups": summarise_groups(results)}
     write_atomically(folder / "summary.json", json.dumps(content, indent=2) + "\n")
+
+
+def _read_scores(folder: Path) -> list[dict[str, Any]]:
+    """Scores of this run that lie below the folder as `TASK/scores.json`; those of other runs in it are left out."""
+    found = {path: json.loads(path.read_text(encoding="utf-8")) for path in folder.rglob(SCORES_NAME)}
+    return [scores for path, scores in found.items() if path.parent == folder / scores["task"]]
 
 
 def _summarise_task(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 a haystack of many tiles is shared out over few images.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -118,4 +119,8 @@ def _add_image(
 def _snap_table(max_num: int, max_total: int) -> tuple[int, ...]:
     table = _split_table(max_num, max_total)
     possible = [number for number, parts in enumerate(table) if parts is not None]
-    return tuple(min(possible, key=lambda other: abs(other - number)) for number in range(max_total + 1))
+    nearest = []
+    for number in range(max_total + 1):
+        place = bisect_left(possible, number)
+        nearest.append(min(possible[max(place - 1, 0) : place + 1], key=lambda other: abs(other - number)))
+    return tuple(nearest)

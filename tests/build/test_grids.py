@@ -58,3 +58,10 @@ def test_shares_are_found_within_a_few_tries():
     rng = Random(0)
     tries = [SHARES.share_out(sorted(rng.randint(0, 256) for _ in range(7)), 256, rng) for _ in range(200)]
     assert sum(gaps is not None for gaps in tries) > 40
+
+
+def test_a_number_that_no_images_have_moves_to_the_nearest_that_some_have():
+    few = TileShares(max_num=6, max_total=64)
+    possible = [number for number in range(65) if few.split(number) is not None]
+    for number in range(65):
+        assert few._snap(number) == min(possible, key=lambda other: abs(other - number))

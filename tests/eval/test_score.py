@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from eval.core.store import make_fingerprint
-from eval.score import main, score_run
+from eval.score import main, score_folder, score_run
+from eval.summary import write_summary
 
 CHOICE, COUNT = "mm_niah/reasoning-image-test", "mm_niah/counting-text-test"
 
@@ -97,6 +98,15 @@ def test_a_single_task_can_be_scored_and_leaves_the_summary_alone(run):
     assert read(run / CHOICE / "scores.json")["protocol"] == "upstream"
     assert (run / "summary.json").read_bytes() == before
     assert not (run / CHOICE / "summary.json").exists()
+
+
+def test_tasks_scored_later_join_the_summary(run, benchmark_root, record, saved_runs):
+    assert main([str(run)]) == 0
+    benchmark_root.write("counting-text", [record(i, answer=[1, 2]) for i in range(2)])
+    saved_runs.write(run, COUNT, ["[1, 2]", "[1, 1]"], data_root=benchmark_root.root)
+    later = score_folder(run / COUNT, protocol=None, length_edges=None)
+    write_summary(run, [later])
+    assert [task["task"] for task in read(run / "summary.json")["tasks"]] == sorted([CHOICE, COUNT])
 
 
 def test_tasks_of_one_run_must_share_their_settings(run, benchmark_root, record, saved_runs, capsys):
