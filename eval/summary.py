@@ -21,8 +21,9 @@ def write_summary(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
         folder: Result folder of the run.
         results: Contents of the tasks' scores.json.
     """
-    by_task = {result["task"]: result for result in [*_read_scores(folder), *results]}
-    results = [by_task[name] for name in sorted(by_task)]
+    own = {result["task"] for result in results}
+    earlier = (scores for scores in _read_scores(folder) if scores["task"] not in own)
+    results = [*results, *sorted(earlier, key=lambda scores: scores["task"])]
     content = {"tasks": [_summarise_task(result) for result in results], "groups": summarise_groups(results)}
     write_atomically(folder / "summary.json", json.dumps(content, indent=2) + "\n")
 

@@ -18,7 +18,6 @@ The benchmarks mm_niah_long and mm_niah read OUT as --data-root.
 
 import argparse
 import json
-import logging
 import re
 import sys
 from bisect import bisect_right
@@ -32,6 +31,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from internvl.build.command import make_parser, run_builder
 from internvl.build.corpus import ImageBlock, describe_corpus, read_corpus
 from internvl.build.corpus_set import ANNOTATIONS, IMAGES, probe_item
 from internvl.build.datasheet import Sheet
@@ -40,10 +40,8 @@ from internvl.build.haystacks import Piece, PieceCounter, fill_between, repeat_f
 from internvl.build.lengths import LengthRange, describe_reader, load_model_reader, parse_length
 from internvl.build.parts import Part, Record, cut_parts, join_parts, make_parts, open_workspace, write_whole
 from internvl.build.quality import count_words
-from internvl.errors import ConfigError, DataError, InternVLError
+from internvl.errors import ConfigError, DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
-
-logger = logging.getLogger(__name__)
 
 BUILDER = "internvl.build.haystack"
 FORMAT = 1  # raised when the same arguments give other files
@@ -423,45 +421,33 @@ def _as_list(depth: float | list[float]) -> list[float]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {BUILDER}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(BUILDER, __doc__)
     add = parser.add_argument
     add("--annotation", type=Path, required=True, metavar="KIND-NEEDLE.jsonl", help="samples of MM-NIAH")
     add("--images", type=Path, required=True, help="folder of their images")
-    add("--model", type=Path, required=True, metavar="CKPT", help="checkpoint whose tokenizer and tiles count")
-    add("--out", type=Path, required=True, help="folder that is made")
     add("--lengths", type=parse_length, nargs="+", required=True, metavar="LENGTH", help="tokens, such as 128k 1M")
     add("--num_samples", type=int, default=100, help="samples per length (default: %(default)s)")
     add("--corpus", type=Path, default=None, metavar="FOLDER", help="filler (default: the other samples)")
-    add("--seed", type=int, default=0, help="the same seed gives the same files (default: %(default)s)")
-    add("--workers", type=int, default=0, help="processes; 0 works in this one (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace data that this command made with other arguments")
-    add("--max_dynamic_patch", type=int, default=None, help="most tiles per image (default: the checkpoint's)")
     return parser
+
+
+def read_spec(arguments: argparse.Namespace) -> HaystackSpec:
+    """The data set that a command line asks for."""
+    return HaystackSpec(
+        annotation=arguments.annotation,
+        images=arguments.images,
+        model=arguments.model,
+        lengths=tuple(arguments.lengths),
+        num_samples=arguments.num_samples,
+        corpus=arguments.corpus,
+        seed=arguments.seed,
+        max_num=arguments.max_dynamic_patch,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        spec = HaystackSpec(
-            annotation=arguments.annotation,
-            images=arguments.images,
-            model=arguments.model,
-            lengths=tuple(arguments.lengths),
-            num_samples=arguments.num_samples,
-            corpus=arguments.corpus,
-            seed=arguments.seed,
-            max_num=arguments.max_dynamic_patch,
-        )
-        made = build_haystack(arguments.out, spec, num_workers=arguments.workers, overwrite=arguments.overwrite)
-    except InternVLError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    logger.info("%s: %s", arguments.out, "written" if made else "already there, nothing to do")
-    return 0
+    return run_builder(build_parser(), argv, read_spec, build_haystack)
 
 
 if __name__ == "__main__":

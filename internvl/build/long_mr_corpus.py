@@ -8,31 +8,20 @@ benchmark mm_niah reads OUT (--data-root). Broken off and started again it goes 
 """
 
 import argparse
-import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from internvl.build.command import make_parser, run_builder
 from internvl.build.corpus_set import BUILDER, CorpusSetSpec, build_corpus_set
 from internvl.build.lengths import parse_length
 from internvl.build.riddles import TASKS
-from internvl.errors import InternVLError
-
-logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {BUILDER}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(BUILDER, __doc__)
     add = parser.add_argument
     add("--corpus", type=Path, required=True, metavar="FOLDER", help="texts and images")
-    add("--model", type=Path, required=True, metavar="CKPT", help="checkpoint whose tokenizer and tiles count")
-    add("--out", type=Path, required=True, help="folder that is made")
-    add("--seed", type=int, default=0, help="the same seed gives the same files (default: %(default)s)")
-    add("--workers", type=int, default=0, help="processes; 0 works in this one (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace data that this command made with other arguments")
     add("--tasks", nargs="+", default=[*TASKS], choices=[*TASKS], help="what to ask (default: all)")
     add("--train_lengths", type=parse_length, nargs="*", default=[], metavar="LENGTH",
         help="tokens of training documents, such as 16k-32k")  # fmt: skip
@@ -49,7 +38,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="share of visual tokens up to which images are put between paragraphs (default: %(default)s)")  # fmt: skip
     add("--test_share", type=float, default=0.2,
         help="share of the corpus for testing, if both are made (default: %(default)s)")  # fmt: skip
-    add("--max_dynamic_patch", type=int, default=None, help="most tiles per image (default: the checkpoint's)")
     return parser
 
 
@@ -75,13 +63,4 @@ def read_spec(arguments: argparse.Namespace) -> CorpusSetSpec:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        spec = read_spec(arguments)
-        made = build_corpus_set(arguments.out, spec, num_workers=arguments.workers, overwrite=arguments.overwrite)
-    except InternVLError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    logger.info("%s: %s", arguments.out, "written" if made else "already there, nothing to do")
-    return 0
+    return run_builder(build_parser(), argv, read_spec, build_corpus_set)

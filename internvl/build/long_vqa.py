@@ -18,7 +18,6 @@ and `answer`.
 
 import argparse
 import json
-import logging
 import re
 import sys
 from collections import Counter
@@ -33,6 +32,7 @@ from typing import Any, Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
+from internvl.build.command import make_parser, run_builder
 from internvl.build.corpus import clean_text
 from internvl.build.datasheet import Sheet
 from internvl.build.folders import is_finished
@@ -41,10 +41,8 @@ from internvl.build.parts import Part, Record, cut_parts, join_parts, make_parts
 from internvl.build.quality import Probe, contains_answer
 from internvl.build.vocabulary import SHORT_ANSWER_SENTENCE
 from internvl.data.media import load_image
-from internvl.errors import ConfigError, DataError, InternVLError
+from internvl.errors import ConfigError, DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
-
-logger = logging.getLogger(__name__)
 
 BUILDER = "internvl.build.long_vqa"
 FORMAT = 1  # raised when the same arguments give other files
@@ -471,49 +469,37 @@ def _write_meta(folder: Path, spec: LongVQASpec) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {BUILDER}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(BUILDER, __doc__)
     add = parser.add_argument
     add("--annotation", type=Path, required=True, help="jsonl of questions about single pictures")
     add("--images", type=Path, required=True, help="folder that its picture paths are relative to")
-    add("--model", type=Path, required=True, metavar="CKPT", help="checkpoint whose tokenizer and tiles count")
-    add("--out", type=Path, required=True, help="folder that is made")
     add("--name", required=True, help="name of the set, such as chartqa")
     add("--form", choices=("image", "paste"), default="image", help="see above (default: %(default)s)")
     add("--split", choices=("train", "val"), default="train", help="what it is for (default: %(default)s)")
     add("--lengths", type=parse_length, nargs="+", required=True, metavar="LOW-HIGH", help="tokens, such as 16k-32k")
     add("--num_samples", type=int, default=100, help="samples per range (default: %(default)s)")
-    add("--seed", type=int, default=0, help="the same seed gives the same files (default: %(default)s)")
-    add("--workers", type=int, default=0, help="processes; 0 works in this one (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace data that this command made with other arguments")
-    add("--max_dynamic_patch", type=int, default=None, help="most tiles per image (default: the checkpoint's)")
     return parser
+
+
+def read_spec(arguments: argparse.Namespace) -> LongVQASpec:
+    """The data set that a command line asks for."""
+    return LongVQASpec(
+        annotation=arguments.annotation,
+        images=arguments.images,
+        model=arguments.model,
+        name=arguments.name,
+        form=arguments.form,
+        split=arguments.split,
+        lengths=tuple(arguments.lengths),
+        num_samples=arguments.num_samples,
+        seed=arguments.seed,
+        max_num=arguments.max_dynamic_patch,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        spec = LongVQASpec(
-            annotation=arguments.annotation,
-            images=arguments.images,
-            model=arguments.model,
-            name=arguments.name,
-            form=arguments.form,
-            split=arguments.split,
-            lengths=tuple(arguments.lengths),
-            num_samples=arguments.num_samples,
-            seed=arguments.seed,
-            max_num=arguments.max_dynamic_patch,
-        )
-        made = build_long_vqa(arguments.out, spec, num_workers=arguments.workers, overwrite=arguments.overwrite)
-    except InternVLError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    logger.info("%s: %s", arguments.out, "written" if made else "already there, nothing to do")
-    return 0
+    return run_builder(build_parser(), argv, read_spec, build_long_vqa)
 
 
 if __name__ == "__main__":

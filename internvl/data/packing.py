@@ -103,13 +103,7 @@ class Packer(Generic[Ref]):
         Raises:
             DataError: The document alone is larger than a row.
         """
-        limits = self.limits
-        if num_tokens > limits.max_tokens or num_tiles > limits.max_tiles:
-            raise DataError(
-                f"the document has {num_tokens} tokens and {num_tiles} tiles, expected at most {limits.max_tokens} "
-                f"tokens and {limits.max_tiles} tiles; raise max_packed_tokens or num_images_expected",
-                kind="length",
-            )
+        _check_document(self.limits, num_tokens, num_tiles)
         fitting = [row for row in self.open_rows if self._fits(row, num_tokens, num_tiles)]
         if fitting:
             row = max(fitting, key=self._fullness)

@@ -106,7 +106,7 @@ def test_tasks_scored_later_join_the_summary(run, benchmark_root, record, saved_
     saved_runs.write(run, COUNT, ["[1, 2]", "[1, 1]"], data_root=benchmark_root.root)
     later = score_folder(run / COUNT, protocol=None, length_edges=None)
     write_summary(run, [later])
-    assert [task["task"] for task in read(run / "summary.json")["tasks"]] == sorted([CHOICE, COUNT])
+    assert [task["task"] for task in read(run / "summary.json")["tasks"]] == [COUNT, CHOICE]
 
 
 def test_tasks_of_one_run_must_share_their_settings(run, benchmark_root, record, saved_runs, capsys):
