@@ -14,6 +14,7 @@ from internvl.errors import ConfigError
 from internvl.infer.context_parallel import check_shareable
 from internvl.infer.session import check_batchable
 from internvl.model.caches import KV_CACHES, check_kv_cache
+from internvl.model.logn_scaling import check_logn_scaling
 from internvl.model.rope_scaling import RopeScaling, parse_rope_scaling
 from internvl.model.v2pe import ROPE_POS_ID_VERSIONS
 
@@ -31,6 +32,7 @@ class RunOptions:
         rope_pos_id_version: Visual positions.
         rope_pos_id_stride: Positions that one tile spans; None: the checkpoint's own.
         rope_scaling: Scaling of rotary positions; None: the checkpoint's own.
+        logn_scaling: Training length of log-n scaling of queries; 0: none; None: the checkpoint's own.
         data_root: Folder of the benchmarks.
         max_num: Largest number of tiles per image; None: the task's.
         limit: First samples of every task only.
@@ -59,6 +61,7 @@ class RunOptions:
     rope_pos_id_version: str = "default"
     rope_pos_id_stride: int | float | None = None
     rope_scaling: RopeScaling | None = None
+    logn_scaling: int | None = None
     data_root: Path = Path("dataset/benchmark")
     max_num: int | None = None
     limit: int | None = None
@@ -97,6 +100,7 @@ class RunOptions:
             check_shareable(self.kv_cache)
         if self.rope_scaling is not None:
             self.rope_scaling.check_version(self.rope_pos_id_version)
+        check_logn_scaling(self.logn_scaling or None, source="--logn_scaling")
         if self.length_bins is not None:
             check_length_edges(self.length_bins)
 
@@ -174,11 +178,18 @@ def _build_parser() -> argparse.ArgumentParser:
         help="scale positions, visual ones included: yarn:4, linear:2, dynamic:2 (version default only), none, or a "
         "json object; default: the checkpoint's own",
     )
+    add(
+        "--logn_scaling",
+        type=int,
+        metavar="TOKENS",
+        help="training length beyond which queries are made longer, by log n / log TOKENS for n keys; 0: none; "
+        "default: the checkpoint's own",
+    )
     add("--data_root", type=Path, help="folder of the benchmarks (dataset/benchmark)")
     add("--max_num", "--max-num", type=int, help="largest number of tiles per image; default: the task's")
     add("--dynamic", action="store_true", help="understood and without effect: images are always cut into tiles")
     add("--limit", type=int, help="first N samples of every task only")
-    add("--out", type=Path, help="result folder; default: CHECKPOINT/eval_VERSION[_STRIDE][_SCALING]")
+    add("--out", type=Path, help="result folder; default: CHECKPOINT/eval_VERSION[_STRIDE][_SCALING][_logn-TOKENS]")
     add("--prompts", choices=PROMPT_STYLES, help="whose prompts and answer limits (upstream)")
     add_scoring_arguments(parser)
     add("--dtype", choices=DTYPES, help="float32 on CPU, bfloat16 on CUDA")

@@ -48,6 +48,8 @@ def choose_folder(options: RunOptions, stride: int | float | None) -> Path:
     suffix = "" if stride is None else f"_{stride}"
     if options.rope_scaling is not None:
         suffix += "_" + str(options.rope_scaling).replace(":", "-")
+    if options.logn_scaling is not None:
+        suffix += f"_logn-{options.logn_scaling}"
     return options.out or options.checkpoint / f"eval_{options.rope_pos_id_version}{suffix}"
 
 
@@ -87,8 +89,13 @@ def plan_jobs(options: RunOptions, *, stride: int | float | None, dtype: str) ->
 
 
 def _scaling_settings(options: RunOptions) -> dict[str, Any]:
-    """Nothing without the flag: the checkpoint's own scaling is part of its fingerprint."""
-    return {} if options.rope_scaling is None else {"rope_scaling": str(options.rope_scaling)}
+    """Nothing without a flag: the checkpoint's own scaling is part of its fingerprint."""
+    settings: dict[str, Any] = {}
+    if options.rope_scaling is not None:
+        settings["rope_scaling"] = str(options.rope_scaling)
+    if options.logn_scaling is not None:
+        settings["logn_scaling"] = options.logn_scaling
+    return settings
 
 
 def _cache_settings(options: RunOptions) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def run(options: RunOptions, env: RankEnv) -> int:
         rope_pos_id_version=options.rope_pos_id_version,
         rope_pos_id_stride=stride,
         rope_scaling=options.rope_scaling,
+        logn_scaling=options.logn_scaling,
         max_num=options.max_num,
         cache_mib=options.cache_mib,
         prefill_chunk_size=options.prefill_chunk_size,

@@ -25,7 +25,10 @@ from internvl.errors import EvalError, InternVLError
 logger = logging.getLogger(__name__)
 
 # What all tasks of one run share.
-RUN_SETTINGS = ("checkpoint", "rope_pos_id_version", "rope_pos_id_stride", "rope_scaling", "dtype", "kv_cache")
+RUN_SETTINGS = (
+    *("checkpoint", "rope_pos_id_version", "rope_pos_id_stride", "rope_scaling", "logn_scaling"),
+    *("dtype", "kv_cache"),
+)
 
 
 def score_folder(folder: Path, *, protocol: str | None, length_edges: Sequence[int] | None) -> dict[str, Any]:

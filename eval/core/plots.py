@@ -87,6 +87,26 @@ def draw_length_plot(series: Mapping[str, Sequence[Mapping[str, Any]]], *, title
     return _finish_accuracy(figure, axes)
 
 
+def draw_band_plot(
+    series: Mapping[str, Mapping[str, tuple[float, float, float]]], *, labels: Sequence[str], title: str, xlabel: str
+) -> Figure:
+    """Accuracy by length with intervals that the caller knows, one line per setting.
+
+    Args:
+        series: Setting -> label of a length -> `(accuracy, low, high)`.
+        labels: Of the axis, in order.
+        title: Title.
+        xlabel: What the lengths are.
+    """
+    figure, axes = _make_axes(max(6.5, 3.5 + 0.7 * len(labels)), title)
+    for index, (name, points) in enumerate(series.items()):
+        y, low, high = zip(*points.values(), strict=True)
+        _draw_line(axes, index, name, [labels.index(label) for label in points], y, low, high)
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_xlabel(xlabel)
+    return _finish_accuracy(figure, axes)
+
+
 def draw_stride_plot(
     series: Mapping[str, Sequence[tuple[float, float, int]]], *, title: str, baselines: Mapping[str, float]
 ) -> Figure:

@@ -89,11 +89,13 @@ def _read_scores(path: Path) -> dict[str, Any]:
 
 
 def label_setting(result: Mapping[str, Any]) -> str:
-    """The position version in words: `default`, `v2pe_fix stride 1`, `v2pe_fix stride 1 yarn:4`."""
+    """The position version in words: `default`, `v2pe_fix stride 1`, `v2pe_fix stride 1 yarn:4 log-n:192`."""
     settings = result["settings"]
     stride, scaling = settings.get("rope_pos_id_stride"), settings.get("rope_scaling")
     label = settings["rope_pos_id_version"] + ("" if stride is None else f" stride {stride}")
-    return label if scaling is None else f"{label} {scaling}"
+    label = label if scaling is None else f"{label} {scaling}"
+    logn = settings.get("logn_scaling")
+    return label if logn is None else f"{label} log-n:{logn}"
 
 
 def label_settings(results: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -31,6 +31,7 @@ from internvl.infer.context_parallel import ContextParallel, build_context_paral
 from internvl.infer.session import DEFAULT_NUM_FRAMES, Answer, Session, Turn, check_placeholders
 from internvl.model.caches import KV_CACHES
 from internvl.model.constants import IMAGE_PLACEHOLDER
+from internvl.model.logn_scaling import check_logn_scaling
 from internvl.model.rope_scaling import parse_rope_scaling
 from internvl.model.v2pe import ROPE_POS_ID_VERSIONS, check_stride
 from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, read_rank_env
@@ -188,6 +189,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rope_scaling", metavar="SCALING",
         help="scale positions, visual ones included: yarn:4, linear:2, dynamic:2 (version default only), none, or a "
         "json object; default: the checkpoint's own")  # fmt: skip
+    add("--logn_scaling", type=int, metavar="TOKENS",
+        help="training length beyond which queries are made longer, by log n / log TOKENS for n keys; 0: none; "
+        "default: the checkpoint's own")  # fmt: skip
     add("--max_num", type=int, help="largest number of tiles per image; default: the checkpoint's own")
     add("--prefill_chunk_size", type=int, help="tokens of the prompt that pass the decoder at a time; default: all")
     add("--kv_cache", choices=KV_CACHES, default="dynamic",
@@ -276,6 +280,7 @@ def _run(arguments: argparse.Namespace, env: RankEnv) -> None:
     scaling = None if arguments.rope_scaling is None else parse_rope_scaling(arguments.rope_scaling)
     if scaling is not None and (version or arguments.rope_pos_id_stride):
         scaling.check_version(version or "v2pe_fix")
+    check_logn_scaling(arguments.logn_scaling or None, source="--logn_scaling")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device is cuda, but torch sees no GPU; leave the option out or pass cpu")
     parallel = _join_ranks(env, arguments.device)
@@ -290,6 +295,7 @@ def _run(arguments: argparse.Namespace, env: RankEnv) -> None:
         arguments.checkpoint,
         device=_place(arguments.device, env),
         rope_scaling=scaling,
+        logn_scaling=arguments.logn_scaling,
         rope_pos_id_version=version,
         rope_pos_id_stride=arguments.rope_pos_id_stride,
         max_num=arguments.max_num,

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from internvl.errors import CheckpointError
 from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.loading import load_strictly, read_chat_config
+from internvl.model.logn_scaling import choose_logn_scaling
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
 from internvl.model.rope_scaling import RopeScaling, apply_rope_scaling
@@ -88,6 +89,7 @@ def load_checkpoint(
     dtype: torch.dtype,
     device: torch.device | str,
     rope_scaling: RopeScaling | None = None,
+    logn_scaling: int | None = None,
 ) -> tuple[InternVLChatModel, PreTrainedTokenizerBase]:
     """Load model (in evaluation mode) and tokenizer.
 
@@ -96,16 +98,19 @@ def load_checkpoint(
         dtype: Of the weights.
         device: Where to.
         rope_scaling: Replaces the scaling of rotary positions that the checkpoint's config names; None: the config's.
+        logn_scaling: Replaces the config's training length for log-n scaling of queries (0: none); None: the config's.
 
     Raises:
         CheckpointError: Files are missing or broken, weights do not fit the config, or the tokenizer does not know
             the image tokens.
-        ConfigError: The model is of an unknown kind, or cannot take the scaling.
+        ConfigError: The model is of an unknown kind, or cannot take the scaling, or `logn_scaling` is no number of
+            tokens.
     """
     check_checkpoint(folder)
     config = read_chat_config(folder)
     if rope_scaling is not None:
         apply_rope_scaling(config.llm_config, rope_scaling)
+    choose_logn_scaling(config.llm_config, logn_scaling)
     tokenizer = load_tokenizer(folder)
     if isinstance(tokenizer, InternLM2Tokenizer):
         tokenizer.add_image_tokens(config.llm_config.vocab_size)

@@ -332,10 +332,11 @@ class ContextParallel:
     ) -> None:
         """Run everything but the last token of the prompt through the decoder."""
         num_used = 0
+        num_keys = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device).unsqueeze(0)
         for chunk in chunks:
-            own_ids, own_visual, own_positions = (
+            own_ids, own_visual, own_positions, own_num_keys = (
                 shard_row(x[:, chunk.start : chunk.stop], rank=self.rank, size=self.size, dim=1)
-                for x in (input_ids, visual, position_ids)
+                for x in (input_ids, visual, position_ids, num_keys)
             )
             embeds = model.get_input_embeddings()(own_ids)
             num_visual = int(own_visual.sum())
@@ -350,6 +351,7 @@ class ContextParallel:
                 past_key_values=cache,
                 use_cache=True,
                 rope_lengths=rope_lengths,
+                num_keys=own_num_keys,
             )
         cache.chunk_length = None
 

@@ -260,6 +260,7 @@ class Session:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         rope_scaling: RopeScaling | None = None,
+        logn_scaling: int | None = None,
         layer_devices: Sequence[str] = (),
         **options: Any,
     ) -> "Session":
@@ -271,6 +272,8 @@ class Session:
             device: None: CUDA when there is a GPU.
             rope_scaling: Scaling of rotary positions, instead of what the checkpoint's config says (see
                 internvl/model/rope_scaling.py); None: the config's.
+            logn_scaling: Training length in tokens beyond which queries are made longer (see
+                internvl/model/logn_scaling.py), instead of the config's; 0: none; None: the config's.
             layer_devices: Devices that share the layers of a model which does not fit on one (see
                 internvl/infer/layer_split.py), instead of `device`.
             **options: As of `Session`.
@@ -282,7 +285,9 @@ class Session:
         target = torch.device([*layer_devices, device][0] or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.bfloat16 if target.type == "cuda" else torch.float32)
         home = "cpu" if layer_devices else target
-        model, tokenizer = load_checkpoint(checkpoint, dtype=dtype, device=home, rope_scaling=rope_scaling)
+        model, tokenizer = load_checkpoint(
+            checkpoint, dtype=dtype, device=home, rope_scaling=rope_scaling, logn_scaling=logn_scaling
+        )
         if layer_devices:
             split_over_devices(model, layer_devices)
         session = cls(model, tokenizer, **options)

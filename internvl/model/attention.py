@@ -77,8 +77,11 @@ def attend(
     scaling: float,
     cu_seqlens: Tensor | None = None,
     attention_mask: Tensor | None = None,
+    query_scale: Tensor | None = None,
 ) -> Tensor:
     """Attention by the function registered under `name` (see `AttentionFunction`).
+
+    `query_scale`: (batch or 1, query_length) factors of the queries (see logn_scaling.py); None: 1.
 
     Raises:
         ConfigError: No function of that name.
@@ -86,6 +89,7 @@ def attend(
     function = _ATTENTION.get(DEFAULT_ATTENTION if name in _UNCHOSEN else name)
     if function is None:
         raise ConfigError(f"unknown attention {name!r}; registered: {sorted(map(str, _ATTENTION))}")
+    query = _scale_queries(query, query_scale)
     return function(query, key, value, scaling=scaling, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
 
 
@@ -205,14 +209,33 @@ def real_span(mask: Tensor) -> tuple[int, int]:
 
 def _as_interface(function: AttentionFunction) -> Callable:
     @torch.compiler.disable
-    def interface(module, query, key, value, attention_mask, scaling=None, dropout=0.0, cu_seqlens=None, **kwargs):
+    def interface(
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        scaling=None,
+        dropout=0.0,
+        cu_seqlens=None,
+        query_scale=None,
+        **kwargs,
+    ):
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        query = _scale_queries(query, query_scale)
         # Rotation in float32 leaves queries and keys in float32; the kernels want one dtype.
         query, key = query.to(value.dtype), key.to(value.dtype)
         out = function(query, key, value, scaling=scaling, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
         return out.transpose(1, 2), None
 
     return interface
+
+
+def _scale_queries(query: Tensor, scale: Tensor | None) -> Tensor:
+    """(batch, heads, length, head_dim) times (batch or 1, length), in the dtype of the queries."""
+    if scale is None:
+        return query
+    return (query * scale.to(query.device)[:, None, :, None]).to(query.dtype)
 
 
 def _padding_mask(*args, attention_mask: Tensor | None = None, **kwargs) -> Tensor | None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 from transformers import AutoConfig, LlamaConfig, Phi3Config, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from .errors import ConfigError
+from .logn_scaling import check_logn_scaling
 from .rope_scaling import TRAINED_ROPE_TYPES, read_rope_scaling
 from .v2pe import RANDOM_STRIDES, check_version
 
@@ -84,6 +85,8 @@ class InternLM2Config(PretrainedConfig):
     positions; `"scale_v2pe": true` extends linear and YaRN to V2PE positions. YaRN may name its
     `original_max_position_embeddings`. The entry `{"type": "v2pe"}` that older code saved means no scaling
     (see rope_scaling.py).
+
+    `logn_scaling` is None, or the training length in tokens beyond which queries are made longer (see logn_scaling.py).
     """
 
     model_type = "internlm2"
@@ -111,6 +114,7 @@ class InternLM2Config(PretrainedConfig):
         bias: bool = True,
         rope_theta: float = 10000,
         rope_scaling: dict | None = None,
+        logn_scaling: int | None = None,
         **kwargs: Any,
     ):
         # The released files name a CUDA kernel here; which kernel runs is decided by internvl.model.attention.
@@ -135,6 +139,8 @@ class InternLM2Config(PretrainedConfig):
         self.rope_theta = rope_theta
         scaling = None if rope_scaling is None else read_rope_scaling(rope_scaling, source="llm_config.rope_scaling")
         self.rope_scaling = None if scaling is None else scaling.to_dict()
+        check_logn_scaling(logn_scaling, source="llm_config.logn_scaling")
+        self.logn_scaling = logn_scaling
         super().__init__(**kwargs)
 
 
@@ -269,6 +275,7 @@ def _llm_config(config: PretrainedConfig | dict | None) -> PretrainedConfig:
         raise ConfigError(f"llm_config.architectures[0] is {architecture!r}; supported: {', '.join(_LLM_CONFIGS)}")
     fields.pop("attn_implementation", None)
     fields.pop("rope_pos_id_version", None)
+    check_logn_scaling(fields.get("logn_scaling"), source="llm_config.logn_scaling")
     if architecture != "InternLM2ForCausalLM":
         fields |= _native_rope_fields(fields)
     return _LLM_CONFIGS[architecture](**fields)

@@ -25,6 +25,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .attention import DEFAULT_ATTENTION, is_registered
 from .errors import ConfigError
+from .logn_scaling import build_query_scales
 from .rope_scaling import TRAINED_ROPE_TYPES
 from .v2pe import next_position, ntk_base, rotary_tables
 
@@ -141,9 +142,26 @@ class V2PERotaryEmbedding(nn.Module):
         return torch.where((lengths > limit).unsqueeze(-1), long_frequencies, frequencies).double(), scale
 
 
-def _note_sequences(model: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of a decoder of transformers, which hands positions alone to its rotary module."""
+def _note_sequences(model: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Forward pre-hook of a decoder of transformers, which hands positions alone to its rotary module.
+
+    Everything that it does not know itself reaches the attention seam: `cu_seqlens`, and `query_scale`, which is made
+    here.
+    """
     model.rotary_emb.sequences = Sequences(kwargs.get("cu_seqlens"), kwargs.get("rope_lengths"))
+    num_keys = kwargs.pop("num_keys", None)
+    states = kwargs.get("inputs_embeds")
+    query_scale = build_query_scales(
+        model.config,
+        states=kwargs.get("input_ids", *args[:1]) if states is None else states,
+        past_key_values=kwargs.get("past_key_values"),
+        attention_mask=kwargs.get("attention_mask"),
+        cu_seqlens=kwargs.get("cu_seqlens"),
+        num_keys=num_keys,
+    )
+    if query_scale is not None:
+        kwargs["query_scale"] = query_scale
+    return args, kwargs
 
 
 def _forget_sequences(model: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:

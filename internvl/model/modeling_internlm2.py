@@ -23,7 +23,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from .attention import attend
 from .configuration_internvl_chat import InternLM2Config
 from .language_models import FinalLengthMixin, Sequences
-from .v2pe import apply_rotary, ntk_base, rotary_tables, yarn_frequencies
+from .logn_scaling import build_query_scales
+from .v2pe import apply_rotary, ntk_base, ordinary_positions, rotary_tables, yarn_frequencies
 
 
 class InternLM2RMSNorm(nn.Module):
@@ -93,6 +94,7 @@ class InternLM2Attention(nn.Module):
         cu_seqlens: Tensor | None,
         attention_mask: Tensor | None,
         past_key_values: Cache | None,
+        query_scale: Tensor | None = None,
     ) -> Tensor:
         """(batch, length, hidden) -> same."""
         heads = self.wqkv(hidden_states).unflatten(-1, (self.num_kv_heads, -1, self.head_dim))
@@ -111,6 +113,7 @@ class InternLM2Attention(nn.Module):
             scaling=self.head_dim**-0.5,
             cu_seqlens=cu_seqlens,
             attention_mask=attention_mask,
+            query_scale=query_scale,
         )
         return self.wo(out.transpose(1, 2).flatten(2))
 
@@ -214,6 +217,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
         use_cache: bool | None = None,
         cu_seqlens: Tensor | None = None,
         rope_lengths: Tensor | int | None = None,
+        num_keys: Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Hidden states behind the final norm.
@@ -230,6 +234,8 @@ class InternLM2Model(InternLM2PreTrainedModel):
             rope_lengths: Final length in positions of every sequence (documents of a packed row, rows otherwise), or
                 (batch, length) of every token's sequence, for dynamic NTK: one base per sequence, the same for keys
                 that are already cached. None: the length so far.
+            num_keys: (batch, length) keys that every token sees, for `config.logn_scaling` where a process holds a
+                part of a row (see logn_scaling.py). None: it holds all of it.
             **kwargs: Ignored (generation passes fields that this decoder has no use for).
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -241,13 +247,21 @@ class InternLM2Model(InternLM2PreTrainedModel):
         num_cached = past_key_values.get_seq_length() if past_key_values is not None else 0
         batch, length = inputs_embeds.shape[:2]
         if position_ids is None:
-            position_ids = _ordinary_positions(
+            position_ids = ordinary_positions(
                 batch, length, num_cached, attention_mask, cu_seqlens, inputs_embeds.device
             )
         rotary = self._rotary_tables(position_ids.expand(batch, length), cu_seqlens, rope_lengths)
 
         hidden_states = inputs_embeds
-        context = (rotary, cu_seqlens, attention_mask, past_key_values)
+        query_scale = build_query_scales(
+            self.config,
+            states=inputs_embeds,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            cu_seqlens=cu_seqlens,
+            num_keys=num_keys,
+        )
+        context = (rotary, cu_seqlens, attention_mask, past_key_values, query_scale)
         for layer in self.layers:
             hidden_states = layer(hidden_states, *context)
         return BaseModelOutputWithPast(
@@ -285,24 +299,6 @@ class InternLM2Model(InternLM2PreTrainedModel):
             head_dim=head_dim,
         )
         return rotary_tables(position_ids, head_dim=head_dim, base=base)
-
-
-def _ordinary_positions(
-    batch: int,
-    length: int,
-    num_cached: int,
-    attention_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    device: torch.device,
-) -> Tensor:
-    if cu_seqlens is not None:
-        borders = cu_seqlens.reshape(-1).to(device, torch.int64)
-        starts = torch.repeat_interleave(borders[:-1], borders.diff())
-        return (torch.arange(length, device=device) - starts).unsqueeze(0)
-    if attention_mask is None:
-        return torch.arange(num_cached, num_cached + length, device=device).expand(batch, -1)
-    positions = attention_mask.long().cumsum(1) - 1
-    return positions.masked_fill(attention_mask == 0, 1)[:, -length:]
 
 
 class InternLM2ForCausalLM(FinalLengthMixin, InternLM2PreTrainedModel, GenerationMixin):  # type: ignore[misc]

@@ -27,11 +27,20 @@ from .constants import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_E
 from .conversation import Role, get_conversation, neutralise_special_tokens
 from .errors import ConfigError
 from .language_models import build_native_decoder
+from .logn_scaling import read_logn_scaling
 from .loss import shift_targets, weighted_cross_entropy
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
 from .row_sharing import RowSharing
-from .v2pe import Strides, build_position_ids, check_stride, draw_strides, next_position, units_to_strides
+from .v2pe import (
+    Strides,
+    build_position_ids,
+    check_stride,
+    draw_strides,
+    next_position,
+    ordinary_positions,
+    units_to_strides,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -352,6 +361,9 @@ class InternVLChatModel(PreTrainedModel):
                 cu_seqlens = torch.tensor([0, input_ids.shape[1]])
             rope_lengths = row_sharing.shard(_final_lengths(position_ids, cu_seqlens), pad_value=1)
             position_ids = row_sharing.shard(position_ids)
+            if read_logn_scaling(self.language_model.config) is not None:
+                num_keys = 1 + ordinary_positions(1, input_ids.shape[1], 0, None, cu_seqlens, input_ids.device)
+                kwargs["num_keys"] = row_sharing.shard(num_keys, pad_value=1)
             if labels is not None:
                 targets, weights = row_sharing.shard(targets, pad_value=IGNORE_INDEX), row_sharing.shard(weights)
         inputs_embeds = self._embed(

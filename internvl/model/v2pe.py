@@ -135,6 +135,34 @@ def build_position_ids(
     return positions.reshape(input_ids.shape)
 
 
+def ordinary_positions(
+    batch: int,
+    length: int,
+    num_cached: int,
+    attention_mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    """A token each, without regard to images: int64, (batch, length) or (1, length) of a packed row.
+
+    Args:
+        batch: Rows.
+        length: Tokens of a row.
+        num_cached: Tokens in front of them.
+        attention_mask: (batch, cached + length), 0 where padded; padding gets position 1.
+        cu_seqlens: (documents + 1,) borders of a packed row; every document starts at 0.
+        device: Where to.
+    """
+    if cu_seqlens is not None:
+        borders = cu_seqlens.reshape(-1).to(device, torch.int64)
+        starts = torch.repeat_interleave(borders[:-1], borders.diff())
+        return (torch.arange(length, device=device) - starts).unsqueeze(0)
+    if attention_mask is None:
+        return torch.arange(num_cached, num_cached + length, device=device).expand(batch, -1)
+    positions = attention_mask.long().cumsum(1) - 1
+    return positions.masked_fill(attention_mask == 0, 1)[:, -length:]
+
+
 def document_starts(input_ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """Index of the first token of every document in the flattened batch, int64, without empty documents.
 

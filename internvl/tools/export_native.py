@@ -43,6 +43,7 @@ from internvl.model.configuration_internvl_chat import InternLM2Config, InternVL
 from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.conversation import get_conversation
 from internvl.model.loading import load_strictly, read_chat_config
+from internvl.model.logn_scaling import read_logn_scaling
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
 from internvl.tools.conversion import convert_folder
@@ -450,6 +451,8 @@ def _report_positions(config: InternVLChatConfig) -> None:
     trained = f" (the checkpoint says {config.rope_pos_id_version})" if config.rope_pos_id_version != "default" else ""
     logger.warning("the export has plain positions: transformers' InternVL cannot express V2PE%s", trained)
     llm = config.llm_config
+    if read_logn_scaling(llm) is not None:
+        logger.warning("the export is without log-n scaling of queries: transformers' InternVL cannot express it")
     rope = getattr(llm, "rope_scaling", None) or getattr(llm, "rope_parameters", None) or {}
     if "dynamic" in (rope.get("type"), rope.get("rope_type")):
         logger.warning(

@@ -1,0 +1,311 @@
+#!/bin/sh
+# The paper in miniature: the same tiny model fine-tuned with several kinds of visual positions, asked at 1x to 32x of the
+# training length.
+#
+#   sh scripts/miniature_study.sh --quick          # one seed, two methods; minutes
+#   SEEDS="0 1" METHODS="default rnd_image" sh scripts/miniature_study.sh
+#   sh scripts/miniature_study.sh                  # everything; hours
+#
+# Every step whose result file exists is skipped and a broken evaluation goes on: start it again after a break, or with
+# other SEEDS and METHODS. Two shells may work on different seeds once the test data is there (SEEDS= makes only that).
+#
+#   WORK/data, WORK/gate, WORK/text_N                test data; the same for all seeds
+#   WORK/seed_S/data                                 training data
+#   WORK/seed_S/stage1                               trained with ordinary positions until both digits are read at 1x
+#   WORK/seed_S/METHOD                               its fine-tunes
+#   WORK/seed_S/METHOD/evaluations/EVALUATION        answers, scores, heat-maps
+#   WORK/seed_S/index.html                           report page of the seed
+#   WORK/miniature.json, WORK/figures                all of it as data, tables and figures (eval/study.py)
+#
+# Methods: stage1 (no fine-tune), default (the control), rnd_image and rnd_sample (v2pe_rnd, a stride per image or per
+# sample), fix_STRIDE (v2pe_fix), theta_BASE (the control with another rotary base in both stages).
+# Evaluations: default or stride_N or stride_1-N (N positions a tile, or 1/N; a tile has 4 visual tokens), then any of
+# +dynamic-F +linear-F +yarn-F (rope scaling by F), +logn-N (log-n scaling for N tokens of training), +bf16 (rotary tables
+# rounded to bfloat16) and +text-N (at 16x, N filler sentences in every context, not one). `default` has no rope scaling.
+#
+# Environment:
+#   WORK          folder of everything                             (work_dirs/miniature, with --quick miniature_quick)
+#   SEEDS         of weights, training data and training           (0 1 2 3 4; quick: 0)
+#   METHODS       see above      (stage1 default rnd_image rnd_sample fix_0.25 fix_0.0625 theta_1e6; quick: two of them)
+#   EVALUATIONS   of every method                                  (default stride_1 stride_1-4 stride_1-16)
+#   BASELINES     further ones of the method default               (rope scalings, log-n)
+#   ABLATIONS     further ones of the methods default, rnd_image   (V2PE with YaRN and log-n, bf16 tables, text share)
+#   ABLATION_SEEDS  seeds that get BASELINES and ABLATIONS       (0 1 2)
+#   LENGTHS       of the test, in units of 32 haystack tiles       (1 2 4 8 16 32; quick: 1 4 16)
+#   NUM_ITEMS     test contexts per length, three questions each   (40)
+#   STAGE1_DATA   of stage 1, MIN-MAX:COUNT haystack tiles and samples (0-2:6500 0-8:1500 0-32:14000; quick: 5500)
+#   STAGE1_STEPS  optimiser steps of the first round of stage 1    (2000; quick: 1000)
+#   EXTRA_STEPS   of every further round                           (1000)
+#   MAX_ROUNDS    of stage 1 at most                               (4; quick: 1)
+#   GOAL          accuracy of both digits at 1x that ends stage 1  (0.95)
+#   STAGE2_DATA   of the fine-tunes                                (0-48:6000)
+#   STAGE2_STEPS  optimiser steps of a fine-tune                   (600)
+#   NPROC         processes; a step has two rows for any number    (2)
+#   PYTHON        interpreter                                      (.venv/bin/python, else python3)
+set -eu
+
+case ${1:-} in
+    '') quick=0 ;;
+    --quick) quick=1 ;;
+    -h | --help)
+        sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$0"
+        exit 0
+        ;;
+    *)
+        echo "error: $1 is not known, expected --quick, --help or nothing" >&2
+        exit 2
+        ;;
+esac
+cd "$(dirname "$0")/.."
+
+if [ "$quick" -eq 1 ]; then
+    : "${WORK:=work_dirs/miniature_quick}" "${SEEDS=0}" "${METHODS=default rnd_image}"
+    : "${EVALUATIONS=default stride_1-16}" "${BASELINES=}" "${ABLATIONS=}"
+    : "${LENGTHS:=1 4 16}" "${STAGE1_STEPS:=1000}" "${MAX_ROUNDS:=1}"
+    : "${STAGE1_DATA:=0-2:6500 0-8:1500 0-32:5500}"
+fi
+: "${WORK:=work_dirs/miniature}"
+: "${SEEDS=0 1 2 3 4}"
+: "${METHODS=stage1 default rnd_image rnd_sample fix_0.25 fix_0.0625 theta_1e6}"
+: "${EVALUATIONS=default stride_1 stride_1-4 stride_1-16}"
+: "${BASELINES=default+dynamic-2 default+dynamic-16 default+linear-16 default+yarn-16 default+logn-256}"
+: "${ABLATIONS=stride_1-4+yarn-4 stride_1-16+logn-256 stride_1-64 stride_1-4+bf16 stride_1-16+bf16 stride_1-64+bf16 \
+default+text-12 stride_1-16+text-12 default+text-30 stride_1-16+text-30}"
+: "${ABLATION_SEEDS=0 1 2}"
+: "${LENGTHS:=1 2 4 8 16 32}"
+: "${NUM_ITEMS:=40}"
+: "${STAGE1_STEPS:=2000}"
+: "${STAGE1_DATA:=0-2:6500 0-8:1500 0-32:14000}"
+: "${EXTRA_STEPS:=1000}"
+: "${MAX_ROUNDS:=4}"
+: "${GOAL:=0.95}"
+: "${STAGE2_DATA:=0-48:6000}"
+: "${STAGE2_STEPS:=600}"
+: "${NPROC:=2}"
+if [ -z "${PYTHON:-}" ]; then
+    if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
+fi
+BATCH_SIZE=2 # rows per optimiser step, whatever NPROC is
+export PYTHON NPROC BATCH_SIZE
+export TOKENIZERS_PARALLELISM=false TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore
+# The environment may set these for single runs; here they are what a method says.
+unset OUT STRIDE TASKS MODEL_PATH META_PATH OUTPUT_DIR ROPE_POS_ID_VERSION RANDOM_STRIDES DATA_ORDER MAX_STEPS || true
+mkdir -p "$WORK"
+start=$(date +%s)
+
+step() { printf '\n== %s (%s s)\n' "$*" "$(($(date +%s) - start))"; }
+die() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# Tiles at 1x are 32, so these edges in tokens part the lengths 1x, 2x, 4x, 8x, 16x and 32x; eval/study.py knows them.
+length_bins="100 250 450 800 1600 3200"
+
+make_test() { # folder, seed, filler sentences, items, lengths
+    # Lists of words on purpose, here and below.
+    # shellcheck disable=SC2086
+    "$PYTHON" -m internvl.build.long_mr --out "$1" --tokenizer "$WORK/tokenizer" --name study --seed "$2" \
+        --filler_sentences "$3" "$3" --train --num_items "$4" --factors $5
+}
+
+# Train unless it is done; a training that was broken off starts anew.
+train() { # folder, VARIABLE=VALUE..., sh, script, flags...
+    folder=$1
+    shift
+    if [ -f "$folder/train_results.json" ]; then
+        echo "$folder: already trained"
+    else
+        env OUTPUT_DIR="$folder" DATA_ROOT="$data_root" "$@" --overwrite_output_dir True
+    fi
+}
+
+flags_of() { # evaluation
+    position=${1%%+*}
+    rest=${1#"$position"}
+    scaling=
+    case $position in
+        default)
+            flags="--rope_pos_id_version default"
+            scaling=none
+            ;;
+        stride_*) flags="--rope_pos_id_version v2pe_fix --rope_pos_id_stride $(echo "${position#stride_}" | tr - /)" ;;
+        *) die "evaluation $1: $position is not known, expected default, stride_N or stride_1-N" ;;
+    esac
+    root=$WORK/data
+    module=eval.run
+    while [ -n "$rest" ]; do
+        rest=${rest#+}
+        option=${rest%%+*}
+        rest=${rest#"$option"}
+        case $option in
+            dynamic-* | linear-* | yarn-*) scaling=$(echo "$option" | tr - :) ;;
+            logn-*) flags="$flags --logn_scaling ${option#logn-}" ;;
+            text-*) root=$WORK/text_${option#text-} ;;
+            bf16) module=eval.coarse_tables ;;
+            *) die "evaluation $1: +$option is not known (see --help)" ;;
+        esac
+    done
+    if [ -n "$scaling" ]; then flags="$flags --rope_scaling $scaling"; fi
+}
+
+evaluate() { # checkpoint, result folder, data root, module, flags...
+    checkpoint=$1
+    out=$2
+    data=$3
+    what=$4
+    shift 4
+    if [ -f "$out/done" ]; then
+        echo "$out: already there"
+        return
+    fi
+    set -- -m "$what" --checkpoint "$checkpoint" --data_root "$data/benchmark" --out "$out" --max_num 64 "$@"
+    # shellcheck disable=SC2086
+    set -- "$@" --length_bins $length_bins
+    if [ "$NPROC" -gt 1 ]; then
+        set -- -m torch.distributed.run --standalone --nproc_per_node="$NPROC" "$@"
+    fi
+    "$PYTHON" "$@"
+    touch "$out/done"
+}
+
+all_questions=mm_niah/retrieval-text-test,mm_niah/retrieval-image-test,mm_niah/reasoning-image-test
+digit_questions=mm_niah/retrieval-image-test,mm_niah/reasoning-image-test
+
+# Stage 1: rounds of training with ordinary positions until both digits are read at 1x.
+make_stage1() { # seed, result folder, flags of make_tiny...
+    seed=$1
+    stage=$2
+    shift 2
+    if [ -d "$stage" ]; then
+        echo "$stage: already trained"
+        return
+    fi
+    "$PYTHON" -m internvl.tools.make_tiny --out "${stage}_random" --seed "$seed" "$@"
+    previous=${stage}_random
+    round=1
+    while :; do
+        current=${stage}_round_$round
+        if [ "$round" -eq 1 ]; then
+            train "$current" MODEL_PATH="$previous" META_PATH="$short/meta.json" DATA_ORDER=sequential \
+                MAX_STEPS="$STAGE1_STEPS" SEED="$seed" sh shell/tiny/pretrain.sh
+        else
+            train "$current" MODEL_PATH="$previous" META_PATH="$short/meta_0_32.json" LEARNING_RATE=1e-3 \
+                MAX_STEPS="$EXTRA_STEPS" SEED="$((seed + 100 * round))" sh shell/tiny/pretrain.sh
+        fi
+        evaluate "$current" "$current/gate" "$WORK/gate" eval.run --tasks "$digit_questions" \
+            --rope_pos_id_version default --rope_scaling none
+        code=0
+        "$PYTHON" -m eval.study check "$current/gate" --goal "$GOAL" || code=$?
+        if [ "$code" -gt 1 ]; then exit "$code"; fi
+        if [ "$code" -eq 0 ] || [ "$round" -ge "$MAX_ROUNDS" ]; then break; fi
+        previous=$current
+        round=$((round + 1))
+    done
+    echo "$stage: $round round(s)"
+    mv "$current" "$stage"
+}
+
+make_method() { # seed, method
+    model=$home/$2
+    before=$home/stage1
+    case $2 in
+        theta_*) before=$home/stage1_$2 ;;
+    esac
+    if [ "$before" = "$home/stage1" ]; then
+        make_stage1 "$1" "$before"
+    else
+        make_stage1 "$1" "$before" --rope_theta "${2#theta_}"
+    fi
+    set -- "$1" "$2" --rope_pos_id_rnd_scope image
+    case $2 in
+        stage1) return ;;
+        default | theta_*) version=default ;;
+        rnd_image) version=v2pe_rnd ;;
+        rnd_sample)
+            version=v2pe_rnd
+            set -- "$1" "$2" --rope_pos_id_rnd_scope sample
+            ;;
+        fix_*)
+            version=v2pe_fix
+            set -- "$1" "$2" --rope_pos_id_stride "${2#fix_}"
+            ;;
+    esac
+    seed=$1
+    shift 2
+    train "$model" MODEL_PATH="$before" META_PATH="$data_root/annotation/long_mr_study_long/meta.json" \
+        ROPE_POS_ID_VERSION="$version" MAX_STEPS="$STAGE2_STEPS" SEED="$seed" sh shell/tiny/finetune_v2pe.sh "$@"
+}
+
+# Names that are wrong show here, before anything runs.
+for method in $METHODS; do
+    case $method in
+        stage1 | default | rnd_image | rnd_sample | fix_?* | theta_?*) ;;
+        *) die "method $method is not known (see --help)" ;;
+    esac
+done
+for evaluation in $EVALUATIONS $BASELINES $ABLATIONS; do flags_of "$evaluation"; done
+
+step "test data: $WORK/data, $WORK/gate"
+"$PYTHON" -m internvl.tools.make_tiny --out "$WORK/tokenizer"
+make_test "$WORK/data" 0 1 "$NUM_ITEMS" "$LENGTHS"
+make_test "$WORK/gate" 1000 1 "$NUM_ITEMS" 1
+for evaluation in $ABLATIONS; do
+    case $evaluation in
+        *+text-*)
+            sentences=${evaluation#*+text-}
+            sentences=${sentences%%+*}
+            make_test "$WORK/text_$sentences" 0 "$sentences" "$NUM_ITEMS" 16
+            ;;
+    esac
+done
+
+for seed in $SEEDS; do
+    home=$WORK/seed_$seed
+    data_root=$home/data
+    short=$data_root/annotation/long_mr_study_short
+    step "seed $seed: training data: $data_root"
+    # shellcheck disable=SC2086
+    "$PYTHON" -m internvl.build.long_mr --out "$data_root" --tokenizer "$WORK/tokenizer" --name study_short \
+        --seed "$seed" --filler_sentences 0 1 --train $STAGE1_DATA --num_items 0
+    # shellcheck disable=SC2086
+    "$PYTHON" -m internvl.build.long_mr --out "$data_root" --tokenizer "$WORK/tokenizer" --name study_long \
+        --seed "$seed" --filler_sentences 0 1 --train $STAGE2_DATA --num_items 0
+    folders=
+    for method in $METHODS; do
+        step "seed $seed, $method: $home/$method"
+        make_method "$seed" "$method"
+        case $method in
+            default) further="$BASELINES $ABLATIONS" ;;
+            rnd_image) further=$ABLATIONS ;;
+            *) further= ;;
+        esac
+        case " $ABLATION_SEEDS " in
+            *" $seed "*) ;;
+            *) further= ;;
+        esac
+        for evaluation in $EVALUATIONS $further; do
+            flags_of "$evaluation"
+            out=$home/$method/evaluations/$evaluation
+            step "seed $seed, $method, asked with $evaluation: $out"
+            # shellcheck disable=SC2086
+            evaluate "$home/$method" "$out" "$root" "$module" --tasks "$all_questions" $flags
+            folders="$folders $out"
+        done
+    done
+    if [ -n "$folders" ]; then
+        step "seed $seed: report: $home/index.html"
+        # shellcheck disable=SC2086
+        "$PYTHON" -m eval.report $folders --out "$home/index.html" --samples 3 --title "V2PE in miniature, seed $seed" \
+            >/dev/null
+    fi
+done
+if [ -z "$SEEDS" ]; then exit 0; fi
+
+step "tables and figures of what is finished in $WORK"
+"$PYTHON" -m eval.study collect "$WORK" --out "$WORK/miniature.json"
+"$PYTHON" -m eval.study draw "$WORK/miniature.json" --out "$WORK/figures"
+"$PYTHON" -m eval.study tables "$WORK/miniature.json"
+echo
+echo "data    $WORK/miniature.json"
+echo "$(($(date +%s) - start)) s"

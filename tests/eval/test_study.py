@@ -1,0 +1,207 @@
+"""The miniature study as data: what is read of finished runs, how seeds are averaged, tables and figures."""
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+from eval import coarse_tables, run
+from eval.core.scoring import wilson_interval
+from eval.study import (
+    LENGTHS,
+    Cell,
+    collect_cells,
+    draw_figures,
+    format_tables,
+    main,
+    read_study,
+    summarise,
+    update_page,
+    write_study,
+)
+from internvl.errors import EvalError
+from internvl.model import modeling_internlm2
+from internvl.model.v2pe import rotary_tables
+
+REPOSITORY = Path(__file__).parents[2]
+RESULTS = sorted((REPOSITORY / "docs" / "results").glob("miniature*.json"))
+TASKS = {"text": "retrieval-text-test", "first digit": "retrieval-image-test", "second digit": "reasoning-image-test"}
+EDGES = sorted(LENGTHS)
+
+
+def write_scores(folder: Path, question: str, scores: dict[int, float], count: int = 20) -> Path:
+    """A scores.json as eval.run writes it, with all needles at the second fifth."""
+    by_length = [
+        {"low": low, "high": None, "score": scores[length], "stderr": 0.1, "count": count, "chance": 0.1}
+        for low, length in LENGTHS.items()
+        if length in scores
+    ]
+    rows = [None, *(LENGTHS[low] for low in EDGES)]
+    counts = [[0, count if length in scores else 0, 0, 0, 0] for length in rows]
+    sums = [[0.0, count * scores.get(length, 0.0), 0.0, 0.0, 0.0] for length in rows]
+    grid = {"lengths": [], "depths": [0, 0.2, 0.4, 0.6, 0.8], "score_sums": sums, "counts": counts}
+    numbers = {"score": 0.5, "by_length": by_length, "by_depth_and_length": grid}
+    task = f"mm_niah/{TASKS[question]}"
+    path = folder / task / "scores.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"task": task, "protocol": "official", "results": {"official": numbers}}))
+    return path
+
+
+def cell(seed, score, *, method="default", evaluation="stride_1", question="text", length=16, count=20):
+    return Cell(
+        seed, method, evaluation, question, length, score, count, (0.0, count * score, 0, 0, 0), (0, count, 0, 0, 0)
+    )
+
+
+def test_finished_evaluations_become_cells(tmp_path):
+    write_scores(tmp_path / "seed_3/rnd_image/evaluations/stride_1-16+logn-256", "second digit", {1: 0.9, 16: 0.25})
+    write_scores(tmp_path / "seed_3/stage1/gate", "first digit", {1: 0.9})  # no evaluation of the study
+    short, long = collect_cells(tmp_path)
+    assert (short.length, short.score) == (1, 0.9)
+    assert long == Cell(
+        3, "rnd_image", "stride_1-16+logn-256", "second digit", 16, 0.25, 20, (0, 5.0, 0, 0, 0), (0, 20, 0, 0, 0)
+    )
+
+
+def test_an_empty_or_broken_study_is_refused(tmp_path):
+    with pytest.raises(EvalError, match=r"miniature_study\.sh"):
+        collect_cells(tmp_path)
+    path = write_scores(tmp_path / "seed_0/default/evaluations/default", "text", {1: 0.9})
+    content = json.loads(path.read_text())
+    content["results"]["official"]["by_length"][0]["low"] = 1000
+    path.write_text(json.dumps(content))
+    with pytest.raises(EvalError, match="--length_bins 100 250 450 800 1600 3200"):
+        collect_cells(tmp_path)
+
+
+def test_data_survives_the_file(tmp_path):
+    cells = [cell(0, 0.25), cell(1, 0.5, question="first digit")]
+    write_study(tmp_path / "results" / "study.json", cells)
+    assert read_study(tmp_path / "results" / "study.json") == cells
+    (tmp_path / "other.json").write_text('{"rows": []}')
+    with pytest.raises(EvalError, match=r"other\.json"):
+        read_study(tmp_path / "other.json")
+
+
+def test_the_interval_of_few_seeds_is_students():
+    scores = [0.5, 0.6, 0.7, 0.6, 0.55]
+    summary = summarise([cell(seed, score) for seed, score in enumerate(scores)])
+    spread = 2.776 * statistics.stdev(scores) / math.sqrt(5)
+    assert summary.mean == pytest.approx(0.59)
+    assert (summary.low, summary.high) == pytest.approx((0.59 - spread, 0.59 + spread))
+    assert (summary.least, summary.most, summary.num_seeds) == (0.5, 0.7, 5)
+
+
+def test_intervals_stay_shares_and_one_seed_counts_its_questions():
+    wide = summarise([cell(0, 0.0), cell(1, 1.0)])
+    assert (wide.low, wide.high) == (0.0, 1.0)
+    one = summarise([cell(4, 0.25)])
+    assert (one.low, one.high) == wilson_interval(0.25, 20)
+
+
+def test_questions_of_a_seed_are_averaged_before_seeds():
+    cells = [cell(0, 0.2, question="first digit"), cell(0, 0.4, question="second digit"), cell(1, 0.9)]
+    assert summarise(cells).mean == pytest.approx((0.3 + 0.9) / 2)
+
+
+def test_tables_have_a_line_per_setting_and_a_column_per_length():
+    cells = [cell(0, 0.25), cell(1, 0.5), cell(0, 1.0, length=1), cell(0, 0.125, method="rnd_image")]
+    assert format_tables(cells).splitlines()[2:] == [
+        "| trained with | evaluated with | seeds | 1x | 16x |",
+        "|---|---|---|---|---|",
+        "| `default` | `stride_1` | 2 | 1.000 | 0.375 (0.25..0.50) |",
+        "| `rnd_image` | `stride_1` | 1 | - | 0.125 |",
+    ]
+
+
+def test_the_page_gets_its_tables_and_keeps_the_rest():
+    page = "above\n<!-- tables: study.json -->\nold\n<!-- end of tables -->\nbelow\n"
+    new = update_page(page, "study.json", "| new \\1 |")
+    assert new == "above\n<!-- tables: study.json -->\n\n| new \\1 |\n\n<!-- end of tables -->\nbelow\n"
+    assert update_page(new, "study.json", "| new \\1 |") == new
+    with pytest.raises(EvalError, match=r"0 times .*other\.json"):
+        update_page(page, "other.json", "")
+
+
+def test_figures_are_written_also_where_settings_have_different_lengths(tmp_path):
+    cells = [
+        cell(0, 0.25),
+        cell(1, 0.5),
+        cell(0, 1.0, length=1, method="rnd_image"),
+        cell(0, 0.5, question="first digit"),
+    ]
+    names = ["default@stride_1", "default@missing"]
+    paths = draw_figures(cells, tmp_path / "figures", "study", heatmaps=names)
+    assert {path.name for path in paths} == {
+        "study_text_of_default.png",
+        "study_text_of_rnd_image.png",
+        "study_text_at_stride_1.png",
+        "study_text_depth_default@stride_1.png",
+        "study_first_digit_of_default.png",
+        "study_first_digit_depth_default@stride_1.png",
+    }
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+@pytest.mark.parametrize(("second", "code"), [(0.96, 0), (0.94, 1)])
+def test_a_goal_is_reached_when_both_digits_are(tmp_path, capsys, second, code):
+    write_scores(tmp_path, "first digit", {1: 0.95, 16: 0.1})
+    write_scores(tmp_path, "second digit", {1: second})
+    assert main(["check", str(tmp_path), "--goal", "0.95"]) == code
+    assert f"second digit {second:.3f} at 1x; goal 0.95" in capsys.readouterr().out
+
+
+def test_a_goal_needs_both_digits(tmp_path, capsys):
+    write_scores(tmp_path, "first digit", {1: 0.99})
+    assert main(["check", str(tmp_path)]) == 2
+    assert "['first digit'] at length 1x" in capsys.readouterr().err
+
+
+def test_the_command_line_makes_data_tables_and_figures(tmp_path, capsys):
+    for seed in (0, 1):
+        write_scores(tmp_path / f"work/seed_{seed}/default/evaluations/default", "text", {1: 1.0, 16: 0.25 * seed})
+    results, page = tmp_path / "study.json", tmp_path / "page.md"
+    assert main(["collect", str(tmp_path / "work"), "--out", str(results)]) == 0
+    page.write_text("# Page\n<!-- tables: study.json -->\n<!-- end of tables -->\n")
+    assert main(["tables", str(results), "--page", str(page)]) == 0
+    assert "| `default` | `default` | 2 | 1.000 (1.00..1.00) | 0.125 (0.00..0.25) |" in page.read_text()
+    assert main(["draw", str(results), "--out", str(tmp_path / "figures")]) == 0
+    assert (tmp_path / "figures" / "study_text_of_default.png").is_file()
+    assert main(["tables", str(tmp_path / "missing.json")]) == 2
+
+
+@pytest.mark.parametrize(
+    "results", sorted((REPOSITORY / "docs" / "results").glob("*.json")), ids=lambda path: path.name
+)
+def test_the_documented_tables_are_those_of_the_results(results):
+    page = (REPOSITORY / "docs" / "reproduction.md").read_text()
+    assert update_page(page, results.name, format_tables(read_study(results))) == page
+
+
+def test_coarse_tables_have_the_values_of_bfloat16_for_one_run_only(monkeypatch, tmp_path):
+    positions = torch.arange(40).unsqueeze(0) / 16
+    seen = []
+
+    def fake_run(arguments):
+        seen.append(modeling_internlm2.rotary_tables(positions, head_dim=8, base=1e4))
+        return 3
+
+    monkeypatch.setattr(run, "main", fake_run)
+    common = ["--checkpoint", "x", "--tasks", "pope", "--out"]
+    assert coarse_tables.main([*common, str(tmp_path / "stride_1-16+bf16")]) == 3
+    fine = rotary_tables(positions, head_dim=8, base=1e4)
+    for coarse, exact in zip(seen[0], fine, strict=True):
+        assert coarse.dtype == torch.float32
+        assert torch.equal(coarse, exact.bfloat16().float())
+        assert not torch.equal(coarse, exact)
+    assert modeling_internlm2.rotary_tables is rotary_tables
+
+
+def test_coarse_tables_need_a_folder_that_says_so(capsys, tmp_path):
+    assert coarse_tables.main(["--checkpoint", "x", "--tasks", "pope", "--out", str(tmp_path / "stride_1-16")]) == 2
+    assert "ends in +bf16" in capsys.readouterr().err
+    assert coarse_tables.main(["--checkpoint", "x", "--tasks", "pope"]) == 2
