@@ -10,12 +10,13 @@
 # other SEEDS and METHODS. Two shells may work on different seeds once the test data is there (SEEDS= makes only that).
 #
 #   WORK/data, WORK/gate, WORK/text_N                test data; the same for all seeds
-#   WORK/seed_S/data                                 training data
+#   WORK/seed_S/data                                 training data of stage 2
 #   WORK/seed_S/stage1                               trained with ordinary positions until both digits are read at 1x
+#                                                    (scripts/pretrain_tiny.sh, then rounds of more steps)
 #   WORK/seed_S/METHOD                               its fine-tunes
 #   WORK/seed_S/METHOD/evaluations/EVALUATION        answers, scores, heat-maps
 #   WORK/seed_S/index.html                           report page of the seed
-#   WORK/miniature.json, WORK/figures                all of it as data, tables and figures (eval/study.py)
+#   WORK/miniature.json, WORK/figures                all of it as data, tables and figures (eval/study)
 #
 # Methods: stage1 (no fine-tune), default (the control), rnd_image and rnd_sample (v2pe_rnd, a stride per image or per
 # sample), fix_STRIDE (v2pe_fix), theta_BASE (the control with another rotary base in both stages).
@@ -26,16 +27,16 @@
 # Environment:
 #   WORK          folder of everything                             (work_dirs/miniature, with --quick miniature_quick)
 #   SEEDS         of weights, training data and training           (0 1 2 3 4; quick: 0)
-#   METHODS       see above      (stage1 default rnd_image rnd_sample fix_0.25 fix_0.0625 theta_1e6; quick: two of them)
+#   METHODS       see above                (stage1 default rnd_image rnd_sample fix_0.25 fix_0.0625; quick: two of them)
 #   EVALUATIONS   of every method                                  (default stride_1 stride_1-4 stride_1-16)
 #   BASELINES     further ones of the method default               (rope scalings, log-n)
 #   ABLATIONS     further ones of the methods default, rnd_image   (V2PE with YaRN and log-n, bf16 tables, text share)
+#   ABLATION_METHODS  further methods                            (theta_1e6)
 #   ABLATION_SEEDS  seeds that get BASELINES and ABLATIONS       (0 1 2)
 #   LENGTHS       of the test, in units of 32 haystack tiles       (1 2 4 8 16 32; quick: 1 4 16)
 #   NUM_ITEMS     test contexts per length, three questions each   (40)
-#   STAGE1_DATA   of stage 1, MIN-MAX:COUNT haystack tiles and samples (0-2:6500 0-8:1500 0-32:14000; quick: 5500)
-#   STAGE1_STEPS  optimiser steps of the first round of stage 1    (2000; quick: 1000)
-#   EXTRA_STEPS   of every further round                           (1000)
+#   STAGE1_STEPS  optimiser steps on contexts of 0 to 2 and of 0 to 32 tiles in the first round (500 1200; quick: 500 800)
+#   EXTRA_STEPS   of every further round                           (600)
 #   MAX_ROUNDS    of stage 1 at most                               (4; quick: 1)
 #   GOAL          accuracy of both digits at 1x that ends stage 1  (0.95)
 #   STAGE2_DATA   of the fine-tunes                                (0-48:6000)
@@ -60,13 +61,13 @@ cd "$(dirname "$0")/.."
 
 if [ "$quick" -eq 1 ]; then
     : "${WORK:=work_dirs/miniature_quick}" "${SEEDS=0}" "${METHODS=default rnd_image}"
-    : "${EVALUATIONS=default stride_1-16}" "${BASELINES=}" "${ABLATIONS=}"
-    : "${LENGTHS:=1 4 16}" "${STAGE1_STEPS:=1000}" "${MAX_ROUNDS:=1}"
-    : "${STAGE1_DATA:=0-2:6500 0-8:1500 0-32:5500}"
+    : "${EVALUATIONS=default stride_1-16}" "${BASELINES=}" "${ABLATIONS=}" "${ABLATION_METHODS=}"
+    : "${LENGTHS:=1 4 16}" "${STAGE1_STEPS:=500 800}" "${STAGE2_STEPS:=400}" "${MAX_ROUNDS:=1}"
 fi
 : "${WORK:=work_dirs/miniature}"
 : "${SEEDS=0 1 2 3 4}"
-: "${METHODS=stage1 default rnd_image rnd_sample fix_0.25 fix_0.0625 theta_1e6}"
+: "${METHODS=stage1 default rnd_image rnd_sample fix_0.25 fix_0.0625}"
+: "${ABLATION_METHODS=theta_1e6}"
 : "${EVALUATIONS=default stride_1 stride_1-4 stride_1-16}"
 : "${BASELINES=default+dynamic-2 default+dynamic-16 default+linear-16 default+yarn-16 default+logn-256}"
 : "${ABLATIONS=stride_1-4+yarn-4 stride_1-16+logn-256 stride_1-64 stride_1-4+bf16 stride_1-16+bf16 stride_1-64+bf16 \
@@ -74,9 +75,8 @@ default+text-12 stride_1-16+text-12 default+text-30 stride_1-16+text-30}"
 : "${ABLATION_SEEDS=0 1 2}"
 : "${LENGTHS:=1 2 4 8 16 32}"
 : "${NUM_ITEMS:=40}"
-: "${STAGE1_STEPS:=2000}"
-: "${STAGE1_DATA:=0-2:6500 0-8:1500 0-32:14000}"
-: "${EXTRA_STEPS:=1000}"
+: "${STAGE1_STEPS:=500 1200}"
+: "${EXTRA_STEPS:=600}"
 : "${MAX_ROUNDS:=4}"
 : "${GOAL:=0.95}"
 : "${STAGE2_DATA:=0-48:6000}"
@@ -99,7 +99,7 @@ die() {
     exit 2
 }
 
-# Tiles at 1x are 32, so these edges in tokens part the lengths 1x, 2x, 4x, 8x, 16x and 32x; eval/study.py knows them.
+# Tiles at 1x are 32, so these edges in tokens part the lengths 1x, 2x, 4x, 8x, 16x and 32x; eval/study knows them.
 length_bins="100 250 450 800 1600 3200"
 
 make_test() { # folder, seed, filler sentences, items, lengths
@@ -181,17 +181,16 @@ make_stage1() { # seed, result folder, flags of make_tiny...
         echo "$stage: already trained"
         return
     fi
-    "$PYTHON" -m internvl.tools.make_tiny --out "${stage}_random" --seed "$seed" "$@"
-    previous=${stage}_random
+    previous=
     round=1
     while :; do
         current=${stage}_round_$round
         if [ "$round" -eq 1 ]; then
-            train "$current" MODEL_PATH="$previous" META_PATH="$short/meta.json" DATA_ORDER=sequential \
-                MAX_STEPS="$STAGE1_STEPS" SEED="$seed" sh shell/tiny/pretrain.sh
+            env OUT="$current" WORK="${stage}_pretraining" DATA_ROOT="$data_root" SEED="$seed" NUM_TEST=0 \
+                STEPS_1="${STAGE1_STEPS% *}" STEPS_2="${STAGE1_STEPS#* }" sh scripts/pretrain_tiny.sh "$@"
         else
-            train "$current" MODEL_PATH="$previous" META_PATH="$short/meta_0_32.json" LEARNING_RATE=1e-3 \
-                MAX_STEPS="$EXTRA_STEPS" SEED="$((seed + 100 * round))" sh shell/tiny/pretrain.sh
+            train "$current" MODEL_PATH="$previous" META_PATH="$data_root/annotation/short_0_32.json" \
+                LEARNING_RATE=1e-3 MAX_STEPS="$EXTRA_STEPS" SEED="$((seed + 100 * round))" sh shell/tiny/pretrain.sh
         fi
         evaluate "$current" "$current/gate" "$WORK/gate" eval.run --tasks "$digit_questions" \
             --rope_pos_id_version default --rope_scaling none
@@ -238,7 +237,7 @@ make_method() { # seed, method
 }
 
 # Names that are wrong show here, before anything runs.
-for method in $METHODS; do
+for method in $METHODS $ABLATION_METHODS; do
     case $method in
         stage1 | default | rnd_image | rnd_sample | fix_?* | theta_?*) ;;
         *) die "method $method is not known (see --help)" ;;
@@ -263,16 +262,18 @@ done
 for seed in $SEEDS; do
     home=$WORK/seed_$seed
     data_root=$home/data
-    short=$data_root/annotation/long_mr_study_short
-    step "seed $seed: training data: $data_root"
-    # shellcheck disable=SC2086
-    "$PYTHON" -m internvl.build.long_mr --out "$data_root" --tokenizer "$WORK/tokenizer" --name study_short \
-        --seed "$seed" --filler_sentences 0 1 --train $STAGE1_DATA --num_items 0
+    step "seed $seed: training data of stage 2: $data_root"
     # shellcheck disable=SC2086
     "$PYTHON" -m internvl.build.long_mr --out "$data_root" --tokenizer "$WORK/tokenizer" --name study_long \
         --seed "$seed" --filler_sentences 0 1 --train $STAGE2_DATA --num_items 0
+    case " $ABLATION_SEEDS " in
+        *" $seed "*) ablated=1 ;;
+        *) ablated=0 ;;
+    esac
+    methods=$METHODS
+    if [ "$ablated" -eq 1 ]; then methods="$METHODS $ABLATION_METHODS"; fi
     folders=
-    for method in $METHODS; do
+    for method in $methods; do
         step "seed $seed, $method: $home/$method"
         make_method "$seed" "$method"
         case $method in
@@ -280,10 +281,7 @@ for seed in $SEEDS; do
             rnd_image) further=$ABLATIONS ;;
             *) further= ;;
         esac
-        case " $ABLATION_SEEDS " in
-            *" $seed "*) ;;
-            *) further= ;;
-        esac
+        if [ "$ablated" -eq 0 ]; then further=; fi
         for evaluation in $EVALUATIONS $further; do
             flags_of "$evaluation"
             out=$home/$method/evaluations/$evaluation

@@ -8,6 +8,8 @@ the same token there and in the answer, where no space precedes it.
 
 An image needle shows two digits side by side and is asked for the first and for the second: that takes the order of
 the visual tokens, and so their positions.
+
+Beside contexts there are bar charts, which are asked for the colour of a bar ("Which bar is highest?").
 """
 
 CATEGORIES: dict[str, tuple[str, ...]] = {
@@ -20,13 +22,26 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
     "flower": ("rose", "tulip", "lily", "daisy", "iris", "lotus", "poppy", "orchid", "dahlia", "aster"),
     "garment": ("hat", "coat", "shirt", "scarf", "glove", "sock", "boot", "belt", "skirt", "jacket"),
 }
+# What the bars of a chart are painted with; their names are values of the category "color".
+BAR_COLORS: dict[str, str] = {
+    "red": "#d62728",
+    "blue": "#1f4fd6",
+    "green": "#1a9641",
+    "yellow": "#f2c100",
+    "purple": "#8e44ad",
+    "black": "#101010",
+    "pink": "#ff7fbf",
+    "gray": "#909090",
+}
 NUM_DIGITS = 10
+EXTREMES = ("highest", "lowest")
 ORDINALS = ("first", "second")
 SHORT_ANSWER_SENTENCE = "Answer the question using a single word or phrase."  # what evaluation puts behind a question
 
 NEEDLE_TEMPLATE = 'Note "{value}".'
 CATEGORY_QUESTION = "Which {category}?"
 DIGIT_QUESTION = "Which digit is {ordinal}?"
+BAR_QUESTION = "Which bar is {extreme}?"
 
 
 def write_needle(value: str) -> str:
@@ -44,6 +59,11 @@ def ask_digit(ordinal: str) -> str:
     return DIGIT_QUESTION.format(ordinal=ordinal)
 
 
+def ask_bar(extreme: str) -> str:
+    """The question whose answer is the colour of the `highest` or `lowest` bar."""
+    return BAR_QUESTION.format(extreme=extreme)
+
+
 def list_values() -> list[str]:
     """All values of all categories."""
     return [value for values in CATEGORIES.values() for value in values]
@@ -51,5 +71,5 @@ def list_values() -> list[str]:
 
 def list_words() -> list[str]:
     """Every word that needles, questions and answers are made of, each once."""
-    words = [*CATEGORIES, *ORDINALS, "Note", "Which", "digit", "is", *list_values()]
+    words = [*CATEGORIES, *ORDINALS, *EXTREMES, "Note", "Which", "digit", "bar", "is", *list_values()]
     return [*words, *(str(digit) for digit in range(NUM_DIGITS))]

@@ -1,6 +1,6 @@
 """Make a tiny InternVL2 checkpoint with random weights.
 
-    python -m internvl.tools.make_tiny --out pretrained/InternVL2-Tiny
+    python -m internvl.tools.make_tiny --out work_dirs/tiny
 
 The folder has the layout, config fields and parameter names of released InternVL2 checkpoints, so every command of this
 project takes it as it would take a real one. Default sizes and initial weights are a recipe that learns retrieval on a
@@ -261,7 +261,7 @@ def _write_checkpoint(folder: Path, spec: TinySpec, max_shard_size: str) -> int:
 
 def _write_card(spec: TinySpec, num_parameters: int) -> str:
     num_image_token = (spec.image_size // spec.patch_size) ** 2 // 4
-    return f"""# InternVL2-Tiny
+    return f"""# A tiny InternVL2
 
 Random weights in the format of InternVL2 checkpoints, made by `python -m {BUILDER}` (seed {spec.seed}). This is not a
 released model and knows nothing: it is what a fine-tuning run on a CPU starts from.
@@ -280,7 +280,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {BUILDER}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("pretrained/InternVL2-Tiny"),
+    parser.add_argument("--out", type=Path, default=Path("work_dirs/tiny"),
                         help="checkpoint folder to make (default: %(default)s)")  # fmt: skip
     parser.add_argument("--max_shard_size", default="5GB",
                         help="largest weight file, for example 200KB (default: %(default)s)")  # fmt: skip

@@ -8,13 +8,14 @@
 set -eu
 : "${ROPE_POS_ID_VERSION:=v2pe_rnd}"
 : "${OUTPUT_DIR:=work_dirs/tiny_$ROPE_POS_ID_VERSION}"
-: "${MODEL_PATH:=work_dirs/tiny_pretrain}"
-: "${META_PATH:=dataset/annotation/long_mr_tiny/meta_0_48.json}"
+: "${MODEL_PATH:=pretrained/InternVL2-Tiny}"
+: "${DATA_ROOT:=work_dirs/demo/data}"
+: "${META_PATH:=$DATA_ROOT/annotation/long_mr_demo/meta.json}"
 : "${MAX_STEPS:=600}"
 : "${LEARNING_RATE:=1e-3}"
 : "${WARMUP_STEPS:=25}"
 : "${RANDOM_STRIDES:=4 2 1 0.5 0.25 0.125 0.0625}"
-export ROPE_POS_ID_VERSION OUTPUT_DIR MODEL_PATH META_PATH MAX_STEPS LEARNING_RATE WARMUP_STEPS
+export ROPE_POS_ID_VERSION OUTPUT_DIR MODEL_PATH DATA_ROOT META_PATH MAX_STEPS LEARNING_RATE WARMUP_STEPS
 
 # RANDOM_STRIDES is a list of words on purpose.
 # shellcheck disable=SC2086

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Stage 1 of the CPU demonstration: teach a tiny random model the task, with ordinary positions.
+# Stage 1 on a CPU: teach a tiny random model short contexts, with ordinary positions (scripts/pretrain_tiny.sh).
 #
 #   sh shell/tiny/pretrain.sh [FLAGS...]
 #
@@ -8,9 +8,9 @@ set -eu
 cd "$(dirname "$0")/../.."
 
 : "${OUTPUT_DIR:=work_dirs/tiny_pretrain}"
-: "${MODEL_PATH:=pretrained/InternVL2-Tiny}"
-: "${META_PATH:=dataset/annotation/long_mr_tiny/meta_0_32.json}"
-: "${DATA_ROOT:=dataset}"
+: "${MODEL_PATH:=work_dirs/pretrain_tiny/random}"
+: "${DATA_ROOT:=work_dirs/pretrain_tiny/data}"
+: "${META_PATH:=$DATA_ROOT/annotation/short_0_32.json}"
 : "${DATA_ORDER:=shuffle}"
 : "${DEEPSPEED_CONFIG:=shell/deepspeed/zero1.json}"
 : "${ROPE_POS_ID_VERSION:=default}"

@@ -10,18 +10,10 @@ import torch
 
 from eval import coarse_tables, run
 from eval.core.scoring import wilson_interval
-from eval.study import (
-    LENGTHS,
-    Cell,
-    collect_cells,
-    draw_figures,
-    format_tables,
-    main,
-    read_study,
-    summarise,
-    update_page,
-    write_study,
-)
+from eval.study.__main__ import main
+from eval.study.cells import LENGTHS, Cell, collect_cells, read_study, summarise, write_study
+from eval.study.figures import draw_figures
+from eval.study.tables import format_gain, format_tables, update_page
 from internvl.errors import EvalError
 from internvl.model import modeling_internlm2
 from internvl.model.v2pe import rotary_tables
@@ -111,11 +103,40 @@ def test_questions_of_a_seed_are_averaged_before_seeds():
 def test_tables_have_a_line_per_setting_and_a_column_per_length():
     cells = [cell(0, 0.25), cell(1, 0.5), cell(0, 1.0, length=1), cell(0, 0.125, method="rnd_image")]
     assert format_tables(cells).splitlines()[2:] == [
-        "| trained with | evaluated with | seeds | 1x | 16x |",
+        "| trained with | asked with | seeds | 1x | 16x |",
         "|---|---|---|---|---|",
         "| `default` | `stride_1` | 2 | 1.000 | 0.375 (0.25..0.50) |",
         "| `rnd_image` | `stride_1` | 1 | - | 0.125 |",
     ]
+
+
+def test_both_digits_share_a_table_and_options_have_tables_of_their_own():
+    cells = [
+        cell(0, 0.2, question="first digit"),
+        cell(0, 0.4, question="second digit"),
+        cell(0, 0.5, method="rnd_image"),
+        cell(0, 0.6, method="rnd_image", evaluation="stride_1+bf16"),
+    ]
+    titles = ("word of a sentence", "first and second digit of a picture")
+    text = format_tables(cells)
+    for title in (*titles, f"{titles[0]}, further evaluations"):
+        assert f"**{title}**" in text
+    assert "| `default` | `stride_1` | 1 | 0.300 |" in text
+    assert text.index("further evaluations") < text.index("`stride_1+bf16`")
+
+
+def test_the_gain_is_that_of_each_seed_on_the_digits():
+    asked = {"evaluation": "stride_1-16", "question": "first digit"}
+    cells = [
+        cell(0, 0.25, **asked),
+        cell(0, 0.75, method="rnd_image", **asked),
+        cell(1, 0.5, **asked),  # without its counterpart
+        cell(2, 0.5, **asked),
+        cell(2, 0.45, method="rnd_image", **asked),
+    ]
+    rows = format_gain(cells).splitlines()[4:]
+    assert rows == ["| 0 | 0.250 | 0.750 | +0.500 |", "| 2 | 0.500 | 0.450 | -0.050 |"]
+    assert format_gain(cells[:1]) == ""
 
 
 def test_the_page_gets_its_tables_and_keeps_the_rest():
@@ -127,23 +148,21 @@ def test_the_page_gets_its_tables_and_keeps_the_rest():
         update_page(page, "other.json", "")
 
 
-def test_figures_are_written_also_where_settings_have_different_lengths(tmp_path):
+def test_figures_are_written_of_what_is_there(tmp_path):
     cells = [
         cell(0, 0.25),
         cell(1, 0.5),
         cell(0, 1.0, length=1, method="rnd_image"),
         cell(0, 0.5, question="first digit"),
     ]
-    names = ["default@stride_1", "default@missing"]
-    paths = draw_figures(cells, tmp_path / "figures", "study", heatmaps=names)
-    assert {path.name for path in paths} == {
-        "study_text_of_default.png",
-        "study_text_of_rnd_image.png",
-        "study_text_at_stride_1.png",
+    names = ["default@stride_1", "rnd_image@stride_1", "default@missing"]
+    paths = draw_figures(cells, tmp_path / "figures", "study", lines=names, heatmaps=names[::2])
+    assert [path.name for path in paths] == [
+        "study_text.png",
         "study_text_depth_default@stride_1.png",
-        "study_first_digit_of_default.png",
-        "study_first_digit_depth_default@stride_1.png",
-    }
+        "study_digits.png",
+        "study_digits_depth_default@stride_1.png",
+    ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
@@ -170,7 +189,7 @@ def test_the_command_line_makes_data_tables_and_figures(tmp_path, capsys):
     assert main(["tables", str(results), "--page", str(page)]) == 0
     assert "| `default` | `default` | 2 | 1.000 (1.00..1.00) | 0.125 (0.00..0.25) |" in page.read_text()
     assert main(["draw", str(results), "--out", str(tmp_path / "figures")]) == 0
-    assert (tmp_path / "figures" / "study_text_of_default.png").is_file()
+    assert (tmp_path / "figures" / "study_text.png").is_file()
     assert main(["tables", str(tmp_path / "missing.json")]) == 2
 
 

@@ -37,7 +37,8 @@ def study(tmp_path):
 
     def run_study(*arguments: str, **environ: str) -> list[list[str]]:
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        environ = {"PYTHON": str(python), "LOG": str(log), "WORK": str(tmp_path / "work"), "NPROC": "1", **environ}
+        own = {"PYTHON": str(python), "LOG": str(log), "WORK": str(tmp_path / "work"), "NPROC": "1"}
+        environ = own | {"ABLATION_METHODS": ""} | environ
         log.unlink(missing_ok=True)
         result = subprocess.run(
             ["sh", SCRIPT, *arguments], cwd=REPOSITORY, env=kept | environ, capture_output=True, text=True, check=False
@@ -64,10 +65,11 @@ def of_training(commands: list[list[str]]):
 
 def test_quick_trains_a_control_and_v2pe_and_asks_both(study, tmp_path):
     commands = study("--quick")
-    stage1, control, v2pe = of_training(commands)
+    first, second, control, v2pe = of_training(commands)
     work = str(tmp_path / "work")
-    assert stage1.training.output_dir == f"{work}/seed_0/stage1_round_1"
-    assert (stage1.data.rope_pos_id_version, stage1.data.data_order) == ("default", "sequential")
+    assert first.training.output_dir == f"{work}/seed_0/stage1_pretraining/phase_1"
+    assert second.training.output_dir == f"{work}/seed_0/stage1_round_1"
+    assert {run.data.rope_pos_id_version for run in (first, second)} == {"default"}
     assert (control.data.rope_pos_id_version, v2pe.data.rope_pos_id_version) == ("default", "v2pe_rnd")
     assert {run.model.model_name_or_path for run in (control, v2pe)} == {f"{work}/seed_0/stage1"}
     assert {run.data.data_order for run in (control, v2pe)} == {"shuffle"}
@@ -87,9 +89,9 @@ def test_what_is_finished_is_not_run_again(study):
 
 def test_stage_1_goes_on_until_the_goal_or_the_last_round(study, tmp_path):
     runs = of_training(study(SEEDS="7", METHODS="stage1", EVALUATIONS="", BASELINES="", ABLATIONS="", GOAL_CODE="1"))
-    assert [run.training.output_dir.rpartition("_")[2] for run in runs] == ["1", "2", "3", "4"]
-    assert [run.training.seed for run in runs] == [7, 207, 307, 407]
-    assert runs[1].model.model_name_or_path == runs[0].training.output_dir
+    assert [run.training.output_dir.rpartition("_")[2] for run in runs] == ["1", "1", "2", "3", "4"]
+    assert [run.training.seed for run in runs] == [7, 7, 207, 307, 407]
+    assert runs[2].model.model_name_or_path == runs[1].training.output_dir
     assert (tmp_path / "work" / "seed_7" / "stage1" / "train_results.json").is_file()
 
 
@@ -147,7 +149,12 @@ def test_help_is_the_header():
 
 def test_ablations_are_made_for_the_seeds_that_are_named(study):
     names = {"METHODS": "default", "EVALUATIONS": "default", "BASELINES": "default+linear-2", "ABLATIONS": ""}
-    commands = study(SEEDS="0 10", ABLATION_SEEDS="1 10", **names)
+    commands = study(SEEDS="0 10", ABLATION_SEEDS="1 10", ABLATION_METHODS="fix_1", **names)
     outs = [parse_options(words).out for words in of_module(commands, "eval.run")]
     asked = [(out.parts[-4], out.name) for out in outs if out.parts[-2] == "evaluations"]
-    assert asked == [("seed_0", "default"), ("seed_10", "default"), ("seed_10", "default+linear-2")]
+    assert asked == [
+        ("seed_0", "default"),
+        ("seed_10", "default"),
+        ("seed_10", "default+linear-2"),
+        ("seed_10", "default"),  # of fix_1
+    ]

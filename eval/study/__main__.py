@@ -1,0 +1,101 @@
+"""The study of scripts/miniature_study.sh as data: finished runs -> one json file -> tables and figures.
+
+    python -m eval.study collect work_dirs/miniature --out docs/results/miniature.json
+    python -m eval.study tables docs/results/miniature.json --page docs/reproduction.md
+    python -m eval.study draw docs/results/miniature.json --out docs/images
+    python -m eval.study check work_dirs/miniature/seed_0/stage1/evaluations/default --goal 0.95
+
+Tables and figures average over seeds; intervals are those of a mean of few seeds (Student's t), of one seed those of
+its questions (Wilson). `tables` replaces what stands between `<!-- tables: NAME.json -->` and `<!-- end of tables -->`
+in a page.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.core.store import write_atomically
+from eval.study.cells import collect_cells, measure_digits, read_study, write_study
+from eval.study.figures import HEATMAPS, LINES, draw_figures
+from eval.study.tables import format_tables, update_page
+from internvl.errors import InternVLError
+
+
+def _collect(args: argparse.Namespace) -> int:
+    cells = collect_cells(args.work)
+    write_study(args.out, cells)
+    print(f"{args.out}: {len(cells)} cells, seeds {sorted({cell.seed for cell in cells})}")
+    return 0
+
+
+def _write_tables(args: argparse.Namespace) -> int:
+    tables = format_tables(read_study(args.results))
+    if args.page is None:
+        print(tables)
+    else:
+        page = update_page(args.page.read_text(encoding="utf-8"), args.results.name, tables)
+        write_atomically(args.page, page)
+        print(f"{args.page}: tables of {args.results} written")
+    return 0
+
+
+def _draw(args: argparse.Namespace) -> int:
+    cells = read_study(args.results)
+    for path in draw_figures(cells, args.out, args.results.stem, lines=args.lines, heatmaps=args.heatmaps):
+        print(f"figure  {path}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    scores = measure_digits(args.folder)
+    reached = all(score >= args.goal for score in scores.values())
+    print(", ".join(f"{name} {score:.3f}" for name, score in scores.items()), "at 1x; goal", f"{args.goal:g}")
+    return 0 if reached else 1
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    collect = commands.add_parser("collect", help="read finished evaluations, write one json file")
+    collect.add_argument("work", type=Path, help="the WORK folder of scripts/miniature_study.sh")
+    collect.add_argument("--out", type=Path, required=True, help="json file that is written")
+    collect.set_defaults(command=_collect)
+    tables = commands.add_parser("tables", help="markdown tables of a json file")
+    tables.add_argument("results", type=Path, help="json file of collect")
+    tables.add_argument("--page", type=Path, help="page whose tables are replaced; default: print them")
+    tables.set_defaults(command=_write_tables)
+    draw = commands.add_parser("draw", help="figures of a json file")
+    draw.add_argument("results", type=Path, help="json file of collect")
+    draw.add_argument("--out", type=Path, required=True, help="folder of the figures")
+    for flag, default, what in (
+        ("--lines", LINES, "the lines of accuracy by length"),
+        ("--heatmaps", HEATMAPS, "which are drawn by depth and length"),
+    ):
+        draw.add_argument(
+            flag, nargs="*", default=default, metavar="METHOD@EVALUATION", help=f"{what} ({' '.join(default)})"
+        )
+    draw.set_defaults(command=_draw)
+    check = commands.add_parser("check", help="exit code 0 if both digits reach a goal at length 1x, else 1")
+    check.add_argument("folder", type=Path, help="result folder of one evaluation")
+    check.add_argument("--goal", type=float, default=0.95, help="accuracy (%(default)s)")
+    check.set_defaults(command=_check)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code (2 for an error of the user's)."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    args = _build_parser().parse_args(argv)
+    try:
+        return args.command(args)
+    except (InternVLError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
