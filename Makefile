@@ -21,7 +21,7 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml setup.py
 
 setup: $(STAMP)  ## create .venv and install everything
 
-demo: $(STAMP)  ## make, train and evaluate a tiny V2PE model on the CPU (work_dirs/demo/index.html)
+demo: $(STAMP)  ## fine-tune and evaluate a tiny V2PE model on the CPU (work_dirs/demo/index.html)
 	PYTHON=$(BIN)/python sh scripts/demo.sh
 
 test: $(STAMP)  ## run the tests

@@ -1,27 +1,33 @@
 #!/bin/sh
-# The whole job on a CPU: make a tiny InternVL2 checkpoint and data, train, evaluate, report.
+# The whole job on a CPU: data, a fine-tune on longer contexts with ring attention, evaluation, report.
 #
 #   make demo          or          sh scripts/demo.sh
+#
+# It starts from pretrained/InternVL2-Tiny, which reads contexts of up to 32 tiles at ordinary positions
+# (scripts/pretrain_tiny.sh made it), and teaches it random visual strides on contexts of up to 48 tiles. Two processes
+# share every row, as eight GPUs share a row of 256k tokens.
 #
 # Every step that is done is skipped, and a killed evaluation goes on where it stopped: start it again after a break.
 # `rm -rf work_dirs/demo` starts over.
 #
 # Environment:
 #   WORK        folder of everything that is trained and measured (work_dirs/demo)
-#   CHECKPOINT  the random checkpoint                             (pretrained/InternVL2-Tiny)
-#   DATA_ROOT   data                                              (dataset)
+#   CHECKPOINT  the checkpoint that is fine-tuned                 (pretrained/InternVL2-Tiny)
+#   DATA_ROOT   data                                              (WORK/data)
+#   STEPS       optimiser steps of two rows                       (400)
 #   STRIDES     strides that V2PE is evaluated with, 4 visual tokens per tile (1/16)
-#   NUM_ITEMS   test questions per task and context length        (100)
-#   NPROC       processes                                         (2)
+#   NUM_ITEMS   test contexts per length, three questions each    (60)
+#   NPROC       processes; more than one share every row          (2)
 #   PYTHON      interpreter                                       (.venv/bin/python, else python3)
 set -eu
 cd "$(dirname "$0")/.."
 
 : "${WORK:=work_dirs/demo}"
 : "${CHECKPOINT:=pretrained/InternVL2-Tiny}"
-: "${DATA_ROOT:=dataset}"
+: "${DATA_ROOT:=$WORK/data}"
+: "${STEPS:=400}"
 : "${STRIDES:=1/16}"
-: "${NUM_ITEMS:=100}"
+: "${NUM_ITEMS:=60}"
 : "${NPROC:=2}"
 if [ -z "${PYTHON:-}" ]; then
     if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
@@ -33,39 +39,25 @@ start=$(date +%s)
 
 step() { printf '\n== %s (%s s)\n' "$*" "$(($(date +%s) - start))"; }
 
-step "1/5 random InternVL2-format checkpoint: $CHECKPOINT"
-"$PYTHON" -m internvl.tools.make_tiny --out "$CHECKPOINT"
+step "1/4 retrieval data in V2PE-Data's layout, test data in MM-NIAH's: $DATA_ROOT"
+"$PYTHON" -m internvl.build.long_mr --out "$DATA_ROOT" --tokenizer "$CHECKPOINT" --name demo --filler_sentences 0 1 \
+    --train 0-48:5000 --num_items "$NUM_ITEMS" --factors 1 4 8 16
 
-step "2/5 retrieval data in V2PE-Data's layout, test data in MM-NIAH's: $DATA_ROOT"
-"$PYTHON" -m internvl.build.long_mr --out "$DATA_ROOT" --tokenizer "$CHECKPOINT" --name demo_short \
-    --filler_sentences 0 1 --train 0-2:6500 0-8:1500 0-32:5500 --num_items 0
-"$PYTHON" -m internvl.build.long_mr --out "$DATA_ROOT" --tokenizer "$CHECKPOINT" --name demo_long \
-    --filler_sentences 0 1 --train 0-48:6000 --num_items "$NUM_ITEMS"
-
+step "2/4 fine-tuning with random visual strides (v2pe_rnd), $NPROC processes share every row: $WORK/finetune"
 # A stage that ended has train_results.json; one that was broken off starts anew.
-train() {
-    name=$1
-    shift
-    if [ -f "$WORK/$name/train_results.json" ]; then
-        echo "$WORK/$name: already trained"
-    else
-        OUTPUT_DIR=$WORK/$name sh "$@" --overwrite_output_dir True
-    fi
-}
+if [ -f "$WORK/finetune/train_results.json" ]; then
+    echo "$WORK/finetune: already trained"
+else
+    OUTPUT_DIR=$WORK/finetune MODEL_PATH=$CHECKPOINT META_PATH=$DATA_ROOT/annotation/long_mr_demo/meta.json \
+        MAX_STEPS=$STEPS CHUNK_NUM=$NPROC BATCH_SIZE=2 \
+        sh shell/tiny/finetune_v2pe.sh --overwrite_output_dir True --attn_type ring
+fi
 
-step "3a/5 pretraining on short contexts, ordinary positions: $WORK/pretrain"
-MODEL_PATH=$CHECKPOINT META_PATH=$DATA_ROOT/annotation/long_mr_demo_short/meta.json DATA_ORDER=sequential \
-    train pretrain shell/tiny/pretrain.sh
-
-step "3b/5 fine-tuning with random visual strides (v2pe_rnd): $WORK/finetune"
-MODEL_PATH=$WORK/pretrain META_PATH=$DATA_ROOT/annotation/long_mr_demo_long/meta.json \
-    train finetune shell/tiny/finetune_v2pe.sh
-
-step "4/5 evaluation at 1x, 2x, 4x and 8x of the training length"
+step "3/4 evaluation at 1x, 4x, 8x and 16x of the length that the checkpoint was pretrained with"
 evaluate() {
     TASKS="retrieval-text-test retrieval-image-test reasoning-image-test" \
         sh scripts/evaluate_mmniah.sh "$WORK/finetune" --data-root "$DATA_ROOT/benchmark" \
-        --max_num 64 --length_bins 100 250 450 800 --out "$@"
+        --max_num 64 --length_bins 100 450 800 1600 --out "$@"
 }
 folders=$WORK/eval_mm_niah
 evaluate "$WORK/eval_mm_niah" --rope_pos_id_version default
@@ -75,14 +67,14 @@ for stride in $STRIDES; do
     folders="$folders $folder"
 done
 
-step "5/5 report"
+step "4/4 report"
 # A list of words on purpose.
 # shellcheck disable=SC2086
 "$PYTHON" -m eval.report $folders --out "$WORK/index.html" --json "$WORK/report.json" \
     --title "V2PE in miniature: retrieval beyond the training length"
 
 echo
-echo "What small visual strides change (32, 64, 128 and 256 haystack tiles; 32 is the pretraining length):"
+echo "What small visual strides change (32, 128, 256 and 512 haystack tiles; up to 48 were trained on):"
 "$PYTHON" -m eval.compare "$WORK/report.json"
 echo
 echo "checkpoint  $WORK/finetune"

@@ -1,0 +1,1 @@
+../../internvl/model/configuration_internvl_chat.py

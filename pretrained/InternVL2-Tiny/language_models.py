@@ -1,0 +1,1 @@
+../../internvl/model/language_models.py

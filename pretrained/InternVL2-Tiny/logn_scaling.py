@@ -1,0 +1,1 @@
+../../internvl/model/logn_scaling.py

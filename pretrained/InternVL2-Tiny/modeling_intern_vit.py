@@ -1,0 +1,1 @@
+../../internvl/model/modeling_intern_vit.py

@@ -1,0 +1,1 @@
+../../internvl/model/modeling_internlm2.py

@@ -1,0 +1,1 @@
+../../internvl/model/modeling_internvl_chat.py

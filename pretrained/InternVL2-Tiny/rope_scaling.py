@@ -1,0 +1,1 @@
+../../internvl/model/rope_scaling.py

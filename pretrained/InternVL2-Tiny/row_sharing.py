@@ -1,0 +1,1 @@
+../../internvl/model/row_sharing.py

@@ -1,0 +1,1 @@
+../../internvl/model/tokenization_internlm2.py

@@ -1,0 +1,1 @@
+../../internvl/model/v2pe.py
