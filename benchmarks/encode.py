@@ -1,18 +1,26 @@
 """Encode and pack on one core: this pipeline against a straightforward one, as a ratio in one run, with equal outputs.
 
-    python benchmarks/encode.py [--documents 60 --repeats 3]
+    OMP_NUM_THREADS=1 python benchmarks/encode.py [--documents 60 --repeats 3]
 
-The straightforward pipeline opens every image fully to learn its tiles and again to encode it (or once, and keeps the
-pixels until their row is full), turns one tile after the other into a normalised tensor, and tokenises every piece of
-text anew. All make the same packed rows of the same documents, which is compared before anything is timed. Resuming is
-timed as well: a loader that starts at step 10 and at step 10,000 of its stream, up to its first row.
+This pipeline is the loader of a training run: documents are measured from headers, packed, then made. The
+straightforward one opens every image fully to learn its tiles and again to encode it (or once, and keeps the pixels
+until their row is full), turns one tile after the other into a normalised tensor, and tokenises every piece of text
+anew. No image is shown twice. Both make the same rows in the same order, which is compared before anything is timed;
+rows are dropped as they come, as a trainer does.
+
+A rank of a group that shares rows loads its tiles only. The straightforward pipeline has no such thing: every rank
+makes the whole row. What all pipelines with equal pixels have in common is timed alone: pillow's decoding and resizing.
+
+Resuming is timed as well: a loader that starts at step 10 and at step 10,000 of its stream, up to its first row. All
+times are seconds of the processor, which other programs on the machine do not prolong much.
 """
 
 import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -24,9 +32,8 @@ from PIL import Image
 
 from internvl.build.photographs import crop_photograph, load_photographs
 from internvl.build.sentences import read_paragraphs
-from internvl.data.collate import collate_row
-from internvl.data.encode import EncodedDocument, SampleEncoder, document_generator
-from internvl.data.loader import TrainLoader, build_train_loader
+from internvl.data.encode import SampleEncoder
+from internvl.data.loader import TileShare, TrainLoader, build_train_loader
 from internvl.data.meta import SourceSpec
 from internvl.data.packing import Packer, PackingLimits
 from internvl.data.records import Record, RecordFile
@@ -40,23 +47,24 @@ from internvl.tools.make_tiny import TinySpec, make_checkpoint
 TILE, TOKENS_PER_TILE, MAX_NUM = 448, 256, 6
 STRIDE = 64
 LIMITS = PackingLimits(max_tokens=16_384, max_tiles=64)
-FLOOR = "decode, resize and cut alone"  # which pipelines with equal outputs have in common
+OURS = {1: "this pipeline", 2: "this pipeline, one of 2 ranks of a row", 4: "this pipeline, one of 4 ranks of a row"}
+STRAIGHTFORWARD = "straightforward"
 Batch = dict[str, torch.Tensor]
 
 
 def write_data(folder: Path, documents: int) -> SourceSpec:
-    """Photographs with questions: two images and two turns in every document."""
+    """Photographs with questions: two images and two turns in every document, every image in one document."""
     rng = Random(0)
     photographs, paragraphs = load_photographs("train"), read_paragraphs()
-    for number in range(24):
+    for number in range(2 * documents):
         size = (rng.randint(500, 1600), rng.randint(500, 1200))
         crop_photograph(rng.choice(photographs), size, rng).save(folder / f"{number}.jpg", quality=90)
     lines = []
-    for _ in range(documents):
+    for document in range(documents):
         text = " ".join(rng.sample(paragraphs, 4))
         turns = [f"<image>\n<image>\n{text} What is shown?", "Two pictures.", "Is it real?", "Yes."]
         conversations = [{"from": ("human", "gpt")[n % 2], "value": turn} for n, turn in enumerate(turns)]
-        lines.append({"image": [f"{rng.randrange(24)}.jpg" for _ in range(2)], "conversations": conversations})
+        lines.append({"image": [f"{2 * document + n}.jpg" for n in range(2)], "conversations": conversations})
     path = folder / "data.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return SourceSpec(name="photographs", annotation=path, root=folder)
@@ -113,10 +121,10 @@ def tokenize_pieces(tokenizer: Any, record: Record, tiles: list[int]) -> tuple[l
     return ids, labels
 
 
-def run_straightforward(records: RecordFile, tokenizer: Any, *, opens_once: bool) -> list[Batch]:
+def run_straightforward(records: RecordFile, tokenizer: Any, *, opens_once: bool) -> Iterator[Batch]:
     """Packed rows, image by image and tile by tile."""
     packer: Packer[int] = Packer(LIMITS)
-    encoded, rows = {}, []
+    encoded = {}
     for number in range(len(records)):
         record = records[number]
         if not opens_once:
@@ -125,8 +133,10 @@ def run_straightforward(records: RecordFile, tokenizer: Any, *, opens_once: bool
         pixels = torch.stack([transform_tile(tile) for image in tiles for tile in image])
         ids, labels = tokenize_pieces(tokenizer, record, [len(image) for image in tiles])
         encoded[number] = torch.tensor(ids), torch.tensor(labels), pixels, len(tiles)
-        rows += packer.add(number, num_tokens=len(ids), num_tiles=len(pixels))
-    return [join([encoded.pop(ref) for ref in row.refs]) for row in rows + packer.flush()]
+        for row in packer.add(number, num_tokens=len(ids), num_tiles=len(pixels)):
+            yield join([encoded.pop(ref) for ref in row.refs])
+    for row in packer.flush():
+        yield join([encoded.pop(ref) for ref in row.refs])
 
 
 def join(documents: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]]) -> Batch:
@@ -145,23 +155,37 @@ def join(documents: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]]) 
 # This pipeline ------------------------------------------------------------------------------------------------------
 
 
-def run_ours(records: RecordFile, encoder: SampleEncoder) -> list[Batch]:
-    """Packed rows: measured from headers, packed, then made."""
-    packer: Packer[int] = Packer(LIMITS)
-    rows = []
-    for number in range(len(records)):
-        num_tokens, num_tiles = encoder.measure(records[number])
-        rows += packer.add(number, num_tokens=num_tokens, num_tiles=num_tiles)
+def run_ours(spec: SourceSpec, encoder: SampleEncoder, *, share: TileShare, num_rows: int) -> Iterator[Batch]:
+    """Rows of an epoch, from a loader that is made for them."""
+    loader = build_train_loader(
+        [spec], encoder, num_streams=1, packing=LIMITS, data_order="sequential", share=share, max_skipped=0.0
+    )
+    return islice(loader, num_rows)
 
-    def make(number: int) -> EncodedDocument:
-        generator = document_generator(0, epoch=0, source="photographs", row=number, repeat=0)
-        return encoder.encode(records[number], generator)
 
-    return [collate_row([make(ref) for ref in row.refs]) for row in rows + packer.flush()]
+def check_rows(ours: Iterable[Batch], theirs: Iterable[Batch], share: TileShare) -> None:
+    """Compare every tensor that both have; of the tiles those of one rank."""
+    for own, whole in zip(ours, theirs, strict=True):
+        tiles = share.own_tiles(len(whole["image_flags"]))
+        part = {name: whole[name][tiles.start : tiles.stop] for name in ("pixel_values", "image_flags")}
+        different = [name for name, value in (whole | part).items() if not torch.equal(own[name], value)]
+        assert not different, f"the pipelines disagree about {different}"
+
+
+def time_rounds(variants: dict[str, Callable[[], Iterable[object]]], num_rounds: int) -> dict[str, float]:
+    """Least processor seconds of each, in turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(num_rounds):
+        for name, work in variants.items():
+            start = time.process_time()
+            for _ in work():
+                pass
+            seconds[name].append(time.process_time() - start)
+    return {name: min(times) for name, times in seconds.items()}
 
 
 def time_resume(spec: SourceSpec, encoder: SampleEncoder, folder: Path) -> dict[int, float]:
-    """Seconds from a loader's state at a step to its first row, text documents only."""
+    """Processor seconds from a loader's state at a step to its first row, text documents only."""
     answer = {"from": "gpt", "value": "Yes."}
     lines = [{"conversations": [{"from": "human", "value": f"Number {n}?"}, answer]} for n in range(60_000)]
     path = folder / "text.jsonl"
@@ -180,10 +204,10 @@ def time_resume(spec: SourceSpec, encoder: SampleEncoder, folder: Path) -> dict[
         times = []
         for _ in range(5):
             resumed = make()
-            start = time.perf_counter()
+            start = time.process_time()
             resumed.load_state_dict(state)
             next(iter(resumed))
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         seconds[step] = min(times)
     return seconds
 
@@ -207,37 +231,31 @@ def main() -> None:
             max_seq_length=16_384, dynamic_image_size=True, use_thumbnail=True, max_dynamic_patch=MAX_NUM,
             rope_pos_id_version="v2pe_fix", rope_pos_id_stride=STRIDE,
         )  # fmt: skip
-        variants: dict[str, Callable[[], list[Batch]]] = {
-            "this pipeline": lambda: run_ours(records, encoder),
-            "straightforward, images opened twice": lambda: run_straightforward(records, tokenizer, opens_once=False),
-            "straightforward, images opened once": lambda: run_straightforward(records, tokenizer, opens_once=True),
+        whole_rows = [*run_straightforward(records, tokenizer, opens_once=True)]
+        num_rows, num_tiles = len(whole_rows), sum(len(row["image_flags"]) for row in whole_rows)
+        shares = {size: TileShare(0, size) for size in (1, 2, 4)}
+        for share in (*shares.values(), TileShare(3, 4)):
+            check_rows(run_ours(spec, encoder, share=share, num_rows=num_rows), whole_rows, share)
+        check_rows(run_straightforward(records, tokenizer, opens_once=False), whole_rows, shares[1])
+        del whole_rows
+        variants: dict[str, Callable[[], Iterable[object]]] = {
+            OURS[size]: partial(run_ours, spec, encoder, share=share, num_rows=num_rows)
+            for size, share in shares.items()
         }
-        expected = variants["this pipeline"]()
-        for work in list(variants.values())[1:]:
-            for ours, theirs in zip(expected, work(), strict=True):
-                different = [key for key in ours if not torch.equal(ours[key], theirs[key])]
-                assert not different, f"the pipelines disagree about {different}"
         paths = [path for number in range(len(records)) for path in records[number].image_paths]
-        floor: dict[str, Callable[[], object]] = {FLOOR: lambda: [cut_image(path) for path in paths]}
-        seconds: dict[str, list[float]] = {name: [] for name in [*variants, *floor]}
-        for _ in range(args.repeats):
-            for name, work in (variants | floor).items():
-                start = time.process_time()
-                work()
-                seconds[name].append(time.process_time() - start)
-        tiles = sum(len(batch["image_flags"]) for batch in expected)
-        print(
-            f"{args.documents} documents, {tiles} tiles, {len(expected)} rows, equal outputs; CPU seconds, best of",
-            end=" ",
-        )
-        print(args.repeats)
-        best = min(seconds["this pipeline"])
-        for name, times in seconds.items():
-            rate = args.documents / min(times)
-            print(f"{name:40} {min(times):6.2f} s  {rate:6.1f} documents/s  {min(times) / best:4.2f} x")
+        variants |= {
+            STRAIGHTFORWARD: partial(run_straightforward, records, tokenizer, opens_once=False),
+            f"{STRAIGHTFORWARD}, images opened once": partial(run_straightforward, records, tokenizer, opens_once=True),
+            "pillow's decoding and resizing alone": lambda: map(cut_image, paths),
+        }
+        seconds = time_rounds(variants, args.repeats)
+        print(f"{args.documents} documents, {num_tiles} tiles, {num_rows} rows, equal outputs; best of {args.repeats}")
+        for name, value in seconds.items():
+            ratios = "  ".join(f"{value / seconds[own]:5.2f}" for own in OURS.values())
+            print(f"{name:48} {value:6.2f} s  {args.documents / value:6.1f} documents/s  x {ratios}")
         if not args.no_resume:
             for step, value in time_resume(spec, encoder, folder).items():
-                print(f"resume behind step {step:6}: {value * 1e3:.1f} ms to the first row")
+                print(f"resume behind step {step:6}: {value * 1e3:.1f} ms of processor time to the first row")
 
 
 if __name__ == "__main__":

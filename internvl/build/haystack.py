@@ -153,7 +153,7 @@ def load_materials(spec: HaystackSpec) -> _Materials:
 
 def _read_records(annotation: Path) -> Iterator[Record]:
     try:
-        lines = annotation.read_text(encoding="utf-8-sig").splitlines()
+        lines = annotation.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"annotation {annotation} cannot be read: {error}; check --annotation") from None
     for number, line in enumerate(lines):

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from hashlib import sha256
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -36,16 +37,24 @@ from internvl.build.command import make_parser, run_builder
 from internvl.build.corpus import clean_text
 from internvl.build.datasheet import Sheet
 from internvl.build.folders import is_finished
-from internvl.build.lengths import LengthRange, ModelReader, describe_reader, load_model_reader, parse_length
+from internvl.build.lengths import (
+    TOLERANCE,
+    LengthRange,
+    ModelReader,
+    describe_reader,
+    load_model_reader,
+    parse_length,
+)
 from internvl.build.parts import Part, Record, cut_parts, join_parts, make_parts, open_workspace, write_whole
 from internvl.build.quality import Probe, contains_answer
 from internvl.build.vocabulary import SHORT_ANSWER_SENTENCE
 from internvl.data.media import load_image
+from internvl.data.records import is_unicode
 from internvl.errors import ConfigError, DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
 
 BUILDER = "internvl.build.long_vqa"
-FORMAT = 1  # raised when the same arguments give other files
+FORMAT = 2  # raised when the same arguments give other files
 DATA = "V2PE-Data"
 PICTURES_PER_CANVAS = 4
 _CANVAS_SIDE = 896  # pixels
@@ -136,7 +145,7 @@ def read_questions(annotation: Path, images: Path) -> QuestionSet:
         ConfigError: No such file, or fewer than two pictures or no question left.
     """
     try:
-        lines = annotation.read_text(encoding="utf-8-sig").splitlines()
+        lines = annotation.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"annotation {annotation} cannot be read: {error}; check --annotation") from None
     dropped: Counter[str] = Counter()
@@ -179,13 +188,16 @@ def _read_question(line: str) -> Question | str:
         return "not about one picture"
     turns = record.get("conversations")
     if isinstance(turns, list):
-        texts = [turn.get("value") for turn in turns if isinstance(turn, dict) and turn.get("from") in ("human", "gpt")]
-        question, answer = texts[:2] if len(texts) > 1 else (None, None)
+        said = [(turn.get("from"), turn.get("value")) for turn in turns if isinstance(turn, dict)]
+        pairs = [(first[1], second[1]) for first, second in pairwise(said) if (first[0], second[0]) == ("human", "gpt")]
+        question, answer = pairs[0] if pairs else (None, None)
     else:
         question, answer = record.get("question"), record.get("answer")
         answer = answer[0] if isinstance(answer, list) and answer else answer
     if not isinstance(question, str) or not isinstance(answer, str | int | float):
         return "no question and answer"
+    if not is_unicode(f"{image}{question}{answer}"):
+        return "half of a surrogate pair in it"
     cleaned = clean_text(question.replace(IMAGE_PLACEHOLDER, " ")).removesuffix(SHORT_ANSWER_SENTENCE).strip()
     return (
         Question(image, cleaned, str(answer).strip()) if cleaned and str(answer).strip() else "no question and answer"
@@ -285,7 +297,7 @@ def make_sample(spec: LongVQASpec, folder: Path, part: Part, number: int) -> Rec
         pages.insert(asked, pages.pop(0))
         record = _write_sample(spec, folder, name, question, pages, asked)
         tokens = materials.reader.count_record(record, folder / spec.image_root)
-        if length.low <= tokens <= length.high:
+        if min(length.low, (1 - TOLERANCE) * length.high) <= tokens <= length.high:
             record["metadata"]["context_length"] = tokens
             return record
     raise ConfigError(

@@ -34,7 +34,7 @@ from torch import Tensor
 from internvl.data.media import MediaPath, load_image, read_image_size
 from internvl.data.records import Record, Role
 from internvl.data.tiling import count_tiles, split_into_tiles
-from internvl.data.transform import TileTransform, build_transform
+from internvl.data.transform import TileTransform, allocate_tiles, build_transform
 from internvl.data.video import (
     VIDEO_PLACEHOLDER,
     check_sampling,
@@ -210,7 +210,14 @@ class SampleEncoder:
         layout = self._lay_out(record, frame_rng)
         return layout.num_tokens, layout.num_tiles
 
-    def encode(self, record: Record, rng: np.random.Generator, *, tiles: range | None = None) -> EncodedDocument:
+    def encode(
+        self,
+        record: Record,
+        rng: np.random.Generator,
+        *,
+        tiles: range | None = None,
+        out: Float[Tensor, "room 3 size size"] | None = None,
+    ) -> EncodedDocument:
         """Make the document.
 
         Args:
@@ -218,6 +225,8 @@ class SampleEncoder:
             rng: The document's own generator (`document_generator`); draws strides, JPEG qualities and frames.
             tiles: Consecutive tiles to load (numbers beyond the document's last are ignored); images that have none
                 of them are not decoded. None: all. Everything but `pixel_values` and `image_flags` is the same.
+            out: Room for `pixel_values`, which become a view of its beginning. Where it is too small, or None, they
+                get memory of their own.
 
         Raises:
             DataError: The record cannot become a document, or an image cannot be decoded.
@@ -227,7 +236,7 @@ class SampleEncoder:
         input_ids, labels = self._join(layout)
         images = layout.images
         wanted = range(layout.num_tiles) if tiles is None else tiles
-        pixel_values = self._load_tiles(record, images, image_rng, wanted=wanted)
+        pixel_values = self._load_tiles(record, images, image_rng, wanted=wanted, out=out)
         return EncodedDocument(
             input_ids=torch.from_numpy(input_ids),
             labels=torch.from_numpy(labels),
@@ -427,7 +436,13 @@ class SampleEncoder:
         }
 
     def _load_tiles(
-        self, record: Record, images: Sequence[_ImagePiece], rng: np.random.Generator, *, wanted: range
+        self,
+        record: Record,
+        images: Sequence[_ImagePiece],
+        rng: np.random.Generator,
+        *,
+        wanted: range,
+        out: Tensor | None,
     ) -> Tensor:
         """Wanted tiles, (tiles, 3, S, S) float32; every image has a generator of its own."""
         shares: list[tuple[_ImagePiece, np.random.Generator, slice]] = []
@@ -437,12 +452,17 @@ class SampleEncoder:
             first += piece.num_tiles
             if own.start < min(own.stop, piece.num_tiles):
                 shares.append((piece, child, own))
+        num_tiles = sum(len(range(piece.num_tiles)[own]) for piece, _, own in shares)
+        if out is None or len(out) < num_tiles:
+            out = allocate_tiles(num_tiles, self.image_size, self.image_size)
         transform = self._transforms[record.data_augment]
-        squares: list[Image.Image] = []
+        num_loaded = 0
         pictures = _load_pictures(record, [piece.source for piece, *_ in shares])
         for (piece, child, own), picture in zip(shares, pictures, strict=True):
-            squares += self._split(record, piece, picture, transform, child)[own]
-        return transform.to_tensor(squares) if squares else torch.empty(0, 3, self.image_size, self.image_size)
+            squares = self._split(record, piece, picture, transform, child)[own]
+            transform.to_tensor(squares, out=out[num_loaded : num_loaded + len(squares)])
+            num_loaded += len(squares)
+        return out[:num_tiles]
 
     def _split(
         self,

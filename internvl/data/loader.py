@@ -66,6 +66,7 @@ from internvl.data.position import (
     copy_rows,
 )
 from internvl.data.records import RecordFile
+from internvl.data.transform import allocate_tiles
 from internvl.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -272,14 +273,14 @@ class RowPlan:
         """
         return self.watch.read(lambda: self.encoder.measure(self.files[ref.source][ref.row], self._generator(ref)))
 
-    def encode(self, ref: DocumentRef, *, tiles: range | None = None) -> EncodedDocument:
-        """Make a planned document; `tiles` are those to load, None: all.
+    def encode(self, ref: DocumentRef, *, tiles: range | None = None, out: Tensor | None = None) -> EncodedDocument:
+        """Make a planned document; `tiles` are those to load (None: all), `out` is where they go.
 
         Raises:
             DataError: An image cannot be decoded.
         """
         return self.watch.read(
-            lambda: self.encoder.encode(self.files[ref.source][ref.row], self._generator(ref), tiles=tiles)
+            lambda: self.encoder.encode(self.files[ref.source][ref.row], self._generator(ref), tiles=tiles, out=out)
         )
 
     def _generator(self, ref: DocumentRef) -> np.random.Generator:
@@ -383,13 +384,14 @@ class RowDataset(IterableDataset):
     def _decode_shared_row(self, row: PlannedRow) -> tuple[Batch, tuple[Skip, ...]]:
         """The row with this rank's tiles; blank tiles in place of those of damaged documents."""
         own = self.share.own_tiles(row.content.num_tiles)
+        room = self._allocate(len(own))
         documents, skips, damaged = [], [], []
         first = 0
         for ref in row.content.refs:
             tiles = range(own.start - first, own.stop - first)
             skip = None
             try:
-                document = self.plan.encode(ref, tiles=tiles)
+                document = self.plan.encode(ref, tiles=tiles, out=room[max(-tiles.start, 0) :])
             except _ROW_ERRORS as error:
                 skip = self.plan.skip(ref, error)
                 document = _with_blank_tiles(self.plan.encode(ref, tiles=range(0)), tiles)
@@ -402,13 +404,22 @@ class RowDataset(IterableDataset):
 
     def _decode_documents(self, row: PlannedRow) -> tuple[list[EncodedDocument], list[DocumentRef], list[Skip]]:
         documents, refs, skips = [], [], []
+        room = self._allocate(row.content.num_tiles)
         for ref in row.content.refs:
             try:
-                documents.append(self.plan.encode(ref))
-                refs.append(ref)
+                document = self.plan.encode(ref, out=room)
             except _ROW_ERRORS as error:
                 skips.append(self.plan.skip(ref, error))
+                continue
+            documents.append(document)
+            refs.append(ref)
+            room = room[len(document.pixel_values) :]
         return documents, refs, skips
+
+    def _allocate(self, num_tiles: int) -> Tensor:
+        """Room for the tiles of a row, which its documents fill one after the other."""
+        size = self.plan.encoder.image_size
+        return allocate_tiles(num_tiles, size, size)
 
 
 def _number_documents(refs: Sequence[DocumentRef]) -> Tensor:
@@ -461,7 +472,7 @@ class SkipLedger:
         """Go on with the counts of an earlier process; what it listed in the file is not listed again."""
         self.num_seen, self.num_skipped = num_seen, num_skipped
         if self.path is not None and self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+            for line in self.path.read_text(encoding="utf-8").split("\n"):
                 with suppress(ValueError, TypeError):  # a line cut short by a crash
                     skip = Skip(**json.loads(line))
                     self._listed[skip.source, skip.row] = skip
@@ -472,7 +483,7 @@ class SkipLedger:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:  # what a path may hold on Linux
             file.write(json.dumps(skip._asdict(), ensure_ascii=False) + "\n")
 
 

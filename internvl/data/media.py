@@ -26,9 +26,12 @@ from internvl.errors import DataError
 
 MediaPath = str | Path  # a file, a member of an archive, or a URL (text)
 
-# What pillow raises for files that are missing, cut short, damaged or larger than its decompression-bomb limit.
+# What pillow raises for files that are missing, cut short, damaged or larger than its decompression-bomb limit. Some
+# plugins raise RuntimeError (AVIF) or NotImplementedError (DDS), or ask for as much memory as a damaged header says.
 _IMAGE_ERRORS = (
     OSError,
+    RuntimeError,
+    MemoryError,
     SyntaxError,
     ValueError,
     EOFError,
@@ -162,7 +165,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the way that pillow asks for
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _check_header(path: MediaPath, image: Image.Image) -> None:

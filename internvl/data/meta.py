@@ -13,7 +13,7 @@ Relative paths (`annotation`, `root`, `root2`, `http_root`) are looked up in thi
 
 import difflib
 import json
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,7 @@ class SourceSpec:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_count(value: object) -> bool:
@@ -116,7 +116,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
     try:
         content = json.loads(text, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f'meta file {path} is not json: {error}; expected an object {{"data set": {{"annotation": "....jsonl", '
             "...}} (annotations may be jsonl, the meta file is one json object)"

@@ -10,7 +10,7 @@ note the video that they were cut from.
 """
 
 import json
-import math
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -99,6 +99,7 @@ def parse_record(raw: object, spec: SourceSpec, *, row: int) -> Record:
     try:
         if not isinstance(raw, dict):
             raise DataError(f"got a json {type(raw).__name__}, expected an object with 'conversations'")
+        _check_paths(raw)
         images, is_multi_image = _read_images(raw)
         system_message, turns = _read_turns(raw.get("conversations"))
         paths = tuple(
@@ -124,6 +125,18 @@ def parse_record(raw: object, spec: SourceSpec, *, row: int) -> Record:
         max_dynamic_patch=spec.max_dynamic_patch,
         dynamic_image_size=spec.dynamic_image_size,
     )
+
+
+def _check_paths(raw: dict[str, Any]) -> None:
+    for key in ("image", "video"):
+        value = raw.get(key)
+        paths = value if isinstance(value, list) else [value]
+        wrong = next((path for path in paths if isinstance(path, str) and not is_unicode(path)), None)
+        if wrong is not None:
+            raise DataError(
+                f"'{key}' is {wrong!r:.200}, which holds half of a surrogate pair (\\ud800 to \\udfff), expected valid "
+                "Unicode"
+            )
 
 
 def _read_images(raw: dict[str, Any]) -> tuple[list[str], bool]:
@@ -154,7 +167,7 @@ def _is_clip(clip: object) -> bool:
         return False
     if any(isinstance(second, bool) or not isinstance(second, int | float) for second in clip):
         return False
-    return 0 <= clip[0] < clip[1] and math.isfinite(clip[1])
+    return 0 <= clip[0] < clip[1] <= sys.float_info.max
 
 
 def _read_turns(conversations: object) -> tuple[str | None, tuple[tuple[Role, str], ...]]:
@@ -185,12 +198,13 @@ def _read_turn(index: int, turn: object) -> tuple[str, str]:
         raise DataError(f"turn {index} has a value of type {type(text).__name__}, expected text")
     if speaker == "gpt" and not text.strip():
         raise DataError(f"turn {index} is an empty answer, expected text")
-    if not _is_unicode(text):
+    if not is_unicode(text):
         raise DataError(f"turn {index} holds half of a surrogate pair (\\ud800 to \\udfff), expected valid Unicode")
     return speaker, text.strip()
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a text holds whole characters only, no half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -12,7 +12,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -52,11 +51,13 @@ class TileTransform:
         """All steps on pictures: RGB tiles of `image_size` x `image_size` pixels."""
         if self.augment and rng is None:
             raise ValueError("an augmenting transform needs a generator; pass rng=")
-        return [self._to_square(tile.convert("RGB"), rng) for tile in tiles]
+        return [self._to_square(tile if tile.mode == "RGB" else tile.convert("RGB"), rng) for tile in tiles]
 
-    def to_tensor(self, squares: Sequence[Image.Image]) -> Float[Tensor, "tiles 3 size size"]:
-        """Normalised tensor of the results of `to_squares`, of one image or of many."""
-        return tiles_to_tensor(squares, mean=self.mean, std=self.std)
+    def to_tensor(
+        self, squares: Sequence[Image.Image], *, out: Float[Tensor, "tiles 3 size size"] | None = None
+    ) -> Float[Tensor, "tiles 3 size size"]:
+        """Normalised tensor of the results of `to_squares`, of one image or of many; see `tiles_to_tensor`."""
+        return tiles_to_tensor(squares, mean=self.mean, std=self.std, out=out)
 
     def _to_square(self, tile: Image.Image, rng: np.random.Generator | None) -> Image.Image:
         if self.augment and rng is not None:
@@ -96,16 +97,43 @@ def build_transform(
     return TileTransform(image_size, mean=mean, std=std, pad2square=pad2square, augment=augment)
 
 
+def allocate_tiles(num_tiles: int, height: int, width: int) -> Float[Tensor, "tiles 3 height width"]:
+    """Room for tiles, not initialised.
+
+    numpy asks the system for large pages, torch does not; getting a tile's memory in small ones can take longer than
+    filling it (`benchmarks/encode.py`).
+    """
+    return torch.from_numpy(np.empty((num_tiles, 3, height, width), dtype=np.float32))
+
+
 def tiles_to_tensor(
-    tiles: Sequence[Image.Image], *, mean: Sequence[float], std: Sequence[float]
+    tiles: Sequence[Image.Image],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    out: Float[Tensor, "tiles 3 height width"] | None = None,
 ) -> Float[Tensor, "tiles 3 height width"]:
-    """Stack RGB tiles of one size as float32: `(pixel / 255 - mean) / std`."""
+    """Stack RGB tiles of one size as float32: `(pixel / 255 - mean) / std`.
+
+    Args:
+        tiles: At least one.
+        mean: Mean per colour, in 0..1.
+        std: Standard deviation per colour.
+        out: Where they go; None: a new tensor.
+    """
     if not tiles:
         raise ValueError("no tiles to stack; expected at least one")
-    pixels = torch.from_numpy(np.stack([np.asarray(tile, dtype=np.uint8) for tile in tiles]))
-    values = rearrange(pixels, "n h w c -> n c h w").contiguous().to(torch.float32).div_(255)
-    shape = (1, 3, 1, 1)
-    return values.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
+    if out is None:
+        width, height = tiles[0].size
+        out = allocate_tiles(len(tiles), height, width)
+    statistics = [*zip(np.asarray(mean, dtype=np.float32), np.asarray(std, dtype=np.float32), strict=True)]
+    for tile, planes in zip(tiles, out.numpy(), strict=True):
+        for colour, plane, (centre, scale) in zip(tile.split(), planes, statistics, strict=True):
+            # One plane at a time, which stays in the processor's cache through all steps.
+            np.divide(np.asarray(colour), np.float32(255), out=plane)
+            plane -= centre
+            plane /= scale
+    return out
 
 
 def reencode_jpeg(tile: Image.Image, quality: int) -> Image.Image:

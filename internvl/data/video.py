@@ -243,16 +243,17 @@ def choose_frames(video: VideoClip, *, num_frames: int) -> list[int]:
 
 
 def list_frames(folder: str | Path) -> list[Path]:
-    """Pictures of a folder of frames, numbers in their names sorted as numbers.
+    """Pictures of a folder of frames, numbers in their names sorted as numbers; hidden files are none.
 
     Raises:
         DataError: The folder has none.
     """
     extensions = Image.registered_extensions()
     try:
-        names = [name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in extensions]
+        listed = [name for name in os.listdir(folder) if not name.startswith(".")]
     except OSError as error:
         raise DataError(f"video {folder} cannot be read: {error.strerror}; check the folder", kind="video") from error
+    names = [name for name in listed if os.path.splitext(name)[1].lower() in extensions]
     if not names:
         message = f"video {folder} is a folder without pictures, expected one file per frame; replace it"
         raise DataError(message, kind="video")
@@ -503,6 +504,8 @@ def _open_video(path: str) -> Iterator[tuple[Any, Any]]:
             if stream is None:
                 kinds = ", ".join(sorted({each.type for each in container.streams})) or "none"
                 _refuse(path, f"it has no video stream (streams: {kinds})")
+            if stream.codec_context is None:
+                _refuse(path, "its video stream is of a kind that PyAV cannot decode")
             stream.codec_context.thread_count = 1
             yield container, stream
     except av.FFmpegError as error:

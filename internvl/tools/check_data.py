@@ -284,8 +284,8 @@ def write_report(report: Report, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         summary = json.dumps(_summarise(report), indent=2, ensure_ascii=False)
-        (folder / "report.json").write_text(summary + "\n", encoding="utf-8")
-        with (folder / "problems.jsonl").open("w", encoding="utf-8") as file:
+        (folder / "report.json").write_text(summary + "\n", encoding="utf-8", errors="backslashreplace")
+        with (folder / "problems.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
             for problem in report.problems:
                 file.write(json.dumps(problem._asdict(), ensure_ascii=False) + "\n")
         draw_histograms(report).savefig(folder / "histograms.png", dpi=120)

@@ -327,6 +327,30 @@ def test_long_training_questions_are_read_by_the_trainer(tmp_path, questions, pi
     assert sorted(batch["input_ids"].shape[1] > 2000 for batch in batches) == [False] * 4 + [True] * 4
 
 
+def test_one_length_is_met_to_one_percent(tmp_path, questions, pictures, large_tiles):
+    out = tmp_path / "out"
+    options = f"--annotation {questions} --images {pictures} --model {large_tiles} --name docvqa --split val"
+    assert long_vqa.main(f"{options} --lengths 40k --num_samples 3 --max_dynamic_patch 4 --out {out}".split()) == 0
+    (path,) = out.rglob("*.jsonl")
+    lengths = [record["metadata"]["context_length"] for record in read_jsonl(path)]
+    assert all(39_600 <= length <= 40_000 for length in lengths)
+
+
+def test_lines_are_read_as_the_trainer_reads_them(tmp_path, pictures):
+    path = tmp_path / "odd.jsonl"
+    turns = ["Hello!", "Which\u2028word?", "first"]
+    said = [{"from": "human" if number == 1 else "gpt", "value": text} for number, text in enumerate(turns)]
+    lines = [{"image": "0.png", "conversations": said}, {"image": "1.png", "question": "What?", "answer": "second"}]
+    whole = "".join(json.dumps(line, ensure_ascii=False) + "\r\n" for line in lines)
+    half = json.dumps({"image": "2.png", "question": "Is it \ud83d?", "answer": "third"})
+    path.write_text(whole + half, encoding="utf-8")
+    found = long_vqa.read_questions(path, pictures)
+    assert [(question.question, question.answer) for question in found.questions] == [
+        ("Which word?", "first"), ("What?", "second")
+    ]  # fmt: skip
+    assert found.dropped == {"half of a surrogate pair in it": 1}
+
+
 @pytest.mark.parametrize("text", ["", "8q", "0", "4k-2k", "-3"])
 def test_wrong_lengths_are_refused(text):
     with pytest.raises(Exception, match=r"length|shortest"):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -35,6 +37,24 @@ def test_dtypes_hold_no_float_besides_pixels_even_without_images():
         assert dtypes.pop("cu_seqlens") == torch.int32
         assert set(dtypes.values()) == {torch.int64}
     assert collate_row(documents)["pixel_values"].shape == (0, 3, 2, 2)
+
+
+@pytest.mark.parametrize("gap", [0, 1])
+def test_tiles_that_lie_end_to_end_are_not_copied(gap):
+    room = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 3, 2, 2).contiguous()
+    places = (slice(1, 4), slice(4, 4), slice(4 + gap, 6 + gap))
+    tiles = [room[place] for place in places]
+    documents = [replace(make_document(0, 4, (len(part),)), pixel_values=part) for part in tiles]
+    joined = collate_row([make_document(0, 4, ()), *documents])["pixel_values"]
+    assert torch.equal(joined, torch.cat(tiles))
+    assert (joined.data_ptr() == room[1].data_ptr()) == (gap == 0)
+
+
+def test_neighbouring_tensors_of_different_memory_are_copied():
+    documents = [make_document(first, 4, (1,)) for first in (0, 10)]
+    joined = collate_row(documents)["pixel_values"]
+    assert joined[:, 0, 0, 0].tolist() == [0, 10]
+    assert joined.data_ptr() not in [document.pixel_values.data_ptr() for document in documents]
 
 
 def test_an_empty_row_is_refused():

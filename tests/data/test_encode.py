@@ -385,6 +385,19 @@ def test_only_the_frames_of_the_wanted_tiles_are_decoded(make_encoder, make_reco
     assert encoder.measure(record, np.random.default_rng(0))[1] == 8  # decodes nothing
 
 
+@pytest.mark.parametrize("num_free", [5, 7, 9])
+def test_tiles_are_written_into_the_room_that_is_there_for_them(make_encoder, make_record, make_image, rng, num_free):
+    make_image("a.png", 84, 56)
+    encoder = make_encoder()
+    record = make_record("q", "a", image="a.png")
+    room = torch.full((num_free, 3, IMAGE_SIZE, IMAGE_SIZE), 7.0)
+    document = encoder.encode(record, rng, out=room)
+    assert torch.equal(document.pixel_values, encoder.encode(record, rng).pixel_values)
+    assert len(document.pixel_values) == 7
+    assert (document.pixel_values.data_ptr() == room.data_ptr()) == (num_free >= 7)
+    assert (room[7 if num_free >= 7 else 0 :] == 7).all()
+
+
 @pytest.mark.parametrize(
     ("texts", "num_placeholders"), [(("<video><video>", "a"), 2), (("<video>", "a", "<video>", "b"), 2)]
 )

@@ -51,6 +51,12 @@ def write_pictures(folder):
     write_png(folder / "bomb.png", 30_000, 30_000, rows=bytes(1000))
     bomb = zlib.compress(bytes(100_000_000))
     write_png(folder / "text_bomb.png", 4, 4, png_chunk(b"zTXt", b"Comment\0\0" + bomb), rows=bytes(20))
+    noise.save(folder / "unknown.dds")
+    content = bytearray((folder / "unknown.dds").read_bytes())
+    content[80:84] = struct.pack("<I", 1 << 20)  # flags of the pixel format
+    (folder / "unknown.dds").write_bytes(content)
+    box = struct.pack(">I4sQ", 1, b"jp2h", 1 << 60)
+    (folder / "greedy.jp2").write_bytes(b"\0\0\0\x0cjP  \r\n\x87\n" + box)
     Image.new("RGB", (20_000, 20)).save(folder / "long.png")
     noise.convert("CMYK").save(folder / "cmyk.jpg")
     Image.fromarray(np.full((30, 40), 51_200, dtype=np.uint16)).save(folder / "sixteen.png")
@@ -95,6 +101,8 @@ KINDS = {
     "decompression bomb": (ask(image="bomb.png"), "image", "decompression bomb"),
     "text that explodes": (ask(image="text_bomb.png"), "image", "too large"),
     "32-bit pixels": (ask(image="thirty_two.tif"), "image", "pixels of 32 bits"),
+    "unknown pixel format": (ask(image="unknown.dds"), "image", "pixel format"),
+    "header that asks for all memory": (ask(image="greedy.jp2"), "image", "MemoryError"),
     "nul in a path": (ask(image="a\0.png"), "image", "null"),
     "name too long": (ask(image="a" * 5000), "image", "too long"),
     "cut short": (ask(image="cut.jpg"), GOOD, ""),
@@ -112,6 +120,7 @@ KINDS = {
     "missing film": (ask(video="none.mp4"), "missing", "not found"),
     "no film": (ask(video="text.mp4"), "video", "cannot be read"),
     "nul in the path of a film": (ask(video="a\0.mp4"), "video", "null"),
+    "clip without end": (ask(video="film.mp4", clip=[0, 10**400]), "record", "'clip' is"),
     "clip behind the end": (ask(video="film.mp4", clip=[100, 200]), "video", "no frame between"),
     "member of an archive": (ask(image="pictures.zip/in/whole.png"), GOOD, ""),
     "missing member": (ask(image="pictures.zip/in/none.png"), "missing", "not found"),
@@ -129,6 +138,8 @@ KINDS = {
     "odd turns": ({"conversations": conversation("q")}, "record", "has 1 turns"),
     "number as text": ({"conversations": [{"from": "human", "value": 3}]}, "record", "type int"),
     "number as picture": (ask(image=3), "record", "'image' is 3"),
+    "half a character in a path": (ask(image=["a.png", "\ud83d.png"]), "record", "surrogate"),
+    "half a character in the path of a film": (ask(video="\ud83d.mp4"), "record", "surrogate"),
     "half a character": ({"conversations": conversation("q \ud83d", "a")}, "record", "surrogate"),
     "more pictures than places": ({**ask(image=["whole.png"] * 2)}, "placeholder", "0 <image> placeholders"),
     "more places than pictures": ({"conversations": conversation("<image>", "a")}, "placeholder", "1 <image>"),

@@ -1,6 +1,9 @@
 import json
+import os
 import re
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -372,6 +375,20 @@ def test_a_bad_document_is_skipped_counted_and_listed_once(
     assert (entry["source"], entry["row"]) == ("a", 3)
     assert cause in entry["cause"]
     assert loader.ledger.num_skipped >= 2
+
+
+def test_documents_are_listed_once_whatever_their_names_hold(make_loader, make_source, make_lines, tmp_path):
+    lines = [{"conversations": conversation("q", "a"), "image": "two\u2028lines.png"}, *make_lines(4)]
+    path = tmp_path / "skipped.jsonl"
+    spec = replace(make_source("a", lines), root=Path(os.fsdecode(b"no utf-8 \xff")))
+    lines_of_runs = []
+    for _ in range(2):
+        loader = make_loader(spec, skipped_path=path, max_skipped=1.0)
+        loader.ledger.restore(0, 0)  # what a run that goes on does
+        take(loader, 1)
+        lines_of_runs.append(path.read_text(encoding="utf-8").split("\n"))
+    assert lines_of_runs[0] == lines_of_runs[1]
+    assert json.loads(lines_of_runs[0][0])["row"] in range(5)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

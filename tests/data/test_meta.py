@@ -86,6 +86,7 @@ def test_a_root_may_be_a_url(write_meta, root):
     [
         ({"anotation": "a.jsonl"}, "unknown key 'anotation'; did you mean 'annotation'"),
         ({"repeat": 2}, "unknown key 'repeat'; did you mean 'repeat_time'"),
+        ({"repeat_time": 10**400}, "repeat_time is 1000"),
         ({"annotation": "none.jsonl"}, "annotation 'none.jsonl' is no file"),
         ({"annotation": "a.txt"}, r"annotation is 'a\.txt' \(str\), expected a path ending in \.jsonl, \.jsonl\.gz"),
         ({"annotation": "s3://bucket/a.jsonl"}, "annotation is 's3://bucket/a.jsonl', expected a path on this machine"),
@@ -120,6 +121,8 @@ def test_wrong_entries_name_file_data_set_and_value(write_meta, change, message)
     ("content", "message"),
     [
         ("no json", "is not json"),
+        ("[" * 100_000, "is not json"),
+        ('{"x": {"repeat_time": ' + "1" * 5000 + "}}", "is not json"),
         ('{"x": {}}\n{"y": {}}', "is not json"),
         ("[1]", "got a json list"),
         ("{}", "got an empty object"),

@@ -25,6 +25,26 @@ def test_other_statistics_by_name(kind, white_red):
     torch.testing.assert_close(tensor[0, 0, 0, 0], torch.tensor(white_red))
 
 
+@pytest.mark.parametrize("kind", ["imagenet", "clip", "siglip"])
+def test_every_pixel_value_is_normalised_as_torch_does_step_by_step(kind):
+    transform = build_transform(16, normalize_type=kind)
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    picture = np.stack([levels, levels.T, 255 - levels], axis=-1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (transform.mean, transform.std))
+    expected = (torch.from_numpy(picture).permute(2, 0, 1).to(torch.float32).div(255) - mean) / std
+    assert torch.equal(transform([Image.fromarray(picture)])[0], expected)
+
+
+def test_tiles_go_where_they_are_wanted():
+    pictures = [make_picture(4, 4, seed) for seed in range(2)]
+    room = torch.full((3, 3, 4, 4), 7.0)
+    transform = build_transform(4)
+    tensor = transform.to_tensor(pictures, out=room[1:])
+    assert tensor.data_ptr() == room[1].data_ptr()
+    assert torch.equal(room[1:], transform(pictures))
+    assert (room[0] == 7).all()
+
+
 def test_unknown_statistics_are_refused():
     with pytest.raises(ConfigError, match="normalize_type is 'imagenette'"):
         build_transform(2, normalize_type="imagenette")

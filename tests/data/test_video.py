@@ -183,7 +183,7 @@ def test_an_unchanged_file_is_opened_once_and_a_changed_one_again(tmp_path, monk
 
 
 def test_a_folder_is_sorted_by_numbers(tmp_path):
-    for name in ("f10.jpg", "f9.png", "F1.jpg", "notes.txt"):
+    for name in ("f10.jpg", "f9.png", "F1.jpg", "notes.txt", "._f1.jpg"):
         Image.new("RGB", (8, 8)).save(tmp_path / name, format="PNG")
     assert [path.name for path in list_frames(tmp_path)] == ["F1.jpg", "f9.png", "f10.jpg"]
 
@@ -294,6 +294,9 @@ def make_broken(kind, path, sound):
         path.write_text("this is no video\n" * 50)
     elif kind == "sound":
         path.write_bytes(sound.read_bytes())
+    elif kind == "unknown codec":
+        content = write_video(path, 5).read_bytes()
+        path.write_bytes(content.replace(b"mp4v", b"none").replace(b"esds", b"none"))
     elif kind == "no folder content":
         path.mkdir()
     elif kind == "playlist":
@@ -307,6 +310,7 @@ def make_broken(kind, path, sound):
         ("empty", "Invalid data found"),
         ("text", "Invalid data found"),
         ("sound", r"no video stream \(streams: audio\)"),
+        ("unknown codec", "of a kind that PyAV cannot decode"),
         ("no folder content", "folder without pictures"),
         ("playlist", "cannot be read"),
     ],
