@@ -59,7 +59,9 @@ evaluate() {
         sh scripts/evaluate_mmniah.sh "$WORK/finetune" --data-root "$DATA_ROOT/benchmark" \
         --max_num 64 --length_bins 100 450 800 1600 --out "$@"
 }
-folders=$WORK/eval_mm_niah
+# Ordinary positions as they are, and with the dynamic NTK scaling that InternVL2's config asks for.
+folders="$WORK/eval_mm_niah_unscaled $WORK/eval_mm_niah"
+evaluate "$WORK/eval_mm_niah_unscaled" --rope_pos_id_version default --rope_scaling none
 evaluate "$WORK/eval_mm_niah" --rope_pos_id_version default
 for stride in $STRIDES; do
     folder=$WORK/eval_mm_niah_$(printf %s "$stride" | tr / -)
@@ -74,8 +76,9 @@ step "4/4 report"
     --title "V2PE in miniature: retrieval beyond the training length"
 
 echo
-echo "What small visual strides change (32, 128, 256 and 512 haystack tiles; up to 48 were trained on):"
-"$PYTHON" -m eval.compare "$WORK/report.json"
+echo "What the checkpoint's dynamic NTK and small visual strides change (32, 128, 256 and 512 haystack tiles; up to 48 were"
+echo "trained on):"
+"$PYTHON" -m eval.compare "$WORK/report.json" --baseline "default none"
 echo
 echo "checkpoint  $WORK/finetune"
 for folder in $folders; do

@@ -36,7 +36,7 @@
 #   LENGTHS       of the test, in units of 32 haystack tiles       (1 2 4 8 16 32; quick: 1 4 16)
 #   NUM_ITEMS     test contexts per length, three questions each   (40)
 #   STAGE1_STEPS  optimiser steps on contexts of 0 to 2 and of 0 to 32 tiles in the first round (500 1200; quick: 500 800)
-#   EXTRA_STEPS   of every further round                           (600)
+#   EXTRA_STEPS   of every further round                           (900)
 #   MAX_ROUNDS    of stage 1 at most                               (4; quick: 1)
 #   GOAL          accuracy of both digits at 1x that ends stage 1  (0.95)
 #   STAGE2_DATA   of the fine-tunes                                (0-48:6000)
@@ -76,7 +76,7 @@ default+text-12 stride_1-16+text-12 default+text-30 stride_1-16+text-30}"
 : "${LENGTHS:=1 2 4 8 16 32}"
 : "${NUM_ITEMS:=40}"
 : "${STAGE1_STEPS:=500 1200}"
-: "${EXTRA_STEPS:=600}"
+: "${EXTRA_STEPS:=900}"
 : "${MAX_ROUNDS:=4}"
 : "${GOAL:=0.95}"
 : "${STAGE2_DATA:=0-48:6000}"
@@ -190,7 +190,9 @@ make_stage1() { # seed, result folder, flags of make_tiny...
                 STEPS_1="${STAGE1_STEPS% *}" STEPS_2="${STAGE1_STEPS#* }" sh scripts/pretrain_tiny.sh "$@"
         else
             train "$current" MODEL_PATH="$previous" META_PATH="$data_root/annotation/short_0_32.json" \
-                LEARNING_RATE=1e-3 MAX_STEPS="$EXTRA_STEPS" SEED="$((seed + 100 * round))" sh shell/tiny/pretrain.sh
+                MAX_STEPS="$EXTRA_STEPS" SEED="$((seed + 100 * round))" sh shell/tiny/pretrain.sh \
+                --lr_scheduler_type warmup_stable_decay \
+                --lr_scheduler_kwargs "{\"num_decay_steps\": $((EXTRA_STEPS / 3)), \"min_lr_ratio\": 0.1}"
         fi
         evaluate "$current" "$current/gate" "$WORK/gate" eval.run --tasks "$digit_questions" \
             --rope_pos_id_version default --rope_scaling none

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.core.store import write_atomically
-from eval.study.cells import collect_cells, measure_digits, read_study, write_study
+from eval.study.cells import collect_cells, measure_digits, merge_cells, read_study, write_study
 from eval.study.figures import HEATMAPS, LINES, draw_figures
 from eval.study.tables import format_tables, update_page
 from internvl.errors import InternVLError
@@ -25,6 +25,8 @@ from internvl.errors import InternVLError
 
 def _collect(args: argparse.Namespace) -> int:
     cells = collect_cells(args.work)
+    if args.add and args.out.is_file():
+        cells = merge_cells(read_study(args.out), cells)
     write_study(args.out, cells)
     print(f"{args.out}: {len(cells)} cells, seeds {sorted({cell.seed for cell in cells})}")
     return 0
@@ -63,6 +65,8 @@ def _build_parser() -> argparse.ArgumentParser:
     collect = commands.add_parser("collect", help="read finished evaluations, write one json file")
     collect.add_argument("work", type=Path, help="the WORK folder of scripts/miniature_study.sh")
     collect.add_argument("--out", type=Path, required=True, help="json file that is written")
+    collect.add_argument("--add", action="store_true", help="keep what the file has and the folder lacks (other seeds, "
+                         "methods or evaluations, of another machine for example)")  # fmt: skip
     collect.set_defaults(command=_collect)
     tables = commands.add_parser("tables", help="markdown tables of a json file")
     tables.add_argument("results", type=Path, help="json file of collect")

@@ -150,6 +150,16 @@ def write_study(path: Path, cells: Sequence[Cell]) -> None:
     write_atomically(path, f'{{"made_by": "python -m eval.study collect", "cells": [\n{lines}\n]}}\n')
 
 
+def merge_cells(old: Sequence[Cell], new: Sequence[Cell]) -> list[Cell]:
+    """Both, in the order in which `collect_cells` gives them; of one seed, method and evaluation `new` counts."""
+
+    def place(cell: Cell) -> tuple[str, str, str]:
+        return f"seed_{cell.seed}", cell.method, cell.evaluation
+
+    replaced = {place(cell) for cell in new}
+    return sorted([*(cell for cell in old if place(cell) not in replaced), *new], key=place)
+
+
 def summarise(cells: Sequence[Cell]) -> Summary:
     """Mean of cells of several seeds; cells of one seed (several questions) are averaged first.
 

@@ -79,6 +79,18 @@ def test_data_survives_the_file(tmp_path):
         read_study(tmp_path / "other.json")
 
 
+def test_a_later_run_adds_to_a_study_and_replaces_its_own_settings(tmp_path):
+    results = tmp_path / "study.json"
+    write_study(results, [cell(0, 0.25, length=1), cell(0, 0.25, length=16), cell(1, 0.5)])
+    write_scores(tmp_path / "work/seed_0/default/evaluations/stride_1", "text", {1: 1.0})
+    write_scores(tmp_path / "work/seed_2/default/evaluations/stride_1", "text", {1: 0.75})
+    command = ["collect", str(tmp_path / "work"), "--out", str(results)]
+    assert main([*command, "--add"]) == 0
+    assert [(c.seed, c.length, c.score) for c in read_study(results)] == [(0, 1, 1.0), (1, 16, 0.5), (2, 1, 0.75)]
+    assert main(command) == 0
+    assert [c.seed for c in read_study(results)] == [0, 2]
+
+
 def test_the_interval_of_few_seeds_is_students():
     scores = [0.5, 0.6, 0.7, 0.6, 0.55]
     summary = summarise([cell(seed, score) for seed, score in enumerate(scores)])
