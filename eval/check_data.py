@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from eval.core.media import find_broken_media, is_there, list_media
-from eval.core.sample import PackedImage, Sample
+from eval.core.sample import PackedImage, Sample, check_answers
 from eval.core.task import Task
 from eval.options import RunOptions
 from eval.tasks.registry import FAMILIES, select_tasks
@@ -90,6 +90,7 @@ def check_task(task: Task, data_root: Path, *, open_media: bool = False) -> Data
     try:
         samples = task.read_samples(data_root)
         _check_ids(samples, task)
+        check_answers(samples, source=task.annotation)
     except DataError as error:
         return DataState(task, fault=str(error))
     media = dict.fromkeys(entry for sample in samples for entry in list_media(sample))
@@ -154,7 +155,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m eval.check_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("tasks", metavar="TASKS", help="names, groups or patterns, separated by commas; or all")
-    parser.add_argument("--data-root", "--data_root", type=Path, default=RunOptions.data_root, help="(%(default)s)")
+    parser.add_argument(
+        "--data-root",
+        "--data_root",
+        type=Path,
+        default=RunOptions.data_root,
+        metavar="FOLDER",
+        help="of the benchmarks (%(default)s)",
+    )
     parser.add_argument("--open", action="store_true", help="decode every picture, read every video's header")
     parser.add_argument("--show", type=int, default=3, metavar="N", help="missing files named per task (%(default)s)")
     args = parser.parse_args(argv)

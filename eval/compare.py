@@ -2,8 +2,8 @@
 
 Reads the table that `eval.report` wrote. Per context length (over all questions where no task has lengths), the
 accuracies of all tasks are averaged (each task counts the same) and subtracted from the baseline's. Tasks without
-public answers do not count. The standard error takes the two settings as independent; they share their
-questions, so it is rather too large than too small.
+public answers do not count. The standard error of a difference takes the two settings as independent; they share
+their questions, so it is rather too large than too small.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.core.report import ALL_LENGTHS, order_lengths
+from eval.metrics.estimate import Estimate, average_estimates
 from internvl.errors import EvalError, InternVLError
 
 _CLEAR = 2.0  # standard errors
@@ -29,20 +30,27 @@ class Difference:
         setting: The compared positions.
         length: Label of the context length.
         baseline_accuracy: Mean over tasks.
+        baseline_stderr: Its standard error.
         accuracy: Mean over tasks.
-        stderr: Standard error of the difference.
+        accuracy_stderr: Its standard error.
     """
 
     setting: str
     length: str
     baseline_accuracy: float
+    baseline_stderr: float
     accuracy: float
-    stderr: float
+    accuracy_stderr: float
 
     @property
     def gain(self) -> float:
         """accuracy - baseline_accuracy."""
         return self.accuracy - self.baseline_accuracy
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the gain."""
+        return math.hypot(self.baseline_stderr, self.accuracy_stderr)
 
     @property
     def verdict(self) -> str:
@@ -83,21 +91,19 @@ def _compare(
 ) -> Difference:
     if not old or old.keys() != new.keys():
         raise EvalError(f"{setting}, {length}: the same tasks are needed, got {sorted(old)} and {sorted(new)}")
-    variance = sum(row["stderr"] ** 2 for row in [*old.values(), *new.values()])
-    return Difference(
-        setting=setting,
-        length=length,
-        baseline_accuracy=sum(row["accuracy"] for row in old.values()) / len(old),
-        accuracy=sum(row["accuracy"] for row in new.values()) / len(new),
-        stderr=math.sqrt(variance) / len(old),
+    baseline, other = (
+        average_estimates([Estimate(row["accuracy"], row["stderr"], row.get("count", 0)) for row in rows.values()])
+        for rows in (old, new)
     )
+    return Difference(setting, length, baseline.score, baseline.stderr, other.score, other.stderr)
 
 
 def describe(differences: Sequence[Difference], baseline: str) -> str:
     """One line per difference."""
     return "\n".join(
         f"{d.length:>10} {'questions' if d.length == ALL_LENGTHS else 'tokens'}: "
-        f"{d.setting} {d.accuracy:.3f}, {baseline} {d.baseline_accuracy:.3f}, "
+        f"{d.setting} {d.accuracy:.3f} ± {d.accuracy_stderr:.3f}, "
+        f"{baseline} {d.baseline_accuracy:.3f} ± {d.baseline_stderr:.3f}, "
         f"difference {d.gain:+.3f} ± {d.stderr:.3f}: {d.verdict}"
         for d in differences
     )

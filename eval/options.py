@@ -145,9 +145,13 @@ def parse_stride(text: str) -> int | float:
 
 def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that choose how saved predictions become numbers."""
-    parser.add_argument("--protocol", help="scoring rule of the headline number; all rules are written")
     parser.add_argument(
-        "--length_bins", type=int, nargs="+", metavar="TOKENS", help="left edges of context-length bins in reports"
+        "--protocol",
+        metavar="{official,upstream}",
+        help="scoring rule of the headline number (official); both are always written",
+    )
+    parser.add_argument(
+        "--length_bins", type=int, nargs="+", metavar="TOKENS", help="left edges of context-length bins (MM-NIAH)"
     )
 
 

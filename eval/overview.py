@@ -5,17 +5,24 @@
 Standard errors of means assume independent questions; a column is empty until all of its tasks are there.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from eval.core.report import ComparedRow, Comparison, label_runs
-from eval.core.scoring import Estimate
+from eval.core.report import (
+    AVERAGE_JOINT,
+    ComparedRow,
+    Comparison,
+    format_averages,
+    format_table,
+    label_runs,
+    tabulate,
+)
+from eval.metrics.estimate import Estimate, average_estimates, pool_estimates, read_estimate
 from eval.metrics.milebench import TASK_GROUPS
 from eval.published import GENERAL, GENERAL_COLUMNS, LONG, LONG_COLUMNS, PublishedRow
 from eval.tasks.longvqa import LENGTHS, SETS
+from eval.tasks.mm_niah import read_published
 from eval.tasks.mvbench import VIDEO_FOLDERS
 from eval.tasks.registry import summarise_groups
 
@@ -60,20 +67,26 @@ def build_overview(results: Sequence[Mapping[str, Any]]) -> list[Comparison]:
     ]
 
 
-def list_averages(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Every number that the groups' own summaries give, by run and place (`milebench / separate / official / ...`)."""
+def list_averages(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Estimate]]:
+    """Every mean that the groups' own summaries give, by run and place (`milebench / separate / official / ...`)."""
     runs: dict[str, list[Mapping[str, Any]]] = {}
     for result, label in zip(results, label_runs(results), strict=True):
         runs.setdefault(label, []).append(result)
     return {label: dict(_flatten(summarise_groups(tasks))) for label, tasks in runs.items()}
 
 
-def _flatten(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:
-    if isinstance(content, Mapping):
+def format_results(results: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown for a terminal: a table of all tasks, and one of the means over several of them where there are any."""
+    tables = [format_table(tabulate(results)), format_averages(list_averages(results))]
+    return "\n\n".join(filter(None, tables))
+
+
+def _flatten(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Estimate]]:
+    if isinstance(content, Mapping) and "stderr" in content:
+        yield AVERAGE_JOINT.join(path), read_estimate(content)
+    elif isinstance(content, Mapping):
         for key, value in content.items():
             yield from _flatten(value, (*path, str(key)))
-    elif isinstance(content, (int, float)):
-        yield " / ".join(path), float(content)
 
 
 def _compare(
@@ -160,7 +173,7 @@ def _name_sets(length: str) -> list[str]:
 
 def _mean_of(*names: str) -> Column:
     """Every task counts the same."""
-    return lambda numbers: _average([_estimate(numbers.get(name)) for name in names])
+    return lambda numbers: _average([_read(numbers.get(name)) for name in names])
 
 
 def _nested_mean(columns: Sequence[Column]) -> Column:
@@ -171,13 +184,8 @@ def _pool(names: Sequence[str]) -> Column:
     """Every question counts the same."""
 
     def read(numbers: Results) -> Estimate | None:
-        parts = [_estimate(numbers.get(name)) for name in names]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            return None
-        count = sum(part.count for part in known)
-        spread = math.sqrt(sum((part.stderr * part.count) ** 2 for part in known))
-        return Estimate(sum(part.score * part.count for part in known) / count, spread / count, count)
+        known = [read_estimate(numbers[name]) for name in names if name in numbers]
+        return pool_estimates(known) if len(known) == len(names) else None
 
     return read
 
@@ -188,38 +196,18 @@ def _read_needles(needle: str) -> Column:
     def read(numbers: Results) -> Estimate | None:
         for split in ("test", "val"):
             names = [f"mm_niah/{kind}-{needle}-{split}" for kind in ("retrieval", "counting", "reasoning")]
-            mean = _average([_estimate_grid(numbers.get(name)) for name in names])
-            if mean is not None:
-                return mean
+            if all(name in numbers for name in names):
+                return average_estimates([read_published(numbers[name]) for name in names])
         return None
 
     return read
 
 
-def _estimate(numbers: Mapping[str, Any] | None) -> Estimate | None:
-    return None if numbers is None else Estimate(numbers["score"], numbers["stderr"], numbers["count"])
-
-
-def _estimate_grid(numbers: Mapping[str, Any] | None) -> Estimate | None:
-    """The published form of an MM-NIAH score; the lengths below the first bin do not count in it.
-
-    The standard error takes scores as right or wrong, which is too large for the shares of counting tasks.
-    """
-    if numbers is None:
-        return None
-    grid = numbers["by_depth_and_length"]
-    sums, counts = (list(chain.from_iterable(grid[key][1:])) for key in ("score_sums", "counts"))
-    rates = [(total / count, count) for total, count in zip(sums, counts, strict=True) if count]
-    variance = sum(rate * (1 - rate) / count for rate, count in rates)
-    return Estimate(numbers["published_form"]["average"], math.sqrt(variance) / len(counts), sum(counts))
+def _read(numbers: Mapping[str, Any] | None) -> Estimate | None:
+    return None if numbers is None else read_estimate(numbers)
 
 
 def _average(parts: Sequence[Estimate | None]) -> Estimate | None:
     """Mean of estimates; None where one is missing."""
     known = [part for part in parts if part is not None]
-    if not known or len(known) < len(parts):
-        return None
-    spread = math.sqrt(sum(part.stderr**2 for part in known))
-    return Estimate(
-        sum(part.score for part in known) / len(known), spread / len(known), sum(part.count for part in known)
-    )
+    return average_estimates(known) if known and len(known) == len(parts) else None

@@ -2,8 +2,8 @@
 
     page.html   tables beside published rows, plots, questions with pictures and responses; needs no other file
     page.md     the tables
-    page.csv    every score under every rule, by context length
-    page.json   the rows that `eval.compare` reads
+    page.csv    every score under every rule, by context length, and means over tasks (length `average`)
+    page.json   the rows that `eval.compare` reads, and means over tasks
 
 Reads scores.json (`python -m eval.score DIR` makes them again) and, for questions, predictions.jsonl and the data.
 """
@@ -20,11 +20,13 @@ from eval.core.gallery import Card, Thumbnails, collect_cards
 from eval.core.page import render_page
 from eval.core.report import (
     find_results,
+    format_averages,
     format_comparison,
     format_csv,
     format_table,
     label_settings,
     tabulate,
+    tabulate_averages,
     tabulate_protocols,
 )
 from eval.core.sample import Sample
@@ -113,23 +115,27 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"--samples and --picture_mib must not be negative, got {args.samples} and {args.picture_mib:g}"
             )
         results = find_results(args.folders)
-        rows, comparisons = tabulate(results), build_overview(results)
+        rows, comparisons, averages = tabulate(results), build_overview(results), list_averages(results)
         cards = collect_all_cards(results, limit=args.samples, picture_mib=args.picture_mib)
-        page = render_page(
-            results, title=args.title, comparisons=comparisons, averages=list_averages(results), cards=cards
-        )
+        page = render_page(results, title=args.title, comparisons=comparisons, averages=averages, cards=cards)
         table = format_table(rows)
         tables = [format_comparison(table) for table in comparisons if any(row.is_own for row in table.rows)]
+        means = format_averages(averages)
+        tables += ["## Averages over several tasks\n", means, ""] if means else []
+        content = {"rows": rows, "averages": tabulate_averages(averages)}
         write_atomically(out, page)
-        write_atomically(args.json or out.with_suffix(".json"), json.dumps({"rows": rows}, indent=2) + "\n")
+        write_atomically(args.json or out.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
         write_atomically(
             args.markdown or out.with_suffix(".md"), "\n".join([f"# {args.title}\n", *tables, "## Tasks\n", table, ""])
         )
-        write_atomically(args.csv or out.with_suffix(".csv"), format_csv(tabulate_protocols(results)))
+        write_atomically(
+            args.csv or out.with_suffix(".csv"),
+            format_csv([*tabulate_protocols(results), *tabulate_averages(averages)]),
+        )
     except InternVLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table)
+    print("\n".join([table, "", means] if means else [table]))
     return 0
 
 

@@ -27,11 +27,11 @@ import torch.distributed as dist
 from eval.answering import load_answerer
 from eval.check_data import describe_skipped, skip_missing
 from eval.core.plots import write_task_plots
-from eval.core.report import format_table, tabulate
 from eval.core.runner import Job, Workers, run_jobs
 from eval.core.sample import Prediction
 from eval.core.scoring import write_scores
 from eval.options import RunOptions, parse_options
+from eval.overview import format_results
 from eval.planning import choose_folder, choose_stride, plan_jobs
 from eval.summary import write_summary
 from internvl.errors import ConfigError, InternVLError
@@ -180,7 +180,7 @@ def _report(
         write_task_plots(store.folder, scores)
         results.append(scores)
     write_summary(choose_folder(options, stride), results)
-    print(format_table(tabulate(results)))
+    print(format_results(results))
 
 
 def report_failures(jobs: Sequence[Job], predictions: Sequence[Sequence[Prediction]], *, max_failed: float) -> int:

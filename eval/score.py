@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.core.plots import write_task_plots
-from eval.core.report import format_table, tabulate
 from eval.core.sample import Prediction
 from eval.core.scoring import check_length_edges, write_scores
 from eval.core.store import PredictionStore, make_fingerprint, read_merged, read_settings
 from eval.options import add_scoring_arguments
+from eval.overview import format_results
 from eval.summary import write_summary
 from eval.tasks.registry import find_task
 from internvl.errors import EvalError, InternVLError
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InternVLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(format_table(tabulate(results)))
+    print(format_results(results))
     return 0
 
 

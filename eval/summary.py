@@ -35,7 +35,7 @@ def _read_scores(folder: Path) -> list[dict[str, Any]]:
 
 
 def _summarise_task(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Headline numbers, the score under every protocol, and what blind answers get under the headline's."""
+    """Headline numbers, score and standard error by protocol, and what blind answers get under the headline's."""
     headline = result["results"][result["protocol"]]
     return {
         "task": result["task"],
@@ -43,5 +43,6 @@ def _summarise_task(result: Mapping[str, Any]) -> dict[str, Any]:
         "protocol": result["protocol"],
         **{key: headline[key] for key in _KEYS},
         "scores": {protocol: numbers["score"] for protocol, numbers in result["results"].items()},
+        "stderrs": {protocol: numbers["stderr"] for protocol, numbers in result["results"].items()},
         "floors": headline.get("floors"),
     }

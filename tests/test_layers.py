@@ -24,7 +24,7 @@ ALLOWED = {
     },
     "internvl/infer": {"internvl.infer", "internvl.data", "internvl.parallel", "internvl.errors", "internvl.model"},
     "eval/metrics": {"eval.metrics", "internvl.errors"},
-    "eval/core": {"eval.core", "internvl.errors", "internvl.data.media", "internvl.data.video"},
+    "eval/core": {"eval.core", "eval.metrics", "internvl.errors", "internvl.data.media", "internvl.data.video"},
     "eval/tasks": {
         "eval.tasks",
         "eval.core",

@@ -40,6 +40,7 @@ _BROKEN = (
     RuntimeError,
 )  # fmt: skip
 _COMPRESSIONS: Mapping[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_MAX_TIME_S = 2**33  # later times, which not every file system takes, count as unknown
 _BLOCK_BYTES = 512  # two blocks of zeros end a tar archive
 
 
@@ -50,7 +51,7 @@ class Member:
     Attributes:
         name: As in the archive.
         size: In bytes.
-        time_s: Time of its last change, seconds since 1970.
+        time_s: Time of its last change, seconds since 1970; 0 where the archive does not say.
     """
 
     name: str
@@ -189,7 +190,8 @@ def _read_tar(stream: Joined) -> Iterator[tuple[Member, IO[bytes]]]:
             source = archive.extractfile(info) if info.isreg() else None
             if source is None:
                 raise DataError(f"{info.name!r} is a link or a device, expected files and folders only")
-            yield Member(info.name, info.size, int(info.mtime)), source
+            time_s = int(info.mtime) if 0 <= info.mtime < _MAX_TIME_S else 0
+            yield Member(info.name, info.size, time_s), source
 
 
 def _check_end(file: IO[bytes], num_bytes: int) -> None:
@@ -219,7 +221,7 @@ def _read_time(info: zipfile.ZipInfo) -> int:
 
 
 def _write(member: Member, source: IO[bytes], path: Path) -> None:
-    if path.is_file():
+    if os.path.isfile(path):  # that of pathlib raises for a name that is too long
         status = path.stat()
         if (status.st_size, int(status.st_mtime)) == (member.size, member.time_s):
             return

@@ -1,7 +1,7 @@
 """Annotation files: one record a line (jsonl) or one JSON value, every defect named with its file and place."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in _read_lines(path):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             raise DataError(f"line {number} is no JSON in UTF-8 ({error})", source=str(path)) from error
         if not isinstance(record, dict):
@@ -62,12 +62,24 @@ def read_json(path: Path, kind: type) -> Any:
         DataError: It is no JSON in UTF-8, something else, or another kind of value.
     """
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
     except ValueError as error:
         raise DataError(f"the file is no JSON in UTF-8 ({error})", source=str(path)) from error
     if not isinstance(content, kind):
         raise DataError(f"the file is a JSON {type(content).__name__}, expected {kind.__name__}", source=str(path))
     return content
+
+
+def parse_json(text: str) -> Any:
+    """A JSON value; NaN and infinities, which Python writes for absent values although JSON has none, become None.
+
+    Raises:
+        ValueError: It is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text, parse_constant=lambda name: None)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def read_text(path: Path) -> str:
@@ -122,13 +134,13 @@ def _explain_byte(error: UnicodeDecodeError, line: int, start: int) -> str:
     )
 
 
-def require_field(record: dict[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
+def require_field(record: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
     """A field of a record.
 
     Raises:
         DataError: It is missing or of another type, or the record is no object.
     """
-    if not isinstance(record, dict):
+    if not isinstance(record, Mapping):
         raise DataError(f"the record is a JSON {type(record).__name__}, expected an object")
     if name not in record:
         raise DataError(f"the field {name!r} is missing; fields: {', '.join(sorted(record))}")
@@ -138,3 +150,13 @@ def require_field(record: dict[str, Any], name: str, kind: type | tuple[type, ..
         expected = " or ".join(k.__name__ for k in kinds)
         raise DataError(f"the field {name!r} is a {type(value).__name__}, expected {expected}")
     return value
+
+
+def optional_field(record: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
+    """A field of a record; None where it is missing or null.
+
+    Raises:
+        DataError: It is of another type, or the record is no object.
+    """
+    is_absent = isinstance(record, Mapping) and record.get(name) is None
+    return None if is_absent else require_field(record, name, kind)

@@ -19,10 +19,12 @@ from eval.core.report import (
     group_rows,
     label_runs,
     label_settings,
+    list_average_names,
     order_lengths,
     tabulate,
 )
 from eval.core.theme import SCRIPT, STYLE, make_policy
+from eval.metrics.estimate import Estimate
 
 
 def render_page(
@@ -30,7 +32,7 @@ def render_page(
     *,
     title: str,
     comparisons: Sequence[Comparison] = (),
-    averages: Mapping[str, Mapping[str, float]] | None = None,
+    averages: Mapping[str, Mapping[str, Estimate]] | None = None,
     cards: Mapping[str, Sequence[Card]] | None = None,
 ) -> str:
     """The whole page.
@@ -39,7 +41,7 @@ def render_page(
         results: Contents of scores.json files.
         title: Heading.
         comparisons: Tables of own runs beside published rows; those without an own row are left out.
-        averages: Run -> name of a mean over several tasks -> its value.
+        averages: Run -> name of a mean over several tasks -> the mean.
         cards: Task -> questions to look at.
     """
     cards = cards or {}
@@ -126,19 +128,24 @@ def _render_tasks(results: Sequence[Mapping[str, Any]]) -> str:
     return f"<div class=wide>{table}</div>"
 
 
-def _render_averages(averages: Mapping[str, Mapping[str, float]]) -> str:
+def _render_averages(averages: Mapping[str, Mapping[str, Estimate]]) -> str:
     """A line per mean, a column per run; nothing where there is none."""
-    names = list(dict.fromkeys(name for numbers in averages.values() for name in numbers))
+    names = list_average_names(averages)
     if not names:
         return ""
     head = "".join(f"<th>{escape(text)}</th>" for text in ("mean", *averages))
     rows = []
     for name in names:
-        values = [numbers.get(name) for numbers in averages.values()]
-        cells = "".join("<td class=dim>-</td>" if value is None else f"<td>{value:.4f}</td>" for value in values)
+        cells = "".join(_render_average(numbers.get(name)) for numbers in averages.values())
         rows.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f"<details><summary>Averages over several tasks</summary><div class=wide>{table}</div></details>"
+
+
+def _render_average(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "<td class=dim>-</td>"
+    return f"<td>{estimate.score:.3f} <small>±{estimate.stderr:.3f}, n {estimate.count}</small></td>"
 
 
 def _render_result(label: str, result: Mapping[str, Any]) -> str:

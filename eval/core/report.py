@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from eval.core.scoring import SCORES_NAME
+from eval.metrics.estimate import Estimate
+from eval.metrics.protocol import PROTOCOLS
 from internvl.errors import EvalError
 
 ALL_LENGTHS = "all"
+AVERAGE = "average"  # in the place of a length: a mean over several tasks
+AVERAGE_JOINT = " / "  # in names of such means
 _TOLD_APART = ("checkpoint", "max_num", "prompts", "dtype", "kv_cache")
 
 
@@ -178,6 +182,34 @@ def tabulate_protocols(results: Sequence[Mapping[str, Any]]) -> list[dict[str, A
     ]
 
 
+def tabulate_averages(averages: Mapping[str, Mapping[str, Estimate]]) -> list[dict[str, Any]]:
+    """One record per run and mean over several tasks, for `format_csv`.
+
+    Args:
+        averages: Run -> name (`milebench / separate / official / by_set / T`) -> mean.
+
+    Returns:
+        Records of `task` (the name without its protocol), `setting`, `protocol`, `length` (`average`), `accuracy`,
+        `stderr` and `count`.
+    """
+    rows = []
+    for label, estimates in averages.items():
+        for name, estimate in estimates.items():
+            parts = name.split(AVERAGE_JOINT)
+            rows.append(
+                {
+                    "task": AVERAGE_JOINT.join(part for part in parts if part not in PROTOCOLS),
+                    "setting": label,
+                    "protocol": next((part for part in parts if part in PROTOCOLS), ""),
+                    "length": AVERAGE,
+                    "accuracy": estimate.score,
+                    "stderr": estimate.stderr,
+                    "count": estimate.count,
+                }
+            )
+    return rows
+
+
 def _tabulate_protocol(result: Mapping[str, Any], label: str, protocol: str) -> list[dict[str, Any]]:
     numbers = result["results"][protocol]
     common = {
@@ -261,6 +293,23 @@ def format_cell(row: Mapping[str, Any]) -> str:
     if row["accuracy"] is None:
         return f"no answers (n {row['count']})"
     return f"{row['accuracy']:.3f} ±{row['stderr']:.3f} (n {row['count']})"
+
+
+def format_averages(averages: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """A markdown table: a line per mean over several tasks, a column per run; empty where there is none."""
+    names = list_average_names(averages)
+    lines = [[name, *(format_estimate(numbers.get(name)) for numbers in averages.values())] for name in names]
+    return _format_markdown([["mean", *averages], *lines]) if lines else ""
+
+
+def list_average_names(averages: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
+    """Names of all means, each once."""
+    return list(dict.fromkeys(name for numbers in averages.values() for name in numbers))
+
+
+def format_estimate(estimate: Estimate | None) -> str:
+    """`0.925 ±0.019 (n 200)`, or `-`."""
+    return "-" if estimate is None else f"{estimate.score:.3f} ±{estimate.stderr:.3f} (n {estimate.count})"
 
 
 def format_comparison(table: Comparison) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from eval.core.media import is_there, list_media
-from eval.core.sample import Prediction, Sample
+from eval.core.sample import Prediction, Sample, check_answers
 from eval.core.store import PartWriter, PredictionStore
 from eval.core.task import Task
 from internvl.errors import EvalError
@@ -112,6 +112,7 @@ def check_jobs(jobs: Sequence[Job], *, fail_missing: bool = False) -> None:
 
     Raises:
         EvalError: No samples, an id used twice, missing pictures or videos.
+        DataError: Some answers are missing and others are there.
     """
     for job in jobs:
         if not job.samples:
@@ -123,6 +124,7 @@ def check_jobs(jobs: Sequence[Job], *, fail_missing: bool = False) -> None:
                     f"{job.task.name}: id {sample.id!r} is used twice in {job.task.annotation}; ids must be unique"
                 )
             seen.add(sample.id)
+        check_answers(job.samples, source=job.task.annotation)
         _check_media(job, fail_missing=fail_missing)
 
 

@@ -4,7 +4,7 @@ import base64
 import io
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,21 @@ class Sample:
     cost: float = 0.0
     videos: tuple[VideoClip, ...] = ()
     tile_limits: tuple[int | None, ...] = ()
+
+
+def check_answers(samples: Sequence[Sample], *, source: Path) -> None:
+    """Refuse questions with and without a gold answer in one task: there would be a score of some of them.
+
+    Raises:
+        DataError: Names the first question without one.
+    """
+    missing = [sample.id for sample in samples if sample.answer is None]
+    if missing and len(missing) < len(samples):
+        raise DataError(
+            f"{len(missing)} of {len(samples)} questions have no answer, the first is {missing[0]!r}; expected answers "
+            "to all of them, or to none where they are not public",
+            source=str(source),
+        )
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,8 @@
 
 import json
 import math
-import random
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,55 +12,11 @@ from eval.core.floors import measure_floors
 from eval.core.sample import Prediction
 from eval.core.store import write_atomically
 from eval.core.task import Scored, Task
+from eval.metrics.estimate import estimate_mean
+from eval.metrics.estimate import wilson_interval as wilson_interval
 from internvl.errors import ConfigError, EvalError
 
 SCORES_NAME = "scores.json"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean of scores.
-
-    Attributes:
-        score: The mean.
-        stderr: Its standard error, `sqrt(variance / count)`; for right-or-wrong scores the binomial one.
-        count: Number of scores.
-    """
-
-    score: float
-    stderr: float
-    count: int
-
-
-def estimate_mean(scores: Sequence[float]) -> Estimate:
-    """Mean and standard error.
-
-    Raises:
-        EvalError: Nothing to average.
-    """
-    if not scores:
-        raise EvalError("cannot average zero scores")
-    count = len(scores)
-    mean = math.fsum(scores) / count
-    variance = math.fsum((score - mean) ** 2 for score in scores) / count
-    return Estimate(mean, math.sqrt(variance / count), count)
-
-
-def bootstrap_stderr(
-    items: Sequence[Any], statistic: Callable[[Sequence[Any]], float], *, num_draws: int = 200, seed: int = 0
-) -> float:
-    """Standard error of a statistic that is no mean: its spread over samples drawn with replacement."""
-    generator = random.Random(seed)
-    values = [statistic(generator.choices(items, k=len(items))) for _ in range(num_draws)]
-    mean = math.fsum(values) / num_draws
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (num_draws - 1))
-
-
-def wilson_interval(score: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Confidence interval of a share (Wilson 1927): sensible at 0 and 1 too, where the standard error is 0."""
-    spread = z * math.sqrt(score * (1 - score) / count + z**2 / (4 * count**2))
-    centre, scale = score + z**2 / (2 * count), 1 + z**2 / count
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def check_length_edges(edges: Sequence[int]) -> None:

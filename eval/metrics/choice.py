@@ -26,7 +26,7 @@ _REFUSALS = (
 )
 _SEPARATORS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _ANSWER_IS = re.compile(r"answer\s+is\s+\**([abcd])\**", re.IGNORECASE)
-_SCIENCEQA = re.compile(r"The answer is ([A-Z])\.")
+_SCIENCEQA = re.compile(r"The answer is ([A-Z]).")  # any character behind the letter, as officially
 
 
 def label_options(texts: Sequence[Any]) -> dict[str, str]:
@@ -58,12 +58,14 @@ def score_scienceqa(answer: Any, response: str | None, *, options: Mapping[str, 
     """1 if the response names the right letter, ScienceQA's own sentence included.
 
     `official`: the letter of a single `The answer is X.` as in ScienceQA's scorer; where that draws an option at
-    random (no such sentence, or several), `find_letter` decides instead. `upstream`: `cut_letter`.
+    random (no such sentence, several, or the letter of no option), `find_letter` decides instead. `upstream`:
+    `cut_letter`.
     """
     if protocol == "upstream":
         return score(answer, response, options=options, protocol=protocol)
     sentences = _SCIENCEQA.findall(read_text(response))
-    letter = sentences[0] if len(sentences) == 1 else find_letter(response, options)
+    is_stated = len(sentences) == 1 and sentences[0] in options
+    letter = sentences[0] if is_stated else find_letter(response, options)
     return float(letter in read_golds(answer))
 
 

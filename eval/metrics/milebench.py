@@ -7,10 +7,11 @@ The benchmark's code computes no averages over sets; `average_sets` gives both r
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from eval.metrics.choice import find_letter, label_options
+from eval.metrics.estimate import Estimate, average_estimates
 from eval.metrics.rouge import score_rouge_l
 from eval.metrics.text import flatten_whitespace, read_golds, read_text, remove_punctuation
 
@@ -154,16 +155,15 @@ def _find_leftmost(text: str, candidates: Sequence[str]) -> str | None:
 
 
 def score_choice_robust(answer: Any, response: str | None, *, choices: Sequence[Any]) -> float:
-    """1 if the response names the right option: its letter by `find_letter`, or its text alone; empty is wrong."""
+    """1 if the response names a right option: its letter by `find_letter`, or its text alone; empty is wrong."""
     texts = [process(choice) for choice in choices]
-    index, said = _find_answer(answer, texts), process(response)
+    indices, said = {_find_answer(gold, texts) for gold in read_golds(answer)}, process(response)
     if not said:
         return 0.0
     if said in texts:
-        return float(texts.index(said) == index)
-    if len(texts) > 26:
-        return float(said.upper() == label_option(index))
-    return float(find_letter(response, label_options(choices)) == label_option(index))
+        return float(texts.index(said) in indices)
+    letter = find_letter(response, label_options(choices)) if len(texts) <= 26 else said.upper()
+    return float(letter in [label_option(index) for index in indices])
 
 
 def find_level(num_images: int) -> str:
@@ -186,11 +186,11 @@ def summarise_levels(rows: Iterable[tuple[int, float]]) -> dict[str, Any]:
     }
 
 
-def average_sets(scores: Mapping[str, float]) -> dict[str, dict[str, float | None]]:
+def average_sets(scores: Mapping[str, Estimate]) -> dict[str, dict[str, Estimate | None]]:
     """T, S, NI and their mean, by both readings of the published table.
 
     Args:
-        scores: Score of every set by name.
+        scores: Score of every set by name, with its standard error.
 
     Returns:
         `by_set` (mean over the sets of a group) and `by_task` (mean over the group's tasks, each the mean of its
@@ -198,17 +198,21 @@ def average_sets(scores: Mapping[str, float]) -> dict[str, dict[str, float | Non
     """
     return {
         "by_set": _average(scores, lambda tasks: [scores[name] for names in tasks.values() for name in names]),
-        "by_task": _average(scores, lambda tasks: [_mean([scores[n] for n in names]) for names in tasks.values()]),
+        "by_task": _average(
+            scores, lambda tasks: [average_estimates([scores[name] for name in names]) for names in tasks.values()]
+        ),
     }
 
 
-def _average(scores: Mapping[str, float], read_group: Any) -> dict[str, float | None]:
-    averages: dict[str, float | None] = {}
+def _average(
+    scores: Mapping[str, Estimate], read_group: Callable[[Mapping[str, Sequence[str]]], list[Estimate]]
+) -> dict[str, Estimate | None]:
+    averages: dict[str, Estimate | None] = {}
     for group, tasks in TASK_GROUPS.items():
         is_complete = all(name in scores for names in tasks.values() for name in names)
-        averages[group] = _mean(read_group(tasks)) if is_complete else None
+        averages[group] = average_estimates(read_group(tasks)) if is_complete else None
     known = [value for value in averages.values() if value is not None]
-    return averages | {"average": _mean(known) if len(known) == len(TASK_GROUPS) else None}
+    return averages | {"average": average_estimates(known) if len(known) == len(TASK_GROUPS) else None}
 
 
 def _mean(values: Sequence[float]) -> float | None:

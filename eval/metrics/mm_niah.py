@@ -7,6 +7,7 @@ only be higher. Inputs on which those scripts stop with an exception count as wr
 """
 
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -104,16 +105,18 @@ def _normalise(text: str, protocol: Protocol) -> str:
 
 @dataclass(frozen=True)
 class Grid:
-    """Sums of scores and counts by context length and needle depth.
+    """Sums of scores, of their squares, and counts by context length and needle depth.
 
     Attributes:
         edges: Left edges of the length bins in tokens; the last bin has no right edge.
         score_sums: `len(edges) + 1` rows of `NUM_DEPTHS` cells; row 0 lies below the first edge.
+        square_sums: Sum of the squares of the scores in each cell.
         counts: Number of samples in each cell.
     """
 
     edges: tuple[int, ...]
     score_sums: tuple[tuple[float, ...], ...]
+    square_sums: tuple[tuple[float, ...], ...]
     counts: tuple[tuple[int, ...], ...]
 
     @property
@@ -145,13 +148,19 @@ def build_grid(
     rows: Iterable[tuple[float, float | Sequence[float], float]], edges: Sequence[int] = LENGTH_EDGES
 ) -> Grid:
     """Sort `(context_length, placed_depth, score)` rows into cells."""
-    score_sums = [[0.0] * NUM_DEPTHS for _ in range(len(edges) + 1)]
+    score_sums, square_sums = ([[0.0] * NUM_DEPTHS for _ in range(len(edges) + 1)] for _ in range(2))
     counts = [[0] * NUM_DEPTHS for _ in range(len(edges) + 1)]
     for context_length, placed_depth, score in rows:
         column, cell = find_length_bin(context_length, edges), find_depth_cell(placed_depth)
         score_sums[column][cell] += score
+        square_sums[column][cell] += score**2
         counts[column][cell] += 1
-    return Grid(tuple(edges), tuple(map(tuple, score_sums)), tuple(map(tuple, counts)))
+    return Grid(
+        edges=tuple(edges),
+        score_sums=tuple(map(tuple, score_sums)),
+        square_sums=tuple(map(tuple, square_sums)),
+        counts=tuple(map(tuple, counts)),
+    )
 
 
 def score_length_bins(grid: Grid) -> list[float]:
@@ -163,19 +172,35 @@ def score_length_bins(grid: Grid) -> list[float]:
     return [round(sum(cells) / NUM_DEPTHS, 6) for cells in means]
 
 
+def spread_length_bins(
+    score_sums: Sequence[Sequence[float]], square_sums: Sequence[Sequence[float]], counts: Sequence[Sequence[int]]
+) -> list[float]:
+    """Standard error per length bin of a mean over its depth cells, from the rows of a `Grid`.
+
+    Cells are independent; an empty one is 0 by rule and adds nothing.
+    """
+    return [
+        math.sqrt(sum(max(0.0, q / n - (s / n) ** 2) / n for s, q, n in zip(*cells, strict=True) if n)) / len(cells[0])
+        for cells in zip(score_sums, square_sums, counts, strict=True)
+    ]
+
+
 def summarise_grid(grid: Grid) -> dict[str, Any]:
     """Everything that the two published scripts report for one task, under their names, and what they hide.
 
     Returns:
-        `scores` (official, per length bin), `average` (their mean), `weighted_acc` and `sample_number_array` (micro,
-        per length bin), `weighted_avg_acc` (micro, samples below the first edge included), `context_ranges`,
-        `num_empty_cells`.
+        `scores` (official, per length bin) and `average` (their mean) with their standard errors `scores_stderr` and
+        `average_stderr`, `weighted_acc` and `sample_number_array` (micro, per length bin), `weighted_avg_acc` (micro,
+        samples below the first edge included), `context_ranges`, `num_empty_cells`.
     """
     scores = score_length_bins(grid)
+    spreads = spread_length_bins(grid.score_sums[1:], grid.square_sums[1:], grid.counts[1:])
     sums, counts = [sum(row) for row in grid.score_sums], [sum(row) for row in grid.counts]
     return {
         "scores": scores,
+        "scores_stderr": spreads,
         "average": sum(scores) / len(scores),
+        "average_stderr": math.hypot(*spreads) / len(spreads),
         "weighted_acc": [s / n if n else 0.0 for s, n in zip(sums[1:], counts[1:], strict=True)],
         "sample_number_array": counts[1:],
         "weighted_avg_acc": sum(sums) / sum(counts) if sum(counts) else 0.0,

@@ -5,9 +5,10 @@ The question counts as right only if every pass is right: without a judge, a pas
 wrong. Passes are scored by `eval.metrics.choice.score`. The old CCBench file has one pass a question.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from eval.metrics.estimate import Estimate, estimate_clusters, estimate_groups, estimate_mean
 
 INDEX_STEP = 1_000_000
 
@@ -33,29 +34,31 @@ def summarise(rows: Iterable[tuple[int | str, float, Mapping[str, Any]]]) -> dic
         rows: `(index, score, fields)` per pass; of the fields, `category` and `l2-category` are read where present.
 
     Returns:
-        `accuracy` (circular), `vanilla_accuracy` (mean over passes), `num_questions`, `num_passes`, `by_category` and
-        `by_l2_category` (circular accuracy by name).
+        `accuracy` (circular) and `vanilla_accuracy` (mean over passes) with their standard errors `stderr` and
+        `vanilla_stderr`, `num_questions`, `num_passes`, `by_category` and `by_l2_category` (circular accuracy by name,
+        with `score`, `stderr` and `count`).
     """
     rows = list(rows)
     questions = merge_passes((index, score) for index, score, _ in rows)
+    passes: dict[int, list[float]] = {}
+    for index, score, _ in rows:
+        passes.setdefault(find_question(index), []).append(score)
     fields = {find_question(index): values for index, _, values in reversed(rows)}
+    nothing = Estimate(0.0, 0.0, 0)
+    circular = estimate_mean(list(questions.values())) if rows else nothing
+    vanilla = estimate_clusters(passes.values()) if rows else nothing
     return {
-        "accuracy": _mean(list(questions.values())),
-        "vanilla_accuracy": _mean([score for _, score, _ in rows]),
+        "accuracy": circular.score,
+        "stderr": circular.stderr,
+        "vanilla_accuracy": vanilla.score,
+        "vanilla_stderr": vanilla.stderr,
         "num_questions": len(questions),
         "num_passes": len(rows),
-        "by_category": _mean_by(questions, {key: values.get("category") for key, values in fields.items()}),
-        "by_l2_category": _mean_by(questions, {key: values.get("l2-category") for key, values in fields.items()}),
+        "by_category": _estimate_by(questions, {key: values.get("category") for key, values in fields.items()}),
+        "by_l2_category": _estimate_by(questions, {key: values.get("l2-category") for key, values in fields.items()}),
     }
 
 
-def _mean_by(questions: Mapping[int, float], names: Mapping[int, Any]) -> dict[str, float]:
-    groups: dict[str, list[float]] = {}
-    for key, score in questions.items():
-        if names[key] is not None:
-            groups.setdefault(str(names[key]), []).append(score)
-    return {name: _mean(scores) for name, scores in sorted(groups.items())}
-
-
-def _mean(scores: list[float]) -> float:
-    return math.fsum(scores) / len(scores) if scores else 0.0
+def _estimate_by(questions: Mapping[int, float], names: Mapping[int, Any]) -> dict[str, dict[str, Any]]:
+    rows = ((str(names[key]), score) for key, score in questions.items() if names[key] is not None)
+    return estimate_groups(sorted(rows))

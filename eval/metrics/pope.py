@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from eval.metrics.estimate import Estimate
 from eval.metrics.text import read_golds, read_text
 
 _NEGATIONS = frozenset({"No", "not", "no"})
@@ -46,6 +47,17 @@ def summarise_category(rows: Iterable[tuple[str, float]]) -> dict[str, float]:
         "f1": _divide(2 * precision * recall, precision + recall),
         "yes_ratio": _divide(counts["TP"] + counts["FP"], total),
     }
+
+
+def estimate_f1(metrics: Mapping[str, float]) -> Estimate:
+    """F1 of one category with its standard error, from `summarise_category`.
+
+    With E wrong answers of either kind, F1 is `2 TP / (2 TP + E)`. Its variance to first order (delta method, answers
+    as draws of the four outcomes) is `4 TP E (TP + E) / (2 TP + E)^4`.
+    """
+    right, wrong = metrics["TP"], metrics["FP"] + metrics["FN"]
+    spread = _divide(2 * math.sqrt(right * wrong * (right + wrong)), (2 * right + wrong) ** 2)
+    return Estimate(metrics["f1"], spread, int(right + wrong + metrics["TN"]))
 
 
 def summarise(rows: Iterable[tuple[str, str, float]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ An empty response is wrong; upstream's script ends on it.
 from collections.abc import Iterable
 from typing import Any
 
+from eval.metrics.estimate import estimate_groups
 from eval.metrics.protocol import Protocol
 from eval.metrics.text import read_golds, read_text
 
@@ -30,18 +31,14 @@ def summarise(rows: Iterable[tuple[int, float]]) -> dict[str, Any]:
     """Accuracy by question type from `(type number, score)`.
 
     Returns:
-        `by_type` (types that have questions), `total`, `image` (types 1 to 9), `video` (the others); None where there
-        is no question.
+        `by_type` (types that have questions), `total`, `image` (types 1 to 9), `video` (the others), each with
+        `score`, `stderr` and `count`; None where there is no question.
     """
-    rows = list(rows)
-    types = sorted({kind for kind, _ in rows})
+    rows = sorted(rows)
+    parts = estimate_groups(("image" if kind in IMAGE_TYPES else "video", right) for kind, right in rows)
     return {
-        "by_type": {kind: _mean([right for other, right in rows if other == kind]) for kind in types},
-        "total": _mean([right for _, right in rows]),
-        "image": _mean([right for kind, right in rows if kind in IMAGE_TYPES]),
-        "video": _mean([right for kind, right in rows if kind not in IMAGE_TYPES]),
+        "by_type": estimate_groups(rows),
+        "total": estimate_groups(("total", right) for _, right in rows).get("total"),
+        "image": parts.get("image"),
+        "video": parts.get("video"),
     }
-
-
-def _mean(scores: list[float]) -> float | None:
-    return sum(scores) / len(scores) if scores else None

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from eval.metrics.estimate import estimate_share
 from eval.metrics.text import read_golds, read_text
 
 _PREFIXES = (
@@ -68,7 +69,8 @@ def summarise(rows: Iterable[Answered]) -> dict[str, Any]:
 
     Returns:
         Under each duration, the three tables by name and `overall`; an entry has `accuracy` (responses without a
-        letter are wrong), `official` (they are left out; 0 if no response has one), `count` and `num_without_letter`.
+        letter are wrong) and `official` (they are left out; 0 if no response has one) with their standard errors
+        `stderr` and `official_stderr`, `count` and `num_without_letter`.
     """
     rows = list(rows)
     durations = dict.fromkeys(row.duration for row in rows)
@@ -87,9 +89,12 @@ def _summarise_group(rows: list[Answered]) -> dict[str, Any]:
 def _describe(rows: list[Answered]) -> Mapping[str, float]:
     num_right = sum(row.is_right for row in rows)
     num_with_letter = sum(row.has_letter for row in rows)
+    whole, with_letter = estimate_share(num_right, len(rows)), estimate_share(num_right, num_with_letter)
     return {
-        "accuracy": num_right / len(rows) if rows else 0.0,
-        "official": num_right / num_with_letter if num_with_letter else 0.0,
+        "accuracy": whole.score,
+        "stderr": whole.stderr,
+        "official": with_letter.score,
+        "official_stderr": with_letter.stderr,
         "count": len(rows),
         "num_without_letter": len(rows) - num_with_letter,
     }

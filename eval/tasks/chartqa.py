@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from eval.core.task import Task
 from eval.metrics import relaxed
+from eval.metrics.estimate import average_estimates, read_estimate
 from eval.metrics.protocol import Protocol
 from eval.tasks.questions import SHORT_SENTENCE, QuestionFile, ask_with, make_image_task, own_answer
 
@@ -44,11 +45,10 @@ def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     names = [f"chartqa-test-{part}" for part in PARTS]
     if not all(name in results for name in names):
         return {}
-    scores = {
-        protocol: [results[name]["results"][protocol]["score"] for name in names]
+    return {
+        protocol: vars(average_estimates([read_estimate(results[name]["results"][protocol]) for name in names]))
         for protocol in results[names[0]]["results"]
     }
-    return {protocol: sum(values) / len(values) for protocol, values in scores.items()}
 
 
 TASKS = tuple(map(_make, PARTS))

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.core.annotation import read_json, require_field
-from eval.core.scoring import estimate_mean
 from eval.core.task import Scored, Task
 from eval.metrics import exact
+from eval.metrics.estimate import estimate_groups
 from eval.tasks.questions import SHORT_SENTENCE, QuestionFile, ask_with, listed_answer, make_image_task
 from internvl.errors import DataError
 
@@ -40,8 +40,7 @@ def _score(answer: Any, response: str, protocol: str) -> float:
 
 def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, Any]:
     """Accuracy on yes-or-no and choice questions (`binary`) and on all others (`open`)."""
-    kinds = {kind: [item.score for item in scored if item.answer["kind"] == kind] for kind in ("binary", "open")}
-    return {"by_kind": {kind: vars(estimate_mean(scores)) for kind, scores in kinds.items() if scores}}
+    return {"by_kind": estimate_groups((item.answer["kind"], item.score) for item in scored)}
 
 
 def _make(name: str, file: str) -> Task:

@@ -13,11 +13,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
-from eval.core.annotation import require_field
+from eval.core.annotation import optional_field, require_field
 from eval.core.sample import Sample
-from eval.core.scoring import bootstrap_stderr
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import longvqa
+from eval.metrics.estimate import average_estimates, bootstrap_stderr, read_estimate
 from eval.metrics.lexicon import Lexicon, load_lexicon
 from eval.metrics.protocol import Protocol
 from eval.tasks.questions import Record, estimate_cost, put_images_first, read_rows
@@ -53,8 +53,8 @@ def _build(record: Record, images: Path) -> Sample:
     question, answer = (require_field(turn, "value", str) for turn in turns[:2])
     names = require_field(record, "image", (str, list))
     names = [names] if isinstance(names, str) else names
-    metadata = record.get("metadata")
-    length = metadata.get("context_length") if isinstance(metadata, dict) else None
+    metadata = optional_field(record, "metadata", dict) or {}
+    length = optional_field(metadata, "context_length", (int, float))
     cost = estimate_cost(question, len(names) * (MAX_NUM + 1)) if length is None else float(length)
     return Sample(
         id=str(require_field(record, "id", (str, int))),
@@ -130,7 +130,7 @@ def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         names = [f"{set_name}-{length}" for set_name in SETS]
         if all(name in results for name in names):
             summary[length] = {
-                protocol: sum(results[name]["results"][protocol]["score"] for name in names) / len(names)
+                protocol: vars(average_estimates([read_estimate(results[name]["results"][protocol]) for name in names]))
                 for protocol in results[names[0]]["results"]
             }
     return summary

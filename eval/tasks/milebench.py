@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.core.annotation import read_json, require_field
+from eval.core.annotation import optional_field, read_json, require_field
 from eval.core.sample import Sample
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import milebench
+from eval.metrics.estimate import estimate_groups, estimate_mean, read_estimate
 from eval.tasks.questions import OPTION_SENTENCE, Record, build_rows, estimate_cost, letter_options
 from internvl.errors import DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
@@ -44,11 +45,13 @@ def read_samples(data_root: Path, *, annotation: Path, set_name: str, prompts: s
 
     def build(row: int, record: Record) -> Sample:
         instance = require_field(record, "task_instance", dict)
-        choices = instance.get("choice_list") or []
+        choices = optional_field(instance, "choice_list", list) or []
         names = require_field(instance, "combined_1_images" if combined else "images_path", list)
         context = require_field(instance, "context", str) + _list_choices(choices, set_name, prompts)
         question = _place_images(f"{_find_instruction(record, meta)}\n{context}", len(names), combined)
         answer = {"text": require_field(record, "response", (str, int, float, list)), "rule": rule, "choices": choices}
+        if answer["text"] == []:
+            raise DataError("the list of responses is empty, expected at least one")
         milebench.score(answer["text"], "", rule=rule, choices=choices)
         return Sample(
             id=str(require_field(record, "sample_id", (str, int))),
@@ -69,7 +72,7 @@ def read_samples(data_root: Path, *, annotation: Path, set_name: str, prompts: s
 def _find_instruction(record: Record, meta: Mapping[str, Any]) -> str:
     """The instruction of a record: of a list by its place, of an object by its key."""
     key = require_field(record, "task_instruction_id", (str, int))
-    instructions = meta.get("task_instruction")
+    instructions = optional_field(meta, "task_instruction", (list, dict))
     try:
         found = instructions[int(key)] if isinstance(instructions, list) else (instructions or {})[str(key)]
     except (KeyError, IndexError, ValueError) as error:
@@ -107,17 +110,16 @@ def _score(answer: Any, response: str, protocol: str) -> float:
 
 
 def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, Any]:
-    """Score by number of pictures; for options also that of honest letter extraction (an empty answer is wrong)."""
-    levels = milebench.summarise_levels((item.metadata["num_images"], item.score) for item in scored)
+    """Score by number of pictures; for options also the `robust` one, where an empty answer is wrong."""
+    levels = estimate_groups((milebench.find_level(item.metadata["num_images"]), item.score) for item in scored)
     rights = [
         milebench.score_choice_robust(item.answer["text"], item.response, choices=item.answer["choices"])
         for item in scored
         if item.answer["rule"] == "choice"
     ]
     return {
-        "by_level": levels["by_level"],
-        "level_counts": {level: count for level, (_, count) in levels["counts"].items()},
-        **({"robust_score": sum(rights) / len(rights)} if rights else {}),
+        "by_level": {level: levels[level] for level in milebench.LEVELS if level in levels},
+        **({"robust": vars(estimate_mean(rights))} if rights else {}),
     }
 
 
@@ -151,8 +153,11 @@ def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for suffix, label in (("", "separate"), (COMBINED, "combined")):
         found = {name: results[name + suffix] for name in milebench.SETS if name + suffix in results}
         for protocol in PROTOCOLS if found else ():
-            scores = {name: result["results"][protocol]["score"] for name, result in found.items()}
-            summary.setdefault(label, {})[protocol] = milebench.average_sets(scores)
+            scores = {name: read_estimate(result["results"][protocol]) for name, result in found.items()}
+            summary.setdefault(label, {})[protocol] = {
+                reading: {group: value and vars(value) for group, value in averages.items()}
+                for reading, averages in milebench.average_sets(scores).items()
+            }
     return summary
 
 

@@ -9,6 +9,7 @@ level. Two prompt styles: `upstream` is what published V2PE numbers were made wi
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,11 +19,12 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, cast
 
-from eval.core.annotation import require_field
+from eval.core.annotation import optional_field, require_field
 from eval.core.sample import Sample
 from eval.core.scoring import score_by_length
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import mm_niah as metric
+from eval.metrics.estimate import Estimate, average_estimates
 from eval.tasks.questions import read_rows
 from internvl.errors import DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
@@ -87,6 +89,8 @@ def build_sample(record: dict[str, Any], *, images: Path, style: PromptStyle, is
         raise DataError(f"{num_placeholders} {IMAGE_PLACEHOLDER} in context and question, {len(files)} in images_list")
     answer = _read_answer(record, is_counting=is_counting)
     options, option_images = _read_options(meta)
+    if options and isinstance(answer, int) and not 0 <= answer < len(options):
+        raise DataError(f"the answer is {answer}, expected an index of one of {len(options)} options")
     metadata = _read_metadata(meta, num_options=len(options))
     prompt = context + style.joint + question + _close_question(answer, options, style)
     return Sample(
@@ -108,7 +112,7 @@ def _close_question(answer: Any, options: Sequence[str], style: PromptStyle) -> 
 
 def _read_options(meta: dict[str, Any]) -> tuple[list[str], list[str]]:
     """(text of every option, image files of the options)."""
-    choices, choice_images = meta.get("choices") or [], meta.get("choices_image_path") or []
+    choices, choice_images = (optional_field(meta, name, list) or [] for name in ("choices", "choices_image_path"))
     if choices and choice_images:
         raise DataError("meta has choices and choices_image_path, expected one of them")
     options = [str(choice) for choice in choices] or [IMAGE_PLACEHOLDER] * len(choice_images)
@@ -157,6 +161,7 @@ def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> d
             "lengths": [f"<{metric.format_length(edges[0])}", *map(metric.format_length, edges)],
             "depths": [round(cell * metric.DEPTH_STEP, 1) for cell in range(metric.NUM_DEPTHS)],
             "score_sums": grid.score_sums,
+            "square_sums": grid.square_sums,
             "counts": grid.counts,
         },
         "published_form": metric.summarise_grid(grid),
@@ -194,12 +199,31 @@ def make_task(name: str, prompts: str) -> Task | None:
     )
 
 
+def read_spreads(numbers: Mapping[str, Any]) -> list[float]:
+    """Standard error of one task's score per length bin.
+
+    Args:
+        numbers: What `aggregate` gave; without squares, as earlier versions wrote it, scores are taken as 0 or 1.
+    """
+    grid = numbers["by_depth_and_length"]
+    squares = grid.get("square_sums", grid["score_sums"])
+    return metric.spread_length_bins(grid["score_sums"][1:], squares[1:], grid["counts"][1:])
+
+
+def read_published(numbers: Mapping[str, Any]) -> Estimate:
+    """The published score of one task; the lengths below the first bin do not count in it."""
+    spreads = read_spreads(numbers)
+    num_questions = sum(map(sum, numbers["by_depth_and_length"]["counts"][1:]))
+    return Estimate(numbers["published_form"]["average"], math.hypot(*spreads) / len(spreads), num_questions)
+
+
 def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The published table per split and protocol, once all six tasks are there.
 
     Returns:
-        `overall` per length bin, its `context_ranges`, and `text`, `image` (means over three tasks and all bins) and
-        `average` (of both); the reading of the table's last columns is an inference from published rows.
+        `overall` per length bin with `overall_stderr`, its `context_ranges`, and `text`, `image` (means over three
+        tasks and all bins) and `average` (of both), each with `score`, `stderr` and `count` (of questions in the bins);
+        the reading of the table's last columns is an inference from published rows.
     """
     summary: dict[str, Any] = {}
     for split in ("val", "test"):
@@ -207,16 +231,19 @@ def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         if not all(name in results for name in names):
             continue
         for protocol in metric.PROTOCOLS:
-            forms = {name: results[name]["results"][protocol]["published_form"] for name in names}
+            numbers = {name: results[name]["results"][protocol] for name in names}
+            forms = {name: entry["published_form"] for name, entry in numbers.items()}
             means = {
-                needle: sum(form["average"] for name, form in forms.items() if f"-{needle}-" in name) / 3
+                needle: average_estimates([read_published(numbers[name]) for name in names if f"-{needle}-" in name])
                 for needle in ("text", "image")
             }
+            columns = zip(*map(read_spreads, numbers.values()), strict=True)
             summary.setdefault(split, {})[protocol] = {
                 "overall": metric.average_tasks({name: form["scores"] for name, form in forms.items()}),
+                "overall_stderr": [math.hypot(*column) / len(column) for column in columns],
                 "context_ranges": forms[names[0]]["context_ranges"],
-                **means,
-                "average": (means["text"] + means["image"]) / 2,
+                **{needle: vars(mean) for needle, mean in means.items()},
+                "average": vars(average_estimates(list(means.values()))),
             }
     return summary
 

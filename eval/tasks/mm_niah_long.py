@@ -20,6 +20,7 @@ from typing import Any
 
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import mm_niah as metric
+from eval.metrics.estimate import read_estimate
 from eval.tasks import mm_niah
 
 VERSION = 1
@@ -79,7 +80,7 @@ def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             kind, _, length = name.rpartition("-test-")
             for protocol, result in results.get(name + suffix, {}).get("results", {}).items():
                 table = summary.setdefault(label, {}).setdefault(protocol, {})
-                table.setdefault(kind, {})[length] = result["score"]
+                table.setdefault(kind, {})[length] = vars(read_estimate(result))
     return summary
 
 

@@ -17,7 +17,6 @@ from typing import Any, cast
 
 from eval.core.annotation import require_field
 from eval.core.sample import PackedImage, Prediction, Sample
-from eval.core.scoring import estimate_mean
 from eval.core.task import Scored, Task, Upload
 from eval.metrics import choice, mmbench
 from eval.metrics.protocol import Protocol
@@ -42,6 +41,8 @@ def read_samples(data_root: Path, *, annotation: Path, sentence: str) -> list[Sa
 
     def build(number: int, row: dict[str, Any]) -> Sample:
         index = require_field(row, "index", str)
+        if not index.isdecimal():
+            raise DataError(f"the index is {index!r}, expected a whole number")
         options = {letter: row[letter] for letter in LETTERS if letter in row}
         lines = [row["hint"]] if "hint" in row else []
         lines += [require_field(row, "question", str), *(f"{letter}. {text}" for letter, text in options.items())]
@@ -79,9 +80,8 @@ def _score(answer: Any, response: str, protocol: str) -> float:
 def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, Any]:
     """Circular accuracy over questions, with the plain accuracy of all passes beside it."""
     rows = [(item.metadata["index"], item.score, item.metadata) for item in scored]
-    questions = mmbench.merge_passes((index, score) for index, score, _ in rows)
-    estimate = estimate_mean(list(questions.values()))
-    return {**mmbench.summarise(rows), "score": estimate.score, "stderr": estimate.stderr}
+    numbers = mmbench.summarise(rows)
+    return {**numbers, "score": numbers["accuracy"]}
 
 
 def _render_upload(predictions: Sequence[Prediction]) -> str:

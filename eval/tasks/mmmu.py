@@ -19,6 +19,7 @@ from eval.core.annotation import require_field
 from eval.core.sample import EnlargedImage, Prediction, Sample
 from eval.core.task import Scored, Task, TaskFamily, Upload
 from eval.metrics import choice, mmmu
+from eval.metrics.estimate import estimate_share
 from eval.metrics.protocol import Protocol
 from eval.tasks.questions import OPTION_SENTENCE, SHORT_SENTENCE, Record, estimate_cost, letter_options, read_rows
 from internvl.errors import DataError
@@ -91,7 +92,7 @@ def _read_answer(record: Record, options: Mapping[str, str]) -> Any:
         return None
     if not options and isinstance(answer, str) and answer.startswith("["):
         answer = _read_list(answer, "answer")
-    if options and answer not in options:
+    if options and answer not in tuple(options):
         raise DataError(f"the answer is {answer!r}, expected one of {', '.join(options)}")
     return {"text": answer, "options": dict(options)}
 
@@ -101,8 +102,10 @@ def _score(answer: Any, response: str, protocol: str) -> float:
 
 
 def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, Any]:
-    """Accuracy by domain and subject."""
-    return {"by_subject": mmmu.summarise([(item.metadata["id"], item.score) for item in scored])}
+    """Accuracy by domain and subject, as officially, with standard errors."""
+    table = mmmu.summarise([(item.metadata["id"], item.score) for item in scored])
+    spreads = {name: estimate_share(entry["acc"] * entry["num"], int(entry["num"])) for name, entry in table.items()}
+    return {"by_subject": {name: {**entry, "stderr": spreads[name].stderr} for name, entry in table.items()}}
 
 
 def _render_upload(predictions: Sequence[Prediction]) -> str:

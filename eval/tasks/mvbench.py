@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from eval.core.annotation import read_json, require_field
+from eval.core.annotation import optional_field, read_json, require_field
 from eval.core.sample import Sample
 from eval.core.task import Task, TaskFamily
-from eval.metrics import mvbench
+from eval.metrics import choice, mvbench
+from eval.metrics.estimate import average_estimates, pool_estimates, read_estimate
 from eval.metrics.protocol import Protocol
 from eval.tasks.questions import Record, build_rows, estimate_cost
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip, list_frames, sample_segments
@@ -65,7 +66,7 @@ def _build(row: int, record: Record, folder: Path) -> Sample:
     answer = require_field(record, "answer", (str, int, float))
     if answer not in candidates:
         raise DataError(f"the answer {answer!r} is not among the candidates")
-    options = [f"({chr(65 + index)}) {text}" for index, text in enumerate(candidates)]
+    options = [f"({letter}) {text}" for letter, text in choice.label_options(candidates).items()]
     text = f"Question: {question}\nOptions:\n" + "\n".join(options).rstrip() + ENDING
     return Sample(
         id=str(row),
@@ -81,8 +82,9 @@ def _build(row: int, record: Record, folder: Path) -> Sample:
 def _find_clip(path: Path, record: Record) -> VideoClip:
     """The part of a video that is asked about; frames of a folder are numbered from 1, as in the published rule."""
     bound = None
-    if record.get("start") is not None and record.get("end") is not None:
-        bound = (float(record["start"]), float(record["end"]))
+    start, end = (optional_field(record, name, (int, float, str)) for name in ("start", "end"))
+    if start is not None and end is not None:
+        bound = (float(start), float(end))
     if not path.is_dir():
         return VideoClip(path, clip=bound)
     num_frames = len(list_frames(path))
@@ -121,11 +123,10 @@ def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         return {}
     summary = {}
     for protocol in ("official", "upstream"):
-        parts = [results[name]["results"][protocol] for name in VIDEO_FOLDERS]
-        num_questions = sum(part["count"] for part in parts)
+        parts = [read_estimate(results[name]["results"][protocol]) for name in VIDEO_FOLDERS]
         summary[protocol] = {
-            "average": sum(part["score"] * part["count"] for part in parts) / num_questions,
-            "task_average": sum(part["score"] for part in parts) / len(parts),
+            "average": vars(pool_estimates(parts)),
+            "task_average": vars(average_estimates(parts)),
         }
     return summary
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.core.annotation import read_records, require_field
-from eval.core.scoring import bootstrap_stderr
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import pope
+from eval.metrics.estimate import average_estimates, estimate_mean, estimate_share
 from eval.tasks.questions import QuestionFile, Record, make_image_task
 from internvl.errors import DataError
 
@@ -65,13 +65,24 @@ def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> d
     """The published number, the mean of three F1 scores; accuracy, F1 and share of yes by category."""
     rows = [(item.metadata["category"], item.answer, item.score) for item in scored]
     numbers = pope.summarise(rows)
-    stderr = bootstrap_stderr(rows, lambda drawn: pope.summarise(drawn)["mean_f1"])
+    f1 = {category: pope.estimate_f1(metrics) for category, metrics in numbers["by_category"].items()}
+    mean, accuracy = average_estimates(list(f1.values())), estimate_mean([row[2] for row in rows])
     return {
-        **numbers,
-        "accuracy": sum(row[2] for row in rows) / len(rows),
-        "score": numbers["mean_f1"],
-        "stderr": stderr,
+        "by_category": {
+            category: {**metrics, "f1_stderr": f1[category].stderr, "acc_stderr": _spread_accuracy(metrics)}
+            for category, metrics in numbers["by_category"].items()
+        },
+        "mean_f1": mean.score,
+        "accuracy": accuracy.score,
+        "accuracy_stderr": accuracy.stderr,
+        "score": mean.score,
+        "stderr": mean.stderr,
     }
+
+
+def _spread_accuracy(metrics: Mapping[str, float]) -> float:
+    right, wrong = metrics["TP"] + metrics["TN"], metrics["FP"] + metrics["FN"]
+    return estimate_share(right, int(right + wrong)).stderr
 
 
 def make_task(name: str, prompts: str) -> Task | None:

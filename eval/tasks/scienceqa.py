@@ -18,7 +18,7 @@ SOURCE = "https://scienceqa.github.io (jsonl file: https://huggingface.co/OpenGV
 
 
 def _make_prompt(record: Record) -> str:
-    hint = record.get("hint") or ""
+    hint = str(record.get("hint") or "")
     lines = [require_field(record, "question", str), letter_options(_read_choices(record)), OPTION_SENTENCE]
     return "\n".join([hint, *lines] if hint else lines)
 

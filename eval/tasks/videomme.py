@@ -52,7 +52,8 @@ def read_samples(data_root: Path, *, with_subtitles: bool) -> list[Sample]:
 
 
 def _build(record: Record, folder: Path, with_subtitles: bool) -> list[Sample]:
-    name = str(record.get("videoID") or require_field(record, "video_id", (str, int)))
+    number = require_field(record, "video_id", (str, int))
+    name = str(record.get("videoID") or number)
     video = folder / "data" / f"{name}.mp4"
     kinds = {key: require_field(record, key, str) for key in ("duration", "domain", "sub_category")}
     lead = _list_subtitles(video, folder / "subtitle" / f"{name}.srt") if with_subtitles else ""

@@ -92,6 +92,8 @@ def test_only_opening_finds_broken_files(root):
         (b"\n<!DOCTYPE html><html>", "HTML page"),
         (b"\x1f\x8b\x08\x00", "compressed with gzip"),
         (b"[1]\n", "line 1 is a JSON list"),
+        (b"[" * 200_000, "line 1 is no JSON in UTF-8 (nested too deeply)"),
+        (b'{"question_id": NaN, "image": "1.png", "text": "q", "category": "random"}\n', "'question_id' is a NoneType"),
     ],
 )
 def test_files_that_are_something_else_are_told_apart(root, content, message):
@@ -105,6 +107,14 @@ def test_an_id_that_is_used_twice_is_named(root):
     lines = (root / "pope/llava_pope_test.jsonl").read_text().splitlines()
     (root / "pope/llava_pope_test.jsonl").write_text("\n".join([*lines, lines[2]]))
     assert "id '2' is used twice" in check(root, "pope/test").fault
+
+
+def test_answers_to_some_questions_only_are_a_fault(root):
+    (root / "MMMU").mkdir()
+    record = {"question": "q", "options": "['a', 'b']", "question_type": "multiple-choice", "image_1": "images/1.png"}
+    records = [record | {"id": f"dev_Art_{i}", "answer": answer} for i, answer in enumerate(("A", "?"))]
+    (root / "MMMU/dev.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert "1 of 2 questions have no answer, the first is 'dev_Art_1'" in check(root, "mmmu/dev").fault
 
 
 def test_an_unknown_task_is_an_error_of_the_user(root, capsys):

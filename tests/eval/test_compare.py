@@ -51,7 +51,10 @@ def test_the_command_prints_a_line_per_length_and_refuses_other_files(tmp_path, 
     path = tmp_path / "report.json"
     path.write_text(json.dumps({"rows": ROWS}))
     assert main([str(path)]) == 0
-    assert "800+ tokens: v2pe_fix stride 1 0.800, default 0.500, difference +0.300" in capsys.readouterr().out
+    assert (
+        "800+ tokens: v2pe_fix stride 1 0.800 ± 0.014, default 0.500 ± 0.014, difference +0.300 ± 0.020"
+        in capsys.readouterr().out
+    )
     path.write_text("[]")
     assert main([str(path)]) == 2
     assert "no report" in capsys.readouterr().err
@@ -65,4 +68,4 @@ def test_tasks_without_lengths_are_compared_as_a_whole_and_those_without_answers
     path = tmp_path / "report.json"
     path.write_text(json.dumps({"rows": rows}))
     assert main([str(path), "--baseline", "x"]) == 0
-    assert "all questions: y 0.800, x 0.200" in capsys.readouterr().out
+    assert "all questions: y 0.800 ± 0.014, x 0.200 ± 0.014" in capsys.readouterr().out

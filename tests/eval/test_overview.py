@@ -4,17 +4,19 @@ import math
 
 import pytest
 
+from eval.metrics.estimate import Estimate
 from eval.metrics.milebench import SETS as MILEBENCH_SETS
-from eval.overview import build_overview, list_averages
+from eval.overview import build_overview, format_results, list_averages
 from eval.published import GENERAL, GENERAL_COLUMNS, LONG, LONG_COLUMNS, SOURCE
 from eval.tasks.longvqa import SETS
 from eval.tasks.mvbench import VIDEO_FOLDERS
 
 
 def make_result(task, score, *, stderr=0.01, count=100, stride=64, upstream=None, **numbers):
-    entry = {"score": score, "stderr": stderr, "count": count, **numbers}
+    entry = {"score": score, "stderr": stderr, "count": count, "chance": None, **numbers}
     return {
         "task": task,
+        "version": 1,
         "protocol": "official",
         "settings": {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": stride, "checkpoint": "abc"},
         "info": {"checkpoint": "/models/mine"},
@@ -153,4 +155,8 @@ def test_averages_are_listed_by_run_and_place():
     results = [make_result(name, 0.5, stride=stride) for name in names for stride in (1, 2)]
     averages = list_averages(results)
     assert list(averages) == ["v2pe_fix stride 1", "v2pe_fix stride 2"]
-    assert averages["v2pe_fix stride 1"] == {"vqa / chartqa-test / official": 0.5, "vqa / chartqa-test / upstream": 0.5}
+    mean = Estimate(0.5, pytest.approx(0.01 / 2**0.5), 200)
+    assert averages["v2pe_fix stride 1"] == {f"vqa / chartqa-test / {rule}": mean for rule in ("official", "upstream")}
+    table = format_results(results)
+    assert "| vqa / chartqa-test / official | 0.500 ±0.007 (n 200) | 0.500 ±0.007 (n 200) |" in table
+    assert format_results(results[:1]).count("\n\n") == 0

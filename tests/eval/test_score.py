@@ -54,6 +54,7 @@ def test_scores_hold_everything_that_a_reader_asks_for(run, capsys):
     assert floors["majority"] == {"response": "A", "score": 0.5}
     [task] = read(run / "summary.json")["tasks"]
     assert task["scores"] == {"official": 0.5, "upstream": 0.5}
+    assert task["stderrs"] == {"official": task["stderr"], "upstream": task["stderr"]}
     assert (task["version"], task["floors"]["count"]) == (1, 8)
     assert "0.500 ±0.177 (n 8)" in capsys.readouterr().out
 

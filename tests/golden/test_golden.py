@@ -247,11 +247,11 @@ def test_seed_table():
     cases = [case for case in golden["cases"] if not is_error(case["expected_letter"])]
     rows = [(c["question_type_id"], seed.score(c["answer"], c["prediction"], protocol="upstream")) for c in cases]
     summary = seed.summarise(rows)
-    named = {f"Data type T{kind}": value for kind, value in summary["by_type"].items()} | {
+    named = {f"Data type T{kind}": entry for kind, entry in summary["by_type"].items()} | {
         f"{name} accuracy": summary[name.lower()] for name in ("Total", "Image", "Video")
     }
     printed = dict(line.split(": ") for line in golden["aggregate"]["upstream_stdout"] if line.endswith("%"))
-    assert {name: f"{100 * value:.2f}%" for name, value in named.items() if value is not None} == printed
+    assert {name: f"{100 * entry['score']:.2f}%" for name, entry in named.items() if entry is not None} == printed
 
 
 @each("pope")

@@ -98,6 +98,22 @@ def test_no_name_leads_out_of_the_folder(tmp_path, kind, name):
     assert not read_folder(tmp_path / "deep")
 
 
+@pytest.mark.parametrize("time", ["inf", "nan", "-5", "1" + "0" * 19])
+def test_odd_times_do_not_matter(tmp_path, time):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        add(archive, "a.txt", b"text", pax_headers={"mtime": time})
+    for _ in range(2):
+        assert unpack([tmp_path / "a.tar"], tmp_path / "out") == 1
+    assert read_folder(tmp_path / "out") == {"a.txt": b"text"}
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "/".join(["n" * 200] * 30)])
+def test_a_name_that_is_too_long_is_named(tmp_path, name):
+    path = write_tar(tmp_path / "a.tar.gz", {name: b"x"})
+    with pytest.raises(EvalError, match=r"cannot write .*nnn.*File name too long"):
+        unpack([path], tmp_path / "out")
+
+
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
 def test_links_and_devices_are_refused(tmp_path, kind):
     path = tmp_path / "a.tar"

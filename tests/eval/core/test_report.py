@@ -32,6 +32,7 @@ from eval.core.report import (
     tabulate_protocols,
 )
 from eval.core.task import Scored
+from eval.metrics.estimate import Estimate
 from eval.report import main
 from eval.tasks.mm_niah import aggregate
 from internvl.errors import EvalError
@@ -228,6 +229,30 @@ def test_every_protocol_is_a_line_of_the_csv_with_its_floors():
     assert lines[3]["floor_empty"] == ""
 
 
+def test_means_over_tasks_stand_with_their_standard_errors_in_every_form(tmp_path, capsys):
+    results = [
+        make_result(task=f"vqa/chartqa-test-{part}", accuracy=a) for part, a in (("human", 0.5), ("augmented", 1))
+    ]
+    write_results(tmp_path, *results)
+    assert main([str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+    score, stderr = 0.75, 0.05 / 2**0.5
+    assert "0.750 <small>±0.035, n 120</small>" in (tmp_path / "page.html").read_text()
+    line = "| vqa / chartqa-test / official | 0.750 ±0.035 (n 120) |"
+    assert line in (tmp_path / "page.md").read_text()
+    assert line in capsys.readouterr().out
+    expected = {
+        "task": "vqa / chartqa-test",
+        "setting": "v2pe_fix stride 1",
+        "protocol": "official",
+        "length": "average",
+    }
+    [row] = json.loads((tmp_path / "page.json").read_text())["averages"]
+    assert row == {**expected, "accuracy": score, "stderr": pytest.approx(stderr), "count": 120}
+    line = list(csv.DictReader((tmp_path / "page.csv").open()))[-1]
+    assert {key: line[key] for key in expected} == expected
+    assert (float(line["accuracy"]), float(line["stderr"])) == (score, pytest.approx(stderr))
+
+
 def test_cells_cannot_break_a_markdown_table():
     row = ComparedRow("a|b\nc", "2B", {"X": (50.0, None)})
     own = ComparedRow("mine", "rule", {"X": (51.25, 1.5)}, is_own=True)
@@ -284,7 +309,11 @@ def test_text_of_data_and_models_stays_text():
     result["info"]["checkpoint"] = evil
     table = Comparison(evil, (evil,), (ComparedRow(evil, evil, {evil: (1.0, 1.0)}, evil, evil, True),), (evil,))
     page = render_page(
-        [result], title=evil, comparisons=[table], averages={evil: {evil: 1.0}}, cards={result["task"]: [card]}
+        [result],
+        title=evil,
+        comparisons=[table],
+        averages={evil: {evil: Estimate(1.0, 0.1, 9)}},
+        cards={result["task"]: [card]},
     )
     assert page.count("<script>") == page.count("</script>") == 1
     assert "<img src=x" not in page

@@ -12,7 +12,7 @@ from eval.core.runner import Job, LastAnswerError, Workers, check_jobs, list_ope
 from eval.core.sample import Prediction, Sample
 from eval.core.store import PredictionStore
 from eval.core.task import Task
-from internvl.errors import EvalError
+from internvl.errors import DataError, EvalError
 
 
 def make_task(name="g/t"):
@@ -246,6 +246,14 @@ def test_duplicate_ids_are_refused(tmp_path):
     job = Job(make_task(), (sample, sample), PredictionStore(tmp_path, {}))
     with pytest.raises(EvalError, match="'s0' is used twice"):
         check_jobs([job])
+
+
+def test_answers_to_some_questions_only_are_refused(tmp_path):
+    samples = tuple(Sample(f"s{i}", "?", (), answer) for i, answer in enumerate(("a", None, None)))
+    store = PredictionStore(tmp_path, {})
+    with pytest.raises(DataError, match="2 of 3 questions have no answer, the first is 's1'"):
+        check_jobs([Job(make_task(), samples, store)])
+    check_jobs([Job(make_task(), samples[1:], store), Job(make_task(), samples[:1], store)])
 
 
 def make_media_job(tmp_path, *names):

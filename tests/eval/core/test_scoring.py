@@ -1,17 +1,13 @@
 import json
-import math
 from pathlib import Path
 
 import pytest
 
 from eval.core.sample import Prediction
 from eval.core.scoring import (
-    bootstrap_stderr,
     check_length_edges,
-    estimate_mean,
     score_by_length,
     score_predictions,
-    wilson_interval,
     write_scores,
 )
 from eval.core.task import Scored, Task, Upload
@@ -35,30 +31,6 @@ def make_task(**options):
 
 def predict(response, answer="a", failure=None, **metadata):
     return Prediction("x", response, answer, metadata, 1, 0, 0.0, 0.0, failure)
-
-
-def test_standard_error_of_right_or_wrong_is_binomial():
-    estimate = estimate_mean([1.0] * 30 + [0.0] * 10)
-    assert estimate.score == 0.75
-    assert estimate.stderr == pytest.approx(math.sqrt(0.75 * 0.25 / 40))
-    assert estimate.count == 40
-
-
-def test_standard_error_of_shares_is_that_of_a_mean():
-    estimate = estimate_mean([0.0, 0.5, 1.0])
-    assert estimate.stderr == pytest.approx(math.sqrt((0.25 + 0 + 0.25) / 3 / 3))
-
-
-def test_nothing_to_average_is_an_error():
-    with pytest.raises(EvalError, match="zero"):
-        estimate_mean([])
-
-
-def test_wilson_interval_matches_a_published_value_and_stays_inside():
-    low, high = wilson_interval(0.9, 10)
-    assert (low, high) == (pytest.approx(0.5958, abs=1e-3), pytest.approx(0.9821, abs=1e-3))
-    assert wilson_interval(1.0, 5)[1] == 1.0
-    assert wilson_interval(1.0, 5)[0] < 0.6
 
 
 def test_failed_and_empty_answers_stay_in_the_denominator():
@@ -125,13 +97,6 @@ def test_aggregation_sees_answers_and_responses_and_may_set_the_score():
 
     numbers = score_predictions(make_task(aggregate=aggregate), [predict("b")], protocol="upstream")
     assert (numbers["score"], numbers["seen"]) == (0.25, ("a", "b", "upstream"))
-
-
-def test_bootstrap_of_a_mean_is_its_standard_error():
-    values = [0.0] * 50 + [1.0] * 50
-    spread = bootstrap_stderr(values, lambda drawn: sum(drawn) / len(drawn), num_draws=400)
-    assert spread == pytest.approx(estimate_mean(values).stderr, rel=0.15)
-    assert bootstrap_stderr([1.0, 1.0], lambda drawn: sum(drawn) / len(drawn)) == 0.0
 
 
 def test_unknown_protocol_is_refused(tmp_path):

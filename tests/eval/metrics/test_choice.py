@@ -55,6 +55,14 @@ def test_scienceqa_reads_its_own_sentence_first():
     assert score_scienceqa("A", "The answer is B.", options=CITIES, protocol="upstream") == 0
 
 
+def test_scienceqas_sentence_ends_with_any_character_and_names_an_option():
+    said = "The answer is B, for A and C and D are others, as one can see on the map"
+    assert score_scienceqa("B", said, options=CITIES, protocol="official") == 1
+    twice = "I said: The answer is A; now, The answer is C."
+    assert score_scienceqa("C", twice, options=CITIES, protocol="official") == 0  # two sentences: by `answer is`
+    assert score_scienceqa("D", "The answer is E. Nice", options=CITIES, protocol="official") == 1  # by its text
+
+
 def test_ai2d_upstream_wants_the_bare_letter():
     assert score_ai2d("B", "B. Paris", options=CITIES, protocol="upstream") == 0
     assert score_ai2d("B", "b", options=CITIES, protocol="upstream") == 1

@@ -1,5 +1,6 @@
 import pytest
 
+from eval.metrics.estimate import Estimate
 from eval.metrics.milebench import (
     SETS,
     average_sets,
@@ -76,17 +77,33 @@ def test_levels_have_their_published_borders():
 
 def test_averages_have_two_readings():
     assert len(SETS) == len(set(SETS)) == 29
-    scores = dict.fromkeys(SETS, 0.0) | {"EgocentricNavigation": 1.0, "MovingDirection": 1.0, "GPR1200": 1.0}
-    averages = average_sets(scores)
-    assert averages["by_set"]["T"] == pytest.approx(2 / 13)
-    assert averages["by_task"]["T"] == pytest.approx(1 / 4)
-    assert averages["by_set"]["NI"] == averages["by_task"]["NI"] == pytest.approx(1 / 3)
-    assert averages["by_task"]["average"] == pytest.approx((1 / 4 + 0 + 1 / 3) / 3)
+    right = ("EgocentricNavigation", "MovingDirection", "GPR1200")
+    averages = average_sets({name: Estimate(float(name in right), 0.0, 1) for name in SETS})
+    assert averages["by_set"]["T"].score == pytest.approx(2 / 13)
+    assert averages["by_task"]["T"].score == pytest.approx(1 / 4)
+    assert averages["by_set"]["NI"].score == averages["by_task"]["NI"].score == pytest.approx(1 / 3)
+    assert averages["by_task"]["average"].score == pytest.approx((1 / 4 + 0 + 1 / 3) / 3)
+
+
+def test_standard_errors_of_averages_follow_the_weights_of_their_sets():
+    averages = average_sets({name: Estimate(0.5, 0.1 if name == "nuscenes" else 0.0, 10) for name in SETS})
+    assert averages["by_set"]["S"] == Estimate(0.5, pytest.approx(0.1 / 13), 130)
+    assert averages["by_task"]["S"] == Estimate(0.5, pytest.approx(0.1 / 5), 130)  # the only set of S-5
+    assert averages["by_task"]["average"] == Estimate(0.5, pytest.approx(0.1 / 5 / 3), 290)
+    assert averages["by_task"]["T"].stderr == 0
+
+
+def test_any_of_several_answers_is_right_by_both_rules():
+    choices = ["cat", "dog", "cow"]
+    for rule in (score_choice_robust, lambda *rest, choices: score(*rest, rule="choice", choices=choices)):
+        assert [rule(["cat", "dog"], said, choices=choices) for said in ("A", "B. dog", "cow")] == [1, 1, 0]
 
 
 def test_an_incomplete_group_has_no_average():
-    scores = {name: 1.0 for name in SETS if name != "TQA"}
-    assert average_sets(scores)["by_set"] == {"T": 1.0, "S": None, "NI": 1.0, "average": None}
+    averages = average_sets({name: Estimate(1.0, 0.0, 1) for name in SETS if name != "TQA"})["by_set"]
+    assert {name: value and value.score for name, value in averages.items()} == {
+        "T": 1.0, "S": None, "NI": 1.0, "average": None,
+    }  # fmt: skip
 
 
 def test_no_pictures_need_no_canvas():

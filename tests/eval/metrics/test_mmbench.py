@@ -1,3 +1,5 @@
+import pytest
+
 from eval.metrics.mmbench import find_question, merge_passes, summarise
 
 
@@ -14,9 +16,11 @@ def test_categories_are_circular_too():
     fields = {"category": "ocr", "l2-category": None}
     summary = summarise([(1, 1.0, fields), (1000001, 0.0, fields), (2, 1.0, {"category": "colour"})])
     assert (summary["accuracy"], summary["num_questions"], summary["num_passes"]) == (0.5, 2, 3)
-    assert summary["by_category"] == {"colour": 1.0, "ocr": 0.0}
+    assert {name: entry["score"] for name, entry in summary["by_category"].items()} == {"colour": 1.0, "ocr": 0.0}
+    assert summary["stderr"] == pytest.approx((0.25 / 2) ** 0.5)
+    assert summary["vanilla_stderr"] == pytest.approx(((1 - 2 / 3 * 2) ** 2 + (1 - 2 / 3) ** 2) ** 0.5 / 3)
     assert summary["by_l2_category"] == {}
 
 
 def test_nothing_gives_zero():
-    assert summarise([])["accuracy"] == 0
+    assert summarise([])["accuracy"] == summarise([])["vanilla_stderr"] == 0

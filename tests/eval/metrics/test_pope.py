@@ -1,6 +1,7 @@
 import pytest
 
-from eval.metrics.pope import parse_yes_no, summarise, summarise_category
+from eval.metrics.estimate import bootstrap_stderr
+from eval.metrics.pope import estimate_f1, parse_yes_no, summarise, summarise_category
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,16 @@ def test_metrics_follow_from_labels_and_scores():
     assert metrics["acc"] == pytest.approx(3 / 5)
     assert metrics["precision"] == metrics["recall"] == metrics["f1"] == 0.5
     assert metrics["yes_ratio"] == pytest.approx(2 / 5)
+
+
+def test_standard_error_of_f1_is_the_spread_of_drawn_answers():
+    rows = [("yes", 1)] * 60 + [("yes", 0)] * 40 + [("no", 1)] * 85 + [("no", 0)] * 15
+    estimate = estimate_f1(summarise_category(rows))
+    drawn = bootstrap_stderr(rows, lambda drawn: summarise_category(drawn)["f1"], num_draws=1000)
+    assert estimate.stderr == pytest.approx(drawn, rel=0.06)
+    assert (estimate.score, estimate.count) == (pytest.approx(120 / 175), 200)
+    assert estimate_f1(summarise_category([("no", 1), ("yes", 0)])).stderr == 0
+    assert estimate_f1(summarise_category([])).count == 0
 
 
 def test_nothing_to_divide_by_is_zero():

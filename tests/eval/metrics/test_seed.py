@@ -1,3 +1,5 @@
+import pytest
+
 from eval.metrics.seed import score, summarise
 
 
@@ -13,6 +15,9 @@ def test_an_empty_answer_field_is_never_right():
 
 def test_types_without_questions_do_not_divide_by_zero():
     summary = summarise([(1, 1.0), (1, 0.0), (9, 1.0)])
-    assert summary["by_type"] == {1: 0.5, 9: 1.0}
+    assert {kind: entry["score"] for kind, entry in summary["by_type"].items()} == {1: 0.5, 9: 1.0}
+    assert summary["by_type"][1]["stderr"] == pytest.approx((0.25 / 2) ** 0.5)
     assert summary["image"] == summary["total"]
+    assert summary["total"]["stderr"] == pytest.approx((2 / 9 / 3) ** 0.5)
     assert summary["video"] is None
+    assert summarise([]) == {"by_type": {}, "total": None, "image": None, "video": None}

@@ -26,6 +26,9 @@ def test_the_official_number_leaves_out_responses_without_a_letter():
     rows = [answered("short", is_right=True), answered("long", is_right=False, has_letter=False)]
     summary = summarise(rows)
     assert list(summary) == ["short", "long", "all"]
-    assert summary["all"]["overall"] == {"accuracy": 0.5, "official": 1.0, "count": 2, "num_without_letter": 1}
+    assert summary["all"]["overall"] == {
+        "accuracy": 0.5, "stderr": pytest.approx((0.25 / 2) ** 0.5), "official": 1.0, "official_stderr": 0.0,
+        "count": 2, "num_without_letter": 1,
+    }  # fmt: skip
     assert summary["long"]["domain"]["Knowledge"]["official"] == 0
     assert summarise([])["all"]["overall"]["count"] == 0

@@ -38,6 +38,14 @@ def test_scienceqa_puts_the_hint_first(data_root):
     assert official(scores)["chance"] == 0.5
 
 
+def test_scienceqa_hints_may_be_numbers_or_missing(data_root):
+    record = {"image": "1.png", "question": "q", "choices": ["a", "b"], "answer": 0}
+    data_root.write_lines("scienceqa/scienceqa_test_img.jsonl", [{**record, "hint": hint} for hint in (7, None)])
+    first, second = find_task("scienceqa/test").read_samples(data_root.root)
+    assert first.prompt.startswith("<image>\n7\nq\n")
+    assert second.prompt.startswith("<image>\nq\n")
+
+
 @pytest.mark.parametrize("change", [{"answer": 2}, {"answer": -1}, {"choices": []}, {"choices": list("ab") * 14}])
 def test_scienceqa_refuses_answers_that_are_no_option(data_root, change):
     record = {"image": "1.png", "question": "q", "hint": "", "choices": ["a", "b"], "answer": 0, **change}
@@ -81,7 +89,9 @@ def test_pope_score_is_the_mean_of_three_f1(data_root):
     assert f1 == {"random": pytest.approx(2 / 3), "popular": 1.0, "adversarial": 0.0}
     assert numbers["score"] == pytest.approx((2 / 3 + 1) / 3)
     assert numbers["accuracy"] == pytest.approx(3 / 5)
-    assert numbers["stderr"] > 0
+    assert numbers["by_category"]["random"]["f1_stderr"] > 0
+    assert numbers["stderr"] == pytest.approx(numbers["by_category"]["random"]["f1_stderr"] / 3)
+    assert numbers["accuracy_stderr"] == pytest.approx((0.6 * 0.4 / 5) ** 0.5)
 
 
 def test_pope_without_a_label_is_refused(data_root):
@@ -115,8 +125,9 @@ def test_seed_takes_letters_and_types_from_the_annotation(data_root):
     scores = data_root.evaluate("seed/image", ["C. c", " c"])
     assert official(scores)["score"] == 1.0
     assert scores["results"]["upstream"]["score"] == 0.5
-    assert official(scores)["by_type"] == {"1": 1.0, "2": 1.0}
-    assert official(scores)["image"] == 1.0
+    right = {"score": 1.0, "stderr": 0.0, "count": 1}
+    assert official(scores)["by_type"] == {"1": right, "2": right}
+    assert official(scores)["image"] == official(scores)["total"] == right | {"count": 2}
 
 
 def write_mmmu(data_root, split="validation", **change):
@@ -164,7 +175,10 @@ def test_mmmu_scores_letters_and_open_answers_by_subject(data_root):
     assert official(scores)["score"] == 1.0
     assert scores["results"]["upstream"]["score"] == 0.5  # `(B)` is no letter there
     table = official(scores)["by_subject"]
-    assert (table["Public_Health"], table["Overall"]) == ({"num": 1, "acc": 1.0}, {"num": 2, "acc": 1.0})
+    assert table["Public_Health"] == {"num": 1, "acc": 1.0, "stderr": 0.0}
+    assert table["Overall"] == {"num": 2, "acc": 1.0, "stderr": 0.0}
+    halves = scores["results"]["upstream"]["by_subject"]["Overall"]
+    assert halves == {"num": 2, "acc": 0.5, "stderr": pytest.approx((0.25 / 2) ** 0.5)}
 
 
 def test_mmmu_test_leaves_an_upload(data_root):
@@ -183,6 +197,7 @@ def test_mmmu_test_leaves_an_upload(data_root):
         ({"options": "__import__('os')"}, "'options' is no list"),
         ({"options": "[]"}, "question_type is 'multiple-choice' with 0 options"),
         ({"answer": "C"}, "the answer is 'C', expected one of A, B"),
+        ({"answer": ["B"]}, r"the answer is \['B'\], expected one of A, B"),
         ({"image_1": None, "image_2": None}, "no image_1"),
     ],
 )
@@ -230,7 +245,7 @@ def test_mmbench_counts_a_question_only_if_every_rotation_is_right(data_root):
     data_root.write_table("mmbench/mmbench_dev_20230712.tsv", rows)
     numbers = official(data_root.evaluate("mmbench/dev-en", ["A", "A", "A", "B"]))
     assert (numbers["score"], numbers["vanilla_accuracy"], numbers["num_questions"]) == (0.5, 0.75, 2)
-    assert numbers["by_category"] == {"c1": 1.0, "c2": 0.0}
+    assert {name: entry["score"] for name, entry in numbers["by_category"].items()} == {"c1": 1.0, "c2": 0.0}
     assert numbers["stderr"] == pytest.approx((0.25 / 2) ** 0.5)
 
 
@@ -254,7 +269,12 @@ def test_mmbench_takes_cells_above_the_limit_of_the_csv_module(data_root):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"answer": "C"}, "the answer is 'C'"), ({"image": ""}, "no image"), ({"question": ""}, "'question' is missing")],
+    [
+        ({"answer": "C"}, "the answer is 'C'"),
+        ({"image": ""}, "no image"),
+        ({"question": ""}, "'question' is missing"),
+        ({"index": "2.0"}, "the index is '2.0', expected a whole number"),
+    ],
 )
 def test_mmbench_refuses_wrong_rows(data_root, change, message):
     rows = [make_row(data_root, 1, "A"), make_row(data_root, 2, "A") | change]

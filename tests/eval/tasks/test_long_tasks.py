@@ -85,9 +85,11 @@ def test_milebench_scores_choices_by_level_and_honestly(data_root):
     write_set(data_root, "TQA", instances)
     numbers = official(data_root.evaluate("milebench/TQA", ["C", "", "A"]))
     assert numbers["score"] == pytest.approx(2 / 3)  # officially an empty answer is C
-    assert numbers["robust_score"] == pytest.approx(1 / 3)
-    assert numbers["by_level"] == {"Few": 1.0, "Medium": 1.0, "Many": 0.0}
-    assert numbers["level_counts"] == {"Few": 1, "Medium": 1, "Many": 1}
+    assert numbers["robust"]["score"] == pytest.approx(1 / 3)
+    assert numbers["robust"]["stderr"] == pytest.approx((2 / 9 / 3) ** 0.5)
+    assert numbers["by_level"] == {
+        level: {"score": score, "stderr": 0.0, "count": 1} for level, score in (("Few", 1), ("Medium", 1), ("Many", 0))
+    }
 
 
 def test_milebench_combined_pictures_are_one_canvas(data_root):
@@ -110,6 +112,9 @@ def test_milebench_combined_pictures_are_one_canvas(data_root):
         ({"context": "{image#1}{image#2}"}, {}, "places 2 pictures, images_path has 1"),
         ({"choice_list": ["dog"]}, {}, "not among the 1 choices"),
         ({}, {"instructions": []}, "no entry 0"),
+        ({}, {"instructions": 5}, "'task_instruction' is a int"),
+        ({"choice_list": "dog"}, {}, "'choice_list' is a str"),
+        ({"response": []}, {}, "list of responses is empty"),
         ({}, {"question_type": "closed"}, "question type of TQA is 'closed'"),
     ],
 )
@@ -121,17 +126,21 @@ def test_milebench_refuses_wrong_records(data_root, instance, options, message):
 
 def test_milebench_averages_by_set_and_by_task():
     def result(name, score):
-        return {"task": f"milebench/{name}", "results": {p: {"score": score} for p in ("official", "upstream")}}
+        numbers = {"score": score, "stderr": 0.1, "count": 10}
+        return {"task": f"milebench/{name}", "results": dict.fromkeys(("official", "upstream"), numbers)}
 
     action = ("ActionLocalization", "ActionPrediction", "ActionSequence")
     results = [result(name, 1.0 if name in (*action, "nuscenes", "GPR1200") else 0.0) for name in SETS]
     table = summarise_groups(results)["milebench"]["separate"]["official"]
-    assert table["by_set"] == {
+    assert {name: entry["score"] for name, entry in table["by_set"].items()} == {
         "T": pytest.approx(3 / 13), "S": pytest.approx(1 / 13), "NI": pytest.approx(1 / 3),
         "average": pytest.approx((3 / 13 + 1 / 13 + 1 / 3) / 3),
     }  # fmt: skip
-    assert table["by_task"]["T"] == pytest.approx(1 / 4)
-    assert table["by_task"]["S"] == pytest.approx(1 / 5)
+    assert table["by_set"]["T"]["stderr"] == pytest.approx(0.1 / 13**0.5)
+    assert table["by_set"]["average"]["stderr"] == pytest.approx(0.1 * (2 / 13 + 1 / 3) ** 0.5 / 3)
+    assert table["by_task"]["T"]["score"] == pytest.approx(1 / 4)
+    assert table["by_task"]["S"]["score"] == pytest.approx(1 / 5)
+    assert table["by_task"]["S"]["stderr"] == pytest.approx(0.1 * (1 / 4 + 1 / 3 + 1 / 3 + 1 / 2 + 1) ** 0.5 / 5)
     partial = summarise_groups(results[1:])["milebench"]["separate"]["official"]["by_set"]
     assert (partial["T"], partial["average"]) == (None, None)
     assert len(select_tasks("milebench")) == len(SETS) == 29
@@ -169,6 +178,15 @@ def test_longvqa_sends_the_prompt_of_the_file(data_root):
     assert official(scores)["metric"] == "RACC"
 
 
+@pytest.mark.parametrize("metadata", [5, {"context_length": "long"}, {"context_length": [1]}])
+def test_longvqa_refuses_lengths_that_are_no_numbers(data_root, metadata):
+    write_longvqa(data_root, "chartqa", ["blue"], metadata=metadata)
+    with pytest.raises(DataError, match=r"row 0.*(metadata|context_length)' is a"):
+        data_root.read("longvqa/chartqa-32k")
+    write_longvqa(data_root, "chartqa", ["blue"], metadata={"context_length": None})
+    assert data_root.read("longvqa/chartqa-32k")[0].metadata["context_length"] is None
+
+
 def test_longvqa_pages_have_a_folder_of_their_own(data_root):
     write_longvqa(data_root, "docvqa", ["abcd"], length="64k", span="56_64", place="image")
     scores = data_root.evaluate("longvqa/docvqa-64k", ["abxy"])
@@ -191,8 +209,12 @@ def test_longvqa_score_of_captions_belongs_to_the_whole_set(data_root):
 
 def test_longvqa_lists_sets_by_length_and_averages_complete_ones():
     assert len(select_tasks("longvqa/*-32k")) == 17
-    results = {f"{name}-32k": {"results": {"official": {"score": i}}} for i, name in enumerate(longvqa.SETS)}
-    assert longvqa.summarise(results) == {"32k": {"official": 8.0}}
+    results = {
+        f"{name}-32k": {"results": {"official": {"score": i, "stderr": 0.17, "count": 2}}}
+        for i, name in enumerate(longvqa.SETS)
+    }
+    mean = {"score": 8.0, "stderr": pytest.approx(0.17 / 17**0.5), "count": 34}
+    assert longvqa.summarise(results) == {"32k": {"official": mean}}
     results.popitem()
     assert longvqa.summarise(results) == {}
 

@@ -54,12 +54,12 @@ def test_options_are_answered_with_letters():
 
 def test_summary_keeps_the_two_ways_apart():
     def result(score):
-        return {"results": {p: {"score": score} for p in ("official", "upstream")}}
+        return {"results": {p: {"score": score, "stderr": 0.1, "count": 5, "x": 1} for p in ("official", "upstream")}}
 
     found = {"retrieval-image-test-1M": result(0.5), "retrieval-image-test-1M-teacher-forced": result(0.75)}
     table = summarise(found)
-    assert table["generated"]["official"] == {"retrieval-image": {"1M": 0.5}}
-    assert table["teacher_forced"]["upstream"] == {"retrieval-image": {"1M": 0.75}}
+    assert table["generated"]["official"] == {"retrieval-image": {"1M": {"score": 0.5, "stderr": 0.1, "count": 5}}}
+    assert table["teacher_forced"]["upstream"]["retrieval-image"]["1M"]["score"] == 0.75
     assert set(FAMILY.names) >= {"retrieval-image-test-1M"}
 
 

@@ -97,6 +97,12 @@ def change(record, **fields):
         ),
         ("retrieval-image", lambda r: change(r, meta={**r["meta"], "choices": list(range(27))}), "27 options"),
         ("retrieval-image", lambda r: change(r, meta={**r["meta"], "choices": ["<image>"]}), "text option"),
+        ("retrieval-image", lambda r: change(r, meta={**r["meta"], "choices": "ab"}), "'choices' is a str"),
+        (
+            "retrieval-image",
+            lambda r: change(r, answer=2, meta={**r["meta"], "choices": ["a", "b"]}),
+            "one of 2 options",
+        ),
     ],
 )
 def test_wrong_records_name_file_and_row(benchmark_root, record, stem, spoil, message):
@@ -161,23 +167,39 @@ def test_aggregation_reports_lengths_grid_and_published_form():
     assert grid["counts"][1] == (2, 0, 0, 0, 0)
     assert grid["counts"][11] == (0, 0, 0, 0, 1)
     assert len(grid["lengths"]) == len(grid["counts"]) == 12
-    assert numbers["published_form"]["scores"][0] == 0.1
+    form = numbers["published_form"]
+    assert form["scores"][0] == 0.1
+    assert form["scores_stderr"][0] == pytest.approx((0.25 / 2) ** 0.5 / 5)
+    assert form["average_stderr"] == pytest.approx((0.25 / 2) ** 0.5 / 5 / 11)  # the only cell with two answers
     own = aggregate(scored, (100, 2000))
     assert [r["count"] for r in own["by_length"]] == [1, 2, 1]
     json.dumps(numbers)
 
 
 def test_summary_needs_all_six_tasks_of_a_split():
-    def result(score):
-        form = {"scores": [score] * 2, "average": score, "context_ranges": ["1k", "2k"]}
-        return {"results": {protocol: {"published_form": form} for protocol in ("official", "upstream")}}
+    def result(num_right):
+        scored = [
+            Scored(float(place < num_right), {"context_length": length, "placed_depth": depth / 5 + 0.1})
+            for length in (1500, 3000)
+            for depth in range(5)
+            for place in range(10)
+        ]
+        numbers = aggregate(scored, (1000, 2000))
+        return {"results": dict.fromkeys(("official", "upstream"), numbers)}
 
     names = [name for name in FAMILY.names if name.endswith("test")]
-    results = {name: result(0.9 if "-text-" in name else 0.3) for name in names}
+    results = {name: result(9 if "-text-" in name else 3) for name in names}
     table = summarise(results)["test"]["official"]
     assert table["overall"] == [0.6, 0.6]
-    assert (table["text"], table["image"]) == (pytest.approx(0.9), pytest.approx(0.3))
-    assert table["average"] == pytest.approx(0.6)
+    text, image = (0.9 * 0.1 / 100, 0.3 * 0.7 / 100)  # variance of one task
+    assert table["overall_stderr"] == [pytest.approx((3 * 2 * (text + image)) ** 0.5 / 6)] * 2
+    assert table["text"] == {"score": pytest.approx(0.9), "stderr": pytest.approx((text / 3) ** 0.5), "count": 300}
+    assert table["image"]["score"] == pytest.approx(0.3)
+    assert table["average"]["score"] == pytest.approx(0.6)
+    assert table["average"]["stderr"] == pytest.approx(((text + image) / 3) ** 0.5 / 2)
+    for entry in results.values():  # as earlier versions wrote it
+        del entry["results"]["official"]["by_depth_and_length"]["square_sums"]
+    assert summarise(results)["test"]["official"] == table
     del results[names[0]]
     assert summarise(results) == {}
 

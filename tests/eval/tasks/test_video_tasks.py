@@ -77,11 +77,16 @@ def test_mvbench_scores_first_words(data_root):
 
 def test_mvbench_average_is_over_questions():
     results = {
-        name: {"results": {p: {"score": float(i == 0), "count": 3 if i == 0 else 1} for p in ("official", "upstream")}}
-        for i, name in enumerate(mvbench.VIDEO_FOLDERS)
+        name: {"results": {p: {"score": float(i == 0), "stderr": 0.1, "count": n} for p in ("official", "upstream")}}
+        for i, (name, n) in enumerate(zip(mvbench.VIDEO_FOLDERS, [3] + [1] * 19, strict=True))
     }
     table = mvbench.summarise(results)["official"]
-    assert (table["average"], table["task_average"]) == (pytest.approx(3 / 22), pytest.approx(1 / 20))
+    assert table["average"] == {
+        "score": pytest.approx(3 / 22), "stderr": pytest.approx(0.1 * (9 + 19) ** 0.5 / 22), "count": 22,
+    }  # fmt: skip
+    assert table["task_average"] == {
+        "score": pytest.approx(1 / 20), "stderr": pytest.approx(0.1 / 20**0.5), "count": 22,
+    }  # fmt: skip
     results.popitem()
     assert mvbench.summarise(results) == {}
     assert len(select_tasks("mvbench")) == 20
@@ -97,10 +102,27 @@ def test_mvbench_refuses_missing_videos_and_answers(data_root):
         data_root.read("mvbench/moving_count")
 
 
-def test_records_that_are_no_objects_are_refused(data_root):
-    data_root.write_json("MVBench/json/moving_count.json", ["text"])
-    with pytest.raises(DataError, match="the record is a JSON str, expected an object"):
+@pytest.mark.parametrize(("start", "message"), [([1], "'start' is a list"), ("soon", "could not convert")])
+def test_mvbench_refuses_times_that_are_no_numbers(data_root, start, message):
+    write_mvbench(data_root, "moving_count", {"start": start, "end": 2})
+    with pytest.raises(DataError, match=message):
         data_root.read("mvbench/moving_count")
+
+
+def test_mvbench_refuses_more_candidates_than_letters(data_root):
+    write_mvbench(data_root, "moving_count", {"candidates": [f"{n} times" for n in range(27)], "answer": "1 times"})
+    with pytest.raises(DataError, match="27 options, expected at most 26"):
+        data_root.read("mvbench/moving_count")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("mvbench/moving_count", "MVBench/json/moving_count.json"), ("videomme/test", "Video-MME/videomme.json")],
+)
+def test_records_that_are_no_objects_are_refused(data_root, name, file):
+    data_root.write_json(file, ["text"])
+    with pytest.raises(DataError, match="the record is a JSON str, expected an object"):
+        data_root.read(name)
 
 
 QUESTION = (
@@ -149,7 +171,10 @@ def test_videomme_counts_answers_without_a_letter_as_wrong(data_root):
     numbers = data_root.evaluate("videomme/test", ["B", "The answer is A", ""])["results"]["official"]
     assert numbers["score"] == pytest.approx(1 / 3)
     overall = numbers["by_duration"]["short"]["overall"]
-    assert overall == {"accuracy": pytest.approx(1 / 3), "official": 0.5, "count": 3, "num_without_letter": 1}
+    assert (overall["accuracy"], overall["official"]) == (pytest.approx(1 / 3), 0.5)
+    assert (overall["count"], overall["num_without_letter"]) == (3, 1)
+    assert overall["stderr"] == pytest.approx((2 / 9 / 3) ** 0.5)
+    assert overall["official_stderr"] == pytest.approx((0.25 / 2) ** 0.5)
 
 
 def test_videomme_prefers_the_name_of_the_video_file(data_root):
