@@ -196,8 +196,19 @@ def select_cells(
 
 
 def list_settings(cells: Iterable[Cell]) -> list[tuple[str, str]]:
-    """(method, evaluation) of all cells, in the order in which they appear."""
-    return list(dict.fromkeys((cell.method, cell.evaluation) for cell in cells))
+    """(method, evaluation) of all cells: methods in the order in which they appear, large strides before small ones."""
+    settings = dict.fromkeys((cell.method, cell.evaluation) for cell in cells)
+    methods = list(dict.fromkeys(method for method, _ in settings))
+    return sorted(settings, key=lambda pair: (methods.index(pair[0]), _rank_evaluation(pair[1])))
+
+
+def _rank_evaluation(evaluation: str) -> tuple[float, str]:
+    """`default` first, then strides from large to small; one without options before those with."""
+    position, _, options = evaluation.partition("+")
+    if not position.startswith("stride_"):
+        return -math.inf, options
+    whole, _, part = position.removeprefix("stride_").partition("-")
+    return -float(whole) / float(part or 1), options
 
 
 def list_lengths(cells: Iterable[Cell]) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 from eval import coarse_tables, run
 from eval.core.scoring import wilson_interval
 from eval.study.__main__ import main
-from eval.study.cells import LENGTHS, Cell, collect_cells, read_study, summarise, write_study
+from eval.study.cells import LENGTHS, Cell, collect_cells, list_settings, read_study, summarise, write_study
 from eval.study.figures import draw_figures
 from eval.study.tables import format_gain, format_tables, update_page
 from internvl.errors import EvalError
@@ -135,6 +135,14 @@ def test_both_digits_share_a_table_and_options_have_tables_of_their_own():
         assert f"**{title}**" in text
     assert "| `default` | `stride_1` | 1 | 0.300 |" in text
     assert text.index("further evaluations") < text.index("`stride_1+bf16`")
+
+
+def test_settings_go_from_large_strides_to_small_ones():
+    names = ("stride_1-16", "stride_1-4+yarn-4", "default+logn-256", "stride_1-4", "stride_1", "default")
+    cells = [cell(0, 0.5, evaluation=name) for name in names] + [cell(0, 0.5, method="a", evaluation="stride_2")]
+    assert [evaluation for _, evaluation in list_settings(cells)] == [
+        "default", "default+logn-256", "stride_1", "stride_1-4", "stride_1-4+yarn-4", "stride_1-16", "stride_2",
+    ]  # fmt: skip
 
 
 def test_the_gain_is_that_of_each_seed_on_the_digits():
