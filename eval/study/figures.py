@@ -14,9 +14,10 @@ from eval.study.tables import TITLES
 # METHOD@EVALUATION
 LINES = (
     "default@default",
+    "default@default+dynamic-2",
+    "default@default+yarn-16",
     "default@stride_1-16",
     "rnd_image@default",
-    "rnd_image@stride_1-4",
     "rnd_image@stride_1-16",
 )
 HEATMAPS = ("default@default", "default@stride_1-16", "rnd_image@stride_1-16")
