@@ -16,14 +16,10 @@ CONTROL, TRAINED = "default", "rnd_image"
 
 
 def format_tables(cells: Sequence[Cell]) -> str:
-    """All tables: what training gains, the methods, and the further evaluations of some of them.
-
-    The latter are evaluations with options (`+...`) and whatever was not asked of every method.
-    """
+    """All tables: what training gains, the evaluations without options, and those with options (`+...`)."""
     settings = list_settings(cells)
-    methods = {method for method, _ in settings}
-    usual = [pair for pair in settings if {(method, pair[1]) for method in methods} <= set(settings)]
-    further = [pair for pair in settings if pair not in usual]
+    usual = [pair for pair in settings if "+" not in pair[1]]
+    further = [pair for pair in settings if "+" in pair[1]]
     parts = [format_gain(cells)]
     for title, members in (("", usual), (", further evaluations", further)):
         parts += [_format_group(cells, group, members, title) for group in GROUPS]
