@@ -19,8 +19,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from eval.core.report import ALL_LENGTHS, label_length, label_setting
-from eval.core.scoring import wilson_interval
 from eval.core.store import write_atomically
+from eval.metrics.estimate import wilson_interval
 
 INK = "#1b1c1d"  # text and axes; `currentColor` in SVG, so no data may have this colour
 EMPTY_COLOR = "#d4d4d4"

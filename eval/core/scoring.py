@@ -13,7 +13,6 @@ from eval.core.sample import Prediction
 from eval.core.store import write_atomically
 from eval.core.task import Scored, Task
 from eval.metrics.estimate import estimate_mean
-from eval.metrics.estimate import wilson_interval as wilson_interval
 from internvl.errors import ConfigError, EvalError
 
 SCORES_NAME = "scores.json"

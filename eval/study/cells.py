@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from eval.core.scoring import SCORES_NAME, wilson_interval
+from eval.core.scoring import SCORES_NAME
 from eval.core.store import write_atomically
+from eval.metrics.estimate import wilson_interval
 from internvl.errors import EvalError
 
 # Left edge of a length bin in tokens -> length in units of 32 haystack tiles (internvl.build.long_mr, 4 tokens a tile).

@@ -100,7 +100,7 @@ def write_card(summaries: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapp
     return f"""# InternVL2-Tiny
 
 A model of 324,096 parameters in the format of InternVL2 checkpoints, trained on short contexts with ordinary positions
-on a CPU. It is what `make demo` and `scripts/miniature_study.sh` start from. It knows nothing but this:
+on a CPU. `make demo` starts from it; `scripts/miniature_study.sh` makes one per seed. It knows nothing but this:
 
 | question | score | questions |
 |---|---|---|

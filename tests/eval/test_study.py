@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eval import coarse_tables, run
-from eval.core.scoring import wilson_interval
+from eval.metrics.estimate import wilson_interval
 from eval.study.__main__ import main
 from eval.study.cells import LENGTHS, Cell, collect_cells, list_settings, read_study, summarise, write_study
 from eval.study.figures import draw_figures
