@@ -16,7 +16,8 @@
 #   WORK/seed_S/METHOD                               its fine-tunes
 #   WORK/seed_S/METHOD/evaluations/EVALUATION        answers, scores, heat-maps
 #   WORK/seed_S/index.html                           report page of the seed
-#   WORK/miniature.json, WORK/figures                all of it as data, tables and figures (eval/study)
+#   WORK/index.html                                  tables and figures of all seeds, with links to their pages
+#   WORK/miniature.json, WORK/figures                the same as data and files (eval/study)
 #
 # Methods: stage1 (no fine-tune), default (the control), rnd_image and rnd_sample (v2pe_rnd, a stride per image or per
 # sample), fix_STRIDE (v2pe_fix), theta_BASE (the control with another rotary base in both stages).
@@ -89,7 +90,8 @@ BATCH_SIZE=2 # rows per optimiser step, whatever NPROC is
 export PYTHON NPROC BATCH_SIZE
 export TOKENIZERS_PARALLELISM=false TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore
 # The environment may set these for single runs; here they are what a method says.
-unset OUT STRIDE TASKS MODEL_PATH META_PATH OUTPUT_DIR ROPE_POS_ID_VERSION RANDOM_STRIDES DATA_ORDER MAX_STEPS || true
+unset OUT STRIDE TASKS MODEL_PATH META_PATH OUTPUT_DIR ROPE_POS_ID_VERSION RANDOM_STRIDES DATA_ORDER MAX_STEPS \
+    DECAY_STEPS || true
 mkdir -p "$WORK"
 start=$(date +%s)
 
@@ -190,9 +192,7 @@ make_stage1() { # seed, result folder, flags of make_tiny...
                 STEPS_1="${STAGE1_STEPS% *}" STEPS_2="${STAGE1_STEPS#* }" sh scripts/pretrain_tiny.sh "$@"
         else
             train "$current" MODEL_PATH="$previous" META_PATH="$data_root/annotation/short_0_32.json" \
-                MAX_STEPS="$EXTRA_STEPS" SEED="$((seed + 100 * round))" sh shell/tiny/pretrain.sh \
-                --lr_scheduler_type warmup_stable_decay \
-                --lr_scheduler_kwargs "{\"num_decay_steps\": $((EXTRA_STEPS / 3)), \"min_lr_ratio\": 0.1}"
+                MAX_STEPS="$EXTRA_STEPS" SEED="$((seed + 100 * round))" sh shell/tiny/pretrain.sh
         fi
         evaluate "$current" "$current/gate" "$WORK/gate" eval.run --tasks "$digit_questions" \
             --rope_pos_id_version default --rope_scaling none
@@ -307,5 +307,6 @@ step "tables and figures of what is finished in $WORK"
 "$PYTHON" -m eval.study draw "$WORK/miniature.json" --out "$WORK/figures"
 "$PYTHON" -m eval.study tables "$WORK/miniature.json"
 echo
+"$PYTHON" -m eval.study page "$WORK/miniature.json" --out "$WORK/index.html"
 echo "data    $WORK/miniature.json"
 echo "$(($(date +%s) - start)) s"

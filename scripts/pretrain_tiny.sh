@@ -77,9 +77,8 @@ train() { # folder, checkpoint, meta file, steps, steps in which the learning ra
     if [ -f "$1/train_results.json" ]; then
         echo "$1: already trained"
     else
-        OUTPUT_DIR=$1 MODEL_PATH=$2 META_PATH=$annotation/$3 MAX_STEPS=$4 \
-            sh shell/tiny/pretrain.sh --overwrite_output_dir True --lr_scheduler_type warmup_stable_decay \
-            --lr_scheduler_kwargs "{\"num_decay_steps\": $5, \"min_lr_ratio\": 0.1}"
+        OUTPUT_DIR=$1 MODEL_PATH=$2 META_PATH=$annotation/$3 MAX_STEPS=$4 DECAY_STEPS=$5 \
+            sh shell/tiny/pretrain.sh --overwrite_output_dir True
     fi
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -107,6 +108,53 @@ def draw_band_plot(
     return _finish_accuracy(figure, axes)
 
 
+def draw_band_panels(
+    panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float, float]]]],
+    *,
+    labels: Sequence[str],
+    title: str,
+    xlabel: str,
+    columns: int = 3,
+) -> Figure:
+    """`draw_band_plot` in small multiples that share axes and legend.
+
+    Args:
+        panels: Title of a panel -> setting -> label of a length -> `(accuracy, low, high)`. A setting has the same
+            colour in all panels.
+        labels: Of the x axis, in order.
+        title: Title of the whole.
+        xlabel: What the lengths are.
+        columns: Panels side by side.
+    """
+    columns = min(columns, len(panels))
+    num_rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(1.5 + 2.6 * columns, 0.8 + 2.2 * num_rows), layout="constrained")
+    grid = figure.subplots(num_rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    settings = list(dict.fromkeys(name for series in panels.values() for name in series))
+    handles: dict[str, Artist] = {}
+    for axes, (panel, series) in zip(grid, panels.items(), strict=False):
+        _dress_axes(axes, panel)
+        for name, points in series.items():
+            y, low, high = zip(*points.values(), strict=True)
+            x = [labels.index(label) for label in points]
+            handles[name] = _draw_line(axes, settings.index(name), name, x, y, low, high)
+        axes.set_xticks(range(len(labels)), labels, fontsize=8)
+        axes.set_ylim(-0.03, 1.03)
+        axes.grid(alpha=0.25)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    for axes in grid[max(0, len(panels) - columns) : len(panels)]:  # the last one of every column
+        axes.tick_params(labelbottom=True)
+    figure.suptitle(title, fontsize=10, color=INK)
+    figure.supxlabel(xlabel, fontsize=9, color=INK)
+    figure.supylabel("accuracy", fontsize=9, color=INK)
+    figure.legend(
+        [handles[name] for name in settings], settings, loc="outside right upper", fontsize=8, framealpha=0,
+        labelcolor=INK,
+    )  # fmt: skip
+    return figure
+
+
 def draw_stride_plot(
     series: Mapping[str, Sequence[tuple[float, float, int]]], *, title: str, baselines: Mapping[str, float]
 ) -> Figure:
@@ -178,6 +226,11 @@ def _make_axes(width: float, title: str, *, height: float = 3.6) -> tuple[Figure
     """Axes in ink; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
+    _dress_axes(axes, title)
+    return figure, axes
+
+
+def _dress_axes(axes: Axes, title: str) -> None:
     axes.patch.set_alpha(0)
     axes.set_title(title.replace("$", r"\$"), fontsize=9, color=INK)
     axes.tick_params(colors=INK)
@@ -185,7 +238,6 @@ def _make_axes(width: float, title: str, *, height: float = 3.6) -> tuple[Figure
     axes.yaxis.label.set_color(INK)
     for spine in axes.spines.values():
         spine.set_color(INK)
-    return figure, axes
 
 
 def _draw_line(
@@ -196,11 +248,12 @@ def _draw_line(
     y: Sequence[float],
     low: Sequence[float],
     high: Sequence[float],
-) -> None:
+) -> Artist:
     color = _COLORS[index % len(_COLORS)]
     style = _LINES[index // len(_COLORS) % len(_LINES)]
-    axes.plot(x, y, style, marker="o", markersize=4, color=color, label=label.replace("$", r"\$"))
+    (line,) = axes.plot(x, y, style, marker="o", markersize=4, color=color, label=label.replace("$", r"\$"))
     axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    return line
 
 
 def _finish_accuracy(figure: Figure, axes: Axes) -> Figure:

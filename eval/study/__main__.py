@@ -3,6 +3,7 @@
     python -m eval.study collect work_dirs/miniature --out docs/results/miniature.json
     python -m eval.study tables docs/results/miniature.json --page docs/reproduction.md
     python -m eval.study draw docs/results/miniature.json --out docs/images
+    python -m eval.study page work_dirs/miniature/miniature.json --out work_dirs/miniature/index.html
     python -m eval.study check work_dirs/miniature/seed_0/stage1/evaluations/default --goal 0.95
 
 Tables and figures average over seeds; intervals are those of a mean of few seeds (Student's t), of one seed those of
@@ -18,7 +19,8 @@ from pathlib import Path
 
 from eval.core.store import write_atomically
 from eval.study.cells import collect_cells, measure_digits, merge_cells, read_study, write_study
-from eval.study.figures import HEATMAPS, LINES, draw_figures
+from eval.study.figures import HEATMAPS, LINES, make_figures, write_figures
+from eval.study.page import render_study
 from eval.study.tables import format_tables, update_page
 from internvl.errors import InternVLError
 
@@ -45,8 +47,20 @@ def _write_tables(args: argparse.Namespace) -> int:
 
 def _draw(args: argparse.Namespace) -> int:
     cells = read_study(args.results)
-    for path in draw_figures(cells, args.out, args.results.stem, lines=args.lines, heatmaps=args.heatmaps):
+    figures = make_figures(cells, args.results.stem, lines=args.lines, heatmaps=args.heatmaps)
+    for path in write_figures(figures, args.out):
         print(f"figure  {path}")
+    return 0
+
+
+def _write_page(args: argparse.Namespace) -> int:
+    cells = read_study(args.results)
+    pages = sorted(args.out.parent.glob("seed_*/index.html"))
+    links = {path.parent.name.replace("_", " "): path.relative_to(args.out.parent).as_posix() for path in pages}
+    figures = make_figures(cells, args.results.stem, lines=args.lines, heatmaps=args.heatmaps)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(args.out, render_study(cells, figures, title=args.title, links=links))
+    print(f"page    {args.out}")
     return 0
 
 
@@ -75,14 +89,20 @@ def _build_parser() -> argparse.ArgumentParser:
     draw = commands.add_parser("draw", help="figures of a json file")
     draw.add_argument("results", type=Path, help="json file of collect")
     draw.add_argument("--out", type=Path, required=True, help="folder of the figures")
+    draw.set_defaults(command=_draw)
+    page = commands.add_parser("page", help="one HTML page of a json file, with links to the seeds' pages beside it")
+    page.add_argument("results", type=Path, help="json file of collect")
+    page.add_argument("--out", type=Path, required=True, help="HTML file")
+    page.add_argument("--title", default="V2PE in miniature", help="heading (%(default)s)")
+    page.set_defaults(command=_write_page)
     for flag, default, what in (
         ("--lines", LINES, "the lines of accuracy by length"),
         ("--heatmaps", HEATMAPS, "which are drawn by depth and length"),
     ):
-        draw.add_argument(
-            flag, nargs="*", default=default, metavar="METHOD@EVALUATION", help=f"{what} ({' '.join(default)})"
-        )
-    draw.set_defaults(command=_draw)
+        for command in (draw, page):
+            command.add_argument(
+                flag, nargs="*", default=default, metavar="METHOD@EVALUATION", help=f"{what} ({' '.join(default)})"
+            )
     check = commands.add_parser("check", help="exit code 0 if both digits reach a goal at length 1x, else 1")
     check.add_argument("folder", type=Path, help="result folder of one evaluation")
     check.add_argument("--goal", type=float, default=0.95, help="accuracy (%(default)s)")

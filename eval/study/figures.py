@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from eval.core.plots import draw_band_plot, draw_heatmap, encode_png
+from eval.core.plots import draw_band_panels, draw_band_plot, draw_heatmap, encode_png
 from eval.core.store import write_atomically
 from eval.study.cells import GROUPS, Cell, list_lengths, list_settings, select_cells, summarise
 from eval.study.tables import TITLES
@@ -20,30 +20,23 @@ LINES = (
     "rnd_image@default",
     "rnd_image@stride_1-16",
 )
+XLABEL = "length of the context (1x: as in stage 1)"
 HEATMAPS = ("default@default", "default@stride_1-16", "rnd_image@stride_1-16")
 
 
-def draw_figures(
-    cells: Sequence[Cell],
-    folder: Path,
-    stem: str,
-    *,
-    lines: Sequence[str] = LINES,
-    heatmaps: Sequence[str] = HEATMAPS,
-) -> list[Path]:
-    """Draw `STEM_GROUP.png`, and `STEM_GROUP_depth_METHOD@EVALUATION.png` for every heat-map.
+def make_figures(
+    cells: Sequence[Cell], stem: str, *, lines: Sequence[str] = LINES, heatmaps: Sequence[str] = HEATMAPS
+) -> dict[str, Figure]:
+    """Figures `STEM_GROUP`, `STEM_GROUP_by_method` and `STEM_GROUP_depth_METHOD@EVALUATION`.
+
+    The second has a panel per method and a line per evaluation without options.
 
     Args:
         cells: The study.
-        folder: Where the files go; made when missing.
         stem: How their names begin.
         lines: `METHOD@EVALUATION` of the lines; those that are not there are left out.
         heatmaps: `METHOD@EVALUATION` of the heat-maps, likewise.
-
-    Returns:
-        The files.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     there = {f"{method}@{evaluation}": (method, evaluation) for method, evaluation in list_settings(cells)}
     figures: dict[str, Figure] = {}
     for group, questions in GROUPS.items():
@@ -52,14 +45,24 @@ def draw_figures(
         }
         if drawn:
             figures[f"{stem}_{group}"] = _draw_lines(drawn, title=TITLES[group])
+        panels = _group_by_method(cells, questions)
+        if panels:
+            figures[f"{stem}_{group}_by_method"] = _draw_panels(panels, title=TITLES[group])
         for name in heatmaps:
             members = _select(cells, questions, there[name]) if name in there else []
             if members:
                 figure = draw_heatmap(_build_grid(members), title=f"{TITLES[group]}, {name}")
                 figures[f"{stem}_{group}_depth_{name}"] = figure
-    for name, figure in figures.items():
-        write_atomically(folder / f"{name}.png", encode_png(figure))
-    return [folder / f"{name}.png" for name in figures]
+    return figures
+
+
+def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write PNG files into a folder, which is made when missing; returns them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {folder / f"{name}.png": figure for name, figure in figures.items()}
+    for path, figure in paths.items():
+        write_atomically(path, encode_png(figure))
+    return list(paths)
 
 
 def _select(cells: Sequence[Cell], questions: Sequence[str], setting: tuple[str, str]) -> list[Cell]:
@@ -72,7 +75,30 @@ def _draw_lines(lines: Mapping[str, Sequence[Cell]], *, title: str) -> Figure:
         {name: _draw_points(members) for name, members in lines.items()},
         labels=[f"{length}x" for length in lengths],
         title=title,
-        xlabel="length of the context (1x: as in stage 1)",
+        xlabel=XLABEL,
+    )
+
+
+def _group_by_method(cells: Sequence[Cell], questions: Sequence[str]) -> dict[str, dict[str, Sequence[Cell]]]:
+    """Method -> evaluation without options -> its cells."""
+    panels: dict[str, dict[str, Sequence[Cell]]] = {}
+    for method, evaluation in list_settings(cells):
+        members = _select(cells, questions, (method, evaluation))
+        if members and "+" not in evaluation:
+            panels.setdefault(method, {})[evaluation] = members
+    return panels
+
+
+def _draw_panels(panels: Mapping[str, Mapping[str, Sequence[Cell]]], *, title: str) -> Figure:
+    members = [cell for lines in panels.values() for cells in lines.values() for cell in cells]
+    return draw_band_panels(
+        {
+            f"trained with {method}": {name: _draw_points(cells) for name, cells in lines.items()}
+            for method, lines in panels.items()
+        },
+        labels=[f"{length}x" for length in list_lengths(members)],
+        title=f"{title}: asked with",
+        xlabel=XLABEL,
     )
 
 

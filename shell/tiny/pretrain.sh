@@ -16,6 +16,7 @@ cd "$(dirname "$0")/../.."
 : "${ROPE_POS_ID_VERSION:=default}"
 : "${MAX_STEPS:=1000}"
 : "${LEARNING_RATE:=2e-3}"
+: "${DECAY_STEPS:=$((MAX_STEPS / 3))}" # the last ones, in which the learning rate falls to a tenth
 : "${WARMUP_STEPS:=80}"
 : "${MAX_SEQ_LENGTH:=1024}"
 : "${MAX_PACKED_TOKENS:=1024}"
@@ -48,8 +49,8 @@ exec sh shell/launch.sh \
     --weight_decay 0.01 \
     --max_grad_norm 1.0 \
     --warmup_steps "$WARMUP_STEPS" \
-    --lr_scheduler_type cosine_with_min_lr \
-    --lr_scheduler_kwargs '{"min_lr_rate": 0.1}' \
+    --lr_scheduler_type warmup_stable_decay \
+    --lr_scheduler_kwargs "{\"num_decay_steps\": $DECAY_STEPS, \"min_lr_ratio\": 0.1}" \
     --seed "$SEED" \
     --output_dir "$OUTPUT_DIR" \
     --save_strategy no \

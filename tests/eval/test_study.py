@@ -12,8 +12,17 @@ from eval import coarse_tables, run
 from eval.metrics.estimate import wilson_interval
 from eval.study.__main__ import main
 from eval.study.cells import LENGTHS, Cell, collect_cells, list_settings, read_study, summarise, write_study
-from eval.study.figures import draw_figures
-from eval.study.tables import format_gain, format_tables, update_page
+from eval.study.figures import make_figures, write_figures
+from eval.study.page import render_study
+from eval.study.tables import (
+    format_table,
+    format_tables,
+    tabulate_effects,
+    tabulate_gain,
+    tabulate_matrix,
+    tabulate_words,
+    update_page,
+)
 from internvl.errors import EvalError
 from internvl.model import modeling_internlm2
 from internvl.model.v2pe import rotary_tables
@@ -114,9 +123,9 @@ def test_questions_of_a_seed_are_averaged_before_seeds():
 
 def test_tables_have_a_line_per_setting_and_a_column_per_length():
     cells = [cell(0, 0.25), cell(1, 0.5), cell(0, 1.0, length=1), cell(0, 0.125, method="rnd_image")]
-    assert format_tables(cells).splitlines()[2:] == [
+    assert format_tables(cells).splitlines()[-4:] == [
         "| trained with | asked with | seeds | 1x | 16x |",
-        "|---|---|---|---|---|",
+        "| --- | --- | --- | --- | --- |",
         "| `default` | `stride_1` | 2 | 1.000 | 0.375 (0.25..0.50) |",
         "| `rnd_image` | `stride_1` | 1 | - | 0.125 |",
     ]
@@ -132,9 +141,11 @@ def test_both_digits_share_a_table_and_options_have_tables_of_their_own():
     titles = ("word of a sentence", "first and second digit of a picture")
     text = format_tables(cells)
     for title in (*titles, f"{titles[0]}, further evaluations"):
-        assert f"**{title}**" in text
+        assert f"**{title}** " in text
     assert "| `default` | `stride_1` | 1 | 0.300 |" in text
-    assert text.index("further evaluations") < text.index("`stride_1+bf16`")
+    usual, further = text.split("further evaluations")
+    assert "`stride_1+bf16`" not in usual.split(f"**{titles[0]}** ")[1]
+    assert "| `rnd_image` | `stride_1+bf16` | 1 | 0.600 |" in further
 
 
 def test_settings_go_from_large_strides_to_small_ones():
@@ -154,9 +165,82 @@ def test_the_gain_is_that_of_each_seed_on_the_digits():
         cell(2, 0.5, **asked),
         cell(2, 0.45, method="rnd_image", **asked),
     ]
-    rows = format_gain(cells).splitlines()[4:]
-    assert rows == ["| 0 | 0.250 | 0.750 | +0.500 |", "| 2 | 0.500 | 0.450 | -0.050 |"]
-    assert format_gain(cells[:1]) == ""
+    assert tabulate_gain(cells).rows == (("0", "0.250", "0.750", "+0.500"), ("2", "0.500", "0.450", "-0.050"))
+    assert not tabulate_gain(cells[:1]).rows
+
+
+def test_other_methods_stand_beside_the_gain():
+    asked = {"evaluation": "stride_1-16", "question": "second digit"}
+    cells = [
+        cell(seed, 0.25 + 0.25 * seed, method=method, **asked) for seed in (0, 1) for method in ("default", "rnd_image")
+    ]
+    table = tabulate_gain([*cells, cell(1, 0.75, method="fix_0.25", **asked)])
+    assert table.head == ("seed", "`default`", "`rnd_image`", "gain", "`fix_0.25`")
+    assert table.rows == (("0", "0.250", "0.250", "+0.000", "-"), ("1", "0.500", "0.500", "+0.000", "0.750"))
+
+
+def test_words_by_seed_show_the_order_of_methods():
+    cells = [
+        cell(0, 0.75, evaluation="stride_1-16"),
+        cell(0, 0.5, evaluation="default"),
+        cell(1, 0.25, method="rnd_image", evaluation="stride_1-16"),
+        cell(1, 1.0, method="rnd_image", evaluation="default", length=1),
+    ]
+    table = tabulate_words(cells)
+    assert table.head[1:3] == (
+        "`default` asked with `stride_1-16`",
+        "`rnd_image` asked with `stride_1-16`",
+    )
+    assert table.rows == (("0", "0.750", "-", "0.500", "-"), ("1", "-", "0.250", "-", "-"))
+
+
+def test_the_matrix_sets_training_against_inference_positions():
+    cells = [
+        *(cell(seed, 0.5 * seed, evaluation="stride_1-4", length=length) for seed in (0, 1) for length in (1, 2, 16)),
+        cell(0, 0.25, method="rnd_image", evaluation="default"),
+        cell(0, 1.0, method="rnd_image", evaluation="stride_1-4+bf16"),
+        cell(0, 1.0, method="rnd_image", evaluation="stride_1-4", question="first digit"),
+    ]
+    table = tabulate_matrix(cells, "text")
+    assert table.note.startswith("at 1x / 16x; mean over 2 seeds")
+    assert table.head == ("trained with", "asked with `default`", "asked with `stride_1-4`")
+    assert table.rows == (("`default`", "- / -", "0.25 / 0.25"), ("`rnd_image`", "- / 0.25 (1)", "- / -"))
+    assert not tabulate_matrix(cells, "digits").rows
+
+
+def test_the_effect_of_an_option_is_that_on_the_same_models():
+    cells = [
+        *(cell(seed, 0.5) for seed in (0, 1, 2)),
+        cell(1, 0.75, evaluation="stride_1+bf16"),
+        cell(2, 0.25, evaluation="stride_1+bf16"),
+        cell(3, 1.0, evaluation="stride_1+bf16"),  # without its counterpart
+        cell(0, 0.25, method="rnd_image", evaluation="stride_1+logn-256"),  # likewise
+    ]
+    table = tabulate_effects(cells)
+    assert table.head == ("trained with", "asked with", "seeds", "text 16x", "digits 16x")
+    assert table.rows == (("`default`", "`stride_1+bf16`", "2", "+0.00 (-0.25..+0.25)", "-"),)
+    assert not tabulate_effects(cells[:3]).rows
+
+
+def test_a_table_in_markdown():
+    table = tabulate_gain([])
+    assert format_table(table).splitlines() == [
+        "**digits at 16x by seed** (all asked with `stride_1-16`; the gain is that of `rnd_image` over `default`)",
+        "",
+        "| seed | `default` | `rnd_image` | gain |",
+        "| --- | --- | --- | --- |",
+    ]
+
+
+def test_the_html_page_holds_figures_tables_and_links():
+    cells = [cell(0, 0.25), cell(1, 0.5), cell(0, 0.125, method="rnd_image")]
+    figures = make_figures(cells, "study", heatmaps=["default@stride_1"], lines=["default@stride_1"])
+    text = render_study(cells, figures, title="A < B", links={"seed 0": "seed_0/index.html"})
+    assert "<h1>A &lt; B</h1>" in text
+    assert text.count("<svg") == len(figures) == 3
+    assert text.index("<details>") > text.index("<table>")
+    assert '<a href="seed_0/index.html">seed 0</a>' in text
+    assert "<td><code>rnd_image</code></td><td><code>stride_1</code></td><td>1</td><td>0.125</td>" in text
 
 
 def test_the_page_gets_its_tables_and_keeps_the_rest():
@@ -176,11 +260,13 @@ def test_figures_are_written_of_what_is_there(tmp_path):
         cell(0, 0.5, question="first digit"),
     ]
     names = ["default@stride_1", "rnd_image@stride_1", "default@missing"]
-    paths = draw_figures(cells, tmp_path / "figures", "study", lines=names, heatmaps=names[::2])
+    paths = write_figures(make_figures(cells, "study", lines=names, heatmaps=names[::2]), tmp_path / "figures")
     assert [path.name for path in paths] == [
         "study_text.png",
+        "study_text_by_method.png",
         "study_text_depth_default@stride_1.png",
         "study_digits.png",
+        "study_digits_by_method.png",
         "study_digits_depth_default@stride_1.png",
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
@@ -210,6 +296,12 @@ def test_the_command_line_makes_data_tables_and_figures(tmp_path, capsys):
     assert "| `default` | `default` | 2 | 1.000 (1.00..1.00) | 0.125 (0.00..0.25) |" in page.read_text()
     assert main(["draw", str(results), "--out", str(tmp_path / "figures")]) == 0
     assert (tmp_path / "figures" / "study_text.png").is_file()
+    (tmp_path / "work/seed_1/index.html").write_text("")
+    assert main(["page", str(results), "--out", str(tmp_path / "work/index.html"), "--title", "Words"]) == 0
+    html = (tmp_path / "work/index.html").read_text()
+    assert "<h1>Words</h1>" in html
+    assert '<a href="seed_1/index.html">seed 1</a>' in html
+    assert "seed_0/index.html" not in html
     assert main(["tables", str(tmp_path / "missing.json")]) == 2
 
 
