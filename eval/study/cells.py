@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from scipy import stats
+
 from eval.core.scoring import SCORES_NAME
 from eval.core.store import write_atomically
 from eval.metrics.estimate import wilson_interval
@@ -27,8 +29,6 @@ DIGITS = ("first digit", "second digit")
 # What tables and figures are about: both digit questions take the order of visual tokens and are averaged.
 GROUPS = {"text": ("text",), "digits": DIGITS}
 _PLACE = re.compile(r"seed_(?P<seed>\d+)/(?P<method>[^/]+)/evaluations/(?P<evaluation>[^/]+)/mm_niah/[^/]+/[^/]+")
-# 97.5 % quantiles of Student's t by degrees of freedom.
-_STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,7 @@ def summarise(cells: Sequence[Cell]) -> Summary:
     if number == 1:
         low, high = wilson_interval(mean, sum(cell.count for cell in cells))
     else:
-        quantile = _STUDENT.get(number - 1, 1.96)
-        spread = quantile * statistics.stdev(scores) / math.sqrt(number)
+        spread = stats.t.ppf(0.975, number - 1) * statistics.stdev(scores) / math.sqrt(number)
         low, high = max(0.0, mean - spread), min(1.0, mean + spread)
     return Summary(mean, low, high, min(scores), max(scores), number)
 
