@@ -7,7 +7,7 @@
 #   sh scripts/miniature_study.sh                  # everything; hours
 #
 # Every step whose result file exists is skipped and a broken evaluation goes on: start it again after a break, or with
-# other SEEDS and METHODS. Two shells may work on different seeds once the test data is there (SEEDS= makes only that).
+# other SEEDS and METHODS. Several seeds run beside each other, a process each, and write to WORK/seed_S.log.
 #
 #   WORK/data, WORK/gate, WORK/text_N                test data; the same for all seeds
 #   WORK/seed_S/data                                 training data of stage 2
@@ -32,8 +32,8 @@
 #   EVALUATIONS   of every method                                  (default stride_1 stride_1-4 stride_1-16)
 #   BASELINES     further ones of the method default               (rope scalings, log-n)
 #   ABLATIONS     further ones of the methods default, rnd_image   (V2PE with YaRN and log-n, bf16 tables, text share)
-#   ABLATION_METHODS  further methods                            (theta_1e6)
-#   ABLATION_SEEDS  seeds that get BASELINES and ABLATIONS       (0 1 2)
+#   ABLATION_METHODS  further methods                              (theta_1e6)
+#   ABLATION_SEEDS  seeds that get ABLATIONS, ABLATION_METHODS     (0 1 2)
 #   LENGTHS       of the test, in units of 32 haystack tiles       (1 2 4 8 16 32; quick: 1 4 16)
 #   NUM_ITEMS     test contexts per length, three questions each   (40)
 #   STAGE1_STEPS  optimiser steps on contexts of 0 to 2 and of 0 to 32 tiles in the first round (500 1200; quick: 500 800)
@@ -42,7 +42,8 @@
 #   GOAL          accuracy of both digits at 1x that ends stage 1  (0.95)
 #   STAGE2_DATA   of the fine-tunes                                (0-48:6000)
 #   STAGE2_STEPS  optimiser steps of a fine-tune                   (600)
-#   NPROC         processes; a step has two rows for any number    (2)
+#   JOBS          seeds at the same time                           (one a processor; 1 if there is one seed)
+#   NPROC         processes; a step has two rows for any number    (1; 2 if JOBS is 1)
 #   PYTHON        interpreter                                      (.venv/bin/python, else python3)
 set -eu
 
@@ -82,7 +83,14 @@ default+text-12 stride_1-16+text-12 default+text-30 stride_1-16+text-30}"
 : "${GOAL:=0.95}"
 : "${STAGE2_DATA:=0-48:6000}"
 : "${STAGE2_STEPS:=600}"
-: "${NPROC:=2}"
+: "${SEED_LOG:=}" # set for a seed beside others: its steps go to standard output, all else to this file
+if [ -z "${JOBS:-}" ]; then
+    case $SEEDS in
+        *' '*) JOBS=$(getconf _NPROCESSORS_ONLN) ;;
+        *) JOBS=1 ;;
+    esac
+fi
+if [ "$JOBS" -gt 1 ]; then : "${NPROC:=1}"; else : "${NPROC:=2}"; fi
 if [ -z "${PYTHON:-}" ]; then
     if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
 fi
@@ -94,8 +102,18 @@ unset OUT STRIDE TASKS MODEL_PATH META_PATH OUTPUT_DIR ROPE_POS_ID_VERSION RANDO
     DECAY_STEPS || true
 mkdir -p "$WORK"
 start=$(date +%s)
+if [ -n "$SEED_LOG" ]; then
+    exec 3>&1 >>"$SEED_LOG" 2>&1
+    trap 'code=$?; if [ "$code" -ne 0 ]; then echo "error: seed $SEEDS ended with code $code: $SEED_LOG" >&3; fi' EXIT
+else
+    exec 3>/dev/null
+fi
 
-step() { printf '\n== %s (%s s)\n' "$*" "$(($(date +%s) - start))"; }
+step() {
+    line="== $* ($(($(date +%s) - start)) s)"
+    printf '\n%s\n' "$line"
+    echo "$line" >&3
+}
 die() {
     echo "error: $*" >&2
     exit 2
@@ -247,21 +265,24 @@ for method in $METHODS $ABLATION_METHODS; do
 done
 for evaluation in $EVALUATIONS $BASELINES $ABLATIONS; do flags_of "$evaluation"; done
 
-step "test data: $WORK/data, $WORK/gate"
-"$PYTHON" -m internvl.tools.make_tiny --out "$WORK/tokenizer"
-make_test "$WORK/data" 0 1 "$NUM_ITEMS" "$LENGTHS"
-make_test "$WORK/gate" 1000 1 "$NUM_ITEMS" 1
-for evaluation in $ABLATIONS; do
-    case $evaluation in
-        *+text-*)
-            sentences=${evaluation#*+text-}
-            sentences=${sentences%%+*}
-            make_test "$WORK/text_$sentences" 0 "$sentences" "$NUM_ITEMS" 16
-            ;;
-    esac
-done
+make_tests() {
+    step "test data: $WORK/data, $WORK/gate"
+    "$PYTHON" -m internvl.tools.make_tiny --out "$WORK/tokenizer"
+    make_test "$WORK/data" 0 1 "$NUM_ITEMS" "$LENGTHS"
+    make_test "$WORK/gate" 1000 1 "$NUM_ITEMS" 1
+    for evaluation in $ABLATIONS; do
+        case $evaluation in
+            *+text-*)
+                sentences=${evaluation#*+text-}
+                sentences=${sentences%%+*}
+                make_test "$WORK/text_$sentences" 0 "$sentences" "$NUM_ITEMS" 16
+                ;;
+        esac
+    done
+}
 
-for seed in $SEEDS; do
+study_seed() {
+    seed=$1
     home=$WORK/seed_$seed
     data_root=$home/data
     step "seed $seed: training data of stage 2: $data_root"
@@ -279,11 +300,12 @@ for seed in $SEEDS; do
         step "seed $seed, $method: $home/$method"
         make_method "$seed" "$method"
         case $method in
-            default) further="$BASELINES $ABLATIONS" ;;
-            rnd_image) further=$ABLATIONS ;;
+            default) further=$BASELINES ;;
             *) further= ;;
         esac
-        if [ "$ablated" -eq 0 ]; then further=; fi
+        case $ablated$method in
+            1default | 1rnd_image) further="$further $ABLATIONS" ;;
+        esac
         for evaluation in $EVALUATIONS $further; do
             flags_of "$evaluation"
             out=$home/$method/evaluations/$evaluation
@@ -299,7 +321,23 @@ for seed in $SEEDS; do
         "$PYTHON" -m eval.report $folders --out "$home/index.html" --samples 3 --title "V2PE in miniature, seed $seed" \
             >/dev/null
     fi
-done
+}
+
+if [ -n "$SEED_LOG" ]; then
+    study_seed "$SEEDS"
+    exit 0
+fi
+make_tests
+if [ "$JOBS" -gt 1 ]; then
+    step "seeds $SEEDS, $JOBS at a time: $WORK/seed_S.log"
+    export WORK NPROC OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    # shellcheck disable=SC2086
+    printf '%s\n' $SEEDS | xargs -P "$JOBS" -I '{}' env SEEDS='{}' JOBS=1 SEED_LOG="$WORK/seed_{}.log" \
+        sh scripts/miniature_study.sh "$@" ||
+        die "not every seed was finished; start it again, finished steps are skipped"
+else
+    for seed in $SEEDS; do study_seed "$seed"; done
+fi
 if [ -z "$SEEDS" ]; then exit 0; fi
 
 step "tables and figures of what is finished in $WORK"

@@ -190,8 +190,9 @@ def _format_score(score: float | None) -> str:
 def _format_gains(gains: Sequence[float]) -> str:
     if not gains:
         return "-"
-    mean = f"{statistics.fmean(gains):+.2f}"
-    return mean if len(gains) == 1 else f"{mean} ({min(gains):+.2f}..{max(gains):+.2f})"
+    # Adding zero makes -0.0 positive.
+    mean, least, most = (f"{round(gain, 2) + 0.0:+.2f}" for gain in (statistics.fmean(gains), min(gains), max(gains)))
+    return mean if len(gains) == 1 else f"{mean} ({least}..{most})"
 
 
 def _format_cells(cells: Sequence[Cell]) -> str:

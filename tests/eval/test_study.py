@@ -213,12 +213,14 @@ def test_the_effect_of_an_option_is_that_on_the_same_models():
         *(cell(seed, 0.5) for seed in (0, 1, 2)),
         cell(1, 0.75, evaluation="stride_1+bf16"),
         cell(2, 0.25, evaluation="stride_1+bf16"),
+        cell(2, 0.5, question="first digit"),
+        cell(2, 0.4999, question="first digit", evaluation="stride_1+bf16"),
         cell(3, 1.0, evaluation="stride_1+bf16"),  # without its counterpart
         cell(0, 0.25, method="rnd_image", evaluation="stride_1+logn-256"),  # likewise
     ]
     table = tabulate_effects(cells)
     assert table.head == ("trained with", "asked with", "seeds", "text 16x", "digits 16x")
-    assert table.rows == (("`default`", "`stride_1+bf16`", "2", "+0.00 (-0.25..+0.25)", "-"),)
+    assert table.rows == (("`default`", "`stride_1+bf16`", "2", "+0.00 (-0.25..+0.25)", "+0.00"),)
     assert not tabulate_effects(cells[:3]).rows
 
 

@@ -37,7 +37,7 @@ def study(tmp_path):
 
     def run_study(*arguments: str, **environ: str) -> list[list[str]]:
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        own = {"PYTHON": str(python), "LOG": str(log), "WORK": str(tmp_path / "work"), "NPROC": "1"}
+        own = {"PYTHON": str(python), "LOG": str(log), "WORK": str(tmp_path / "work"), "JOBS": "1", "NPROC": "1"}
         environ = own | {"ABLATION_METHODS": ""} | environ
         log.unlink(missing_ok=True)
         result = subprocess.run(
@@ -148,13 +148,37 @@ def test_help_is_the_header():
 
 
 def test_ablations_are_made_for_the_seeds_that_are_named(study):
-    names = {"METHODS": "default", "EVALUATIONS": "default", "BASELINES": "default+linear-2", "ABLATIONS": ""}
-    commands = study(SEEDS="0 10", ABLATION_SEEDS="1 10", ABLATION_METHODS="fix_1", **names)
-    outs = [parse_options(words).out for words in of_module(commands, "eval.run")]
-    asked = [(out.parts[-4], out.name) for out in outs if out.parts[-2] == "evaluations"]
-    assert asked == [
-        ("seed_0", "default"),
-        ("seed_10", "default"),
-        ("seed_10", "default+linear-2"),
-        ("seed_10", "default"),  # of fix_1
+    names = {"EVALUATIONS": "default", "BASELINES": "default+linear-2", "ABLATIONS": "stride_1+bf16"}
+    commands = study(SEEDS="0 10", METHODS="default", ABLATION_SEEDS="1 10", ABLATION_METHODS="fix_1", **names)
+    outs = [parse_options(command[command.index("-m") + 2 :]).out for command in commands if "--checkpoint" in command]
+    asked = [out.parts[-4:] for out in outs if out.parts[-2] == "evaluations"]
+    assert [(seed, method, evaluation) for seed, method, _, evaluation in asked] == [
+        ("seed_0", "default", "default"),
+        ("seed_0", "default", "default+linear-2"),
+        ("seed_10", "default", "default"),
+        ("seed_10", "default", "default+linear-2"),
+        ("seed_10", "default", "stride_1+bf16"),
+        ("seed_10", "fix_1", "default"),
     ]
+
+
+def test_seeds_beside_each_other_run_what_they_run_one_by_one(study, tmp_path):
+    names = {"METHODS": "default", "EVALUATIONS": "default", "BASELINES": "", "ABLATIONS": ""}
+
+    def train_and_ask(jobs: str) -> tuple[list[str], list[str]]:
+        commands = study(SEEDS="0 1 2", JOBS=jobs, WORK=str(tmp_path / jobs), **names)
+        trained = sorted(Path(run.training.output_dir).parent.name for run in of_training(commands))
+        return trained, [
+            Path(words[words.index("--out") + 1]).name for words in of_module(commands, "eval.study collect")
+        ]
+
+    one_by_one, beside = train_and_ask("1"), train_and_ask("2")
+    assert beside == one_by_one
+    log = (tmp_path / "2" / "seed_1.log").read_text()
+    assert "== seed 1, default, asked with default" in log
+
+
+def test_a_seed_that_fails_is_named(study, tmp_path):
+    names = {"METHODS": "default", "EVALUATIONS": "default", "BASELINES": "", "ABLATIONS": ""}
+    with pytest.raises(AssertionError, match=r"seed 1 ended with code 2.*seed_1\.log"):
+        study(SEEDS="0 1", JOBS="2", GOAL_CODE="2", **names)
