@@ -12,9 +12,11 @@ from internvl.train.arguments import parse_arguments
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = "scripts/miniature_study.sh"
-# Notes its arguments; a training leaves the checkpoint folder and the file that ends it.
+# Notes its arguments, in one write as others may note beside it; a training leaves the checkpoint folder and the file
+# that ends it.
 NOTING_PYTHON = r"""#!/bin/sh
-{ for word in "$@"; do printf '%s\n' "$word"; done; echo; } >>"$LOG"
+note=$(printf '%s\n' "$@")
+printf '%s\n\n' "$note" >>"$LOG"
 previous=
 training=0
 for word in "$@"; do
