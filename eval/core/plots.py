@@ -31,12 +31,15 @@ _COLORS = ("#3b82f6", "#f97316", "#16a34a", "#d946ef", "#e11d48", "#0891b2", "#a
 _LINES = ("-", "--", ":", "-.")
 
 
-def draw_heatmap(grid: Mapping[str, Any], *, title: str) -> Figure:
+def draw_heatmap(
+    grid: Mapping[str, Any], *, title: str, xlabel: str = "context length in tokens (left edge of bin)"
+) -> Figure:
     """Accuracy by depth (rows, start of the context on top) and length (columns); cells without samples are grey.
 
     Args:
         grid: `lengths`, `depths`, and `score_sums` and `counts` as (length, depth) tables.
         title: Title.
+        xlabel: What `lengths` are.
     """
     used = [index for index, counts in enumerate(grid["counts"]) if any(counts)]
     columns = range(used[0], used[-1] + 1)
@@ -59,7 +62,7 @@ def draw_heatmap(grid: Mapping[str, Any], *, title: str) -> Figure:
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=color)
     axes.set_xticks([place + 0.5 for place in range(len(columns))], [grid["lengths"][c] for c in columns], fontsize=8)
     axes.set_yticks([row + 0.5 for row in depths], [f"{depth:.1f}" for depth in grid["depths"]])
-    axes.set_xlabel("context length in tokens (left edge of bin)")
+    axes.set_xlabel(xlabel)
     axes.set_ylabel("needle depth (left edge)")
     bar = figure.colorbar(mesh, ax=axes)
     bar.ax.tick_params(colors=INK)

@@ -51,7 +51,7 @@ def make_figures(
         for name in heatmaps:
             members = _select(cells, questions, there[name]) if name in there else []
             if members:
-                figure = draw_heatmap(_build_grid(members), title=f"{TITLES[group]}, {name}")
+                figure = draw_heatmap(_build_grid(members), title=f"{TITLES[group]}, {name}", xlabel=XLABEL)
                 figures[f"{stem}_{group}_depth_{name}"] = figure
     return figures
 

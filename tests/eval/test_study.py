@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -313,6 +314,14 @@ def test_the_command_line_makes_data_tables_and_figures(tmp_path, capsys):
 def test_the_documented_tables_are_those_of_the_results(results):
     page = (REPOSITORY / "docs" / "reproduction.md").read_text()
     assert update_page(page, results.name, format_tables(read_study(results))) == page
+
+
+def test_every_figure_of_the_study_stands_on_the_page():
+    page = (REPOSITORY / "docs" / "reproduction.md").read_text()
+    names = make_figures(read_study(REPOSITORY / "docs" / "results" / "miniature.json"), "miniature")
+    shown = re.findall(r"\(images/([^)]*)\.png\)", page)
+    assert sorted(shown) == sorted(names)
+    assert all((REPOSITORY / "docs" / "images" / f"{name}.png").is_file() for name in names)
 
 
 def test_coarse_tables_have_the_values_of_bfloat16_for_one_run_only(monkeypatch, tmp_path):
