@@ -35,7 +35,7 @@ lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff format --check .
 
 type: $(STAMP)  ## check types
-	$(BIN)/mypy internvl eval
+	$(BIN)/mypy internvl eval studies
 
 bench: $(STAMP)  ## run the benchmarks (results are printed; see benchmarks/)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

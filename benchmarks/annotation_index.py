@@ -48,7 +48,7 @@ def open_list(path: Path) -> Sequence[bytes]:
 
 def measure(path: Path, variant: str) -> dict[str, float]:
     """Seconds and bytes of one variant, in this process."""
-    from internvl.data.annotation import AnnotationFile
+    from internvl.data.storage.annotation import AnnotationFile
 
     before = resident_bytes()
     start = time.perf_counter()

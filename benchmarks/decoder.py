@@ -29,7 +29,7 @@ from internvl.model.configuration_internvl_chat import InternLM2Config, InternVi
 from internvl.model.loss import shift_targets, weighted_cross_entropy
 from internvl.model.modeling_intern_vit import InternVisionModel
 from internvl.model.modeling_internlm2 import InternLM2ForCausalLM
-from internvl.train.memory import keep_freed_memory
+from internvl.train.memory_savings import keep_freed_memory
 
 SHARES = (24, 14, 10, 6, 4, 3, 2, 1)  # lengths of the documents in 64ths of the row
 WIDTH, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, VOCABULARY = 512, 1536, 12, 8, 4, 2048

@@ -30,8 +30,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from internvl.build.photographs import crop_photograph, load_photographs
-from internvl.build.sentences import read_paragraphs
 from internvl.data.encode import SampleEncoder
 from internvl.data.loader import TileShare, TrainLoader, build_train_loader
 from internvl.data.meta import SourceSpec
@@ -42,6 +40,8 @@ from internvl.model.constants import IMAGENET_MEAN, IMAGENET_STD
 from internvl.model.conversation import get_conversation
 from internvl.model.registration import load_tokenizer
 from internvl.model.v2pe import stride_to_units
+from internvl.synth.miniature.photographs import crop_photograph, load_photographs
+from internvl.synth.miniature.sentences import read_paragraphs
 from internvl.tools.make_tiny import TinySpec, make_checkpoint
 
 TILE, TOKENS_PER_TILE, MAX_NUM = 448, 256, 6

@@ -34,11 +34,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from eval.answering import load_answerer
-from eval.core.runner import Job, run_jobs
-from eval.options import RunOptions
-from eval.planning import plan_jobs
-from eval.run import join_workers
+from eval.run.__main__ import join_workers
+from eval.run.answering import load_answerer
+from eval.run.options import RunOptions
+from eval.run.planning import plan_jobs
+from eval.run.queue import Job, run_jobs
 from internvl.parallel.launch import finish_distributed, init_distributed, read_rank_env
 from internvl.tools.make_tiny import TinySpec, make_checkpoint
 

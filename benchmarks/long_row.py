@@ -23,9 +23,9 @@ from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.grid import build_grid
 from internvl.parallel.launch import finish_distributed, init_distributed, read_rank_env
-from internvl.parallel.row import SHARED_ATTENTION, SharedRow, register_shared_attention
+from internvl.parallel.shared_row import SHARED_ATTENTION, SharedRow, register_shared_attention
 from internvl.parallel.vision import split_tiles
-from internvl.train.memory import tile_mlps
+from internvl.train.memory_savings import tile_mlps
 
 TOKENS_PER_TILE, SIDE, VISUAL, VOCABULARY = 16, 56, 3, 1024
 

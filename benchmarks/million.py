@@ -19,14 +19,14 @@ from random import Random
 
 import torch
 
-from internvl.build import long_mr
-from internvl.build.photographs import crop_photograph, load_photographs
-from internvl.build.sentences import read_paragraphs
 from internvl.data.encode import EncodedDocument, SampleEncoder, document_generator
 from internvl.data.meta import load_meta
 from internvl.data.records import Record, RecordFile
 from internvl.model.registration import load_tokenizer
 from internvl.model.v2pe import build_position_ids, units_to_strides
+from internvl.synth.miniature.photographs import crop_photograph, load_photographs
+from internvl.synth.miniature.sentences import read_paragraphs
+from internvl.synth.needles import long_mr
 from internvl.tools.make_tiny import TinySpec, make_checkpoint
 
 SHARE = 64  # tiles

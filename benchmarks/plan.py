@@ -20,9 +20,9 @@ import torch
 
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.modeling_internvl_chat import InternVLChatModel
-from internvl.tools.plan.memory import MemoryPlan, plan_memory
-from internvl.tools.plan.setting import Setting
-from internvl.tools.plan.sizes import extract_sizes
+from internvl.plan.memory import MemoryPlan, plan_memory
+from internvl.plan.setting import Setting
+from internvl.plan.sizes import extract_sizes
 
 VISUAL = 5
 # tokens, tiles, vocabulary, decoder (width, SwiGLU width, layers), tower (width, layers), vit_batch_size

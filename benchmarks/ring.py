@@ -29,11 +29,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from internvl.parallel.blocks import build_plan
 from internvl.parallel.comm import Message, Messenger
 from internvl.parallel.kernels import CpuFlash
 from internvl.parallel.launch import find_free_port, finish_distributed, init_distributed, read_rank_env
 from internvl.parallel.ring import merge_partial, ring_attention, run_backward, run_forward
+from internvl.parallel.ring_plan import build_plan
 from internvl.parallel.zigzag import shard_row
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from eval.core.media import find_broken_media, is_there, list_media
 from eval.core.sample import PackedImage, Sample, check_answers
 from eval.core.task import Task
-from eval.options import RunOptions
+from eval.run.options import RunOptions
 from eval.tasks.registry import FAMILIES, select_tasks
 from internvl.errors import DataError, EvalError, InternVLError
 

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.core.plots import write_task_plots
+from eval.core.predictions import PredictionStore, make_fingerprint, read_merged, read_settings
 from eval.core.sample import Prediction
 from eval.core.scoring import check_length_edges, write_scores
-from eval.core.store import PredictionStore, make_fingerprint, read_merged, read_settings
-from eval.options import add_scoring_arguments
-from eval.overview import format_results
-from eval.summary import write_summary
+from eval.report.overview import format_results
+from eval.report.plots import write_task_plots
+from eval.report.summary import write_summary
+from eval.run.options import add_scoring_arguments
 from eval.tasks.registry import find_task
 from internvl.errors import EvalError, InternVLError
 

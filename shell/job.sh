@@ -8,7 +8,7 @@
 #   finished; scancel                                       not requeued
 #   node lost, scontrol requeue                             slurm requeues by itself (sbatch --requeue)
 #
-# RUN_DIR is the run's output folder: its run_state.json (internvl/train/run_state.py) tells how a start ended.
+# RUN_DIR is the run's output folder: its run_state.json (internvl/train/run/state.py) tells how a start ended.
 set -u
 
 say() { echo "$(date '+%H:%M:%S') job ${SLURM_JOB_ID:-?} start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"; }

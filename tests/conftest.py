@@ -6,6 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Shapes and types in signatures hold: every call in a test process is checked against them.
+CHECKED_PACKAGES: tuple[str, ...] = ()
+install_import_hook(CHECKED_PACKAGES, "tests.shapes.check_calls")
 
 settings.register_profile("shared", deadline=None)  # tests run on shared machines; time is measured in benchmarks/
 settings.load_profile("shared")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from eval.options import DTYPES, parse_stride
+from eval.run.options import DTYPES, parse_stride
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip
 from internvl.errors import ConfigError
 from internvl.infer.session import Session

@@ -1,39 +1,11 @@
 """Output files of converters: whole or not there, and never outside of their folder."""
 
 import json
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from internvl.errors import DataError, EvalError
-
-
-@contextmanager
-def open_whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write into that takes its name at the end of the block, and vanishes when an error ends it.
-
-    Raises:
-        EvalError: The file cannot be written (disk full, no permission).
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open_new(temporary) as file:
-            yield file
-        os.replace(temporary, path)
-    except OSError as error:
-        raise EvalError(f"cannot write {path}: {error}; free space or choose another --out") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def open_new(path: Path) -> IO[bytes]:
-    """An empty file."""
-    return path.open("wb")
+from internvl.errors import DataError
 
 
 def write_line(file: IO[bytes], record: dict[str, Any]) -> None:

@@ -18,8 +18,9 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from eval.convert.command import run_converter
-from eval.convert.files import open_whole, place_inside, write_line
+from eval.convert.files import place_inside, write_line
 from eval.convert.parquet import find_files, read_rows
+from eval.core.output import open_result
 from eval.metrics.mmmu import DOMAINS
 from eval.tasks.mmmu import MAX_IMAGES
 from internvl.errors import DataError
@@ -59,7 +60,7 @@ def convert(folder: Path, out: Path) -> dict[str, int]:
 
 def _convert_split(split: str, paths: Sequence[Path], out: Path) -> int:
     seen: set[str] = set()
-    with open_whole(out / f"{split}.jsonl") as file:
+    with open_result(out / f"{split}.jsonl") as file:
         for row in read_rows(paths, columns=COLUMNS):
             if row["id"] in seen:
                 raise DataError(f"id {row['id']!r} comes twice in split {split}")
@@ -82,7 +83,7 @@ def _write_picture(picture: dict[str, Any], name: str, out: Path) -> str:
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: the {len(content)} bytes are no picture") from error
     path = place_inside(f"images/{name}.{ending}", out)
-    with open_whole(path) as file:
+    with open_result(path) as file:
         file.write(content)
     return path.relative_to(out).as_posix()
 

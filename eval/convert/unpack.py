@@ -29,7 +29,8 @@ from typing import IO, Any, cast
 
 from tqdm import tqdm
 
-from eval.convert.files import open_whole, place_inside
+from eval.convert.files import place_inside
+from eval.core.output import open_result
 from internvl.errors import DataError, InternVLError
 
 logger = logging.getLogger(__name__)
@@ -225,7 +226,7 @@ def _write(member: Member, source: IO[bytes], path: Path) -> None:
         status = path.stat()
         if (status.st_size, int(status.st_mtime)) == (member.size, member.time_s):
             return
-    with open_whole(path) as file:
+    with open_result(path) as file:
         while piece := _read_piece(source):
             file.write(piece)
     os.utime(path, (member.time_s, member.time_s))

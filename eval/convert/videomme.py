@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.convert.command import run_converter
-from eval.convert.files import open_whole
 from eval.convert.parquet import find_files, read_rows
+from eval.core.output import open_result
 
 VIDEO_COLUMNS = ("video_id", "duration", "domain", "sub_category", "videoID")
 QUESTION_COLUMNS = ("question_id", "task_type", "question", "options", "answer")
@@ -36,7 +36,7 @@ def convert(folder: Path, out: Path) -> dict[str, int]:
         record = videos.setdefault(str(row["video_id"]), {**video, "questions": []})
         record["questions"].append({name: row[name] for name in QUESTION_COLUMNS})
         num_questions += 1
-    with open_whole(out / "videomme.json") as file:
+    with open_result(out / "videomme.json") as file:
         file.write((json.dumps(list(videos.values()), ensure_ascii=False, indent=1) + "\n").encode())
     return {"videomme.json": num_questions}
 

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.convert.command import run_converter
-from eval.convert.files import open_whole, write_line
-from eval.core.annotation import read_json, require_field
+from eval.convert.files import write_line
+from eval.core.output import open_result
+from eval.core.records import read_json, require_field
 from internvl.errors import DataError
 
 Record = Mapping[str, Any]
@@ -157,7 +158,7 @@ def _convert_file(original: Original, folder: Path, out: Path) -> int:
     content = read_json(path, object)
     count = 0
     people: list[dict[str, Any]] = []
-    with open_whole(out / original.out) as file:
+    with open_result(out / original.out) as file:
         for count, record in enumerate(_read(original, content, path), start=1):
             try:
                 line = {name: record[field] for name, field in original.fields.items()}
@@ -185,7 +186,7 @@ def _list_people(question_id: Any, answers: Sequence[Any]) -> dict[str, Any]:
 
 def _write_people(path: Path, people: Sequence[Record]) -> None:
     if not path.exists():
-        with open_whole(path) as file:
+        with open_result(path) as file:
             file.write((json.dumps({"annotations": people}, ensure_ascii=False) + "\n").encode())
 
 

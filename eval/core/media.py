@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from eval.core.sample import EnlargedImage, PackedImage, Sample
-from internvl.data.media import load_image
+from internvl.data.storage.media import load_image
 from internvl.data.video import read_video_info
 from internvl.errors import DataError
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from internvl.data.media import load_image
+from internvl.data.storage.media import load_image
 from internvl.data.video import VideoClip
 from internvl.errors import DataError, EvalError
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from eval.core.floors import measure_floors
+from eval.core.baselines import measure_floors
+from eval.core.output import write_result
 from eval.core.sample import Prediction
-from eval.core.store import write_atomically
 from eval.core.task import Scored, Task
 from eval.metrics.estimate import estimate_mean
 from internvl.errors import ConfigError, EvalError
@@ -156,6 +156,6 @@ def write_scores(
         "results": results,
     }
     if task.upload is not None:
-        write_atomically(folder / task.upload.name, task.upload.render(predictions))
-    write_atomically(folder / SCORES_NAME, json.dumps(content, indent=2) + "\n")
+        write_result(folder / task.upload.name, task.upload.render(predictions))
+    write_result(folder / SCORES_NAME, json.dumps(content, indent=2) + "\n")
     return content

@@ -62,7 +62,7 @@ class Task:
         num_frames: Frames per video; None: the task has no videos.
         folders: Folders below the data root that have to be there; what is in them may be missing in part.
         write_gold: Gold answer -> the text that is fed to the model instead of its own answer (teacher forcing, see
-            eval/teacher_forcing.py); None: the model answers freely.
+            eval/run/teacher_forcing.py); None: the model answers freely.
     """
 
     name: str

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.core.annotation import read_json, require_field
+from eval.core.records import read_json, require_field
 from eval.core.task import Scored, Task
 from eval.metrics import exact
 from eval.metrics.estimate import estimate_groups

@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
-from eval.core.annotation import optional_field, require_field
+from eval.core.records import optional_field, require_field
 from eval.core.sample import Sample
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import longvqa

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.core.annotation import optional_field, read_json, require_field
+from eval.core.records import optional_field, read_json, require_field
 from eval.core.sample import Sample
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import milebench

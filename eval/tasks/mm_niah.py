@@ -19,7 +19,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, cast
 
-from eval.core.annotation import optional_field, require_field
+from eval.core.records import optional_field, require_field
 from eval.core.sample import Sample
 from eval.core.scoring import score_by_length
 from eval.core.task import Scored, Task, TaskFamily

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from eval.core.annotation import require_field
+from eval.core.records import require_field
 from eval.core.sample import EnlargedImage, Prediction, Sample
 from eval.core.task import Scored, Task, TaskFamily, Upload
 from eval.metrics import choice, mmmu

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from eval.core.annotation import optional_field, read_json, require_field
+from eval.core.records import optional_field, read_json, require_field
 from eval.core.sample import Sample
 from eval.core.task import Task, TaskFamily
 from eval.metrics import choice, mvbench

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.core.annotation import read_records, require_field
+from eval.core.records import read_records, require_field
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import pope
 from eval.metrics.estimate import average_estimates, estimate_mean, estimate_share

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.core.annotation import read_records, require_field
+from eval.core.records import read_records, require_field
 from eval.core.sample import Prediction, Sample
 from eval.core.task import Task, TaskFamily, Upload
 from internvl.errors import DataError

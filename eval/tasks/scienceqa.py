@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from eval.core.annotation import require_field
+from eval.core.records import require_field
 from eval.metrics import choice
 from eval.metrics.protocol import Protocol
 from eval.tasks.questions import OPTION_SENTENCE, QuestionFile, Record, collect_tasks, letter_options, make_image_task

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from eval.core.annotation import read_json, require_field
+from eval.core.records import read_json, require_field
 from eval.core.task import Scored
 from eval.metrics import seed
 from eval.metrics.protocol import Protocol

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from eval.core.annotation import read_json, require_field
+from eval.core.records import read_json, require_field
 from eval.core.task import Task
 from eval.metrics import vqa
 from eval.metrics.protocol import Protocol

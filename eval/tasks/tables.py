@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from eval.core.annotation import read_text
+from eval.core.records import read_text
 from internvl.errors import DataError
 
 _MAX_REFERENCE_LENGTH = 64  # a shorter `image` is the index of the row that holds the picture

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.core.annotation import read_json, require_field
+from eval.core.records import read_json, require_field
 from eval.core.sample import Sample
 from eval.core.task import Scored, Task
 from eval.metrics import videomme

@@ -31,8 +31,8 @@ from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor
 
-from internvl.data.media import MediaPath, load_image, read_image_size
 from internvl.data.records import Record, Role
+from internvl.data.storage.media import MediaPath, load_image, read_image_size
 from internvl.data.tiling import count_tiles, split_into_tiles
 from internvl.data.transform import TileTransform, allocate_tiles, build_transform
 from internvl.data.video import (

@@ -43,10 +43,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from internvl.data.collate import collate_row
+from internvl.data.cursor import (
+    POSITION_VERSION,
+    START_ANEW,
+    DocumentRef,
+    StreamPosition,
+    check_plan,
+    copy_rows,
+)
 from internvl.data.encode import EncodedDocument, SampleEncoder, document_generator
 from internvl.data.meta import SourceSpec
 from internvl.data.mixture import DataOrder, EpochOrder, count_documents, order_epoch
-from internvl.data.outage import OutageWatch, find_folders
 from internvl.data.packing import (
     POLICIES,
     FillReport,
@@ -57,15 +64,8 @@ from internvl.data.packing import (
     RowBuilder,
     check_policy,
 )
-from internvl.data.position import (
-    POSITION_VERSION,
-    START_ANEW,
-    DocumentRef,
-    StreamPosition,
-    check_plan,
-    copy_rows,
-)
 from internvl.data.records import RecordFile
+from internvl.data.storage.outage import OutageWatch, find_folders
 from internvl.data.transform import allocate_tiles
 from internvl.errors import ConfigError, DataError
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from internvl.data.annotation import SUFFIXES
-from internvl.data.archives import ARCHIVE_SUFFIXES, split_member
-from internvl.data.media import MediaPath
-from internvl.data.remote import check_scheme, find_scheme
+from internvl.data.storage.annotation import SUFFIXES
+from internvl.data.storage.archives import ARCHIVE_SUFFIXES, split_member
+from internvl.data.storage.media import MediaPath
+from internvl.data.storage.remote import check_scheme, find_scheme
 from internvl.errors import ConfigError, DataError
 
 

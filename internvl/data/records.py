@@ -1,6 +1,6 @@
 """What a row of an annotation file means.
 
-A row is read and parsed when its document is needed (`internvl.data.annotation` finds it). One that is no valid record
+A row is read and parsed when its document is needed (`internvl.data.storage.annotation` finds it). An invalid record
 is a `DataError` of that row alone.
 
 A record holds `conversations` (turns of `human` and `gpt`, optionally opened by `system`), and `image` (a path, a list
@@ -14,9 +14,9 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from internvl.data.annotation import AnnotationFile
-from internvl.data.media import MediaPath, resolve_image_path
 from internvl.data.meta import SourceSpec
+from internvl.data.storage.annotation import AnnotationFile
+from internvl.data.storage.media import MediaPath, resolve_image_path
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip
 from internvl.errors import DataError
 

@@ -28,8 +28,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from internvl.data.cache import FileStamp
-from internvl.data.media import MediaPath, find_local, load_image, open_media, read_image_size, stamp_media
+from internvl.data.storage.cache import FileStamp
+from internvl.data.storage.media import MediaPath, find_local, load_image, open_media, read_image_size, stamp_media
 from internvl.errors import ConfigError, DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
 

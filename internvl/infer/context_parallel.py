@@ -1,7 +1,7 @@
 """One long prompt answered by the ranks of a group together: its keys and values stay spread over them.
 
     prompt     chunk by chunk, every chunk dealt out in zigzag order (internvl/parallel/zigzag.py)
-    per rank   embed and project own tokens, keep own keys and values; attention by internvl/parallel/partial.py
+    per rank   embed and project own tokens, keep own keys and values; see internvl/parallel/cached_attention.py
     images     every tile is encoded by one rank, its features go once to the ranks that hold its visual tokens
     answer     every rank runs the same decoder on the same new token; its keys and values are kept by one rank
 
@@ -33,10 +33,10 @@ from internvl.model.attention import register_attention
 from internvl.model.caches import FilledStaticLayer, KeyCastingCache
 from internvl.model.modeling_internvl_chat import InternVLChatModel, merge_visual_features
 from internvl.model.v2pe import next_position
+from internvl.parallel.cached_attention import attend_chunk, attend_first_chunk, attend_token, count_shard_tokens
 from internvl.parallel.comm import get_rank_and_size
 from internvl.parallel.grid import build_grid
 from internvl.parallel.kernels import AttentionKernel, select_kernel
-from internvl.parallel.partial import attend_chunk, attend_first_chunk, attend_token, count_shard_tokens
 from internvl.parallel.vision import exchange_features, split_tiles
 from internvl.parallel.zigzag import shard_row
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from internvl.data.encode import neutralise_special_tokens
-from internvl.data.media import load_image, read_image_size
+from internvl.data.storage.media import load_image, read_image_size
 from internvl.data.tiling import count_tiles, split_into_tiles
 from internvl.data.transform import build_transform
 from internvl.data.video import (

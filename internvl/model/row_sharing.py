@@ -1,4 +1,4 @@
-"""What the model asks of whoever shares a row among ranks (internvl.parallel.row implements it).
+"""What the model asks of whoever shares a row among ranks (internvl.parallel.shared_row implements it).
 
 whole row on every rank    ids, borders, strides, labels    -> positions, targets and weights of the whole row
 then cut once              ids, positions, targets, weights -> this rank's tokens

@@ -30,10 +30,10 @@ from torch.autograd.function import once_differentiable
 
 from internvl.errors import ConfigError, MissingDependencyError
 
-from .blocks import RingPlan, RingStep, build_plan, list_borders
 from .comm import Exchange, Message, Messenger, get_rank_and_size
 from .kernels import AttentionKernel, check_flash_dtype, select_kernel
 from .recompute import compute_or_recall
+from .ring_plan import RingPlan, RingStep, build_plan, list_borders
 
 LIBRARY = "ring_flash_attn"
 

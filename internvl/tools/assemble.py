@@ -29,7 +29,7 @@ from internvl.model.modeling_intern_vit import InternVisionModel
 from internvl.model.modeling_internlm2 import InternLM2ForCausalLM
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
-from internvl.train.checkpointing import replace_files
+from internvl.train.checkpoint.writing import replace_model_files
 from internvl.train.model_loading import load_projector
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def assemble(
     if force_image_size is not None and force_image_size != config.vision_config.image_size:
         model.vision_model.resize_pos_embeddings(force_image_size)
     model.img_context_token_id = cast(int, tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN))
-    with replace_files(out) as staging:
+    with replace_model_files(out) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
     logger.info("%s: %s with %d tokens, T = %d", out, type(decoder).__name__, len(tokenizer), model.num_image_token)

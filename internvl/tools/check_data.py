@@ -31,11 +31,11 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from internvl.data.encode import SampleEncoder
-from internvl.data.health import HealthCheck, Problem, SourceReport
 from internvl.data.meta import load_meta
 from internvl.data.mixture import count_documents
 from internvl.data.packing import PackingLimits
 from internvl.data.records import RecordFile
+from internvl.data.survey import HealthCheck, Problem, SourceReport
 from internvl.errors import ConfigError, InternVLError
 from internvl.model.constants import SPECIAL_TOKENS
 from internvl.model.conversation import get_conversation

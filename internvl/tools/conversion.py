@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from internvl.build.folders import stage_folders
+from internvl.atomic import stage_folders
 from internvl.errors import CheckpointError, ConfigError
 from internvl.infer.checkpoint import check_checkpoint
 

@@ -20,14 +20,15 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from internvl.build.folders import check_replaceable, is_finished, stage_folders, write_datasheet
-from internvl.build.tiny_tokenizer import train_tokenizer
+from internvl.atomic import stage_folders
 from internvl.errors import ConfigError, InternVLError
 from internvl.model.configuration_internvl_chat import InternLM2Config, InternVisionConfig, InternVLChatConfig
 from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.conversation import get_conversation
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
+from internvl.synth.folders import check_replaceable, is_finished, write_datasheet
+from internvl.synth.miniature.tiny_tokenizer import train_tokenizer
 
 logger = logging.getLogger(__name__)
 

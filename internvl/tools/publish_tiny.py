@@ -20,7 +20,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from internvl.build.folders import stage_folders
+from internvl.atomic import stage_folders
 from internvl.errors import CheckpointError, InternVLError
 
 CODE = Path(__file__).parents[1] / "model"
@@ -100,14 +100,15 @@ def write_card(summaries: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapp
     return f"""# InternVL2-Tiny
 
 A model of 324,096 parameters in the format of InternVL2 checkpoints, trained on short contexts with ordinary positions
-on a CPU. `make demo` starts from it; `scripts/miniature_study.sh` makes one per seed. It knows nothing but this:
+on a CPU. `make demo` starts from it; `studies/miniature/run.sh` makes one per seed. It knows nothing but this:
 
 | question | score | questions |
 |---|---|---|
 {chr(10).join(_write_rows(scores))}
 
-Contexts are photographs, sentences and needles of `internvl.build.long_mr`, about 190 tokens long; charts are those of
-`internvl.build.charts`. Digits, photographs, sentences and charts of the test were not trained on. Chance is about 0.1.
+Contexts are photographs, sentences and needles of `internvl.synth.needles.long_mr`, about 190 tokens long; charts are
+those of `internvl.synth.miniature.charts`. Digits, photographs, sentences and charts of the test were not trained on.
+Chance is about 0.1.
 Longer contexts are where ordinary positions fail: docs/reproduction.md.
 
     python -m internvl.infer.chat --checkpoint pretrained/InternVL2-Tiny --image chart.png \\

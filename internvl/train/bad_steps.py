@@ -19,7 +19,7 @@ from torch import Tensor
 
 from internvl.data.loader import LoaderMark
 from internvl.errors import InternVLError
-from internvl.train.generators import GeneratorStates
+from internvl.train.checkpoint.generators import GeneratorStates
 
 BAD_STEPS_FILE = "bad_steps.jsonl"
 

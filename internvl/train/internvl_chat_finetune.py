@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils.logging import disable_progress_bar
 
+from internvl.atomic import write_json
 from internvl.data.encode import SampleEncoder
 from internvl.data.loader import TileShare, TrainLoader, build_train_loader
 from internvl.data.meta import load_meta
@@ -25,8 +26,8 @@ from internvl.errors import InternVLError
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.grid import Grid, build_grid
 from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, is_restart, read_rank_env
-from internvl.parallel.roll_call import name_silent_ranks
-from internvl.parallel.row import SHARED_ATTENTION, SharedRow, register_shared_attention
+from internvl.parallel.rank_watchdog import name_silent_ranks
+from internvl.parallel.shared_row import SHARED_ATTENTION, SharedRow, register_shared_attention
 from internvl.train.arguments import (
     Arguments,
     DataTrainingArguments,
@@ -38,23 +39,23 @@ from internvl.train.arguments import (
     ulysses_degree_of,
     validate_arguments,
 )
-from internvl.train.checkpointing import find_resume_checkpoint
-from internvl.train.memory import KeepAttention, keep_freed_memory, tile_mlps
+from internvl.train.checkpoint.writing import find_resume_checkpoint
+from internvl.train.memory_savings import KeepAttention, keep_freed_memory, tile_mlps
 from internvl.train.model_loading import load_training_model, load_training_tokenizer
-from internvl.train.preemption import EXIT_FAILED_TWICE, EXIT_PREEMPTED, StopAtStepEnd, StopRequest, listen_for_stop
-from internvl.train.run_record import (
+from internvl.train.run.preemption import EXIT_FAILED_TWICE, EXIT_PREEMPTED, StopAtStepEnd, StopRequest, listen_for_stop
+from internvl.train.run.record import (
     RUN_FILE,
     SUMMARY_FILE,
     describe_run,
     fingerprint_data,
     name_device,
+    to_json,
     warn_of_changed_data,
-    write_json_atomically,
 )
-from internvl.train.run_state import RepeatedFailure, RunJournal, RunState, read_run_state
+from internvl.train.run.state import RepeatedFailure, RunJournal, RunState, read_run_state
+from internvl.train.run.utilisation import Workload, find_peak_tflops
 from internvl.train.trainable import select_trainable
 from internvl.train.trainer import LossOptions, V2PETrainer
-from internvl.train.utilisation import Workload, find_peak_tflops
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def _record_run(arguments: Arguments, *, env: RankEnv, checkpoint: str | None, a
         warn_of_changed_data(Path(checkpoint).parent, data)
     device = name_device(use_cpu=training.use_cpu)
     run = describe_run(arguments._asdict(), env=env, data=data, device=device, attempt=attempt)
-    write_json_atomically(Path(training.output_dir, RUN_FILE), run)
+    write_json(Path(training.output_dir, RUN_FILE), run, default=to_json)
 
 
 def _run_attempt(
@@ -183,7 +184,7 @@ def _summarise(trainer: V2PETrainer, status: Literal["finished", "preempted"]) -
     for line in summary.describe():
         logger.info("%s", line)
     if trainer.args.should_save:
-        write_json_atomically(Path(str(trainer.args.output_dir), SUMMARY_FILE), summary.to_json())
+        write_json(Path(str(trainer.args.output_dir), SUMMARY_FILE), summary.to_json(), default=to_json)
 
 
 def _begin_attempt(training: Namespace) -> RunState:

@@ -29,40 +29,18 @@ from accelerate.utils import DummyOptim, gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer
 
+from internvl.atomic import write_json
+from internvl.data.cursor import merge_positions
 from internvl.data.loader import Batch, TrainLoader
-from internvl.data.position import merge_positions
 from internvl.model.constants import IGNORE_INDEX
 from internvl.model.loss import LossReduction, build_loss_weight
 from internvl.model.modeling_internvl_chat import InternVLChatModel
-from internvl.parallel.row import SharedRow
+from internvl.parallel.shared_row import SharedRow
 from internvl.parallel.vision import agree_on_batches
 from internvl.train.arguments import TrainingArguments
 from internvl.train.bad_steps import MicroBatch, NonFiniteStep, StepInProgress, find_cause, poison
-from internvl.train.checkpointing import (
-    POSITION_FILE,
-    explain_failed_write,
-    list_files,
-    publish_checkpoint,
-    read_position,
-    remove_partial_saves,
-    replace_files,
-    rotate_checkpoints,
-    staging_folder,
-    write_json,
-)
-from internvl.train.counts import Counts, RowStatistics, RunTotals
-from internvl.train.document_loss import DocumentLoss
-from internvl.train.generators import GeneratorStates
-from internvl.train.liger import liger_cross_entropy
-from internvl.train.metrics import (
-    StepReport,
-    Stopwatch,
-    describe_sources,
-    describe_window,
-    measure_peak_memory,
-)
-from internvl.train.parameter_groups import LearningRates, build_parameter_groups
-from internvl.train.resharding import (
+from internvl.train.checkpoint.generators import GeneratorStates
+from internvl.train.checkpoint.resharding import (
     accept_universal_copy,
     check_engine,
     find_slices,
@@ -70,9 +48,31 @@ from internvl.train.resharding import (
     restore_settings,
     write_universal_copy,
 )
-from internvl.train.run_record import RunSummary
+from internvl.train.checkpoint.writing import (
+    POSITION_FILE,
+    explain_failed_write,
+    list_files,
+    publish_checkpoint,
+    read_position,
+    remove_partial_saves,
+    replace_model_files,
+    rotate_checkpoints,
+    staging_folder,
+)
+from internvl.train.document_loss import DocumentLoss
+from internvl.train.liger import liger_cross_entropy
+from internvl.train.parameter_groups import LearningRates, build_parameter_groups
+from internvl.train.run.counts import Counts, RowStatistics, RunTotals
+from internvl.train.run.metrics import (
+    StepReport,
+    Stopwatch,
+    describe_sources,
+    describe_window,
+    measure_peak_memory,
+)
+from internvl.train.run.record import RunSummary
+from internvl.train.run.utilisation import Workload
 from internvl.train.trainable import merge_lora
-from internvl.train.utilisation import Workload
 
 logger = logging.getLogger(__name__)
 
@@ -265,7 +265,7 @@ class V2PETrainer(Trainer):
             positions = gather_object([self.loader.state_dict(at)])
             self._collect_counts()
             if self.args.should_save:
-                write_json(folder / POSITION_FILE, merge_positions(positions))
+                write_json(folder / POSITION_FILE, merge_positions(positions), indent=None)
                 write_json(folder / TOTALS_FILE, self.totals.to_json(more_seconds=self.stopwatch.elapsed()))
             # Each rank has passed the gathering above, so its files are written; a node's first rank sees all of them.
             listings = gather_object([list_files(folder) if self.args.local_process_index == 0 else {}])
@@ -564,7 +564,7 @@ class V2PETrainer(Trainer):
         self._weight_names = set(state) - set(model.all_tied_weights_keys)
         if folder == self._run_folder:
             state = merge_lora(state)
-        with explain_failed_write(self._run_folder), replace_files(folder) as staging:
+        with explain_failed_write(self._run_folder), replace_model_files(folder) as staging:
             model.save_pretrained(staging, state_dict=state)
             self.tokenizer.save_pretrained(staging)
             for companion in self.companions:

@@ -15,7 +15,7 @@
 # GPUs of 40 GB: the same, by the estimate. --offload_activations and --mlp_tile_tokens are for longer rows.
 #
 # Estimate for H100 80 GB, computed, not measured (400 of 989 TFLOP/s assumed, messages not overlapped):
-#   python -m internvl.tools.plan --model InternVL2-2B --max_packed_tokens 262144 --tiles 1024 --gpus 32 \
+#   python -m internvl.plan --model InternVL2-2B --max_packed_tokens 262144 --tiles 1024 --gpus 32 \
 #       --zero_stage 1 --grad_checkpoint True --chunk_num 8 --keep_attention True --vit_batch_size 16
 #   28.2 GiB a GPU with 8 GiB reserve: fits; 11.2 s a step, 93,925 tokens/s
 set -eu

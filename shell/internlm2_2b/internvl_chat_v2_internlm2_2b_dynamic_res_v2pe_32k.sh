@@ -8,7 +8,7 @@
 # this one with other variables and flags.
 #
 # Estimate for H100 80 GB, computed, not measured (400 of 989 TFLOP/s assumed, messages not overlapped):
-#   python -m internvl.tools.plan --model InternVL2-2B --max_packed_tokens 34000 --tiles 132 --gpus 32 --zero_stage 3 \
+#   python -m internvl.plan --model InternVL2-2B --max_packed_tokens 34000 --tiles 132 --gpus 32 --zero_stage 3 \
 #       --grad_checkpoint True
 #   25.8 GiB a GPU with 8 GiB reserve: fits; 3.6 s a step, 300,564 tokens/s
 set -eu

@@ -11,7 +11,7 @@
 # The output folder holds merged weights at the end; python -m internvl.tools.merge_lora merges a checkpoint on the way.
 #
 # Estimate for a GPU of 24 GB, computed, not measured (80 TFLOP/s assumed):
-#   python -m internvl.tools.plan --model InternVL2-2B --max_packed_tokens 34000 --tiles 132 --gpus 1 --zero_stage 1 \
+#   python -m internvl.plan --model InternVL2-2B --max_packed_tokens 34000 --tiles 132 --gpus 1 --zero_stage 1 \
 #       --grad_checkpoint True --vit_batch_size 16 --freeze_backbone True --use_llm_lora 16 --gpu_memory_gib 24 \
 #       --tflops 80
 #   21.0 GiB a GPU with 8 GiB reserve: fits; 11.8 s a step, 2,886 tokens/s

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from internvl.data import encode
 from internvl.data.encode import document_generator, neutralise_special_tokens
-from internvl.data.media import load_image
 from internvl.data.meta import SourceSpec
 from internvl.data.records import parse_record
+from internvl.data.storage.media import load_image
 from internvl.data.tiling import count_tiles, split_into_tiles
 from internvl.data.transform import build_transform
 from internvl.errors import ConfigError, DataError

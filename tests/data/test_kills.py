@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from internvl.data.cursor import merge_positions
 from internvl.data.loader import build_train_loader
 from internvl.data.packing import PackingLimits
-from internvl.data.position import merge_positions
 
 NUM_STEPS = 200
 KILLS = (37, 90, 161)  # steps

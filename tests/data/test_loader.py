@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from internvl.data.cursor import merge_positions
 from internvl.data.loader import TileShare, build_train_loader
 from internvl.data.packing import PackingLimits
-from internvl.data.position import merge_positions
 from internvl.errors import ConfigError, DataError
 from internvl.parallel.vision import split_tiles
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from internvl.infer.context_parallel import build_context_parallel
 from internvl.parallel.grid import build_grid
 from internvl.parallel.launch import finish_distributed, init_distributed, read_rank_env
-from internvl.parallel.row import SHARED_ATTENTION, SharedRow, register_shared_attention
+from internvl.parallel.shared_row import SHARED_ATTENTION, SharedRow, register_shared_attention
 from internvl.parallel.vision import split_tiles
 from tests.model.test_language_models import NEVER, build
 from tests.model.tiny import document

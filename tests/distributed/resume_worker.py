@@ -27,7 +27,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from internvl.errors import CheckpointError
 from internvl.parallel.launch import finish_distributed
 from internvl.train.internvl_chat_finetune import run_training
-from internvl.train.preemption import EXIT_PREEMPTED
+from internvl.train.run.preemption import EXIT_PREEMPTED
 from internvl.train.trainer import V2PETrainer
 
 STEP_FAULTS = ("raise", "kill", "term", "full", "slow", "hang", "gone")

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from internvl.parallel.launch import init_distributed, read_rank_env
-from internvl.parallel.roll_call import name_silent_ranks
+from internvl.parallel.rank_watchdog import name_silent_ranks
 
 if __name__ == "__main__":
     logging.basicConfig()

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from internvl.parallel.launch import find_free_port
-from internvl.train.preemption import EXIT_PREEMPTED
-from internvl.train.run_state import read_run_state
+from internvl.train.run.preemption import EXIT_PREEMPTED
+from internvl.train.run.state import read_run_state
 from tests.train.tiny_run import ENTRY, clean_environment, flags
 
 NUM_RANKS = 2

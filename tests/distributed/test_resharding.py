@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from internvl.train.resharding import find_slices
+from internvl.train.checkpoint.resharding import find_slices
 from tests.distributed.test_resume import LORA, read_curve
 from tests.distributed.test_training import zero_config
 from tests.train.tiny_run import flags, launch, tail

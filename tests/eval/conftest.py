@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.core.predictions import PredictionStore
 from eval.core.sample import Prediction
-from eval.core.store import PredictionStore
 from eval.tasks.registry import find_task
 
 _spec = importlib.util.spec_from_file_location("tiny_checkpoint", Path(__file__).parents[1] / "infer" / "conftest.py")

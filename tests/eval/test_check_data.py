@@ -5,7 +5,7 @@ import json
 import pytest
 
 from eval.check_data import check_task, main, skip_missing
-from eval.options import RunOptions
+from eval.run.options import RunOptions
 from eval.tasks.registry import find_task
 from internvl.errors import DataError, EvalError
 from tests.eval import published

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from eval.core.store import make_fingerprint
+from eval.core.predictions import make_fingerprint
+from eval.report.summary import write_summary
 from eval.score import main, score_folder, score_run
-from eval.summary import write_summary
 
 CHOICE, COUNT = "mm_niah/reasoning-image-test", "mm_niah/counting-text-test"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.run import main
+from eval.run.__main__ import main
 from eval.tasks.registry import select_tasks
 from tests.eval.published import write_all, write_pope, write_scienceqa
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from internvl.build.tiny_tokenizer import train_tokenizer
 from internvl.infer.session import Session
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.synth.miniature.tiny_tokenizer import train_tokenizer
 
 VOCAB_SIZE = 512
 LLM_CONFIG = {

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from internvl.errors import ConfigError
 from internvl.infer.context_parallel import ContextParallel, ShardedCache, build_context_parallel, split_images
 from internvl.infer.session import Session
-from internvl.parallel.partial import count_shard_tokens
+from internvl.parallel.cached_attention import count_shard_tokens
 from tests.model.test_language_models import NEVER, build
 from tests.model.tiny import VISUAL, document
 

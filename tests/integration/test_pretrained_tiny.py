@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from internvl.build.charts import draw_chart, make_chart
-from internvl.build.vocabulary import SHORT_ANSWER_SENTENCE
 from internvl.infer.session import Session
+from internvl.synth.miniature.charts import draw_chart, make_chart
+from internvl.synth.miniature.vocabulary import SHORT_ANSWER_SENTENCE
 
 FOLDER = Path(__file__).parents[2] / "pretrained" / "InternVL2-Tiny"
 

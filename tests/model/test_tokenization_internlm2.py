@@ -9,11 +9,11 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from internvl.build.tiny_tokenizer import ADDED_TOKENS, train_tokenizer
 from internvl.model.constants import SPECIAL_TOKENS
 from internvl.model.conversation import get_conversation
 from internvl.model.registration import load_tokenizer
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer, write_chat_template
+from internvl.synth.miniature.tiny_tokenizer import ADDED_TOKENS, train_tokenizer
 
 VOCAB_SIZE = 512
 META_SPACE = "\u2581"  # sentencepiece's own sign for a space; it comes back as a space

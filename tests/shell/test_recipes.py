@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from internvl.tools.plan.__main__ import build_parser, build_setting
-from internvl.tools.plan.search import GIB, make_plan
-from internvl.tools.plan.setting import Setting
-from internvl.tools.plan.sizes import read_sizes
+from internvl.plan.__main__ import build_parser, build_setting
+from internvl.plan.search import GIB, make_plan
+from internvl.plan.setting import Setting
+from internvl.plan.sizes import read_sizes
 from internvl.train.arguments import Arguments, parse_arguments
 from tests.train.test_shell import REPOSITORY, SHELL, dry_run, run, split_command
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from internvl.train.run_state import RunState, read_run_state
+from internvl.train.run.state import RunState, read_run_state
 from tests.slurm.cluster import PARTITION, Cluster
 from tests.train.tiny_run import REPOSITORY, clean_environment
 

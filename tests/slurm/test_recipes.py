@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from safetensors import safe_open
 
-from internvl.train.run_state import read_run_state
+from internvl.train.run.state import read_run_state
 from tests.slurm.benchmark import run_script, write_benchmark
 from tests.slurm.cluster import PARTITION
 from tests.slurm.job import SHELL, settings, wait_for_end, wait_until

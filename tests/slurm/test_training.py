@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from internvl.train.run_state import RunState, read_run_state
+from internvl.train.run.state import RunState, read_run_state
 from tests.slurm.job import NUM_STEPS, PRETRAIN, SHELL, Job, settings
 
 pytestmark = pytest.mark.slow  # minutes on two cores

@@ -10,7 +10,7 @@ from eval.convert.mmmu import convert as convert_mmmu
 from eval.convert.mmmu import main as mmmu
 from eval.convert.videomme import main as videomme
 from eval.tasks.registry import find_task
-from internvl.data.media import load_image
+from internvl.data.storage.media import load_image
 from internvl.errors import DataError
 from tests.eval.published import write_mmmu_parquet, write_video
 

@@ -4,6 +4,7 @@ import io
 import os
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -191,7 +192,10 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
             raise OSError(28, os.strerror(28))
 
     path = write_tar(tmp_path / "a.tar.gz")
-    monkeypatch.setattr("eval.convert.files.open_new", lambda path: Full())
+    open_file = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, mode="r", **kwargs: Full() if mode == "wb" else open_file(path, mode, **kwargs)
+    )
     with pytest.raises(EvalError, match=r"cannot write .*No space left on device.*free space"):
         unpack([path], tmp_path / "out")
     assert not read_folder(tmp_path / "out")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.core.runner import Job, check_jobs, run_jobs
+from eval.core.predictions import PredictionStore
 from eval.core.sample import Prediction
 from eval.core.scoring import write_scores
-from eval.core.store import PredictionStore
+from eval.run.queue import Job, check_jobs, run_jobs
 from eval.tasks.registry import find_task
 
 

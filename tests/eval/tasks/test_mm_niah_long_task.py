@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from eval.run import main
+from eval.run.__main__ import main
+from eval.run.teacher_forcing import TeacherForcing
 from eval.tasks.mm_niah_long import FAMILY, LENGTHS, summarise, write_gold
 from eval.tasks.registry import find_task, select_tasks
-from eval.teacher_forcing import TeacherForcing
 from internvl.errors import ConfigError, EvalError
 from internvl.infer.session import Session
 from tests.eval.published import write_mm_niah, write_mm_niah_long

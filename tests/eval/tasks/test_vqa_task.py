@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from eval.core.annotation import find_annotation
+from eval.core.records import find_annotation
 from eval.tasks.chartqa import summarise
 from eval.tasks.registry import find_task, select_tasks, summarise_groups
 from internvl.errors import DataError, EvalError

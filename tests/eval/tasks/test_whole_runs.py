@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from eval.report import main as report
-from eval.run import main
+from eval.report.__main__ import main as report
+from eval.run.__main__ import main
 from eval.score import main as score
 
 TASKS = ("mmbench/dev-en", "vqa/docvqa-test", "mmmu/val", "mvbench/episodic_reasoning")
@@ -64,7 +64,7 @@ def test_a_changed_answer_file_is_another_setting(arguments, data_root, capsys):
 
 
 def test_a_missing_file_of_answers_ends_the_run_before_the_model_is_loaded(arguments, data_root, capsys, monkeypatch):
-    monkeypatch.setattr("eval.answering.Session", None)
+    monkeypatch.setattr("eval.run.answering.Session", None)
     data_root.write_lines("okvqa/okvqa_val.jsonl", [{"image": "data/docvqa/1.png", "question": "q", "question_id": 1}])
     arguments[3] = "vqa/okvqa-val"
     assert main(arguments) == 2

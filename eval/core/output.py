@@ -1,0 +1,33 @@
+"""Result files: written whole, and a disk that is full or read-only becomes an error for users."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from internvl.atomic import open_atomically
+from internvl.errors import EvalError
+
+
+@contextmanager
+def open_result(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write into; it takes its name when the block ends well and is removed when an error ends it.
+
+    Raises:
+        EvalError: The file cannot be written (disk full, no permission).
+    """
+    try:
+        with open_atomically(path) as file:
+            yield file
+    except OSError as error:
+        raise EvalError(f"cannot write {path}: {error}; free space or choose another --out") from error
+
+
+def write_result(path: Path, content: str | bytes) -> None:
+    """Write a whole file; text as UTF-8.
+
+    Raises:
+        EvalError: The file cannot be written.
+    """
+    with open_result(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)

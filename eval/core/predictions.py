@@ -1,0 +1,241 @@
+"""Predictions on disk: appended as they come, safe against being killed, never mixed between settings.
+
+    FOLDER/settings.json             what the predictions were made with
+    FOLDER/parts/RANK-of-WORLD.jsonl one line per answer, appended and flushed at once
+    FOLDER/predictions.jsonl         all of them, once each, in the order of the samples; exists when the task is done
+
+Any later run reads every part, whatever its rank and world size were, and asks only what is not answered yet. A failed
+sample has a line, too; when it is tried again, the new line goes behind it and counts instead.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from eval.core.output import write_result
+from eval.core.sample import Prediction, Sample
+from internvl.errors import EvalError
+
+logger = logging.getLogger(__name__)
+
+
+def make_fingerprint(settings: Mapping[str, Any]) -> str:
+    """Short hash of settings, equal exactly when they are equal."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class PredictionStore:
+    """The predictions of one task under one setting.
+
+    Args:
+        folder: Folder of the task's results.
+        settings: Everything that an answer depends on, as JSON values.
+        info: Facts for readers that an answer does not depend on (paths).
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], info: Mapping[str, Any] | None = None):
+        self.folder = folder
+        self.settings = dict(settings)
+        self.info = dict(info or {})
+        self.fingerprint = make_fingerprint(self.settings)
+
+    @property
+    def merged_path(self) -> Path:
+        """The finished predictions file."""
+        return self.folder / "predictions.jsonl"
+
+    def check(self) -> None:
+        """Refuse a folder that holds predictions made with other settings. Changes nothing.
+
+        Raises:
+            EvalError: Names every difference.
+        """
+        if not self._holds_predictions():
+            return
+        saved = self._read_settings()
+        names = sorted(saved.keys() | self.settings.keys())
+        differences = [
+            f"{name}: saved {saved.get(name)!r}, asked {self.settings.get(name)!r}"
+            for name in names
+            if saved.get(name) != self.settings.get(name)
+        ]
+        if differences:
+            raise EvalError(
+                f"{self.folder} holds predictions made with other settings ({'; '.join(differences)}); "
+                "choose another --out, or pass --overwrite to throw them away"
+            )
+
+    def prepare(self, *, overwrite: bool = False) -> None:
+        """Make the folder ready for appending: one process calls this, before any other reads or writes.
+
+        Unfinished last lines, which a killed run leaves behind, are cut off.
+        """
+        if overwrite or not self._holds_predictions():
+            for path in [*self._list_parts(), self.merged_path]:
+                path.unlink(missing_ok=True)
+        for path in self._list_parts():
+            _cut_unfinished_line(path)
+        content = {"fingerprint": self.fingerprint, "settings": self.settings, "info": self.info}
+        write_result(self.folder / "settings.json", json.dumps(content, indent=2) + "\n")
+        (self.folder / "parts").mkdir(exist_ok=True)
+
+    def read(self) -> dict[str, Prediction]:
+        """All predictions so far by id; unfinished last lines are ignored.
+
+        Of several lines of one sample the one that did not fail counts.
+
+        Raises:
+            EvalError: A broken line, one made with other settings, or an id that was answered twice.
+        """
+        predictions: dict[str, Prediction] = {}
+        for path in self._list_parts():
+            for number, record in _read_lines(path):
+                if record.get("fingerprint") != self.fingerprint:
+                    raise EvalError(f"{path} line {number} was made with other settings; pass --overwrite")
+                prediction = Prediction.from_record(record)
+                earlier = predictions.get(prediction.id)
+                if earlier is not None and prediction.failure is not None:
+                    continue
+                if earlier is not None and earlier.failure is None:
+                    raise EvalError(
+                        f"{path} line {number}: sample {prediction.id!r} was answered twice (did two runs write to "
+                        f"{self.folder} at the same time?); delete one of the lines, or pass --overwrite"
+                    )
+                predictions[prediction.id] = prediction
+        return predictions
+
+    def open_part(self, rank: int, world_size: int, *, member: int = 0) -> "PartWriter":
+        """Append to the file of one rank, or of a further process of its group; it is made with the first line."""
+        suffix = f"-{member}" if member else ""
+        return PartWriter(self.folder / "parts" / f"{rank:04d}-of-{world_size:04d}{suffix}.jsonl", self.fingerprint)
+
+    def merge(self, samples: Sequence[Sample]) -> list[Prediction]:
+        """Write `predictions.jsonl`: every sample exactly once, in order.
+
+        Raises:
+            EvalError: Samples without an answer.
+        """
+        predictions = self.read()
+        missing = [sample.id for sample in samples if sample.id not in predictions]
+        if missing:
+            raise EvalError(
+                f"{self.folder}: {len(missing)} of {len(samples)} samples have no answer (first: {missing[:3]}); "
+                "start the same command again to continue"
+            )
+        merged = [predictions[sample.id] for sample in samples]
+        lines = (json.dumps(prediction.to_record()) + "\n" for prediction in merged)
+        write_result(self.merged_path, "".join(lines))
+        return merged
+
+    def _list_parts(self) -> list[Path]:
+        return sorted((self.folder / "parts").glob("*-of-*.jsonl"))
+
+    def _holds_predictions(self) -> bool:
+        return self.merged_path.exists() or any(True for path in self._list_parts() for _ in _read_lines(path))
+
+    def _read_settings(self) -> dict[str, Any]:
+        return read_settings(self.folder)["settings"]
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """`settings.json` of a result folder: fingerprint, settings, info.
+
+    Raises:
+        EvalError: It is missing or broken.
+    """
+    path = folder / "settings.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content["settings"], dict):
+            raise TypeError("'settings' is no object")
+        return content
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvalError(
+            f"{path} says what the predictions beside it were made with, but cannot be read ({error}); "
+            "choose another --out, or pass --overwrite"
+        ) from error
+
+
+def read_merged(folder: Path) -> list[Prediction]:
+    """The finished predictions of a result folder.
+
+    Raises:
+        EvalError: The file is missing, cut off or broken.
+    """
+    path = folder / "predictions.jsonl"
+    if not path.is_file():
+        raise EvalError(f"{path} not found; the task is not finished: start the same eval.run command again")
+    if not path.read_bytes().endswith(b"\n"):
+        raise EvalError(f"{path} is empty or ends in the middle of a line; start the same eval.run command again")
+    return [Prediction.from_record(record) for _, record in _read_lines(path)]
+
+
+class PartWriter:
+    """Appends predictions to one file, each line on disk before the next question is asked."""
+
+    def __init__(self, path: Path, fingerprint: str):
+        self.path = path
+        self._fingerprint = fingerprint
+        self._file: io.FileIO | None = None
+
+    def append(self, prediction: Prediction) -> None:
+        """Write one line. One that cannot be written whole is taken back, so that the file still ends with a whole one.
+
+        Raises:
+            EvalError: The line cannot be written (disk full, no permission).
+        """
+        line = json.dumps({**prediction.to_record(), "fingerprint": self._fingerprint}).encode() + b"\n"
+        try:
+            if self._file is None:
+                self._file = io.FileIO(self.path, "a")
+            _write_whole(self._file, line)
+        except OSError as error:
+            raise EvalError(
+                f"cannot write {self.path}: {error}; what was answered before is kept: free space and start the same "
+                "command again to continue"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _write_whole(file: io.FileIO, line: bytes) -> None:
+    """Append all of `line`, or nothing. Raises OSError."""
+    end = file.seek(0, os.SEEK_END)
+    num_written = 0
+    try:
+        while num_written < len(line):  # a disk that fills up takes a part first
+            num_written += file.write(line[num_written:]) or 0
+    except OSError:
+        with suppress(OSError):
+            file.truncate(end)
+        raise
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, record) of every finished line."""
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except ValueError as error:
+            raise EvalError(f"{path} line {number} is broken ({error}); delete the line and start again") from error
+        if not isinstance(record, dict):
+            raise EvalError(f"{path} line {number} is no JSON object; delete the line and start again")
+        yield number, record
+
+
+def _cut_unfinished_line(path: Path) -> None:
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        logger.warning("%s: the last line is unfinished (%d bytes) and is dropped", path, len(content) - end)
+        with path.open("r+b") as file:
+            file.truncate(end)

@@ -1,0 +1,267 @@
+"""Plots: accuracy by needle depth and context length, by context length, and by stride.
+
+Each is a PNG file for a folder of results, or SVG text for a page: text and axes of the SVG take the colour of the text
+around them, so that it reads on light and dark pages. Figures are drawn on matplotlib's own canvases; no global state
+of pyplot is touched.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib import colormaps
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from eval.core.output import write_result
+from eval.metrics.estimate import wilson_interval
+from eval.report.tables import ALL_LENGTHS, label_length, label_setting
+
+INK = "#1b1c1d"  # text and axes; `currentColor` in SVG, so no data may have this colour
+EMPTY_COLOR = "#d4d4d4"
+HEATMAP_NAME = "heatmap.png"
+LENGTH_PLOT_NAME = "accuracy_by_length.png"
+_COLORS = ("#3b82f6", "#f97316", "#16a34a", "#d946ef", "#e11d48", "#0891b2", "#a16207", "#7c3aed", "#65a30d", "#64748b")
+_LINES = ("-", "--", ":", "-.")
+
+
+def draw_heatmap(
+    grid: Mapping[str, Any], *, title: str, xlabel: str = "context length in tokens (left edge of bin)"
+) -> Figure:
+    """Accuracy by depth (rows, start of the context on top) and length (columns); cells without samples are grey.
+
+    Args:
+        grid: `lengths`, `depths`, and `score_sums` and `counts` as (length, depth) tables.
+        title: Title.
+        xlabel: What `lengths` are.
+    """
+    used = [index for index, counts in enumerate(grid["counts"]) if any(counts)]
+    columns = range(used[0], used[-1] + 1)
+    depths = range(len(grid["depths"]))
+    figure, axes = _make_axes(max(3.5, 1.2 + 0.45 * len(columns)), title, height=2.9)
+    axes.patch.set_alpha(1)
+    axes.set_facecolor(EMPTY_COLOR)
+    nan = float("nan")
+    image = [
+        [grid["score_sums"][c][r] / grid["counts"][c][r] if grid["counts"][c][r] else nan for c in columns]
+        for r in depths
+    ]
+    mesh = axes.pcolormesh(image, vmin=0, vmax=1, cmap="RdYlGn", edgecolors="face", linewidth=0.4)
+    axes.invert_yaxis()
+    for row, values in enumerate(image):
+        for column, value in enumerate(values):
+            count = grid["counts"][columns[column]][row]
+            text = f"{value:.2f}\nn {count}" if count else "-"
+            color = "white" if count and abs(value - 0.5) > 0.38 else "black"
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=color)
+    axes.set_xticks([place + 0.5 for place in range(len(columns))], [grid["lengths"][c] for c in columns], fontsize=8)
+    axes.set_yticks([row + 0.5 for row in depths], [f"{depth:.1f}" for depth in grid["depths"]])
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("needle depth (left edge)")
+    bar = figure.colorbar(mesh, ax=axes)
+    bar.ax.tick_params(colors=INK)
+    return figure
+
+
+def draw_length_plot(series: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str) -> Figure:
+    """Accuracy by length, one line per setting with its 95 % interval (Wilson); chance is dashed.
+
+    Args:
+        series: Setting -> rows of `low`, `high`, `score`, `count`, `chance`.
+        title: Title.
+    """
+    lengths = {(row["low"] or 0): label_length(row["low"], row["high"]) for rows in series.values() for row in rows}
+    places = {low: place for place, low in enumerate(sorted(lengths))}
+    figure, axes = _make_axes(max(6.5, 3.5 + 0.7 * len(places)), title)
+    for index, (label, rows) in enumerate(series.items()):
+        x = [places[row["low"] or 0] for row in rows]
+        low, high = zip(*(wilson_interval(row["score"], row["count"]) for row in rows), strict=True)
+        _draw_line(axes, index, label, x, [row["score"] for row in rows], low, high)
+    chances = {places[row["low"] or 0]: row["chance"] for rows in series.values() for row in rows}
+    if all(chance is not None for chance in chances.values()):
+        axes.plot(sorted(chances), [chances[x] for x in sorted(chances)], "--", color=INK, linewidth=1, label="chance")
+    axes.set_xticks(range(len(places)), [lengths[low] for low in sorted(lengths)])
+    axes.set_xlabel("context length in tokens")
+    return _finish_accuracy(figure, axes)
+
+
+def draw_band_plot(
+    series: Mapping[str, Mapping[str, tuple[float, float, float]]], *, labels: Sequence[str], title: str, xlabel: str
+) -> Figure:
+    """Accuracy by length with intervals that the caller knows, one line per setting.
+
+    Args:
+        series: Setting -> label of a length -> `(accuracy, low, high)`.
+        labels: Of the axis, in order.
+        title: Title.
+        xlabel: What the lengths are.
+    """
+    figure, axes = _make_axes(max(6.5, 3.5 + 0.7 * len(labels)), title)
+    for index, (name, points) in enumerate(series.items()):
+        y, low, high = zip(*points.values(), strict=True)
+        _draw_line(axes, index, name, [labels.index(label) for label in points], y, low, high)
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_xlabel(xlabel)
+    return _finish_accuracy(figure, axes)
+
+
+def draw_band_panels(
+    panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float, float]]]],
+    *,
+    labels: Sequence[str],
+    title: str,
+    xlabel: str,
+    columns: int = 3,
+) -> Figure:
+    """`draw_band_plot` in small multiples that share axes and legend.
+
+    Args:
+        panels: Title of a panel -> setting -> label of a length -> `(accuracy, low, high)`. A setting has the same
+            colour in all panels.
+        labels: Of the x axis, in order.
+        title: Title of the whole.
+        xlabel: What the lengths are.
+        columns: Panels side by side.
+    """
+    columns = min(columns, len(panels))
+    num_rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(1.5 + 2.6 * columns, 0.8 + 2.2 * num_rows), layout="constrained")
+    grid = figure.subplots(num_rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    settings = list(dict.fromkeys(name for series in panels.values() for name in series))
+    handles: dict[str, Artist] = {}
+    for axes, (panel, series) in zip(grid, panels.items(), strict=False):
+        _dress_axes(axes, panel)
+        for name, points in series.items():
+            y, low, high = zip(*points.values(), strict=True)
+            x = [labels.index(label) for label in points]
+            handles[name] = _draw_line(axes, settings.index(name), name, x, y, low, high)
+        axes.set_xticks(range(len(labels)), labels, fontsize=8)
+        axes.set_ylim(-0.03, 1.03)
+        axes.grid(alpha=0.25)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    for axes in grid[max(0, len(panels) - columns) : len(panels)]:  # the last one of every column
+        axes.tick_params(labelbottom=True)
+    figure.suptitle(title, fontsize=10, color=INK)
+    figure.supxlabel(xlabel, fontsize=9, color=INK)
+    figure.supylabel("accuracy", fontsize=9, color=INK)
+    figure.legend(
+        [handles[name] for name in settings], settings, loc="outside right upper", fontsize=8, framealpha=0,
+        labelcolor=INK,
+    )  # fmt: skip
+    return figure
+
+
+def draw_stride_plot(
+    series: Mapping[str, Sequence[tuple[float, float, int]]], *, title: str, baselines: Mapping[str, float]
+) -> Figure:
+    """Accuracy by stride, one line per context length; the 95 % interval (Wilson) of all lengths.
+
+    Args:
+        series: Length label (or `all`) -> `(stride, score, count)`.
+        title: Title.
+        baselines: Setting without a stride -> score over all lengths, dotted.
+    """
+    strides = sorted({stride for rows in series.values() for stride, _, _ in rows})
+    places = {stride: place for place, stride in enumerate(strides)}
+    figure, axes = _make_axes(max(5.5, 3.0 + 0.7 * len(strides)), title)
+    for index, (label, rows) in enumerate(series.items()):
+        rows = sorted(rows)
+        x, y = [places[stride] for stride, _, _ in rows], [score for _, score, _ in rows]
+        if label == ALL_LENGTHS:
+            low, high = zip(*(wilson_interval(score, count) for _, score, count in rows), strict=True)
+            axes.fill_between(x, low, high, color=INK, alpha=0.15, linewidth=0)
+            axes.plot(x, y, marker="o", color=INK, linewidth=2.5, label=label)
+        else:
+            color = colormaps["plasma"](0.15 + 0.7 * index / max(1, len(series) - 1))
+            axes.plot(x, y, marker="o", markersize=4, color=color, linewidth=1.2, label=label)
+    for index, (label, score) in enumerate(baselines.items()):
+        axes.axhline(score, linestyle=_LINES[(2 + index) % len(_LINES)], color=INK, linewidth=1, label=label)
+    axes.set_xticks(range(len(strides)), [format_stride(stride) for stride in strides])
+    axes.set_xlabel("stride (positions that one tile spans)")
+    return _finish_accuracy(figure, axes)
+
+
+def format_stride(stride: float) -> str:
+    """`64`, `1/16`, `0.3`."""
+    if stride < 1 and (1 / stride).is_integer():
+        return f"1/{1 / stride:.0f}"
+    return f"{stride:g}"
+
+
+def write_task_plots(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write the plots of one task beside its scores.json, as far as its aggregation gives the numbers."""
+    numbers = result["results"][result["protocol"]]
+    title = f"{result['task']}, {label_setting(result)}"
+    if "by_depth_and_length" in numbers:
+        write_result(folder / HEATMAP_NAME, encode_png(draw_heatmap(numbers["by_depth_and_length"], title=title)))
+    if numbers.get("by_length"):
+        plot = draw_length_plot({label_setting(result): numbers["by_length"]}, title=title)
+        write_result(folder / LENGTH_PLOT_NAME, encode_png(plot))
+
+
+def encode_png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
+def encode_svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element for a page: no background, text and axes in `currentColor`, equal every time."""
+    buffer = io.BytesIO()
+    figure.patch.set_alpha(0)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "plot"}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = buffer.getvalue().decode()
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r' id="[\w.]+_\d+"', "", text)  # names of groups, the same in every figure
+    return text.replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui, sans-serif")
+
+
+def _make_axes(width: float, title: str, *, height: float = 3.6) -> tuple[Figure, Axes]:
+    """Axes in ink; sizes in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    _dress_axes(axes, title)
+    return figure, axes
+
+
+def _dress_axes(axes: Axes, title: str) -> None:
+    axes.patch.set_alpha(0)
+    axes.set_title(title.replace("$", r"\$"), fontsize=9, color=INK)
+    axes.tick_params(colors=INK)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    for spine in axes.spines.values():
+        spine.set_color(INK)
+
+
+def _draw_line(
+    axes: Axes,
+    index: int,
+    label: str,
+    x: Sequence[float],
+    y: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+) -> Artist:
+    color = _COLORS[index % len(_COLORS)]
+    style = _LINES[index // len(_COLORS) % len(_LINES)]
+    (line,) = axes.plot(x, y, style, marker="o", markersize=4, color=color, label=label.replace("$", r"\$"))
+    axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    return line
+
+
+def _finish_accuracy(figure: Figure, axes: Axes) -> Figure:
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_ylabel("accuracy")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, framealpha=0, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.02))
+    return figure

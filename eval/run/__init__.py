@@ -1,0 +1,1 @@
+"""One evaluation run: from options to predictions."""

@@ -1,0 +1,1 @@
+"""Files as they lie: pictures, archives, URLs, indexes, annotation files."""

@@ -1,0 +1,230 @@
+"""Annotation files in all their forms, as lines of json that can be read in any order.
+
+    .jsonl      read where it lies
+    .jsonl.gz   unpacked once
+    .json       one array of records; its elements are written as lines once
+    .parquet    the columns that a record has (`RECORD_KEYS`) are written as lines once
+
+A packed or columnar file gives no cheap access to single rows: a gzip stream has to be unpacked from its beginning on,
+and a shuffled epoch would read a parquet row group per record. So these are turned into jsonl once, in the cache
+folder (`internvl.data.storage.cache`), piece by piece in bounded memory; what is left is one form and one index. The
+price is disk space, about the size of the unpacked file.
+"""
+
+import gzip
+import json
+import os
+import re
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from internvl.data.storage.cache import cache_folder, name_cached_file, note_unwritable, stamp_file, write_cached_file
+from internvl.data.storage.index import LineFile
+from internvl.errors import ConfigError, MissingDependencyError
+
+RECORD_KEYS = ("conversations", "image", "video", "clip")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+
+_END = b" \t\t \n"  # closes a converted file: a blank line, which one that was cut short or damaged does not end in
+_CHUNK = 1 << 20  # bytes
+_TEXT_CHUNK = 1 << 16  # characters; what is left of it is copied for every element
+_LONGEST_ATOM = 16  # characters of a json text that make no sense alone, such as a half-read \\uD83D or -Infinity
+_PARQUET_ROWS = 256  # held at a time
+_BLANK = re.compile(r"[ \t\r\n]*")
+_TO_ONE_LINE = str.maketrans("\r\n", "  ")
+
+
+class AnnotationFile:
+    """The rows of an annotation file as json text, by number.
+
+    Args:
+        path: A file that ends in one of `SUFFIXES`.
+
+    Raises:
+        ConfigError: It cannot be read, or is no file of its kind.
+        MissingDependencyError: It is a parquet file and pyarrow is not installed.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._temporary: Any = None
+        read = _find_reader(path)
+        self._lines = LineFile(path if read is None else self._convert_once(read))
+
+    def _convert_once(self, read: "_Reader") -> Path:
+        """The file of lines: the cached one, a new one, or a temporary one where nothing can be cached."""
+        try:
+            stamp = stamp_file(self.path)
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
+        converted = name_cached_file(stamp, "annotations-1")
+        if _is_whole(converted):
+            return converted
+        try:
+            with write_cached_file(converted) as file:
+                _write_lines(file, self.path, read)
+                file.flush()
+                # The original's time: copies that processes make at the same time are one version.
+                os.utime(file.fileno(), ns=(stamp.mtime_ns, stamp.mtime_ns))
+            return converted
+        except OSError as error:
+            note_unwritable(cache_folder(), error.strerror or str(error))
+        self._temporary = tempfile.NamedTemporaryFile(suffix=".jsonl")  # noqa: SIM115 (lives as long as this object)
+        _write_lines(self._temporary, self.path, read)
+        self._temporary.flush()
+        return Path(self._temporary.name)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, row: int) -> bytes:
+        """The json text of one row.
+
+        Raises:
+            IndexError: There is no such row.
+            ConfigError: The file was changed since it was opened.
+        """
+        return self._lines[row]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_temporary": None}  # which the process that made it keeps
+
+
+_Reader = Callable[[Path], Iterator[bytes]]
+
+
+def _find_reader(path: Path) -> _Reader | None:
+    """What turns a file into lines; None if it has lines already."""
+    name = path.name.lower()
+    readers = {".jsonl.gz": _read_gzip, ".json": _read_array, ".parquet": _read_parquet}
+    return next((read for suffix, read in readers.items() if name.endswith(suffix)), None)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(_END), os.SEEK_END)
+            return file.read() == _END
+    except OSError:  # also of a file shorter than that
+        return False
+
+
+def _write_lines(file: IO[bytes], path: Path, read: _Reader) -> None:
+    """Write what `read` gives.
+
+    Raises:
+        ConfigError: The original cannot be read.
+        OSError: `file` cannot be written.
+    """
+    pieces = read(path)
+    while True:
+        try:
+            piece = next(pieces, None)
+        except (OSError, EOFError, zlib.error, ValueError) as error:
+            raise _unreadable(path, error) from error
+        if piece is None:
+            break
+        file.write(piece)
+    file.write(b"\n" + _END)
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"annotation {path} cannot be read: {error}; correct or replace the file")
+
+
+def _read_gzip(path: Path) -> Iterator[bytes]:
+    with gzip.open(path) as file:
+        while piece := file.read(_CHUNK):
+            yield piece
+
+
+def _read_array(path: Path) -> Iterator[bytes]:
+    """The elements of a json array, a line each; one element and a chunk are in memory at a time."""
+    decoder = json.JSONDecoder()
+    with path.open(encoding="utf-8-sig") as file:
+        text = _skip_blank(file, "")
+        if not text.startswith("["):
+            hint = "; files with a record per line end in .jsonl" if text.startswith("{") else ""
+            raise ValueError(f"got {text[:1] or 'nothing'!r} at its beginning, expected [, a json array{hint}")
+        text = _skip_blank(file, text[1:])
+        number = 0
+        while not text.startswith("]"):
+            if number:
+                if not text.startswith(","):
+                    raise ValueError(f"got {text[:20]!r} behind element {number - 1}, expected a comma or ]")
+                text = _skip_blank(file, text[1:])
+            element, text = _take_element(file, text, decoder, number)
+            yield element.translate(_TO_ONE_LINE).encode() + b"\n"
+            text = _skip_blank(file, text)
+            number += 1
+        if _skip_blank(file, text[1:]):
+            raise ValueError("something stands behind the closing ], expected nothing")
+
+
+def _skip_blank(file: Any, text: str) -> str:
+    """`text` without the blanks at its beginning, read on if nothing else is left; empty at the end of the file."""
+    while True:
+        match = _BLANK.match(text)
+        text = text[match.end() :] if match else text
+        if text:
+            return text
+        text = file.read(_TEXT_CHUNK)
+        if not text:
+            return ""
+
+
+def _take_element(file: Any, text: str, decoder: json.JSONDecoder, number: int) -> tuple[str, str]:
+    """(json text of the element that `text` begins with, what follows it)."""
+    while True:
+        cause = "the file ends too early"
+        try:
+            _, stop = decoder.raw_decode(text)
+            if stop < len(text):  # a number that ends with the text may go on
+                return text[:stop], text[stop:]
+        except json.JSONDecodeError as error:
+            cause = str(error)
+            if not _may_go_on(error, text):
+                break
+        except RecursionError as error:
+            cause = str(error)
+            break
+        more = file.read(max(_TEXT_CHUNK, len(text)))  # doubled, so that long elements are not scanned over and over
+        if not more:
+            break
+        text += more
+    raise ValueError(f"element {number} of the array is no json: {cause}")
+
+
+def _may_go_on(error: json.JSONDecodeError, text: str) -> bool:
+    """Whether the cause of an error may be that `text` was not read to its end."""
+    return error.msg.startswith("Unterminated string") or error.pos >= len(text) - _LONGEST_ATOM
+
+
+def _read_parquet(path: Path) -> Iterator[bytes]:
+    """The columns of records, a row a line."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise MissingDependencyError(f"annotation {path} is a parquet file: pip install pyarrow") from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = [name for name in RECORD_KEYS if name in file.schema_arrow.names]
+            if "conversations" not in columns:
+                found = ", ".join(file.schema_arrow.names)
+                raise ValueError(f"it has the columns {found}, expected a column 'conversations'")
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
+                for row in batch.to_pylist():
+                    yield json.dumps(row, ensure_ascii=False, default=_refuse_value).encode() + b"\n"
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from error
+
+
+def _refuse_value(value: object) -> None:
+    raise ValueError(
+        f"a cell holds a value of type {type(value).__name__}, expected text, numbers and lists (pictures are given "
+        "as paths or URLs, not as bytes)"
+    )

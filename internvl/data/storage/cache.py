@@ -1,0 +1,101 @@
+"""Files that are made from data and can be made again: indexes, unpacked annotations, downloads.
+
+They lie in one folder and never beside the data: `$INTERNVL_CACHE`, else `$XDG_CACHE_HOME/internvl`, else
+`~/.cache/internvl` (a user without a home gets a temporary folder). It may be deleted whenever nothing runs.
+
+A file is written under a temporary name and renamed when it is complete, so processes that make the same file at the
+same time do not disturb each other, and a reader finds a whole file or none. Names hold a digest of the path that a
+file was made from and one of that file's size and time, so a changed original is never taken for the old one; what
+was made from older versions is removed.
+"""
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from internvl.atomic import open_atomically
+
+logger = logging.getLogger(__name__)
+
+
+class FileStamp(NamedTuple):
+    """One version of a file.
+
+    Attributes:
+        path: Absolute path.
+        num_bytes: Its size.
+        mtime_ns: When it was last written.
+    """
+
+    path: str
+    num_bytes: int
+    mtime_ns: int
+
+
+def stamp_file(path: str | Path) -> FileStamp:
+    """The present version of a file.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    status = os.stat(path)
+    return FileStamp(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+
+
+def cache_folder() -> Path:
+    """The folder of everything that is cached (it need not exist)."""
+    if own := os.environ.get("INTERNVL_CACHE"):
+        return Path(own)
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared, "internvl")
+    try:
+        return Path.home() / ".cache/internvl"
+    except RuntimeError:  # containers run under users that the system does not know
+        return Path(tempfile.gettempdir(), f"internvl-{os.getuid()}")
+
+
+def name_cached_file(stamp: FileStamp, kind: str) -> Path:
+    """Where the file of one kind that is made from one version of a file is cached.
+
+    Args:
+        stamp: The original.
+        kind: Subfolder, also the format: `lines-1` and `lines-2` do not meet.
+    """
+    origin = hashlib.sha256(os.fsencode(stamp.path)).hexdigest()[:24]
+    version = hashlib.sha256(f"{stamp.num_bytes} {stamp.mtime_ns}".encode()).hexdigest()[:12]
+    return cache_folder() / kind / f"{origin}-{version}"
+
+
+@contextmanager
+def write_cached_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that appears whole or not at all; files of older versions of its original are removed.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    with open_atomically(path) as file:
+        os.fchmod(file.fileno(), 0o644)  # others may share the folder
+        yield file
+    origin, dash, _ = path.name.partition("-")
+    if dash:
+        for older in path.parent.glob(f"{origin}-*"):
+            if older.name != path.name:
+                with suppress(OSError):
+                    older.unlink()
+
+
+@lru_cache(maxsize=64)
+def note_unwritable(folder: Path, cause: str) -> None:
+    """Say once that the cache cannot be used."""
+    logger.warning(
+        "cache folder %s cannot be written (%s); going on without it, which takes time at every start. Set "
+        "INTERNVL_CACHE to a folder that can be written",
+        folder,
+        cause,
+    )

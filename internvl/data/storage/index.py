@@ -1,0 +1,175 @@
+"""Where things begin in a large file: found once, then mapped into memory.
+
+An index is a table of int64 numbers that follows from the content of a file: the borders of its lines, the places of
+an archive's members. Finding them reads the whole file; the result is kept in the cache folder and mapped from there,
+so that a second opening reads a few megabytes at most, and memory is the page cache's, shared by all processes.
+
+    cached file    | magic, size and time of the original, shape, crc32 | int64 values, row by row |
+
+A cached file that was cut short, damaged, or made for another version of the original is made anew. Where the cache
+folder cannot be written the table stays in memory.
+"""
+
+import logging
+import os
+import struct
+import zlib
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from internvl.data.storage.cache import (
+    FileStamp,
+    cache_folder,
+    name_cached_file,
+    note_unwritable,
+    stamp_file,
+    write_cached_file,
+)
+from internvl.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_HEADER = struct.Struct("<8sqqqqI20x")  # magic, size, time, rows, columns, crc32
+_MAGIC = b"INVLIDX1"
+_CHUNK = 1 << 20  # bytes
+_LOG_FROM_BYTES = 1 << 30  # indexing files from this size on takes seconds
+
+
+def load_index(stamp: FileStamp, kind: str, build: Callable[[], np.ndarray]) -> np.ndarray:
+    """The index of a file, from the cache if it is there.
+
+    Args:
+        stamp: The file.
+        kind: What the index is of; names its subfolder in the cache.
+        build: Makes the index: a two-dimensional array of int64.
+
+    Returns:
+        The same array, mapped into memory where the cache can be used.
+    """
+    path = name_cached_file(stamp, kind)
+    cached = _map_table(path, stamp)
+    if cached is not None:
+        return cached
+    if stamp.num_bytes >= _LOG_FROM_BYTES:
+        logger.info("indexing %s (%.1f GB), once", stamp.path, stamp.num_bytes / 1e9)
+    table = np.ascontiguousarray(build(), dtype=np.int64)
+    try:
+        _write_table(path, stamp, table)
+    except OSError as error:
+        note_unwritable(cache_folder(), error.strerror or str(error))
+        return table
+    cached = _map_table(path, stamp)
+    return table if cached is None else cached
+
+
+def _write_table(path: Path, stamp: FileStamp, table: np.ndarray) -> None:
+    rows, columns = table.shape
+    with write_cached_file(path) as file:
+        checksum = zlib.crc32(table.data) if table.size else 0
+        file.write(_HEADER.pack(_MAGIC, stamp.num_bytes, stamp.mtime_ns, rows, columns, checksum))
+        table.tofile(file)
+
+
+def _map_table(path: Path, stamp: FileStamp) -> np.ndarray | None:
+    """The table that a file holds; None if it is missing, damaged or about another version."""
+    try:
+        with path.open("rb") as file:
+            magic, num_bytes, mtime_ns, rows, columns, checksum = _HEADER.unpack(file.read(_HEADER.size))
+            if (magic, num_bytes, mtime_ns) != (_MAGIC, stamp.num_bytes, stamp.mtime_ns) or min(rows, columns) < 0:
+                return None
+            if os.fstat(file.fileno()).st_size != _HEADER.size + 8 * rows * columns:
+                return None
+            found = 0
+            while chunk := file.read(_CHUNK):  # read, not mapped: pages that are mapped count as memory in use
+                found = zlib.crc32(chunk, found)
+            if found != checksum:
+                return None
+            if not rows * columns:
+                return np.empty((rows, columns), dtype=np.int64)
+            return np.memmap(file, dtype=np.int64, mode="r", offset=_HEADER.size, shape=(rows, columns))
+    except (OSError, ValueError, struct.error):
+        return None
+
+
+class LineFile:
+    """The lines of a text file, by number; blank lines do not count.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._descriptor: int | None = None
+        self._open_index()
+
+    def _open_index(self) -> None:
+        try:
+            self._stamp = stamp_file(self.path)
+            self._borders = load_index(self._stamp, "lines-1", lambda: find_lines(self.path))
+        except OSError as error:
+            raise ConfigError(f"annotation {self.path} cannot be read: {error}; correct it in the meta file") from None
+
+    def __len__(self) -> int:
+        return len(self._borders) - 1
+
+    def __getitem__(self, number: int) -> bytes:
+        """One line; blank lines behind it may hang on.
+
+        Raises:
+            IndexError: There is no such line.
+            ConfigError: The file was changed since it was indexed.
+            OSError: It is out of reach.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"line {number} of {self.path} is wanted, it has {len(self)}")
+        if self._descriptor is None:
+            self._descriptor = self._open_unchanged()
+        start, stop = int(self._borders[number, 0]), int(self._borders[number + 1, 0])
+        return os.pread(self._descriptor, stop - start, start)  # no shared cursor: safe in forked workers
+
+    def _open_unchanged(self) -> int:
+        descriptor = os.open(self.path, os.O_RDONLY)
+        status = os.fstat(descriptor)
+        if (status.st_size, status.st_mtime_ns) != self._stamp[1:]:
+            os.close(descriptor)
+            raise ConfigError(f"annotation {self.path} was changed while it was in use; start again")
+        return descriptor
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to this process; a mapped table would be copied whole."""
+        return {"path": self.path, "stamp": self._stamp}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path, self._descriptor = state["path"], None
+        self._open_index()
+        if self._stamp != state["stamp"]:
+            raise ConfigError(f"annotation {self.path} was changed while it was in use; start again")
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            os.close(self._descriptor)  # type: ignore[arg-type]
+
+
+def find_lines(path: str | Path) -> np.ndarray:
+    """(lines + 1, 1) int64: where each line that is not blank begins, then the file's end.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    starts = array("q")
+    position = 0
+    with open(path, "rb") as file:
+        for line in file:
+            if not line.isspace():
+                starts.append(position)
+            position += len(line)
+    starts.append(position)
+    return np.frombuffer(starts, dtype=np.int64).reshape(-1, 1)

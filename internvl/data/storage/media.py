@@ -1,0 +1,193 @@
+"""Pictures: where they are, how large they are, what they show.
+
+A picture or video is a file, a member of an archive (`images.zip/a.jpg`), or a URL; `open_media` opens all of them.
+`read_image_size` reads a header, `load_image` decodes. Neither applies the EXIF orientation, so both always agree (as
+does the public implementation). A file that ends early is an error, never a half-grey picture.
+"""
+
+import os
+import posixpath
+import stat
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from internvl.data.storage.archives import open_member, split_member
+from internvl.data.storage.cache import FileStamp
+from internvl.data.storage.remote import check_scheme, fetch_file, find_scheme, is_web, name_url
+from internvl.errors import DataError
+
+MediaPath = str | Path  # a file, a member of an archive, or a URL (text)
+
+# What pillow raises for files that are missing, cut short, damaged or larger than its decompression-bomb limit. Some
+# plugins raise RuntimeError (AVIF) or NotImplementedError (DDS), or ask for as much memory as a damaged header says.
+_IMAGE_ERRORS = (
+    OSError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_MODES_WITHOUT_RANGE = ("I", "F")  # 32-bit pixels: nothing says which value is white
+
+
+def resolve_image_path(
+    image: str,
+    *,
+    root: MediaPath,
+    root2: MediaPath | None = None,
+    http_root: Path | None = None,
+    is_multi_image: bool = False,
+) -> MediaPath:
+    """Find what a record's `image` or `video` entry means.
+
+    Args:
+        image: Path (absolute, or relative to the root) or URL.
+        root: What relative paths are below: a folder, an archive, a folder in an archive, or a URL.
+        root2: Used instead of `root` for records with several images.
+        http_root: Folder in which files of `http(s)://` URLs may be stored under the sha256 of the URL, in hex; one
+            that is not there is fetched.
+        is_multi_image: Whether the record has a list of images.
+
+    Raises:
+        DataError: A relative path that leads out of the root, or a URL of an unknown kind.
+    """
+    scheme = find_scheme(image)
+    if scheme is not None:
+        check_scheme(image)
+        stored = http_root / name_url(image) if is_web(scheme) and http_root is not None else None
+        return image if stored is None or not stored.exists() else stored
+    base = root2 if is_multi_image and root2 is not None else root
+    if posixpath.normpath(image).split("/")[0] == "..":
+        raise DataError(
+            f"{image!r:.200} leads out of its root {base}; correct it, or set the data set's root to the folder above",
+            kind="path",
+        )
+    if isinstance(base, str) and find_scheme(base) is not None and not image.startswith("/"):
+        return f"{base.rstrip('/')}/{posixpath.normpath(image)}"
+    return Path(base) / image
+
+
+def stamp_media(path: MediaPath) -> FileStamp:
+    """The present version of a picture or video: its path, and size and time of the file that holds it.
+
+    Raises:
+        OSError: It does not exist, or is no regular file.
+        DataError: It cannot be fetched, or its archive cannot be read.
+    """
+    local = find_local(path)
+    try:
+        status = os.stat(local)
+    except (FileNotFoundError, NotADirectoryError):
+        member = split_member(local)
+        if member is None:
+            raise
+        status = os.stat(member.archive)
+    if not stat.S_ISREG(status.st_mode):  # a pipe or a device might never end
+        raise OSError("it is no regular file")
+    return FileStamp(os.fspath(path), status.st_size, status.st_mtime_ns)
+
+
+def open_media(path: MediaPath) -> BinaryIO:
+    """Open a picture or video for reading.
+
+    Raises:
+        OSError: It does not exist.
+        DataError: It cannot be fetched, or its archive cannot be read.
+    """
+    local = find_local(path)
+    try:
+        return open(local, "rb")
+    except (FileNotFoundError, NotADirectoryError):
+        member = split_member(local)
+        if member is None:
+            raise
+    return open_member(member)
+
+
+def find_local(path: MediaPath) -> str:
+    """The path on this machine, of a copy where `path` is a URL."""
+    text = os.fspath(path)
+    return text if find_scheme(text) is None else os.fspath(fetch_file(text))
+
+
+def read_image_size(path: MediaPath) -> tuple[int, int]:
+    """(width, height) in pixels from the file's header, as stored (EXIF orientation not applied).
+
+    A file that has not changed since it was last read is not opened again.
+
+    Raises:
+        DataError: The file is missing, empty or no image.
+    """
+    with _image_errors(path):
+        return _read_header(stamp_media(path))
+
+
+@lru_cache(maxsize=2**16)
+def _read_header(stamp: FileStamp) -> tuple[int, int]:
+    """Size of one version of a picture."""
+    with open_media(stamp.path) as file, Image.open(file) as image:
+        _check_header(stamp.path, image)
+        return image.size
+
+
+def load_image(path: MediaPath) -> Image.Image:
+    """Decode a picture (the first frame) to RGB, as stored (EXIF orientation not applied).
+
+    Transparency is dropped: what is shown is the colour that stands behind it. 16-bit grey becomes the upper 8 bits.
+
+    Raises:
+        DataError: The file is missing, empty, no picture, damaged, cut short, too large (pillow's limit against
+            decompression bombs), or has 32-bit pixels.
+    """
+    with _image_errors(path):
+        stamp_media(path)  # refuses what is no file
+        with open_media(path) as file, Image.open(file) as image:
+            _check_header(path, image)
+            image.load()
+            return _to_rgb(image)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # pillow would show all but the darkest 256 of 65,536 levels as white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the way that pillow asks for
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _check_header(path: MediaPath, image: Image.Image) -> None:
+    width, height = image.size
+    if min(width, height) < 1:
+        got, expected = f"the size {width} x {height}", "at least 1 x 1"
+    elif image.mode in _MODES_WITHOUT_RANGE:
+        got, expected = f"pixels of 32 bits (mode {image.mode})", "8 or 16 bits"
+    else:
+        return
+    raise DataError(f"image {path} has {got}, expected {expected}; replace the file", kind="image")
+
+
+@contextmanager
+def _image_errors(path: MediaPath) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        message = f"image {path} not found; check the data set's root in the meta file"
+        raise DataError(message, kind="missing") from None
+    except _IMAGE_ERRORS as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        cause = "it is no picture of a kind that pillow knows" if unknown else str(error) or type(error).__name__
+        message = f"image {path} cannot be read: {cause}; replace the file or remove its record"
+        raise DataError(message, kind="image") from error

@@ -1,0 +1,112 @@
+"""Estimate a job before it starts: memory of a GPU by item, work, messages, time; what to change if it does not fit.
+
+    python -m internvl.plan --model InternVL2-2B --max_packed_tokens 32768 --tiles 64 --gpus 8
+    python -m internvl.plan --model InternVL2-2B --max_packed_tokens 262144 --tiles 512 --gpus 32 \\
+        --chunk_num 8 --zero_stage 1 --grad_checkpoint True --vit_batch_size 16
+    python -m internvl.plan --model InternVL2-8B --use_llm_lora 16 --freeze_backbone True --gpus 1
+    python -m internvl.plan --model InternVL2-2B --mode infer --max_packed_tokens 1048576 --tiles 2048 \\
+        --gpus 8 --chunk_num 8 --prefill_chunk_size 65536
+    python -m internvl.plan --table > table.md
+
+Everything is computed from sizes (formulas: memory.py, cost.py), nothing is measured. Flags have the names
+that training knows. `--tflops`, `--bandwidth_gbs` and `--reserve_gib` are assumptions about the machine.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from internvl.errors import InternVLError
+from internvl.model.caches import KV_CACHES
+from internvl.plan.published import PUBLISHED
+from internvl.plan.report import describe_plan, format_advice, format_plan, format_table
+from internvl.plan.search import find_changes, find_gpus, make_plan
+from internvl.plan.setting import Setting
+from internvl.plan.sizes import Trained, read_sizes
+
+
+def _read_switch(text: str) -> bool:
+    if text.lower() in ("true", "yes", "1"):
+        return True
+    if text.lower() in ("false", "no", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r}: expected True or False")
+
+
+_CHOICES = {"mode": ("train", "infer"), "dtype": ("bfloat16", "float32"), "kv_cache": KV_CACHES}
+
+
+def _read_attributes(record: type) -> dict[str, str]:
+    """The `Attributes:` section of a docstring, as {name: description}."""
+    lines = (record.__doc__ or "").partition("Attributes:")[2].strip().splitlines()
+    pairs = (line.strip().split(": ", 1) for line in lines if ": " in line)
+    return {name: text.rstrip(".") for name, text in pairs}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: an option per field of `Setting` and of `Trained`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m internvl.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--model", default="InternVL2-2B", help=f"checkpoint folder, config.json, or one of {', '.join(PUBLISHED)}"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON; sizes in bytes, times in seconds")
+    parser.add_argument("--table", action="store_true", help="print the table of docs/long_context.md (Markdown)")
+    for record in (Setting, Trained):
+        texts = _read_attributes(record)
+        for f in fields(record):
+            if f.name == "trained":
+                continue
+            default: Any = f.default
+            kind: Any = _read_switch if isinstance(default, bool) else int if default is None else type(default)
+            text = f"{texts.get(f.name, 'as of training')} (default: {'all' if default is None else default})"
+            switch: dict[str, Any] = {"nargs": "?", "const": True} if isinstance(default, bool) else {}
+            parser.add_argument(
+                f"--{f.name}", type=kind, default=default, choices=_CHOICES.get(f.name), help=text, **switch
+            )
+    return parser
+
+
+def build_setting(arguments: argparse.Namespace) -> Setting:
+    """The setting that the command line asks for.
+
+    Raises:
+        ConfigError: A flag is out of range, or contradicts another.
+        ParallelError: GPUs, `chunk_num` and `ulysses_degree` do not fit.
+    """
+    trained = Trained(**{f.name: getattr(arguments, f.name) for f in fields(Trained)})
+    own = {f.name: getattr(arguments, f.name) for f in fields(Setting) if f.name != "trained"}
+    return Setting(**own, trained=trained)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns 0 if the job fits, 1 if not, 2 for wrong flags."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        setting = build_setting(arguments)
+        if arguments.table:
+            sys.stdout.write(format_table(setting) + "\n")
+            return 0
+        plan = make_plan(read_sizes(arguments.model), setting)
+        plans = [] if plan.fits else find_changes(plan.model, setting)
+        larger = find_gpus(plan.model, setting) if not plan.fits and not plans else None
+    except InternVLError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    if arguments.json:
+        sys.stdout.write(json.dumps(describe_plan(plan, plans, larger), indent=2) + "\n")
+    else:
+        text = format_plan(plan) + ("" if plan.fits else "\n" + format_advice(plan, plans, larger))
+        sys.stdout.write(text + "\n")
+    return 0 if plan.fits else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

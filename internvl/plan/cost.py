@@ -1,0 +1,278 @@
+"""Work, messages and time of a step, from sizes and flags.
+
+A multiplication and an addition are two FLOPs. Per token a matrix costs 2 FLOPs per weight in the forward pass, as much
+for the gradient of its input and as much for its own gradient, each only where it is needed. A step is one row per
+group of `chunk_num` ranks.
+"""
+
+from dataclasses import dataclass
+
+from internvl.parallel.ulysses import kv_repeats
+from internvl.plan.memory import decoder_activations, vision_activations
+from internvl.plan.setting import Setting
+from internvl.plan.sizes import ModelSizes, Trained, count_parameters
+
+# FLOPs of attention's backward pass over those of its forward pass: gradients take four products to its two; flash
+# kernels make the scores anew (FlashAttention-2, Dao, arXiv:2307.08691, section 4.1).
+_ATTENTION_GRADIENT, _FLASH_GRADIENT = 2.0, 2.5
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of a row.
+
+    Attributes:
+        model: What the mathematics needs; model FLOPs utilisation (MFU) counts these.
+        executed: What is computed, recomputation included.
+        items: `executed`, by part.
+    """
+
+    model: float
+    executed: float
+    items: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RowContent:
+    """What of a row (or of several, added up) decides how much work it is.
+
+    Attributes:
+        tokens: Tokens.
+        pairs: Query-key pairs of causal attention: n (n + 1) / 2 of every document of n tokens, added up.
+        targets: Tokens that are trained on; they meet the output layer.
+        tiles: Tiles.
+    """
+
+    tokens: float
+    pairs: float
+    targets: float
+    tiles: float
+
+
+@dataclass(frozen=True)
+class CostPlan:
+    """Predicted work and time of a step (of a prefill when answering).
+
+    Attributes:
+        flops_step: FLOPs of all GPUs.
+        flops_rank: FLOPs of a GPU.
+        model_flops_step: FLOPs of all GPUs without recomputation.
+        flops_items: FLOPs of a row by part.
+        sent: Bytes that a rank sends, by purpose; of the ring the rank that sends most.
+        compute_s: Seconds of `flops_rank` at the given rate.
+        communication_s: Seconds of `sent` at the given rate.
+        offloading_s: Seconds of what goes to main memory and back, at the given rate; the optimiser's work is left out.
+        tokens_step: Tokens of all rows of the step.
+    """
+
+    flops_step: float
+    flops_rank: float
+    model_flops_step: float
+    flops_items: dict[str, float]
+    sent: dict[str, float]
+    compute_s: float
+    communication_s: float
+    offloading_s: float
+    tokens_step: int
+
+    @property
+    def step_s(self) -> float:
+        """Seconds if nothing overlaps; at best it is the largest of the three."""
+        return self.compute_s + self.communication_s + self.offloading_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of all GPUs per second, if nothing overlaps."""
+        return self.tokens_step / self.step_s
+
+
+def count_pairs(length: int, documents: int) -> float:
+    """Query-key pairs of a row of equal documents: n (n + 1) / 2 in each."""
+    each = length / documents
+    return documents * each * (each + 1) / 2
+
+
+def decoder_flops(model: ModelSizes, setting: Setting) -> tuple[float, float]:
+    """Forward FLOPs of all layers for a row: (matrices 2 N sum(in out), attention 4 Q pairs)."""
+    return _decoder_flops(model, describe_row(setting))
+
+
+def describe_row(setting: Setting) -> RowContent:
+    """The row that a setting asks for: full, of documents of equal length."""
+    tokens = setting.max_packed_tokens
+    return RowContent(tokens, count_pairs(tokens, setting.documents), tokens * setting.supervised, setting.tiles)
+
+
+def _decoder_flops(model: ModelSizes, row: RowContent) -> tuple[float, float]:
+    decoder = model.decoder
+    matrices = 2 * row.tokens * sum(linear.matrix for linear in decoder.linears)
+    attention = 4 * decoder.query_width * row.pairs
+    return decoder.num_layers * matrices, decoder.num_layers * attention
+
+
+def vision_flops(model: ModelSizes, setting: Setting) -> tuple[float, float]:
+    """Forward FLOPs of a row's tiles: (the tower's, the projector's).
+
+    Per tile of t = patches + 1 tokens: patches 2 * 3 P^2 H each, layers 2 t sum(in out) + 4 t^2 H.
+    """
+    return _vision_flops(model, describe_row(setting))
+
+
+def _vision_flops(model: ModelSizes, row: RowContent) -> tuple[float, float]:
+    vision = model.vision
+    tokens = vision.num_patches + 1
+    layer = 2 * tokens * sum(linear.matrix for linear in vision.linears) + 4 * tokens**2 * vision.hidden_size
+    patches = 2 * vision.num_patches * 3 * vision.patch_size**2 * vision.hidden_size
+    projector = 2 * model.num_image_token * sum(linear.matrix for linear in model.projector_linears)
+    return row.tiles * (patches + vision.num_layers * layer), row.tiles * projector
+
+
+def count_model_flops(model: ModelSizes, trained: Trained, row: RowContent) -> dict[str, float]:
+    """FLOPs that training on a row needs, by part: forward and those gradients that are used, nothing twice."""
+    matrices, attention = _decoder_flops(model, row)
+    tower, projector = _vision_flops(model, row)
+    head = 2.0 * row.targets * model.decoder.table
+    enters = trained.decoder_has_gradient
+    num_graded, num_trained = (n / model.vision.num_layers for n in trained.count_vit_layers(model.vision.num_layers))
+    return {
+        "decoder": matrices * (1 + enters + trained.llm),
+        "attention": attention * (1 + _ATTENTION_GRADIENT * enters),
+        "output layer": head * (1 + enters + trained.head),
+        "vision": tower * (1 + num_graded + num_trained)
+        + projector * (1 + trained.vision_has_gradient + (not trained.freeze_mlp)),
+    }
+
+
+def training_work(model: ModelSizes, setting: Setting) -> Work:
+    """FLOPs of a row in training: forward, needed gradients, recomputation.
+
+    Recomputation: decoder layers once with `grad_checkpoint` (attention not with `keep_attention`); the tower once with
+    either of `grad_checkpoint` and `vit_batch_size`, twice with both, as one is inside the other.
+    """
+    trained = setting.trained
+    matrices, attention = decoder_flops(model, setting)
+    tower, _ = vision_flops(model, setting)
+    enters = trained.decoder_has_gradient
+    num_graded = trained.count_vit_layers(model.vision.num_layers)[0] / model.vision.num_layers
+    needed = count_model_flops(model, trained, describe_row(setting))
+    again = dict.fromkeys(needed, 0.0)
+    again["attention"] += attention * enters * (_FLASH_GRADIENT - _ATTENTION_GRADIENT)
+    if setting.grad_checkpoint and enters:
+        again["decoder"] += matrices
+        again["attention"] += 0 if setting.keep_attention else attention
+    times = setting.grad_checkpoint + (setting.vit_batch_size is not None)
+    again["vision"] += tower * num_graded * times
+    model_flops = sum(needed.values())
+    return Work(model_flops, model_flops + sum(again.values()), {name: needed[name] + again[name] for name in needed})
+
+
+def prefill_work(model: ModelSizes, setting: Setting) -> Work:
+    """FLOPs of a prompt: the forward pass; the output layer sees its last token only."""
+    matrices, attention = decoder_flops(model, setting)
+    items = {
+        "decoder": matrices,
+        "attention": attention,
+        "output layer": 2.0 * model.decoder.table,
+        "vision": sum(vision_flops(model, setting)),
+    }
+    return Work(sum(items.values()), sum(items.values()), items)
+
+
+def ring_rows(length: int, ring_size: int) -> tuple[float, float]:
+    """Rows of K and V that a rank sends for one document of `length` tokens: (mean, most).
+
+    Zigzag chunks of c = length / 2R tokens. Rank s sends chunk s to every later rank and both its chunks to every
+    earlier one: c (R - 1 - s) + 2 c s. Mean 3/4 length (R - 1) / R, most length (R - 1) / R, of the last rank.
+    Several documents need no more (internvl/parallel/ring_plan.py counts them).
+    """
+    most = length * (ring_size - 1) / ring_size
+    return 0.75 * most, most
+
+
+def count_sent(model: ModelSizes, setting: Setting) -> dict[str, float]:
+    """Bytes that a rank sends in a step, by purpose (symbols as in memory.py; U: ulysses degree, R: ring size).
+
+        ring          per layer, of the rows of `ring_rows` (the rank that sends most): K and V of its heads, 2 aK / U,
+                      in the forward pass, twice that in the backward pass (K and V again, their gradients back), once
+                      more with recomputation unless attention's outputs are kept
+        ulysses       per layer and pass aN (2Q + 2K) (U - 1) / U, K repeated where U does not divide its heads;
+                      forward, backward, recomputation
+        features      at most all features of this rank's tiles, forward and backward
+        gradients     ZeRO 0: all-reduce 2 G (W - 1) / W; else reduce-scatter G (W - 1) / W, G = a x trained parameters
+        weights       ZeRO 1, 2: updated weights gathered, G (W - 1) / W; ZeRO 3: all weights gathered in the forward
+                      and in the backward pass, 2 aP (W - 1) / W, P all parameters (arXiv:1910.02054, section 7)
+
+    Answering: see `count_sent_by_prefill`.
+    """
+    if setting.mode == "infer":
+        return count_sent_by_prefill(model, setting)
+    grid, width, decoder = setting.grid, setting.width, model.decoder
+    again = setting.grad_checkpoint and setting.trained.decoder_has_gradient
+    backward = 1 if setting.trained.decoder_has_gradient else 0
+    kv = decoder.kv_width * kv_repeats(decoder.num_kv_heads, setting.ulysses_degree)
+    _, rows = ring_rows(grid.pad_length(setting.max_packed_tokens), grid.ring_size)
+    ring_passes = 1 + 2 * backward + (again and not setting.keep_attention)
+    ulysses_passes = 1 + backward + again
+    degree, share = setting.ulysses_degree, 1 - 1 / setting.chunk_num
+    features = setting.local_tiles * model.num_image_token * width * decoder.hidden_size
+    to_tiles = setting.trained.vision_has_gradient or not setting.trained.freeze_mlp
+    sent = {
+        "ring": decoder.num_layers * rows * 2 * width * kv / degree * ring_passes,
+        "ulysses": decoder.num_layers
+        * (width * setting.local_tokens * (2 * decoder.query_width + 2 * kv) * (1 - 1 / degree))
+        * ulysses_passes,
+        "features": features * share * (2 if to_tiles else 1),
+    }
+    count, others = count_parameters(model, setting.trained), 1 - 1 / setting.gpus
+    gradients, weights = width * count.trained * others, width * count.total * others
+    sent["gradients"] = gradients * (2 if setting.zero_stage == 0 else 1)
+    sent["weights"] = {0: 0.0, 1: gradients, 2: gradients, 3: 2 * weights}[setting.zero_stage]
+    return sent
+
+
+def count_sent_by_prefill(model: ModelSizes, setting: Setting) -> dict[str, float]:
+    """Bytes that a rank sends while a prompt of L tokens passes in chunks of C (internvl/parallel/cached_attention.py).
+
+    First chunk: a ring, K and V of `ring_rows` of C tokens. Later ones, per layer and token of this rank's share
+    (L - C) / P: its query to P - 1 ranks, aQ each, and from this rank partial results with log-sum-exp, float32, for as
+    many queries of others.
+    """
+    decoder, width, others = model.decoder, setting.width, setting.chunk_num - 1
+    _, rows = ring_rows(setting.first_chunk, setting.chunk_num)
+    later = (setting.max_packed_tokens - setting.first_chunk) / setting.chunk_num * others
+    features = setting.local_tiles * model.num_image_token * width * decoder.hidden_size
+    return {
+        "ring": decoder.num_layers * rows * 2 * width * decoder.kv_width,
+        "queries": decoder.num_layers * later * width * decoder.query_width,
+        "partial results": decoder.num_layers * later * 4 * (decoder.query_width + decoder.num_heads),
+        "features": features * others / setting.chunk_num,
+    }
+
+
+def count_offloaded(model: ModelSizes, setting: Setting) -> float:
+    """Bytes that go to main memory and back: activations, and for the optimiser gradients there and weights back."""
+    if setting.mode == "infer":
+        return 0.0
+    moved = 2.0 * (decoder_activations(model, setting).host + vision_activations(model, setting).host)
+    if setting.offload_optimizer:
+        count = count_parameters(model, setting.trained).trained
+        moved += 2.0 * setting.width * count / (setting.gpus if setting.zero_stage else 1)
+    return moved
+
+
+def plan_cost(model: ModelSizes, setting: Setting) -> CostPlan:
+    """Work, messages and time of a step."""
+    work = (training_work if setting.mode == "train" else prefill_work)(model, setting)
+    rows, sent = setting.grid.data_size, count_sent(model, setting)
+    flops_rank = work.executed / setting.chunk_num
+    return CostPlan(
+        flops_step=work.executed * rows,
+        flops_rank=flops_rank,
+        model_flops_step=work.model * rows,
+        flops_items=work.items,
+        sent=sent,
+        compute_s=flops_rank / (setting.tflops * 1e12),
+        communication_s=sum(sent.values()) / (setting.bandwidth_gbs * 1e9),
+        offloading_s=count_offloaded(model, setting) / (setting.offload_gbs * 1e9),
+        tokens_step=setting.max_packed_tokens * rows,
+    )

@@ -1,0 +1,159 @@
+"""Plans as text, as JSON, and as the table of docs/long_context.md."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import product
+from typing import Any
+
+from internvl.plan.search import GIB, MOST_GPUS, Plan, describe_changes, find_fastest
+from internvl.plan.setting import Setting
+from internvl.plan.sizes import read_sizes
+
+_TABLE_MODELS = ("InternVL2-2B", "InternVL2-8B")
+_TABLE_TOKENS = (32768, 131072, 262144, 1048576)
+_TABLE_GPUS = (8, 32)
+
+
+def _align(rows: Sequence[tuple[str, str]]) -> list[str]:
+    left, right = (max(len(row[i]) for row in rows) for i in (0, 1))
+    return [f"  {name:<{left}}  {value:>{right}}" for name, value in rows]
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.2f} GiB"
+
+
+def _tflop(flops: float) -> str:
+    return f"{flops / 1e12:,.1f} TFLOP"
+
+
+def format_plan(plan: Plan) -> str:
+    """The plan as aligned text."""
+    setting, memory, cost = plan.setting, plan.memory, plan.cost
+    lines = [
+        f"{plan.model.name}, {setting.mode}: rows of {setting.max_packed_tokens:,} tokens and {setting.tiles:,} tiles "
+        f"on {setting.gpus} GPUs, computed, not measured",
+        f"parameters {plan.parameters.total:,}"
+        + (f", trained {plan.parameters.trained:,}" if setting.mode == "train" else ""),
+        f"a rank holds {setting.local_tokens:,} tokens and encodes {setting.local_tiles:,} tiles",
+        "",
+        f"memory of a rank at its peak ({memory.phase})",
+        *_align(
+            [(name, _gib(size)) for name, size in memory.items.items()]
+            + [("reserve (assumed)", _gib(setting.reserve_gib * GIB)), ("sum", _gib(plan.needed))]
+            + [("GPU memory", _gib(setting.gpu_memory_gib * GIB))]
+        ),
+    ]
+    if memory.host:
+        lines += ["", f"main memory per rank for what is offloaded: {_gib(memory.host)}"]
+    step = "step" if setting.mode == "train" else "prefill"
+    lines += [
+        "",
+        f"work of a {step}",
+        *_align(
+            [(name, f"{flops / 1e12:,.1f} TFLOP a row") for name, flops in cost.flops_items.items()]
+            + [
+                ("per GPU", f"{cost.flops_rank / 1e12:,.1f} TFLOP"),
+                ("all GPUs", f"{cost.flops_step / 1e12:,.1f} TFLOP"),
+            ]
+            + [("without recomputation", f"{cost.model_flops_step / 1e12:,.1f} TFLOP")]
+        ),
+        "",
+        f"bytes that a rank sends in a {step}",
+        *_align(
+            [(name, f"{sent / 1e9:,.2f} GB") for name, sent in cost.sent.items()]
+            + [("sum", f"{sum(cost.sent.values()) / 1e9:,.2f} GB")]
+        ),
+        "",
+        f"time of a {step} at {setting.tflops:g} TFLOP/s and {setting.bandwidth_gbs:g} GB/s (assumed)",
+        *_align(
+            [
+                ("compute", f"{cost.compute_s:,.2f} s"),
+                ("messages", f"{cost.communication_s:,.2f} s"),
+                ("to main memory and back", f"{cost.offloading_s:,.2f} s"),
+                ("all overlaps", f"{max(cost.compute_s, cost.communication_s, cost.offloading_s):,.2f} s"),
+                ("nothing overlaps", f"{cost.step_s:,.2f} s"),
+            ]
+        ),
+        "",
+        "fits" if plan.fits else "DOES NOT FIT",
+    ]
+    return "\n".join(lines)
+
+
+def format_advice(plan: Plan, plans: Sequence[Plan], larger: Plan | None) -> str:
+    """What to change, smallest change first."""
+    if plans:
+        lines = ["what to change (smallest change first):"]
+        for other in plans[:3]:
+            lines.append(
+                f"  {describe_changes(plan.setting, other.setting)}: {_gib(other.needed)}, "
+                f"{other.cost.tokens_per_s:,.0f} tokens/s"
+            )
+        return "\n".join(lines)
+    if larger is None:
+        return f"no combination of flags fits, up to {MOST_GPUS} GPUs; shorten --max_packed_tokens"
+    changes = describe_changes(plan.setting, larger.setting)
+    return f"no combination of flags fits {plan.setting.gpus} GPUs; this does: {changes}: {_gib(larger.needed)}"
+
+
+def describe_plan(plan: Plan, plans: Sequence[Plan] = (), larger: Plan | None = None) -> dict[str, Any]:
+    """The plan as JSON knows it; sizes in bytes, times in seconds."""
+    record = {
+        "model": plan.model.name,
+        "measured": False,
+        "setting": asdict(plan.setting),
+        "parameters": {"total": plan.parameters.total, "trained": plan.parameters.trained},
+        "memory": {**asdict(plan.memory), "total": plan.memory.total, "with_reserve": plan.needed},
+        "cost": {**asdict(plan.cost), "step_s": plan.cost.step_s, "tokens_per_s": plan.cost.tokens_per_s},
+        "fits": plan.fits,
+    }
+    if not plan.fits:
+        found = list(plans[:3]) or ([larger] if larger else [])
+        record["changes"] = [
+            {"flags": describe_changes(plan.setting, p.setting), "with_reserve": p.needed} for p in found
+        ]
+    return record
+
+
+def format_table(setting: Setting) -> str:
+    """Markdown: the fastest setting that fits, for lengths, models and numbers of GPUs of docs/long_context.md."""
+    lines = [
+        f"Computed by `python -m internvl.plan --table`, not measured. GPUs of {setting.gpu_memory_gib:g} GiB, "
+        f"{setting.reserve_gib:g} of them reserved, {setting.tflops:g} TFLOP/s and {setting.bandwidth_gbs:g} GB/s "
+        "assumed; rows of one document, half of its tokens visual (a tile per 512 tokens), "
+        f"{setting.supervised:.0%} of the tokens supervised, all weights trained in bfloat16. Of all settings that "
+        "fit, the one with most tokens per second if messages and computing do not overlap; offloading only where "
+        "nothing else fits.",
+        "",
+        "| model | tokens | GPUs | `chunk_num` | ZeRO | recompute | `vit_batch_size` | offload | GiB per GPU "
+        "| TFLOP per GPU | GB sent | s per step | tokens/s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, tokens, gpus in product(_TABLE_MODELS, _TABLE_TOKENS, _TABLE_GPUS):
+        asked = replace(setting, max_packed_tokens=tokens, tiles=tokens // 512, gpus=gpus, chunk_num=1, zero_stage=1)
+        plan = find_fastest(read_sizes(name), asked)
+        lines.append(f"| {name} | {tokens // 1024}k | {gpus} | {_format_row(plan)} |")
+    return "\n".join(lines)
+
+
+def _format_row(plan: Plan | None) -> str:
+    if plan is None:
+        return " | ".join(["does not fit", *["-"] * 9])
+    setting, cost = plan.setting, plan.cost
+    offloaded = [
+        n.removeprefix("offload_") for n in ("offload_optimizer", "offload_activations") if getattr(setting, n)
+    ]
+    cells = [
+        str(setting.chunk_num),
+        str(setting.zero_stage),
+        "no" if not setting.grad_checkpoint else "all but attention" if setting.keep_attention else "yes",
+        str(setting.vit_batch_size or "all"),
+        ", ".join(offloaded) or "-",
+        f"{plan.needed / GIB:.0f}",
+        f"{cost.flops_rank / 1e12:,.0f}",
+        f"{sum(cost.sent.values()) / 1e9:,.0f}",
+        f"{cost.step_s:,.1f}",
+        f"{cost.tokens_per_s:,.0f}",
+    ]
+    return " | ".join(cells)

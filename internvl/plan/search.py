@@ -1,0 +1,135 @@
+"""A plan for a setting, and the settings that fit where it does not."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from typing import Any
+
+from internvl.plan.cost import CostPlan, plan_cost
+from internvl.plan.memory import MemoryPlan, plan_memory
+from internvl.plan.setting import Setting, check_setting
+from internvl.plan.sizes import ModelSizes, Parameters, count_parameters
+
+GIB = 2**30
+MOST_GPUS = 4096
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is predicted for a setting."""
+
+    model: ModelSizes
+    setting: Setting
+    parameters: Parameters
+    memory: MemoryPlan
+
+    @property
+    def cost(self) -> CostPlan:
+        """Work, messages, time."""
+        return plan_cost(self.model, self.setting)
+
+    @property
+    def needed(self) -> float:
+        """Bytes of GPU memory, reserve included."""
+        return self.memory.total + self.setting.reserve_gib * GIB
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is what a GPU has."""
+        return self.needed <= self.setting.gpu_memory_gib * GIB
+
+
+def make_plan(model: ModelSizes, setting: Setting) -> Plan:
+    """Predict memory and cost.
+
+    Raises:
+        ConfigError: The setting does not fit the model.
+        ParallelError: Heads cannot be dealt out.
+    """
+    check_setting(model, setting)
+    return Plan(model, setting, count_parameters(model, setting.trained), plan_memory(model, setting))
+
+
+def list_changes(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Every combination of flags that can only save memory, none changed first."""
+    sizes = [n for n in range(setting.chunk_num, setting.gpus + 1, setting.chunk_num) if setting.gpus % n == 0]
+    batches: list[int | None] = [setting.vit_batch_size]
+    batches += [n for n in (64, 16, 4, 1) if n < min(setting.vit_tiles, setting.vit_batch_size or setting.vit_tiles)]
+    if setting.mode == "infer":
+        prefill = [setting.prefill_chunk_size, *(n for n in (131072, 32768, 8192) if n < setting.first_chunk)]
+        choices: dict[str, Sequence[Any]] = {
+            "prefill_chunk_size": prefill,
+            "vit_batch_size": batches,
+            "chunk_num": sizes,
+        }
+    else:
+        switch = [False, True]
+        tile = setting.mlp_tile_tokens or setting.local_tokens
+        choices = {
+            "grad_checkpoint": [True] if setting.grad_checkpoint else switch,
+            "keep_attention": sorted({setting.keep_attention, False, not setting.grad_checkpoint}, reverse=True),
+            "vit_batch_size": batches,
+            "zero_stage": range(setting.zero_stage, 4),
+            "chunk_num": sizes,
+            "offload_optimizer": [True] if setting.offload_optimizer else switch,
+            "offload_activations": [True] if setting.offload_activations else switch,
+            "mlp_tile_tokens": [setting.mlp_tile_tokens, *(n for n in (4096,) if n < tile)],
+        }
+    for values in product(*choices.values()):
+        changes = dict(zip(choices, values, strict=True))
+        if setting.mode == "infer" or _is_possible(changes):
+            yield {name: value for name, value in changes.items() if value != getattr(setting, name)}
+
+
+def _is_possible(changes: dict[str, Any]) -> bool:
+    """Whether training takes these flags together (see `Setting`)."""
+    if changes["keep_attention"] and not (changes["grad_checkpoint"] and changes["chunk_num"] > 1):
+        return False
+    if changes["offload_activations"] and not changes["grad_checkpoint"]:
+        return False
+    return changes["zero_stage"] >= 2 or not changes["offload_optimizer"]
+
+
+def find_changes(model: ModelSizes, setting: Setting) -> list[Plan]:
+    """Plans that fit, the smallest change first: fewest flags, nothing offloaded, most tokens per second.
+
+    Of every set of flags the best values only, and no set that holds a smaller one that is enough.
+    """
+    best: dict[frozenset[str], tuple[tuple, Plan]] = {}
+    for changes in list_changes(setting):
+        plan = make_plan(model, replace(setting, **changes))
+        flags = frozenset(changes)
+        if not plan.fits:
+            continue
+        rank = (len(changes), "offload" in " ".join(flags), -plan.cost.tokens_per_s)
+        if flags not in best or rank < best[flags][0]:
+            best[flags] = (rank, plan)
+    smallest = [entry for flags, entry in best.items() if not any(other < flags for other in best)]
+    return [plan for _, plan in sorted(smallest, key=lambda entry: entry[0])]
+
+
+def find_fastest(model: ModelSizes, setting: Setting) -> Plan | None:
+    """The plan that fits with most tokens per second; offloading only where nothing else fits."""
+    plans = [plan for changes in list_changes(setting) if (plan := make_plan(model, replace(setting, **changes))).fits]
+
+    def rank(plan: Plan) -> tuple:
+        offloads = plan.setting.offload_optimizer + plan.setting.offload_activations
+        return (offloads, -plan.cost.tokens_per_s, plan.setting.zero_stage, plan.memory.total)
+
+    return min(plans, key=rank, default=None)
+
+
+def find_gpus(model: ModelSizes, setting: Setting) -> Plan | None:
+    """The first number of GPUs, doubling, at which something fits; None: not up to 4096."""
+    gpus = 2 * setting.gpus
+    while gpus <= MOST_GPUS:
+        if plans := find_changes(model, replace(setting, gpus=gpus)):
+            return plans[0]
+        gpus *= 2
+    return None
+
+
+def describe_changes(before: Setting, after: Setting) -> str:
+    """The flags that differ, as they are typed."""
+    names = (f.name for f in fields(Setting) if getattr(before, f.name) != getattr(after, f.name))
+    return " ".join(f"--{name} {getattr(after, name)}" for name in names)

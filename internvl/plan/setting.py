@@ -1,0 +1,155 @@
+"""What `python -m internvl.plan` is asked: the flags of a job and the machine that it shall run on."""
+
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_args
+
+from internvl.errors import ConfigError
+from internvl.model.caches import KV_CACHES
+from internvl.parallel.grid import GridShape, check_heads
+from internvl.plan.sizes import ModelSizes, Trained
+
+Mode = Literal["train", "infer"]
+Dtype = Literal["bfloat16", "float32"]
+_AT_LEAST_ZERO = ("tiles", "reserve_gib", "max_new_tokens")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A job and its machine. Names are those of the flags.
+
+    Attributes:
+        mode: Train, or answer a prompt.
+        max_packed_tokens: Tokens of a row (of the prompt when answering).
+        tiles: Tiles of a row.
+        documents: Documents of equal length in a row; they decide how much attention costs.
+        supervised: Share of tokens that are trained on, 0 < share <= 1; they meet the output layer.
+        dtype: Of weights and activations. bfloat16 means DeepSpeed's, with float32 master weights.
+        gpus: GPUs of the job.
+        chunk_num: Ranks that share a row.
+        ulysses_degree: Ranks among which heads are dealt out.
+        zero_stage: DeepSpeed ZeRO, 0 to 3.
+        grad_checkpoint: Recompute layers in the backward pass.
+        keep_attention: Keep outputs of attention over several ranks although layers are recomputed.
+        vit_batch_size: Tiles that the vision tower sees at a time; None: all.
+        offload_optimizer: Optimiser states in main memory.
+        offload_activations: Inputs of recomputed layers in main memory.
+        mlp_tile_tokens: Tokens that pass a decoder MLP at a time; None: all.
+        prefill_chunk_size: Tokens of the prompt that pass the decoders at a time; None: all.
+        max_new_tokens: Tokens of the answer.
+        kv_cache: Where keys and values are kept, see internvl/model/caches.py.
+        gpu_memory_gib: Memory of a GPU.
+        reserve_gib: Part of it that is not ours: CUDA, NCCL, fragments of the allocator. An assumption.
+        tflops: Rate that a GPU is assumed to sustain.
+        bandwidth_gbs: Rate at which a GPU is assumed to send, in 10^9 bytes per second.
+        offload_gbs: Rate between a GPU and main memory that is assumed, in 10^9 bytes per second.
+        trained: Which weights train.
+    """
+
+    mode: Mode = "train"
+    max_packed_tokens: int = 32768
+    tiles: int = 0
+    documents: int = 1
+    supervised: float = 1.0
+    dtype: Dtype = "bfloat16"
+    gpus: int = 8
+    chunk_num: int = 1
+    ulysses_degree: int = 1
+    zero_stage: int = 1
+    grad_checkpoint: bool = False
+    keep_attention: bool = False
+    vit_batch_size: int | None = None
+    offload_optimizer: bool = False
+    offload_activations: bool = False
+    mlp_tile_tokens: int | None = None
+    prefill_chunk_size: int | None = None
+    max_new_tokens: int = 128
+    kv_cache: str = "dynamic"
+    gpu_memory_gib: float = 80.0
+    reserve_gib: float = 8.0
+    tflops: float = 400.0
+    bandwidth_gbs: float = 50.0
+    offload_gbs: float = 25.0
+    trained: Trained = field(default_factory=Trained)
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or f.name == "zero_stage":
+                continue
+            if value < 0 or (value == 0 and f.name not in _AT_LEAST_ZERO):
+                raise ConfigError(f"--{f.name} {value}: expected a number {'from' if value < 0 else 'above'} 0")
+        if self.supervised > 1:
+            raise ConfigError(f"--supervised {self.supervised}: expected a share of the tokens, at most 1")
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ConfigError(f"--zero_stage {self.zero_stage}: expected 0, 1, 2 or 3")
+        for name, values in (("mode", get_args(Mode)), ("dtype", get_args(Dtype)), ("kv_cache", KV_CACHES)):
+            if getattr(self, name) not in values:
+                raise ConfigError(f"--{name} {getattr(self, name)}: expected one of {', '.join(values)}")
+        if self.documents > self.max_packed_tokens:
+            raise ConfigError(
+                f"--documents {self.documents}: a row of --max_packed_tokens {self.max_packed_tokens} has no room"
+            )
+        if self.keep_attention and not (self.grad_checkpoint and self.chunk_num > 1):
+            raise ConfigError(
+                "--keep_attention keeps outputs of attention over several ranks while layers are recomputed; it needs "
+                f"--grad_checkpoint (got {self.grad_checkpoint}) and --chunk_num above 1 (got {self.chunk_num})"
+            )
+        if self.offload_activations and not self.grad_checkpoint:
+            raise ConfigError("--offload_activations moves what recomputation starts from; add --grad_checkpoint True")
+        if self.offload_optimizer and self.zero_stage < 2:
+            raise ConfigError(
+                f"--offload_optimizer needs --zero_stage 2 or 3, got {self.zero_stage} "
+                "(shell/deepspeed/zero2_offload.json, zero3_offload.json)"
+            )
+        if self.reserve_gib >= self.gpu_memory_gib:
+            raise ConfigError(
+                f"--reserve_gib {self.reserve_gib} leaves nothing of --gpu_memory_gib {self.gpu_memory_gib}"
+            )
+        _ = self.grid
+
+    @property
+    def grid(self) -> GridShape:
+        """Sizes of the process grid."""
+        return GridShape(self.gpus, self.chunk_num, self.ulysses_degree)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight or activation."""
+        return 2 if self.dtype == "bfloat16" else 4
+
+    @property
+    def local_tokens(self) -> int:
+        """Tokens of a row that a rank holds, padding included."""
+        return self.grid.pad_length(self.max_packed_tokens) // self.chunk_num
+
+    @property
+    def local_tiles(self) -> int:
+        """Most tiles of a row that a rank encodes."""
+        return -(-self.tiles // self.chunk_num)
+
+    @property
+    def first_chunk(self) -> int:
+        """Tokens of a prompt that pass the decoders of all ranks at a time."""
+        return min(self.prefill_chunk_size or self.max_packed_tokens, self.max_packed_tokens)
+
+    @property
+    def vit_tiles(self) -> int:
+        """Tiles that pass the vision tower at a time."""
+        return min(self.local_tiles, self.vit_batch_size or self.local_tiles)
+
+
+def check_setting(model: ModelSizes, setting: Setting) -> None:
+    """Check what depends on the model.
+
+    Raises:
+        ConfigError: More visual tokens than tokens.
+        ParallelError: `ulysses_degree` does not divide the heads.
+    """
+    visual = setting.tiles * model.num_image_token
+    if visual > setting.max_packed_tokens:
+        raise ConfigError(
+            f"--tiles {setting.tiles} are {visual} visual tokens of {model.num_image_token} a tile, more than "
+            f"--max_packed_tokens {setting.max_packed_tokens}"
+        )
+    decoder = model.decoder
+    check_heads(decoder.num_heads, decoder.num_kv_heads, ulysses_degree=setting.ulysses_degree)

@@ -1,0 +1,277 @@
+"""A folder of texts and images as interleaved documents.
+
+    notes.txt      paragraphs
+    report.md      paragraphs, and images where `![...](figure.png)` or `<img src="figure.png">` stands
+    page.html      the same with `<img>`; scripts and styles are left out
+    photo.jpg      an image that no document shows is a loose one, to be put between paragraphs
+
+Documents are cut into blocks: images, and pieces of text of a few hundred characters, which is how exactly a depth can
+be met. Text is made harmless (no placeholder, no special token), so that what is counted is what a model reads.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from random import Random
+from urllib.parse import unquote
+
+from internvl.data.storage.media import read_image_size
+from internvl.errors import ConfigError, DataError
+from internvl.model.conversation import neutralise_special_tokens
+
+TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".html", ".htm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MAX_BLOCK = 400  # characters
+_SENTENCE = re.compile(r"(?<=[.!?。！？])\s+")
+_MARKDOWN_IMAGE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)>\s]+)[^)]*\)")
+_HTML_IMAGE = re.compile(r"<img\b[^>]*?\bsrc\s*=\s*[\"']?([^\"'\s>]+)[^>]*>", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"<(/?)(image|video)>", re.IGNORECASE)
+_PARAGRAPH_TAGS = frozenset((
+    "address", "article", "blockquote", "br", "dd", "div", "dl", "dt", "figcaption", "figure", "footer", "h1", "h2",
+    "h3", "h4", "h5", "h6", "header", "hr", "li", "main", "nav", "ol", "p", "pre", "section", "table", "td", "th",
+    "tr", "ul",
+))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TextBlock:
+    """A piece of text on one line."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ImageBlock:
+    """An image; `path` is relative to the corpus folder."""
+
+    path: str
+
+
+Block = TextBlock | ImageBlock
+
+
+@dataclass(frozen=True)
+class CorpusDocument:
+    """One file: its blocks in reading order."""
+
+    name: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The images that it shows."""
+        return tuple(block.path for block in self.blocks if isinstance(block, ImageBlock))
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a folder holds.
+
+    Attributes:
+        documents: Texts, by name.
+        loose_images: Images that no document shows.
+        problems: What was left out, and why.
+    """
+
+    documents: tuple[CorpusDocument, ...]
+    loose_images: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """All images, each once."""
+        shown = (path for document in self.documents for path in document.images)
+        return tuple(sorted({*shown, *self.loose_images}))
+
+
+def read_corpus(folder: Path) -> Corpus:
+    """Read every text and the header of every image below `folder`.
+
+    Raises:
+        ConfigError: No such folder, or no text in it.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"corpus folder {folder} does not exist; expected texts ({', '.join(TEXT_SUFFIXES)}) in it")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path, folder))
+    images, problems = _check_images(folder, [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES])
+    documents = []
+    for path in files:
+        if path.suffix.lower() not in TEXT_SUFFIXES:
+            continue
+        blocks = tuple(_read_blocks(path, folder, images, problems))
+        if any(isinstance(block, TextBlock) for block in blocks):
+            documents.append(CorpusDocument(path.relative_to(folder).as_posix(), blocks))
+    if not documents:
+        raise ConfigError(f"corpus folder {folder} holds no text; expected files ending in {', '.join(TEXT_SUFFIXES)}")
+    shown = {path for document in documents for path in document.images}
+    return Corpus(tuple(documents), tuple(sorted(images - shown)), tuple(problems))
+
+
+def describe_corpus(folder: Path) -> str:
+    """sha256 over names, sizes and contents of texts: the same corpus, the same digest."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        suffix = path.suffix.lower()
+        if not path.is_file() or suffix not in (*TEXT_SUFFIXES, *IMAGE_SUFFIXES):
+            continue
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+        if suffix in TEXT_SUFFIXES:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def split_corpus(corpus: Corpus, *, test_share: float, seed: int) -> tuple[Corpus, Corpus]:
+    """(training part, test part) without a common document or image.
+
+    Raises:
+        ConfigError: There is only one document.
+    """
+    if len(corpus.documents) < 2:
+        raise ConfigError(
+            "the corpus has one document, a training and a test part need two; split the file, or make one"
+        )
+    rng = Random(f"{seed}/split")
+    documents = rng.sample(corpus.documents, len(corpus.documents))
+    loose = rng.sample(corpus.loose_images, len(corpus.loose_images))
+    num_documents = min(max(round(test_share * len(documents)), 1), len(documents) - 1)
+    num_loose = round(test_share * len(loose))
+    test = Corpus(tuple(documents[:num_documents]), tuple(loose[:num_loose]))
+    of_test = set(test.images)
+    train = tuple(_drop_images(document, of_test) for document in documents[num_documents:])
+    return Corpus(train, tuple(path for path in loose[num_loose:] if path not in of_test)), test
+
+
+def _drop_images(document: CorpusDocument, unwanted: set[str]) -> CorpusDocument:
+    kept = (block for block in document.blocks if not (isinstance(block, ImageBlock) and block.path in unwanted))
+    return CorpusDocument(document.name, tuple(kept))
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _check_images(folder: Path, paths: Sequence[Path]) -> tuple[set[str], list[str]]:
+    images, problems = set(), []
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        try:
+            read_image_size(path)
+        except DataError as error:
+            problems.append(f"{name}: {error}")
+        else:
+            images.add(name)
+    return images, problems
+
+
+def _read_blocks(path: Path, folder: Path, images: set[str], problems: list[str]) -> Iterator[Block]:
+    name = path.relative_to(folder).as_posix()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{name}: {error}")
+        return
+    suffix = path.suffix.lower()
+    parts = _split_html(text) if suffix in (".html", ".htm") else _split_text(text, is_markdown=suffix != ".txt")
+    for kind, content in parts:
+        if kind == "text":
+            yield from (TextBlock(piece) for piece in cut_text(content))
+            continue
+        target = _find_image(content, path.parent, folder)
+        if target in images:
+            yield ImageBlock(target)
+        else:
+            problems.append(f"{name}: image {content[:80]!r} is no readable image of the corpus")
+
+
+def _find_image(source: str, parent: Path, folder: Path) -> str:
+    """Path relative to the corpus; empty when it leads out of it."""
+    if "://" in source or source.startswith("data:"):
+        return ""
+    target = (parent / unquote(source.split("?")[0].split("#")[0])).resolve()
+    root = folder.resolve()
+    return target.relative_to(root).as_posix() if target.is_relative_to(root) else ""
+
+
+def _split_text(text: str, *, is_markdown: bool) -> Iterator[tuple[str, str]]:
+    """("text", paragraph) and ("image", source) in reading order."""
+    for paragraph in re.split(r"\n\s*\n", text):
+        if not is_markdown:
+            yield "text", paragraph
+            continue
+        position = 0
+        matches = [*_MARKDOWN_IMAGE.finditer(paragraph), *_HTML_IMAGE.finditer(paragraph)]
+        for match in sorted(matches, key=lambda match: match.start()):
+            yield "text", paragraph[position : match.start()]
+            yield "image", match[1]
+            position = match.end()
+        yield "text", paragraph[position:]
+
+
+class _HtmlReader(HTMLParser):
+    """Collects paragraphs and images of a page."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.parts: list[tuple[str, str]] = []
+        self._text: list[str] = []
+        self._num_silent = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._num_silent += tag in ("script", "style")
+        if tag in _PARAGRAPH_TAGS:
+            self.end_paragraph()
+        source = dict(attrs).get("src")
+        if tag == "img" and source:
+            self.end_paragraph()
+            self.parts.append(("image", source))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._num_silent = max(self._num_silent - (tag in ("script", "style")), 0)
+        if tag in _PARAGRAPH_TAGS:
+            self.end_paragraph()
+
+    def handle_data(self, data: str) -> None:
+        if not self._num_silent:
+            self._text.append(data)
+
+    def end_paragraph(self) -> None:
+        self.parts.append(("text", "".join(self._text)))
+        self._text = []
+
+
+def _split_html(text: str) -> list[tuple[str, str]]:
+    reader = _HtmlReader()
+    reader.feed(text)
+    reader.close()
+    reader.end_paragraph()
+    return reader.parts
+
+
+def clean_text(text: str) -> str:
+    """Text on one line that holds no placeholder and no special token."""
+    text = _PLACEHOLDER.sub(r"\1\2", " ".join(text.split()))
+    return neutralise_special_tokens(text)
+
+
+def cut_text(text: str, *, max_characters: int = MAX_BLOCK) -> list[str]:
+    """Pieces of at most `max_characters`, cut between sentences where there are any, else between words."""
+    pieces: list[str] = []
+    for sentence in _SENTENCE.split(clean_text(text)):
+        for fragment in _cut_sentence(sentence, max_characters):
+            if pieces and len(pieces[-1]) + 1 + len(fragment) <= max_characters:
+                pieces[-1] += f" {fragment}"
+            else:
+                pieces.append(fragment)
+    return [piece for piece in pieces if piece]
+
+
+def _cut_sentence(sentence: str, max_characters: int) -> Iterator[str]:
+    while len(sentence) > max_characters:
+        border = sentence.rfind(" ", 1, max_characters + 1)
+        border = border if border > 0 else max_characters
+        yield sentence[:border].strip()
+        sentence = sentence[border:].strip()
+    yield sentence

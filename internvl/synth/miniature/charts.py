@@ -1,0 +1,248 @@
+"""Bar charts with questions, for models that a CPU can train: which bar is the highest, which the lowest.
+
+    python -m internvl.synth.miniature.charts --out dataset --tokenizer pretrained/InternVL2-Tiny
+
+    dataset/annotation/charts_NAME/{train_charts.jsonl, meta.json}    V2PE-Data's form, two questions a chart
+    dataset/image/charts_NAME/
+    dataset/benchmark/chartqa/                                in ChartQA's form: task vqa/chartqa-test-augmented
+
+Bars are told by their colour. A picture is two tiles wide and one high. Charts of training and test are drawn apart
+from each other. The same arguments give the same files.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from internvl.atomic import stage_folders
+from internvl.errors import ConfigError, InternVLError
+from internvl.model.configuration_internvl_chat import InternVLChatConfig
+from internvl.model.constants import IMAGE_PLACEHOLDER
+from internvl.synth.folders import check_replaceable, is_finished, write_datasheet
+from internvl.synth.miniature.vocabulary import BAR_COLORS, EXTREMES, SHORT_ANSWER_SENTENCE, ask_bar
+
+logger = logging.getLogger(__name__)
+
+BUILDER = "internvl.synth.miniature.charts"
+BENCHMARK_FOLDER = Path("benchmark", "chartqa")
+NUM_BARS = (3, 5)
+MAX_NUM = 6  # most tiles per picture; two are what comes out
+_LOWEST, _LEAST_STEP = 0.1, 0.12  # shares of the picture's height: the lowest bar, the step between two bars
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Bars from left to right.
+
+    Attributes:
+        colors: Names, keys of `BAR_COLORS`.
+        heights: Shares of the picture's height.
+    """
+
+    colors: tuple[str, ...]
+    heights: tuple[float, ...]
+
+    @property
+    def questions(self) -> list[tuple[str, str]]:
+        """(question, answer) for the highest and for the lowest bar."""
+        bars = sorted(zip(self.heights, self.colors, strict=True))
+        return list(zip(map(ask_bar, EXTREMES), (bars[-1][1], bars[0][1]), strict=True))
+
+
+def make_chart(rng: Random) -> Chart:
+    """Random bars of different colours; the heights of any two differ visibly."""
+    number = rng.randint(*NUM_BARS)
+    spare = 1 - _LOWEST - _LEAST_STEP * number
+    offsets = sorted(rng.uniform(0, spare) for _ in range(number))
+    heights = [_LOWEST + offset + _LEAST_STEP * place for place, offset in enumerate(offsets)]
+    rng.shuffle(heights)
+    return Chart(tuple(rng.sample(list(BAR_COLORS), number)), tuple(heights))
+
+
+def draw_chart(chart: Chart, *, tile: int) -> Image.Image:
+    """A chart with its axis on white, 2 * `tile` x `tile` pixels."""
+    width, ground = 2 * tile, tile - 3
+    image = Image.new("RGB", (width, tile), "white")
+    draw = ImageDraw.Draw(image)
+    slot = width / len(chart.colors)
+    for place, (color, height) in enumerate(zip(chart.colors, chart.heights, strict=True)):
+        left, right = round((place + 0.15) * slot), round((place + 0.85) * slot)
+        draw.rectangle((left, round((1 - height) * ground), right, ground), fill=BAR_COLORS[color])
+    draw.line((0, ground + 1, width, ground + 1), fill="black", width=2)
+    return image
+
+
+@dataclass(frozen=True)
+class ChartSpec:
+    """The whole data set.
+
+    Attributes:
+        name: Folders are called `charts_<name>`.
+        seed: Everything random follows from it.
+        num_train: Charts for training; 0 makes no training data.
+        num_test: Charts for testing; 0 makes no test data.
+        tile: Side of a tile in pixels.
+    """
+
+    name: str
+    seed: int
+    num_train: int
+    num_test: int
+    tile: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_train", "num_test"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        if not self.folders:
+            raise ConfigError("nothing to make; set num_train or num_test")
+
+    @property
+    def annotation_folder(self) -> Path:
+        """Training annotations, relative to the data root."""
+        return Path("annotation", f"charts_{self.name}")
+
+    @property
+    def image_folder(self) -> Path:
+        """Training pictures, relative to the data root."""
+        return Path("image", f"charts_{self.name}")
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """What is made; annotations come last."""
+        train = (self.image_folder, self.annotation_folder) if self.num_train else ()
+        return (*((BENCHMARK_FOLDER,) if self.num_test else ()), *train)
+
+
+def build_dataset(out: Path, spec: ChartSpec, *, overwrite: bool = False) -> bool:
+    """Make the data set below `out`.
+
+    Returns:
+        False when the finished data set was there already.
+
+    Raises:
+        DataError: A folder is in the way that this builder may not replace.
+    """
+    arguments = asdict(spec)
+    if all(is_finished(out / folder, BUILDER, arguments) for folder in spec.folders):
+        return False
+    for folder in spec.folders:
+        check_replaceable(out / folder, BUILDER, arguments, overwrite=overwrite)
+    with stage_folders(out, spec.folders) as staging:
+        for folder in spec.folders:
+            (staging / folder).mkdir(parents=True)
+        if spec.num_train:
+            _build_train(staging, spec)
+        if spec.num_test:
+            _build_test(staging / BENCHMARK_FOLDER, spec)
+        for folder in spec.folders:
+            write_datasheet(staging / folder, {"builder": BUILDER, "arguments": arguments})
+    return True
+
+
+def _build_train(staging: Path, spec: ChartSpec) -> None:
+    annotations = staging / spec.annotation_folder
+    rng = Random(f"{spec.seed}/order of questions")
+    _write_lines(
+        annotations / "train_charts.jsonl",
+        (
+            {"id": f"charts-{index:06d}", "image": path, "conversations": list(_write_turns(chart, rng))}
+            for index, (path, chart) in enumerate(_draw_charts(staging / spec.image_folder, spec, "train"))
+        ),
+    )
+    meta = {
+        "train_charts": {
+            "root": spec.image_folder.as_posix(),
+            "annotation": f"{spec.annotation_folder.as_posix()}/train_charts.jsonl",
+            "data_augment": False,
+            "repeat_time": 1,
+            "max_dynamic_patch": MAX_NUM,
+            "dynamic_image_size": True,
+            "length": spec.num_train,
+        }
+    }
+    (annotations / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_turns(chart: Chart, rng: Random) -> Iterator[dict[str, str]]:
+    """Both questions as ChartQA's task asks them, in random order: in a fixed one a model learns the turn instead."""
+    opening = f"{IMAGE_PLACEHOLDER}\n"
+    for question, answer in rng.sample(chart.questions, len(chart.questions)):
+        yield {"from": "human", "value": f"{opening}{question} {SHORT_ANSWER_SENTENCE}"}
+        yield {"from": "gpt", "value": answer}
+        opening = ""
+
+
+def _build_test(folder: Path, spec: ChartSpec) -> None:
+    asked = ((path, *pair) for path, chart in _draw_charts(folder, spec, "test") for pair in chart.questions)
+    _write_lines(
+        folder / "test_augmented.jsonl",
+        (
+            {"image": f"data/chartqa/{path}", "question": question, "question_id": index, "answer": answer}
+            for index, (path, question, answer) in enumerate(asked)
+        ),
+    )
+
+
+def _draw_charts(folder: Path, spec: ChartSpec, split: Literal["train", "test"]) -> Iterator[tuple[str, Chart]]:
+    """Write the pictures of a split; yields their paths below `folder`."""
+    rng = Random(f"{spec.seed}/{split}")
+    number = spec.num_train if split == "train" else spec.num_test
+    (folder / "png").mkdir()
+    for index in tqdm(range(number), desc=f"{split} charts", unit="chart", mininterval=0.5):
+        chart = make_chart(rng)
+        path = f"png/{index:05d}.png"
+        draw_chart(chart, tile=spec.tile).save(folder / path, compress_level=1)
+        yield path, chart
+
+
+def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as lines:
+        for record in records:
+            lines.write(json.dumps(record) + "\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {BUILDER}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("dataset"), help="data root (default: %(default)s)")
+    add("--name", default="tiny", help="the folders are called charts_NAME (default: %(default)s)")
+    add("--tokenizer", type=Path, default=Path("pretrained/InternVL2-Tiny"), metavar="CKPT",
+        help="checkpoint whose tile size is used (default: %(default)s)")  # fmt: skip
+    add("--seed", type=int, default=0, help="the same seed gives the same files (default: %(default)s)")
+    add("--num_train", type=int, default=4000, help="charts for training; 0 makes none (default: %(default)s)")
+    add("--num_test", type=int, default=100, help="charts for testing; 0 makes none (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace data that this command made with other arguments")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        tile = InternVLChatConfig.from_pretrained(arguments.tokenizer).image_size
+        spec = ChartSpec(arguments.name, arguments.seed, arguments.num_train, arguments.num_test, tile)
+        made = build_dataset(arguments.out, spec, overwrite=arguments.overwrite)
+    except (InternVLError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    for folder in spec.folders:
+        logger.info("%s: %s", arguments.out / folder, "written" if made else "already there, nothing to do")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Needles in long contexts: retrieval, counting and reasoning over any corpus."""

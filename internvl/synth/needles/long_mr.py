@@ -1,0 +1,146 @@
+"""Multimodal retrieval data sets: of any corpus folder at any length, or a small one that needs nothing but packages.
+
+    python -m internvl.synth.needles.long_mr --corpus FOLDER --help    needles in your own texts and images
+
+Without --corpus: long contexts of real photographs with needles of text and digits, for models that a CPU can train.
+
+    python -m internvl.synth.needles.long_mr --out dataset --tokenizer pretrained/InternVL2-Tiny
+
+    dataset/annotation/long_mr_NAME/   train_long_mr_MIN_MAX.jsonl, meta.json (all), meta_MIN_MAX.json (one each)
+    dataset/image/long_mr_NAME/train/  the images of the training samples
+    dataset/benchmark/MM-NIAH/mm_niah_test/{annotations,images}/   test items at several lengths
+
+The form is that of V2PE-Data and of MM-NIAH; the task follows the idea of both, at a size that a CPU can train on.
+Photographs, digits and filler sentences of training and test are different ones. The same arguments give the same
+files. Nothing half-written is ever in place, and finished data is not made twice.
+"""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from internvl.errors import InternVLError
+from internvl.synth.miniature.long_mr_dataset import BUILDER, LongMRSpec, Reader, build_dataset
+from internvl.synth.miniature.training_set import TrainFile
+from internvl.synth.needles import long_mr_corpus
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TRAIN = ("0-2:8000", "0-8:6000", "0-32:12000", "0-48:6000")
+
+
+def parse_train_file(text: str) -> TrainFile:
+    """`MIN-MAX:COUNT` -> TrainFile.
+
+    Raises:
+        argparse.ArgumentTypeError: Not of that form, or an empty range.
+    """
+    match = re.fullmatch(r"(\d+)-(\d+):(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected MIN-MAX:COUNT, for example 0-32:15000")
+    file = TrainFile(*(int(number) for number in match.groups()))
+    if file.min_tiles > file.max_tiles or file.num_samples < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected MIN <= MAX and at least one sample")
+    return file
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {BUILDER}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--corpus", metavar="FOLDER", help="make the data set of this folder instead, with options of its own: "
+        f"python -m {BUILDER} --corpus FOLDER --help")  # fmt: skip
+    add("--out", type=Path, default=Path("dataset"), help="data root (default: %(default)s)")
+    add("--name", default="tiny", help="the folders are called long_mr_NAME (default: %(default)s)")
+    add("--tokenizer", type=Path, default=Path("pretrained/InternVL2-Tiny"), metavar="CKPT",
+        help="checkpoint whose tokenizer and tile size are used (default: %(default)s)")  # fmt: skip
+    add("--seed", type=int, default=0, help="the same seed gives the same files (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace data that this command made with other arguments")
+    _add_context_options(parser.add_argument_group("contexts"))
+    _add_train_options(parser.add_argument_group("training"))
+    _add_test_options(parser.add_argument_group("test"))
+    return parser
+
+
+def _add_context_options(group: Any) -> None:
+    group.add_argument("--filler_sentences", type=int, nargs=2, default=(1, 2), metavar=("LEAST", "MOST"),
+                       help="sentences of other text per context (default: 1 2)")  # fmt: skip
+    group.add_argument("--max_dynamic_patch", type=int, default=64, help="most tiles per image (default: %(default)s)")
+    group.add_argument("--tiles_per_pool", type=int, default=96,
+                       help="tiles of all haystack images of one size together, at least 6 images "
+                       "(default: %(default)s)")  # fmt: skip
+
+
+def _add_train_options(group: Any) -> None:
+    group.add_argument("--train", type=parse_train_file, nargs="*", metavar="MIN-MAX:COUNT",
+                       default=[parse_train_file(text) for text in DEFAULT_TRAIN],
+                       help="training files: least and most haystack tiles, number of samples; without values no "
+                       f"training data is made (default: {' '.join(DEFAULT_TRAIN)})")  # fmt: skip
+    group.add_argument("--length_skew", type=float, default=1.0,
+                       help="1 draws lengths uniformly, 2 prefers short contexts (default: %(default)s)")  # fmt: skip
+    group.add_argument("--questions_per_sample", type=int, default=None, help="questions per sample (default: all)")
+    group.add_argument("--train_text_needles", type=int, nargs=2, default=(1, 6), metavar=("LEAST", "MOST"),
+                       help="text needles per context; a small model learns to look for one before it learns to choose "
+                       "among six (default: 1 6)")  # fmt: skip
+    group.add_argument("--num_train_needles", type=int, default=2800, help="image needles (default: %(default)s)")
+
+
+def _add_test_options(group: Any) -> None:
+    group.add_argument("--base_tiles", type=int, default=32, help="haystack tiles at length 1x (default: %(default)s)")
+    group.add_argument("--factors", type=int, nargs="+", default=[1, 2, 4, 8], help="lengths (default: 1 2 4 8)")
+    group.add_argument("--num_items", type=int, default=60,
+                       help="items per length and task; 0 makes no test data (default: %(default)s)")  # fmt: skip
+    group.add_argument(
+        "--num_text_needles", type=int, default=6, help="text needles per context (default: %(default)s)"
+    )
+    group.add_argument("--num_test_needles", type=int, default=794, help="image needles (default: %(default)s)")
+
+
+def read_spec(arguments: argparse.Namespace) -> LongMRSpec:
+    """The data set that a command line asks for."""
+    return LongMRSpec(
+        name=arguments.name,
+        seed=arguments.seed,
+        train_files=tuple(arguments.train),
+        length_skew=arguments.length_skew,
+        num_questions=arguments.questions_per_sample,
+        base_tiles=arguments.base_tiles,
+        factors=tuple(arguments.factors),
+        num_items=arguments.num_items,
+        num_text_needles=arguments.num_text_needles,
+        num_train_text_needles=tuple(arguments.train_text_needles),
+        num_filler_sentences=tuple(arguments.filler_sentences),
+        max_num=arguments.max_dynamic_patch,
+        tiles_per_pool=arguments.tiles_per_pool,
+        num_train_needles=arguments.num_train_needles,
+        num_test_needles=arguments.num_test_needles,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word.split("=")[0] == "--corpus" for word in argv):
+        return long_mr_corpus.main(argv)
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        spec = read_spec(arguments)
+        made = build_dataset(arguments.out, spec, Reader.load(arguments.tokenizer), overwrite=arguments.overwrite)
+    except InternVLError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    state = "written" if made else "already there, nothing to do"
+    for folder in spec.folders:
+        logger.info("%s: %s", arguments.out / folder, state)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Needles in long contexts of your own texts and images: training files and test items at 8k to 1M tokens.
+
+    python -m internvl.synth.needles.long_mr --corpus texts_and_images --model CKPT --out data/needles \\
+        --train_lengths 16k-32k --num_train 1000 --test_lengths 8k 32k 128k 1M --num_test 50 --workers 8
+
+The corpus is any folder of .txt, .md and .html files and of images. Training reads OUT/meta.json (--meta_path), the
+benchmark mm_niah reads OUT (--data-root). Broken off and started again it goes on, and makes the same files.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from internvl.synth.command import make_parser, run_builder
+from internvl.synth.corpus.lengths import parse_length
+from internvl.synth.needles.corpus_set import BUILDER, CorpusSetSpec, build_corpus_set
+from internvl.synth.needles.riddles import TASKS
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = make_parser(BUILDER, __doc__)
+    add = parser.add_argument
+    add("--corpus", type=Path, required=True, metavar="FOLDER", help="texts and images")
+    add("--tasks", nargs="+", default=[*TASKS], choices=[*TASKS], help="what to ask (default: all)")
+    add("--train_lengths", type=parse_length, nargs="*", default=[], metavar="LENGTH",
+        help="tokens of training documents, such as 16k-32k")  # fmt: skip
+    add("--num_train", type=int, default=100, help="training samples per task and length (default: %(default)s)")
+    add("--test_lengths", type=parse_length, nargs="*", default=[], metavar="LENGTH",
+        help="tokens of test contexts, such as 8k 128k 1M")  # fmt: skip
+    add("--num_test", type=int, default=50, help="test items per task and length (default: %(default)s)")
+    add("--depths", type=float, nargs="*", default=[], metavar="SHARE",
+        help="depths of what is asked for, 0 to 1, in turn (default: spread evenly)")  # fmt: skip
+    add("--num_needles", type=int, default=3, help="needles per context, 2 to 8 (default: %(default)s)")
+    add("--answers", choices=("free", "choice", "both"), default="both",
+        help="free answers, choice among four, or both in turn (default: %(default)s)")  # fmt: skip
+    add("--image_share", type=float, default=0.5,
+        help="share of visual tokens up to which images are put between paragraphs (default: %(default)s)")  # fmt: skip
+    add("--test_share", type=float, default=0.2,
+        help="share of the corpus for testing, if both are made (default: %(default)s)")  # fmt: skip
+    return parser
+
+
+def read_spec(arguments: argparse.Namespace) -> CorpusSetSpec:
+    """The data set that a command line asks for."""
+    return CorpusSetSpec(
+        corpus=arguments.corpus,
+        model=arguments.model,
+        seed=arguments.seed,
+        tasks=tuple(arguments.tasks),
+        train_lengths=tuple(arguments.train_lengths),
+        num_train=arguments.num_train,
+        test_lengths=tuple(arguments.test_lengths),
+        num_test=arguments.num_test,
+        depths=tuple(arguments.depths),
+        num_needles=arguments.num_needles,
+        answers=arguments.answers,
+        image_share=arguments.image_share,
+        test_share=arguments.test_share,
+        max_num=arguments.max_dynamic_patch,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit code."""
+    return run_builder(build_parser(), argv, read_spec, build_corpus_set)

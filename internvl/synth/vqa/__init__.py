@@ -1,0 +1,1 @@
+"""Long questions about one picture among many."""

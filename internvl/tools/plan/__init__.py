@@ -1,1 +1,0 @@
-"""Estimate of a job from its sizes: memory, work, messages and time (`python -m internvl.tools.plan`)."""

@@ -1,0 +1,1 @@
+"""A run: what it was, what became of it, what it reports."""

@@ -1,0 +1,77 @@
+"""Model FLOPs utilisation: what the mathematics of a step needs, over what the devices could do in its time.
+
+    MFU = FLOPs / (seconds * processes * peak)
+
+FLOPs are those of `internvl.plan.cost.count_model_flops`: matrices of ViT, projector, decoder and output layer,
+and attention by document (n (n + 1) / 2 pairs each, not the square of the row); forward, and those gradients that are
+used (all trained: three times the forward pass). Recomputation is not counted, adapters of LoRA neither.
+"""
+
+from dataclasses import fields
+
+from internvl.model.configuration_internvl_chat import InternVLChatConfig
+from internvl.plan.cost import RowContent, count_model_flops
+from internvl.plan.sizes import Trained, extract_sizes
+from internvl.train.arguments import ModelArguments
+from internvl.train.run.counts import Counts
+
+# Dense bfloat16 TFLOP/s of the data sheets; the first name that is part of the device's wins.
+PEAK_TFLOPS = (
+    ("B200", 2250.0),
+    ("H200 NVL", 835.0),
+    ("H200", 989.4),
+    ("H100 PCIe", 756.0),
+    ("H100 NVL", 835.0),
+    ("H100", 989.4),
+    ("H800 PCIe", 756.0),
+    ("H800", 989.4),
+    ("H20", 148.0),
+    ("A100", 312.0),
+    ("A800", 312.0),
+    ("A40", 149.7),
+    ("A30", 165.0),
+    ("A10G", 70.0),
+    ("A10", 125.0),
+    ("L40S", 362.0),
+    ("L40", 181.0),
+    ("L4", 121.0),
+    ("RTX 6000 Ada", 364.2),
+    ("RTX A6000", 154.8),
+    ("RTX 4090", 165.2),
+    ("RTX 3090", 71.0),
+    ("MI300X", 1307.4),
+)
+
+
+def find_peak_tflops(device_name: str) -> float | None:
+    """Dense bfloat16 TFLOP/s of a device by the name that its driver gives it; None when it is not in the table."""
+    words = f" {device_name.replace('-', ' ')} "
+    return next((peak for name, peak in PEAK_TFLOPS if f" {name} " in words), None)
+
+
+class Workload:
+    """Counts the FLOPs that rows need, and compares them with a peak.
+
+    Args:
+        config: The model.
+        args: Which of its weights train.
+        peak_tflops: TFLOP/s of one device; None: not known, no utilisation.
+    """
+
+    def __init__(self, config: InternVLChatConfig, args: ModelArguments, *, peak_tflops: float | None = None):
+        self.sizes = extract_sizes("model", config)
+        self.trained = Trained(**{f.name: getattr(args, f.name) for f in fields(Trained)})
+        self.peak_tflops = peak_tflops
+
+    def count_flops(self, counts: Counts) -> float:
+        """FLOPs of the rows that were counted, of all processes together."""
+        row = RowContent(counts["tokens"], counts["pairs"], counts["targets"], counts["tiles"])
+        return sum(count_model_flops(self.sizes, self.trained, row).values())
+
+    def describe(self, counts: Counts, *, elapsed_s: float, num_processes: int) -> dict[str, float]:
+        """`tflops_per_process`, and `mfu` where the peak is known."""
+        tflops = self.count_flops(counts) / elapsed_s / num_processes / 1e12
+        described = {"tflops_per_process": tflops}
+        if self.peak_tflops is not None:
+            described["mfu"] = tflops / self.peak_tflops
+        return described

@@ -1,0 +1,1 @@
+"""Tables and figures of studies/miniature/run.sh (`python -m studies.miniature`)."""

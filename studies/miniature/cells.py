@@ -1,0 +1,235 @@
+"""Finished runs of the study as data: a cell is one question at one length of one evaluation of one model.
+
+WORK/seed_SEED/METHOD/evaluations/EVALUATION/mm_niah/TASK/scores.json    what `collect_cells` reads
+"""
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from scipy import stats
+
+from eval.core.output import write_result
+from eval.core.scoring import SCORES_NAME
+from eval.metrics.estimate import wilson_interval
+from internvl.errors import EvalError
+
+# Left edge of a length bin in tokens -> length in units of 32 haystack tiles of 4 tokens each.
+LENGTHS = {100: 1, 250: 2, 450: 4, 800: 8, 1600: 16, 3200: 32}
+QUESTIONS = {
+    "mm_niah/retrieval-text-test": "text",
+    "mm_niah/retrieval-image-test": "first digit",
+    "mm_niah/reasoning-image-test": "second digit",
+}
+DIGITS = ("first digit", "second digit")
+# What tables and figures are about: both digit questions take the order of visual tokens and are averaged.
+GROUPS = {"text": ("text",), "digits": DIGITS}
+_PLACE = re.compile(r"seed_(?P<seed>\d+)/(?P<method>[^/]+)/evaluations/(?P<evaluation>[^/]+)/mm_niah/[^/]+/[^/]+")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One question at one length of one evaluation of one model.
+
+    Attributes:
+        seed: Of the model's weights, data and training.
+        method: How the model was trained, a folder of the study.
+        evaluation: How it was asked, a folder of the study.
+        question: A value of `QUESTIONS`.
+        length: Of the context, a value of `LENGTHS`.
+        score: Share of right answers.
+        count: Questions.
+        depth_sums: Right answers by depth of the needle, fifths from the start of the context.
+        depth_counts: Questions by depth.
+    """
+
+    seed: int
+    method: str
+    evaluation: str
+    question: str
+    length: int
+    score: float
+    count: int
+    depth_sums: tuple[float, ...]
+    depth_counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A mean over seeds.
+
+    Attributes:
+        mean: Accuracy.
+        low: Lower end of its 95 % interval, in 0..1.
+        high: Upper end.
+        least: The worst seed.
+        most: The best seed.
+        num_seeds: Seeds.
+    """
+
+    mean: float
+    low: float
+    high: float
+    least: float
+    most: float
+    num_seeds: int
+
+
+def collect_cells(work: Path) -> list[Cell]:
+    """Cells of all finished evaluations below a folder of the study, in the order of their names.
+
+    Raises:
+        EvalError: There are none, or one is broken, of another question, or of lengths that the study does not know.
+    """
+    cells: list[Cell] = []
+    for path in sorted(work.rglob(SCORES_NAME)):
+        place = _PLACE.fullmatch(path.relative_to(work).as_posix())
+        if place is not None:
+            cells += _read_cells(path, int(place["seed"]), place["method"], place["evaluation"])
+    if not cells:
+        raise EvalError(
+            f"{work} holds no seed_*/*/evaluations/*/mm_niah/*/{SCORES_NAME}; expected the WORK folder of "
+            "studies/miniature/run.sh with a finished evaluation"
+        )
+    return cells
+
+
+def _read_cells(path: Path, seed: int, method: str, evaluation: str) -> list[Cell]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        question = QUESTIONS[content["task"]]
+        numbers = content["results"][content["protocol"]]
+        grid = numbers["by_depth_and_length"]
+        edges = [row["low"] for row in numbers["by_length"]]
+        if len(grid["counts"]) != len(LENGTHS) + 1:
+            raise ValueError(f"{len(grid['counts'])} bins")
+        # Row 0 of the grid lies below the first edge, row i right of edge i.
+        rows = dict(zip(sorted(LENGTHS), range(1, len(LENGTHS) + 1), strict=True))
+        return [
+            Cell(
+                seed=seed,
+                method=method,
+                evaluation=evaluation,
+                question=question,
+                length=LENGTHS[low],
+                score=row["score"],
+                count=row["count"],
+                depth_sums=tuple(grid["score_sums"][rows[low]]),
+                depth_counts=tuple(grid["counts"][rows[low]]),
+            )
+            for low, row in zip(edges, numbers["by_length"], strict=True)
+        ]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise EvalError(
+            f"{path} is no result of the study ({error!r}); expected a task of {', '.join(QUESTIONS)} scored with "
+            f"--length_bins {' '.join(map(str, sorted(LENGTHS)))}"
+        ) from error
+
+
+def read_study(path: Path) -> list[Cell]:
+    """The cells of a file that `write_study` wrote.
+
+    Raises:
+        EvalError: It is none.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        lists = ("depth_sums", "depth_counts")
+        return [Cell(**{**row, **{name: tuple(row[name]) for name in lists}}) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvalError(f"{path} is no file of `python -m studies.miniature collect` ({error!r})") from error
+
+
+def write_study(path: Path, cells: Sequence[Cell]) -> None:
+    """Write cells as json, one a line, so that two versions of the file compare line by line."""
+    lines = ",\n".join("  " + json.dumps(asdict(cell)) for cell in cells)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_result(path, f'{{"made_by": "python -m studies.miniature collect", "cells": [\n{lines}\n]}}\n')
+
+
+def merge_cells(old: Sequence[Cell], new: Sequence[Cell]) -> list[Cell]:
+    """Both, in the order in which `collect_cells` gives them; of one seed, method and evaluation `new` counts."""
+
+    def place(cell: Cell) -> tuple[str, str, str]:
+        return f"seed_{cell.seed}", cell.method, cell.evaluation
+
+    replaced = {place(cell) for cell in new}
+    return sorted([*(cell for cell in old if place(cell) not in replaced), *new], key=place)
+
+
+def summarise(cells: Sequence[Cell]) -> Summary:
+    """Mean of cells of several seeds; cells of one seed (several questions) are averaged first.
+
+    Raises:
+        EvalError: Nothing to average.
+    """
+    by_seed: dict[int, list[Cell]] = {}
+    for cell in cells:
+        by_seed.setdefault(cell.seed, []).append(cell)
+    if not by_seed:
+        raise EvalError("cannot average zero cells")
+    scores = [statistics.fmean(cell.score for cell in members) for members in by_seed.values()]
+    mean, number = statistics.fmean(scores), len(scores)
+    if number == 1:
+        low, high = wilson_interval(mean, sum(cell.count for cell in cells))
+    else:
+        spread = stats.t.ppf(0.975, number - 1) * statistics.stdev(scores) / math.sqrt(number)
+        low, high = max(0.0, mean - spread), min(1.0, mean + spread)
+    return Summary(mean, low, high, min(scores), max(scores), number)
+
+
+def select_cells(
+    cells: Iterable[Cell], *, questions: Sequence[str], method: str, evaluation: str, length: int | None = None
+) -> list[Cell]:
+    """The cells of one setting, of one length or of all."""
+    return [
+        cell
+        for cell in cells
+        if (cell.method, cell.evaluation) == (method, evaluation)
+        and cell.question in questions
+        and length in (None, cell.length)
+    ]
+
+
+def list_settings(cells: Iterable[Cell]) -> list[tuple[str, str]]:
+    """(method, evaluation) of all cells: methods in the order in which they appear, large strides before small ones."""
+    settings = dict.fromkeys((cell.method, cell.evaluation) for cell in cells)
+    methods = list(dict.fromkeys(method for method, _ in settings))
+    return sorted(settings, key=lambda pair: (methods.index(pair[0]), _rank_evaluation(pair[1])))
+
+
+def _rank_evaluation(evaluation: str) -> tuple[float, str]:
+    """`default` first, then strides from large to small; one without options before those with."""
+    position, _, options = evaluation.partition("+")
+    if not position.startswith("stride_"):
+        return -math.inf, options
+    whole, _, part = position.removeprefix("stride_").partition("-")
+    return -float(whole) / float(part or 1), options
+
+
+def list_lengths(cells: Iterable[Cell]) -> list[int]:
+    """Lengths of all cells, ascending."""
+    return sorted({cell.length for cell in cells})
+
+
+def measure_digits(folder: Path) -> dict[str, float]:
+    """Accuracy of the image questions of one evaluation at length 1x.
+
+    Args:
+        folder: `.../seed_SEED/METHOD/evaluations/EVALUATION`.
+
+    Raises:
+        EvalError: It does not hold both questions at that length.
+    """
+    found = {}
+    for path in sorted(folder.rglob(SCORES_NAME)):
+        for cell in _read_cells(path, 0, "", ""):
+            if cell.length == 1 and cell.question in DIGITS:
+                found[cell.question] = cell.score
+    if set(found) != set(DIGITS):
+        raise EvalError(f"{folder} has {sorted(found)} at length 1x, expected {' and '.join(DIGITS)}")
+    return {question: found[question] for question in DIGITS}

@@ -1,0 +1,33 @@
+"""`--logn_scaling` of an evaluation: where results go, and that they never mix with others."""
+
+from pathlib import Path
+
+import pytest
+
+from eval.report.tables import label_setting
+from eval.run.options import parse_options
+from eval.run.planning import _scaling_settings, choose_folder
+from internvl.errors import ConfigError
+
+COMMON = ["--checkpoint", "ckpt", "--tasks", "pope"]
+
+
+def test_results_have_a_folder_and_settings_of_their_own():
+    options = parse_options([*COMMON, "--rope_scaling", "yarn:4", "--logn_scaling", "4096"])
+    assert choose_folder(options, 0.25) == Path("ckpt/eval_default_0.25_yarn-4_logn-4096")
+    settings = _scaling_settings(options)
+    assert settings == {"rope_scaling": "yarn:4", "logn_scaling": 4096}
+    version = {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 0.25}
+    assert label_setting({"settings": version | settings}) == "v2pe_fix stride 0.25 yarn:4 log-n:4096"
+
+
+def test_switching_it_off_is_a_setting_and_leaving_the_flag_out_is_none():
+    assert _scaling_settings(parse_options([*COMMON, "--logn-scaling", "0"])) == {"logn_scaling": 0}
+    assert _scaling_settings(parse_options(COMMON)) == {}
+    assert choose_folder(parse_options(COMMON), None) == Path("ckpt/eval_default")
+
+
+@pytest.mark.parametrize("length", ["1", "-5"])
+def test_no_training_length_is_refused(length):
+    with pytest.raises(ConfigError, match="--logn_scaling is"):
+        parse_options([*COMMON, "--logn_scaling", length])
