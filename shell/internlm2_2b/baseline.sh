@@ -6,7 +6,7 @@
 # Estimate for H100 80 GB, computed, not measured (400 of 989 TFLOP/s assumed, messages not overlapped):
 #   python -m internvl.plan --model InternVL2-2B --max_packed_tokens 34000 --tiles 132 --gpus 32 --zero_stage 3 \
 #       --grad_checkpoint True
-#   25.8 GiB a GPU with 8 GiB reserve: fits; 3.6 s a step, 300,564 tokens/s
+#   25.8 GiB per GPU with 8 GiB reserve: fits; 3.6 s per step, 300,564 tokens/s
 set -eu
 export NAME="${NAME:-baseline}" ROPE_POS_ID_VERSION=default
 exec sh "$(dirname "$0")/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_32k.sh" "$@"

@@ -17,7 +17,7 @@
 # Estimate for H100 80 GB, computed, not measured (400 of 989 TFLOP/s assumed, messages not overlapped):
 #   python -m internvl.plan --model InternVL2-2B --max_packed_tokens 262144 --tiles 1024 --gpus 32 \
 #       --zero_stage 1 --grad_checkpoint True --chunk_num 8 --keep_attention True --vit_batch_size 16
-#   28.2 GiB a GPU with 8 GiB reserve: fits; 11.2 s a step, 93,925 tokens/s
+#   28.2 GiB per GPU with 8 GiB reserve: fits; 11.2 s per step, 93,925 tokens/s
 set -eu
 export NAME="${NAME:-$(basename "$0" .sh)}"
 export META_PATH="${META_PATH:-shell/data/annotation_train_256k.json}"

@@ -10,7 +10,7 @@
 # Estimate for H100 80 GB, computed, not measured (400 of 989 TFLOP/s assumed, messages not overlapped):
 #   python -m internvl.plan --model InternVL2-2B --max_packed_tokens 34000 --tiles 132 --gpus 32 --zero_stage 3 \
 #       --grad_checkpoint True
-#   25.8 GiB a GPU with 8 GiB reserve: fits; 3.6 s a step, 300,564 tokens/s
+#   25.8 GiB per GPU with 8 GiB reserve: fits; 3.6 s per step, 300,564 tokens/s
 set -eu
 cd "$(dirname "$0")/../.."
 

@@ -14,7 +14,7 @@
 #   python -m internvl.plan --model InternVL2-2B --max_packed_tokens 34000 --tiles 132 --gpus 1 --zero_stage 1 \
 #       --grad_checkpoint True --vit_batch_size 16 --freeze_backbone True --use_llm_lora 16 --gpu_memory_gib 24 \
 #       --tflops 80
-#   21.0 GiB a GPU with 8 GiB reserve: fits; 11.8 s a step, 2,886 tokens/s
+#   21.0 GiB per GPU with 8 GiB reserve: fits; 11.8 s per step, 2,886 tokens/s
 # (of one row; an optimiser step is eight)
 set -eu
 export NAME="${NAME:-$(basename "$0" .sh)}"

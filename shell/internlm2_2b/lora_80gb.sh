@@ -7,7 +7,7 @@
 # Estimate for H100 80 GB, computed, not measured (400 of 989 TFLOP/s assumed):
 #   python -m internvl.plan --model InternVL2-2B --max_packed_tokens 131072 --tiles 512 --gpus 1 --zero_stage 1 \
 #       --grad_checkpoint True --vit_batch_size 16 --freeze_backbone True --use_llm_lora 16
-#   45.0 GiB a GPU with 8 GiB reserve: fits; 23.2 s a step, 5,660 tokens/s
+#   45.0 GiB per GPU with 8 GiB reserve: fits; 23.2 s per step, 5,660 tokens/s
 # (of one row; an optimiser step is eight)
 set -eu
 export NAME="${NAME:-$(basename "$0" .sh)}"

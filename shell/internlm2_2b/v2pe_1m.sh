@@ -10,7 +10,7 @@
 # Estimate for H100 80 GB, computed, not measured (400 of 989 TFLOP/s assumed, messages not overlapped):
 #   python -m internvl.plan --model InternVL2-2B --mode infer --max_packed_tokens 1228800 --tiles 4800 --gpus 8 \
 #       --chunk_num 8 --prefill_chunk_size 65536
-#   43.4 GiB a GPU with 8 GiB reserve: fits; 54.8 s a prefill, 22,424 tokens/s
+#   43.4 GiB per GPU with 8 GiB reserve: fits; 54.8 s per prefill, 22,424 tokens/s
 set -eu
 cd "$(dirname "$0")/../.."
 

@@ -28,7 +28,7 @@ def read_flags(recipe: str, **environ: str) -> Arguments:
 def read_estimate(script: Path) -> tuple[list[str], str]:
     """(arguments of the estimator, the line of numbers) in a script's header."""
     header = script.read_text().partition("set -eu")[0].replace("#", "").replace("\\\n", " ")
-    command = re.search(r"python -m internvl\.tools\.plan (.*)\n\s*(.*)\n", header)
+    command = re.search(r"python -m internvl\.plan (.*)\n\s*(.*)\n", header)
     assert command is not None, f"{script.name} quotes no estimate"
     return shlex.split(command[1]), command[2].strip()
 
@@ -43,8 +43,8 @@ def test_the_header_quotes_what_the_estimator_says(recipe):
     result = make_plan(read_sizes(words[words.index("--model") + 1]), plan(words))
     unit = "prefill" if result.setting.mode == "infer" else "step"
     assert numbers == (
-        f"{result.needed / GIB:.1f} GiB a GPU with {result.setting.reserve_gib:.0f} GiB reserve: "
-        f"{'fits' if result.fits else 'does not fit'}; {result.cost.step_s:.1f} s a {unit}, "
+        f"{result.needed / GIB:.1f} GiB per GPU with {result.setting.reserve_gib:.0f} GiB reserve: "
+        f"{'fits' if result.fits else 'does not fit'}; {result.cost.step_s:.1f} s per {unit}, "
         f"{result.cost.tokens_per_s:,.0f} tokens/s"
     )
     assert result.fits
@@ -54,8 +54,8 @@ def test_the_header_quotes_what_the_estimator_says(recipe):
 def test_the_table_of_recipes_quotes_the_header(recipe):
     table = (REPOSITORY / "docs" / "recipes.md").read_text()
     (row,) = [line for line in table.splitlines() if line.startswith(f"| `{recipe}`")]
-    memory, time = re.match(r"(\S+ GiB) .*; (\S+ s) a", read_estimate(FOLDER / recipe)[1]).groups()
-    assert f"| {memory} | {time} a " in row
+    memory, time = re.match(r"(\S+ GiB) .*; (\S+ s) per", read_estimate(FOLDER / recipe)[1]).groups()
+    assert f"| {memory} | {time} per " in row
 
 
 @pytest.mark.parametrize("recipe", TRAINING)
