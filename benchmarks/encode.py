@@ -5,7 +5,7 @@
 This pipeline is the loader of a training run: documents are measured from headers, packed, then made. The
 straightforward one opens every image fully to learn its tiles and again to encode it (or once, and keeps the pixels
 until their row is full), turns one tile after the other into a normalised tensor, and tokenises every piece of text
-anew. No image is shown twice. Both make the same rows in the same order, which is compared before anything is timed;
+again. No image is shown twice. Both make the same rows in the same order, which is compared before anything is timed;
 rows are dropped as they come, as a trainer does.
 
 A rank of a group that shares rows loads its tiles only. The straightforward pipeline has no such thing: every rank
@@ -98,11 +98,11 @@ def tokenize_pieces(tokenizer: Any, record: Record, tiles: list[int]) -> tuple[l
     labels = [-100] * len(ids)
     counts = iter(tiles)
 
-    def add(text: str, *, supervised_behind: str | None = None) -> None:
+    def add(text: str, *, supervised_after: str | None = None) -> None:
         piece = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         masked = len(piece)
-        if supervised_behind is not None:
-            masked = len(tokenizer(supervised_behind, add_special_tokens=False)["input_ids"])
+        if supervised_after is not None:
+            masked = len(tokenizer(supervised_after, add_special_tokens=False)["input_ids"])
         ids.extend(piece)
         labels.extend([-100] * masked + piece[masked:])
 
@@ -110,7 +110,7 @@ def tokenize_pieces(tokenizer: Any, record: Record, tiles: list[int]) -> tuple[l
     for role, text in record.turns:
         if role == "assistant":
             prefix = template.assistant_prefix
-            add(prefix + text + template.stop_token, supervised_behind=prefix)
+            add(prefix + text + template.stop_token, supervised_after=prefix)
             continue
         first, *others = (template.user_prefix + text).split("<image>")
         add(first)
@@ -255,7 +255,7 @@ def main() -> None:
             print(f"{name:48} {value:6.2f} s  {args.documents / value:6.1f} documents/s  x {ratios}")
         if not args.no_resume:
             for step, value in time_resume(spec, encoder, folder).items():
-                print(f"resume behind step {step:6}: {value * 1e3:.1f} ms of processor time to the first row")
+                print(f"resume after step {step:6}: {value * 1e3:.1f} ms of processor time to the first row")
 
 
 if __name__ == "__main__":

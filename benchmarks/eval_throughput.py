@@ -2,7 +2,7 @@
 
     python benchmarks/eval_throughput.py [--contexts 8 --videos 8 --ranks 2]
 
-First table: questions a second of tasks whose questions share pictures, in the published forms of MM-NIAH (contexts of
+First table: questions per second of tasks whose questions share pictures, in the published forms of MM-NIAH (contexts of
 photographs and text that three tasks ask about) and MVBench (videos that five tasks ask about), one process. `plain` is
 one question after the other with nothing kept (--cache_mib 0), `cached` what eval.run does by itself, `batched` the
 same with --batch_size 8. Loading the model is not counted; every way answers a question before its clock starts. The
@@ -62,7 +62,7 @@ def write_photograph(path: Path, seed: int, size: tuple[int, int] = (640, 480)) 
 
 
 def write_video(path: Path, seed: int, num_frames: int = 128, size: tuple[int, int] = (480, 320)) -> None:
-    """An mp4 of a moving pattern, 25 frames a second."""
+    """An mp4 of a moving pattern, 25 frames per second."""
     rng = np.random.default_rng(seed)
     picture = Image.fromarray(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     pixels = np.asarray(picture)
@@ -240,7 +240,7 @@ def main() -> None:
         niah = write_niah(folder / "niah", [(16 + 4 * (number % 4), 40) for number in range(args.contexts)])
         mvbench = write_mvbench(folder / "mvbench", args.videos)
         titles = "".join(f" {way:>8}" for way in WAYS) + "".join(f" {way:>9}" for way in list(WAYS)[1:])
-        print(f"{'':10} {'questions':>9}{titles}   (questions a second; times plain)")
+        print(f"{'':10} {'questions':>9}{titles}   (questions per second; times plain)")
         for title, tasks, root in (("MM-NIAH", niah, "niah"), ("MVBench", mvbench, "mvbench")):
             options = RunOptions(folder / "tiny", tasks, data_root=folder / root)
             compare_ways(title, options, num_rounds=args.rounds)

@@ -118,7 +118,7 @@ def measure(name: str, *, grad_checkpoint: bool) -> int:
     model(**make_batch(config, 128, min(tiles, 1))).loss.backward()
     optimizer.zero_grad(set_to_none=True)
     before = _resident()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is reset
     for _ in range(2):
         optimizer.zero_grad(set_to_none=True)
         for _ in range(2):

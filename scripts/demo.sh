@@ -7,7 +7,7 @@
 # (scripts/pretrain_tiny.sh made it), and teaches it random visual strides on contexts of up to 48 tiles. Two processes
 # share every row, as eight GPUs share a row of 256k tokens.
 #
-# Every step that is done is skipped, and a killed evaluation goes on where it stopped: start it again after a break.
+# Finished steps are skipped and a killed evaluation continues where it stopped, so it may be started again at any time.
 # `rm -rf work_dirs/demo` starts over.
 #
 # Environment:
@@ -44,7 +44,7 @@ step "1/4 retrieval data in V2PE-Data's layout, test data in MM-NIAH's: $DATA_RO
     --train 0-48:5000 --num_items "$NUM_ITEMS" --factors 1 4 8 16
 
 step "2/4 fine-tuning with random visual strides (v2pe_rnd), $NPROC processes share every row: $WORK/finetune"
-# A stage that ended has train_results.json; one that was broken off starts anew.
+# A stage that ended has train_results.json; an interrupted one starts again from the beginning.
 if [ -f "$WORK/finetune/train_results.json" ]; then
     echo "$WORK/finetune: already trained"
 else

@@ -7,7 +7,7 @@
 #
 # Environment:
 #   GPUS           GPUs, one process each. Default: those of this machine; 8 with slurm; 0 means CPU
-#   GPUS_PER_TASK  GPUs that answer a question together (1). With --ring_attn among the arguments: a process each, the
+#   GPUS_PER_TASK  GPUs that answer a question together (1). With --ring_attn among the arguments: one process per GPU, the
 #                  prompt is spread over them. Without: one process, the layers of the model are spread over them
 #   NPROC          processes when there is no GPU (1); with --ring_attn a multiple of GPUS_PER_TASK
 #   PARTITION      slurm partition; when set (and srun exists) processes are slurm tasks, otherwise they run here

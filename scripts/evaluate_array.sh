@@ -1,11 +1,11 @@
 #!/bin/sh
-# A slurm job array over tasks and strides: every array task evaluates one task at one stride on GPUs of its own.
+# A slurm job array over tasks and strides: every array task evaluates one task at one stride on its own GPUs.
 #
 #   PARTITION=gpu STRIDES="1 16 64" sh scripts/evaluate_array.sh CHECKPOINT TASKS [arguments of eval.run]
 #   python -m eval.report OUT/* --out index.html                        all results side by side
 #
 # TASKS are names, groups or patterns as eval.run knows them, separated by commas or spaces. An array task is requeued
-# before its time limit, after preemption and after the loss of a node, and continues behind its last answer. One that
+# before its time limit, after preemption and after the loss of a node, and continues after its last answer. One that
 # fails is not requeued, and the others go on. Submitting the same again continues as well.
 #
 # Environment, besides that of scripts/evaluate.sh:

@@ -4,7 +4,7 @@
 #
 #   STRIDE=64 sh scripts/evaluate_auto.sh CHECKPOINT --rope_pos_id_version v2pe_fix --rope_pos_id_stride 64
 #
-# All arguments behind CHECKPOINT go to eval.run. Started again after being killed, it continues.
+# All arguments after CHECKPOINT go to eval.run. A killed run continues when it is started again.
 #
 # Environment, besides that of scripts/evaluate.sh:
 #   STRIDE  names the result folder only: CHECKPOINT/eval_origin_STRIDE, or CHECKPOINT/eval_origin for -1. Default: the

@@ -3,7 +3,7 @@
 #
 #   STRIDE=64 GROUP=32 sh scripts/evaluate_longvqa.sh CHECKPOINT --rope_pos_id_version v2pe_fix --rope_pos_id_stride 64
 #
-# All arguments behind CHECKPOINT go to eval.run. Started again after being killed, it continues.
+# All arguments after CHECKPOINT go to eval.run. A killed run continues when it is started again.
 #
 # Environment, besides that of scripts/evaluate.sh:
 #   GROUP   thousands of tokens: 32 (default), 40, 48, 56, 64, or several, separated by commas or spaces

@@ -3,7 +3,7 @@
 #
 #   STRIDE=64 sh scripts/evaluate_mmniah.sh CHECKPOINT --rope_pos_id_version v2pe_fix --rope_pos_id_stride 64
 #
-# All arguments behind CHECKPOINT go to eval.run. Started again after being killed, it continues.
+# All arguments after CHECKPOINT go to eval.run. A killed run continues when it is started again.
 #
 # Environment, besides that of scripts/evaluate.sh:
 #   STRIDE  names the result folder only: CHECKPOINT/eval_mm_niah_STRIDE, or CHECKPOINT/eval_mm_niah for -1.

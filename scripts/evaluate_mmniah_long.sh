@@ -4,14 +4,14 @@
 #   GPUS=64 PARTITION=... STRIDE=1 sh scripts/evaluate_mmniah_long.sh CHECKPOINT --rope_pos_id_version v2pe_fix \
 #       --rope_pos_id_stride 1
 #
-# All arguments behind CHECKPOINT go to eval.run. Started again after being killed, it continues.
+# All arguments after CHECKPOINT go to eval.run. A killed run continues when it is started again.
 #
 # Environment, besides that of scripts/evaluate.sh:
 #   GPUS_PER_TASK  processes that answer a question together; default: all
 #   STRIDE         names the result folder only: CHECKPOINT/eval_mm_niah_STRIDE, or CHECKPOINT/eval_mm_niah for -1.
 #                  Default: the value of --rope_pos_id_stride
 #   TASKS          {retrieval,reasoning}-{image,text}-test-{128k,256k,512k,1M}, separated by commas or spaces, '*' for
-#                  all; with -teacher-forced behind it the published measure, which is no generation. Their data must
+#                  all; with the ending -teacher-forced: the published measure, without generation. Their data must
 #                  be there. Default: those of retrieval-image-test-* whose data is there
 #   OUT            result folder, instead of the one inside the checkpoint
 set -eu

@@ -12,7 +12,7 @@
 #   OUT            after contexts of up to 32 tiles, and charts
 #   WORK/scores    answers to the test questions, scores
 #
-# Every step that is done is skipped; a training that was broken off starts anew.
+# Finished steps are skipped; an interrupted training starts again from the beginning.
 #
 # Environment:
 #   OUT            the checkpoint                                 (WORK/InternVL2-Tiny)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The batch script of a training job, for sbatch: runs COMMAND (a job step) and requeues the job as long as that helps.
+# The batch script of a training job, for sbatch: runs COMMAND (a job step) and requeues the job while that helps.
 #
 #   USR1 before the time limit (sbatch --signal=B:USR1@N)   the run is told to save and stop, then the job is requeued
 #   ... but it hangs and does not stop                      requeued all the same, from its last checkpoint
@@ -62,10 +62,10 @@ if [ "$(look_up attempt)" = "$attempt_before" ]; then
     exit "$code"
 fi
 if [ "$status" = finished ]; then
-    say "finished (code $code behind the last save)"
+    say "finished (code $code after the last save)"
     exit 0
 elif [ "$status" = preempted ]; then
-    say "saved behind step $(look_up step); requeued"
+    say "saved after step $(look_up step); requeued"
 else
     say "failed in step $(look_up step) (code $code); requeued"
 fi

@@ -135,7 +135,7 @@ fi
 # The command, from the inside out. Lists of words are split on purpose.
 # shellcheck disable=SC2086
 if [ "$SUBMIT" = 1 ] && [ "$LAUNCHER" != slurm ]; then
-    # A step with one task a node, which starts this script again with the addresses that the job has then.
+    # A step with one task per node, which starts this script again with the addresses that the job has by then.
     export GPUS GPUS_PER_NODE NNODES CHUNK_NUM BATCH_SIZE PER_DEVICE_BATCH_SIZE
     set -- srun $tasks --kill-on-bad-exit=1 ${SRUN_ARGS:-} sh shell/launch.sh "$@"
 else
@@ -143,7 +143,7 @@ else
         --per_device_train_batch_size "$PER_DEVICE_BATCH_SIZE" --gradient_accumulation_steps "$GRADIENT_ACC" "$@"
     case $LAUNCHER in
     slurm)
-        # USR1 must not end a process that does not listen yet; children inherit that.
+        # USR1 must not kill a process that has no handler yet; child processes inherit this.
         set -- $tasks --kill-on-bad-exit=1 sh -c 'trap "" USR1; exec "$@"' sh "$PYTHON" -u "$@"
         [ "$SUBMIT" = 1 ] || set -- $allocation --job-name="${JOB_NAME:-v2pe}" "$@"
         set -- srun ${SRUN_ARGS:-} "$@" ;;

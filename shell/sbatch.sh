@@ -5,7 +5,7 @@
 #
 #   TIME_LIMIT       of one start of the job, as for --time       default: the partition's
 #   SIGNAL_SECONDS   seconds before the limit at which the run is told to save and stop      default: 300
-#   LOG_DIR          folder of the log, one file a job, appended to after a requeue          default: work_dirs/slurm
+#   LOG_DIR          folder of the log, one file per job, appended to after a requeue          default: work_dirs/slurm
 #   SBATCH_ARGS      further options of sbatch (--account=..., --array=...)
 #   FOLLOW           0: only submit, print the job's number       default: 1
 #

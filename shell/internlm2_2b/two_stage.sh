@@ -1,12 +1,12 @@
 #!/bin/sh
 # 32k, then 256k. The first stage learns the tasks and the strides from 45 sources, on rows that cost little; the second
-# goes on from there and only gets used to length. The 256k data is retrieval and reasoning in long documents: alone it
+# continues from there and only learns the length. The 256k data is retrieval and reasoning in long documents: alone it
 # would leave out charts, scanned pages and everything else of the 32k mixture.
 #
 #   PARTITION=... GPUS=32 sh shell/internlm2_2b/two_stage.sh [FLAGS...]
 #
 # FLAGS and variables go to both recipes (their estimates hold), but variables with a number belong to that stage.
-# OUTPUT_DIR gets a folder a stage. Started again, a stage that has finished is not trained again, and one that was
+# OUTPUT_DIR gets one folder per stage. Started again, a finished stage is not trained again, and one that was
 # stopped continues. With FOLLOW=0 both jobs are submitted at once; slurm starts the second when the first has finished.
 set -eu
 : "${NAME:=two_stage}"

@@ -6,8 +6,8 @@
 #   SEEDS="0 1" METHODS="default rnd_image" sh studies/miniature/run.sh
 #   sh studies/miniature/run.sh                  # everything; hours
 #
-# Every step whose result file exists is skipped and a broken evaluation goes on: start it again after a break, or with
-# other SEEDS and METHODS. Several seeds run beside each other, a process each, and write to WORK/seed_S.log.
+# Every step whose result file exists is skipped and an interrupted evaluation continues: start it again at any time, or with
+# other SEEDS and METHODS. Several seeds run at the same time, one process each, and write to WORK/seed_S.log.
 #
 #   WORK/data, WORK/gate, WORK/text_N                test data; the same for all seeds
 #   WORK/seed_S/data                                 training data of stage 2
@@ -42,7 +42,7 @@
 #   GOAL          accuracy of both digits at 1x that ends stage 1  (0.95)
 #   STAGE2_DATA   of the fine-tunes                                (0-48:6000)
 #   STAGE2_STEPS  optimiser steps of a fine-tune                   (600)
-#   JOBS          seeds at the same time                           (one a processor; 1 if there is one seed)
+#   JOBS          seeds at the same time                           (one per processor; 1 if there is one seed)
 #   NPROC         processes; a step has two rows for any number    (1; 2 if JOBS is 1)
 #   PYTHON        interpreter                                      (.venv/bin/python, else python3)
 set -eu
@@ -129,7 +129,7 @@ make_test() { # folder, seed, filler sentences, items, lengths
         --filler_sentences "$3" "$3" --train --num_items "$4" --factors $5
 }
 
-# Train unless it is done; a training that was broken off starts anew.
+# Train unless it is done; an interrupted training starts again from the beginning.
 train() { # folder, VARIABLE=VALUE..., sh, script, flags...
     folder=$1
     shift

@@ -48,7 +48,7 @@ def test_a_preempted_job_saves_requeues_itself_and_ends_like_an_undisturbed_one(
     code, text = job.finish()
     assert code == 0, text[-6000:]
     assert cluster.field(job.number, "Restarts") == "1"
-    assert "saved behind step" in text
+    assert "saved after step" in text
     assert job.state.attempt == 2
     assert job.state.failed_step is None
     assert_same_end(job.output, undisturbed)
