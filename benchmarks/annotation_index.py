@@ -1,10 +1,10 @@
-"""Opening an annotation of many lines: first and second time, and what it keeps in memory.
+"""Opening a large annotation file: time of the first and the second opening, and memory.
 
     python benchmarks/annotation_index.py [--lines 10000 150000 1000000 --line_bytes 1000]
 
-Every number is taken in a process of its own, with the file in the page cache:
-- first: the file is read through and its index is written to a cache folder that was empty;
-- second: the index is mapped from there;
+Each number comes from its own process, with the file in the page cache:
+- first: the file is read through and its index is written to an empty cache folder;
+- second: the index is memory-mapped from there;
 - list: the baseline, all lines read into a list, as public training code does on every rank.
 
 Then 1,000 random rows are read and parsed. Memory is the growth of the resident set over these steps.

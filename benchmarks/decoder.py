@@ -1,16 +1,16 @@
-"""Our decoder and vision tower against transformers' classes of the same size, as ratios in one run.
+"""Our decoder and vision tower against transformers' classes of the same size, as ratios within one run.
 
     python benchmarks/decoder.py [--threads 1] [--tokens 4096] [--only decoder|vision] [--profile]
 
-Decoder: forward and backward of the mean cross entropy of 8 documents of unequal lengths (`--tokens` in all), in
+Decoder: forward and backward of the mean cross entropy of 8 documents of unequal lengths (`--tokens` in total), in
 float32. `InternLM2ForCausalLM` takes them as one packed row, `LlamaForCausalLM` (sdpa) one by one and as one batch
 padded on the right. Tokens per second count real tokens only. Vision: forward of 16 tiles of 224 pixels by
 `InternVisionModel` and by `InternVLVisionModel` (sdpa).
 
-The models share their weights and their results are compared in every round, so the variants do the same work.
-Variants take turns; the best of the repeats counts. Clock seconds and CPU seconds are given: other programs on the
-machine change the latter less. As training on a CPU does, the process keeps memory that it frees (not with
-`--give_back`); it has its final size after two rounds.
+The models share their weights and every round compares their results, so all variants do the same work. Variants take
+turns, and the best repeat counts. Wall time and CPU time are both given, because other programs on the machine change
+CPU time less. The process keeps memory that it frees, as training on a CPU does (not with `--give_back`), so it reaches
+its final size after two rounds.
 """
 
 import argparse

@@ -1,18 +1,18 @@
-"""Encode and pack on one core: this pipeline against a straightforward one, as a ratio in one run, with equal outputs.
+"""Encoding and packing on one core: our pipeline against a straightforward one, as a ratio with equal outputs.
 
     OMP_NUM_THREADS=1 python benchmarks/encode.py [--documents 60 --repeats 3]
 
-This pipeline is the loader of a training run: documents are measured from headers, packed, then made. The
-straightforward one opens every image fully to learn its tiles and again to encode it (or once, and keeps the pixels
-until their row is full), turns one tile after the other into a normalised tensor, and tokenises every piece of text
-again. No image is shown twice. Both make the same rows in the same order, which is compared before anything is timed;
+Our pipeline is the loader of a training run: documents are measured from headers, packed, then made. The
+straightforward one opens every image in full to count its tiles, and again to encode it (or once, keeping the pixels
+until their row is full). It turns one tile after the other into a normalised tensor and tokenizes every piece of text
+again. No image is shown twice. Both make the same rows in the same order, which is checked before anything is timed;
 rows are dropped as they come, as a trainer does.
 
-A rank of a group that shares rows loads its tiles only. The straightforward pipeline has no such thing: every rank
-makes the whole row. What all pipelines with equal pixels have in common is timed alone: pillow's decoding and resizing.
+A rank of a group that shares rows loads only its tiles. The straightforward pipeline cannot do that: every rank makes
+the whole row. Pillow's decoding and resizing, which every pipeline with equal pixels needs, is also timed alone.
 
-Resuming is timed as well: a loader that starts at step 10 and at step 10,000 of its stream, up to its first row. All
-times are seconds of the processor, which other programs on the machine do not prolong much.
+Resuming is timed as well: the time until the first row of a loader that starts at step 10 and at step 10,000. All times
+are CPU seconds, which other programs change little.
 """
 
 import argparse

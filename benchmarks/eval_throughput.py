@@ -1,18 +1,18 @@
-"""Evaluation: what shared pictures, shared contexts, batches and one queue for all ranks bring, on a tiny model.
+"""Evaluation throughput on a tiny model: shared pictures, shared contexts, batches, and one queue for all ranks.
 
     python benchmarks/eval_throughput.py [--contexts 8 --videos 8 --ranks 2]
 
-First table: questions per second of tasks whose questions share pictures, in the published forms of MM-NIAH (contexts of
-photographs and text that three tasks ask about) and MVBench (videos that five tasks ask about), one process. `plain` is
-one question after the other with nothing kept (--cache_mib 0), `cached` what eval.run does by itself, `batched` the
-same with --batch_size 8. Loading the model is not counted; every way answers a question before its clock starts. The
-clock is the processor time of the process, because other programs share the machine; ways of a line take turns, and the
-best of `--rounds` counts.
+First table: questions per second of tasks whose questions share pictures, in one process, in the published forms of
+MM-NIAH (contexts of photographs and text that three tasks ask about) and MVBench (videos that five tasks ask about).
+`plain` answers one question after the other and keeps nothing (--cache_mib 0), `cached` is the default of eval.run, and
+`batched` adds --batch_size 8. Loading the model is not counted; each variant answers one question before its clock
+starts. The clock is the CPU time of the process, because other programs share the machine. The variants of a line take
+turns, and the best of `--rounds` counts.
 
-Second table: when ranks (processes of one machine) run out of questions on a mix of prompt lengths that is skewed,
-tenfold and more, counted from the moment when all of them have loaded their model.
+Second table: when ranks (processes on one machine) run out of questions on a skewed mix of prompt lengths, tenfold and
+more, counted from the moment when all of them have loaded their model.
 
-Answers end after 8 tokens: a random model does not stop by itself.
+Answers end after 8 tokens, because a random model does not stop by itself.
 """
 
 import argparse

@@ -1,16 +1,17 @@
-"""A very long multimodal prompt, its keys and values spread over ranks: time and peak memory, on a tiny random model.
+"""A very long multimodal prompt whose keys and values are spread over ranks: time and peak memory, tiny random model.
 
-    python benchmarks/long_prompt.py --compare                         # 131,072 tokens, beside one process
+    python benchmarks/long_prompt.py --compare                         # 131,072 tokens, compared with one process
     python benchmarks/long_prompt.py --tokens 1048576 --layers 1 --heads 1 --kv_heads 1 --head_dim 16
 
-Images of four tiles (256 visual tokens each, stride 16), 100 words between them, in chunks of `--chunk` tokens; then
-8 greedy tokens. Every rank makes and encodes the pixels of its own tiles only. `vision`, `prefill` (to the first token)
-and `token` (each further one) are seconds of the slowest rank; `peak` is how far the largest resident memory of a rank
-grew over that of the loaded model, `cache` what its keys and values take.
+The prompt has images of four tiles (256 visual tokens each, stride 16) with 100 words between them, and is read in
+chunks of `--chunk` tokens; then 8 tokens are generated greedily. Every rank makes and encodes only the pixels of its
+own tiles. `vision`, `prefill` (to the first token) and `token` (each further one) are seconds of the slowest rank.
+`peak` is the growth of a rank's largest resident memory over that of the loaded model, `cache` the memory of its keys
+and values.
 
 Attention is quadratic: half a trillion scores per head and layer for a million tokens. The flags of the second command
-make a decoder of one layer with one head of 16, so that two CPU cores are done in minutes. With --compare the same
-prompt goes through one process with as many threads as there are ranks; answers must be equal.
+make a decoder of one layer with one head of 16, so that two CPU cores finish in minutes. With --compare the same prompt
+goes through one process with as many threads as there are ranks, and the answers must be equal.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""One training step on one very long row: shared by ranks against whole on one rank, time and peak memory.
+"""One training step on one very long row, shared by ranks or whole on one rank: time and peak memory.
 
     python benchmarks/long_row.py [--tokens 262144] [--ranks 2] [--documents 1] [--only shared|whole]
 
-A small random InternVL model (InternLM2 decoder, float32) takes a packed row of text and images, forward, backward
-and an AdamW step. Shared: `--ranks` processes of one thread each (gloo), ring attention, tiles and tokens split. Whole:
-one process with as many threads. Both compute the same loss, which is checked. Memory is the peak resident size of a
-process above what it had before the row was made.
+A small random InternVL model (InternLM2 decoder, float32) takes a packed row of text and images through forward,
+backward and an AdamW step. Shared: `--ranks` processes of one thread each (gloo), ring attention, tiles and tokens
+split. Whole: one process with as many threads. Both compute the same loss, which is checked. Memory is the peak
+resident size of a process minus its size before the row was made.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Loss of a row: chunked over supervised tokens against logits of the whole row, peak memory and time in one run.
+"""Loss of a row, chunked over supervised tokens or from the logits of the whole row: peak memory and time in one run.
 
     python benchmarks/loss.py [--tokens 8192 --vocabulary 32768 --hidden 512 --supervised 0.1]
     python benchmarks/loss.py --tokens 32768 --vocabulary 92553 --hidden 2048 --supervised 1 --only chunked
 
-The second is a 32k row of InternVL2-2B; plain logits of it take 12 GB a copy, so only the chunked loss is run. Every
-variant runs in a process of its own, so that peak memory is its own.
+The second command is a 32k row of InternVL2-2B; one copy of its full logits takes 12 GB, so only the chunked loss runs.
+Each variant runs in its own process, which makes peak memory its own.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""A sample of a million tokens, made by long_mr and encoded for training: CPU seconds and memory.
+"""A training sample of a million tokens, built by the needle builder and encoded: CPU seconds and memory.
 
     python benchmarks/million.py [--tokens 1000000]
 
-Tiles are 448 pixels and 256 tokens, as those of InternVL2; the texts are Python's documentation, the images photographs
-that packages ship, half of the tokens are visual. Pixels of all tiles would take 4.6 GB, so they are loaded in shares
-of 64 tiles, as ranks that share a row load theirs. The tokenizer is the tiny one of make_tiny, which gives more tokens
+Tiles have 448 pixels and 256 tokens, as in InternVL2. The texts are Python's documentation, the images photographs
+that packages ship; half of the tokens are visual. The pixels of all tiles would take 4.6 GB, so they are loaded in
+shares of 64 tiles, as ranks that share a row do. The tokenizer is the tiny one of make_tiny, which gives more tokens
 per text than a real one.
 """
 

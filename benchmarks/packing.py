@@ -1,10 +1,10 @@
-"""Packing policies on a Long-VQA-like mixture of lengths: how full rows are, and how equal their work.
+"""Packing policies on a Long-VQA-like mixture of lengths: how full rows are, and how equal their work is.
 
     python benchmarks/packing.py [--documents 40000 --ranks 8 --max_tokens 131072 --plot packing.png]
 
-Every rank packs its own documents, as in training; a step is one row of every rank. Imbalance is the work of the most
-expensive row of a step over the mean of the step's rows, less one: the share of time that the average rank waits. Work
-is that of `RowCost` with the true length of every document. The lengths are drawn from long_vqa_lengths.json.
+Every rank packs its own documents, as in training; a step is one row of every rank. Imbalance is the work of a step's
+most expensive row divided by the mean over its rows, minus one: the share of time that the average rank waits. Work is
+that of `RowCost` with the true length of every document. Lengths are drawn from long_vqa_lengths.json.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     python benchmarks/plan.py [--only NAME]
 
-Every case runs in a process of its own: a float32 model, Adam, two steps of two micro-batches (so that gradients and
-optimiser states are there when activations are). Measured is the peak of resident memory above what was resident before
-the first step, after a warm-up on a short row; predicted is the estimator's peak without weights and batch, which were
-there before. glibc is told to return freed memory at once, so that resident memory is what tensors take.
+Each case runs in its own process: a float32 model, Adam, two steps of two micro-batches, so that gradients and
+optimiser states exist while activations do. Measured is the peak of resident memory above the level before the first
+step, after a warm-up on a short row. Predicted is the estimator's peak without weights and batch, which were there
+before. glibc is told to return freed memory at once, so that resident memory is the memory of tensors.
 """
 
 import argparse

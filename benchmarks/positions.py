@@ -1,11 +1,11 @@
-"""Positions of a long row: `build_position_ids` against a loop over images, as a ratio in one run.
+"""Positions of a long row: `build_position_ids` against a loop over images, as a ratio within one run.
 
     python benchmarks/positions.py [--tokens 1048576 --stride 64]
 
-The baseline is the published rule as public training code runs it: a Python loop that makes one piece per text and
-one per image (text counted by a cumulative sum over the attention mask, every `</img>` checked), a list of numbers as
-transport (the way around frameworks that cast float tensors of a batch to bf16), and a tensor made of that list in
-front of the model. The loop alone is timed as well, so that the share of the transport is seen.
+The baseline is the published rule as public training code runs it: a Python loop that makes one piece per text and one
+per image (text counted by a cumulative sum over the attention mask, every `</img>` checked), a list of numbers for
+transport (to get around frameworks that cast the float tensors of a batch to bf16), and a tensor made from that list
+before the model. The loop alone is timed as well, which shows the share of the transport.
 """
 
 import argparse

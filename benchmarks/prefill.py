@@ -2,12 +2,12 @@
 
     python benchmarks/prefill.py [--lengths 32768 65536 131072 --chunks 2048 8192 --kv_caches dynamic static quantized]
 
-Every line is a process of its own, so that peak memory is its own. `cache` is what the cache holds at the end,
-`prompt` what is kept of the prompt beside it (ids, mask, positions, token embeddings), `peak` the growth of the largest
-resident memory while the answer was made, over that of the model; `rest` is peak - cache - prompt. Chunked prefill
-does what it is for when `rest` stays where it is while the prompt grows. The last line is one prompt in one piece.
+Each line runs in its own process, which makes peak memory its own. `cache` is the final size of the cache, `prompt`
+what else is kept of the prompt (ids, mask, positions, token embeddings), and `peak` the growth of the largest resident
+memory over that of the model while the answer was made. `rest` is peak - cache - prompt. Chunked prefill works as
+intended when `rest` stays constant while the prompt grows. The last line is one prompt in one piece.
 
-Attention of the whole prompt is quadratic: 131,072 tokens take minutes on a CPU.
+Attention over the whole prompt is quadratic: 131,072 tokens take minutes on a CPU.
 """
 
 import argparse

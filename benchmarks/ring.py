@@ -1,16 +1,16 @@
-"""Ring attention on CPU processes: speed, balance and bytes. Forward and backward of one attention layer.
+"""Ring attention on CPU processes: speed, balance and bytes of forward and backward of one attention layer.
 
     python benchmarks/ring.py [--tokens 8192 16384 32768 --ranks 2 --heads 8 --head_dim 64 --dtype float32]
 
 Three questions, each with its own table:
  1. speed: R ranks with one thread each against torch's causal attention on one process with R threads, and against a
-    plain ring (contiguous shards, neighbour to neighbour, blocks that causality hides are skipped);
- 2. balance: CPU seconds inside the kernel per rank, for R and 2R ranks. The largest decides the wall time on a machine
-    that has a core for every rank, so their ratio is the gain over the plain ring there. By arithmetic, with N ranks,
-    it is (2N - 1) / N: 1.50 for 2 ranks, 1.75 for 4, 2 for many;
+    plain ring (contiguous shards, neighbour to neighbour, blocks hidden by causality are skipped);
+ 2. balance: CPU seconds inside the kernel per rank, for R and 2R ranks. On a machine with one core per rank the largest
+    decides the wall time, so their ratio is the gain over the plain ring there. Arithmetic gives (2N - 1) / N for N
+    ranks: 1.50 for 2 ranks, 1.75 for 4, 2 for many;
  3. bytes: what each rank sent per step, counted where it is sent, against the formula; one document and 16 documents.
 
-Rank processes are forks that compute alone; best of --repeats. Nothing else should run on the machine.
+Rank processes are forks that compute alone; the best of --repeats counts. Nothing else should run on the machine.
 """
 
 import argparse
