@@ -6,6 +6,7 @@ content and a temporary file. No other module of the project writes by renaming.
 
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,8 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
         OSError: The file cannot be written. What stood there before is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    # Random, since threads of one process, and processes of other nodes with the same number, may write the same file.
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with draft.open("wb") as file:
             yield file
