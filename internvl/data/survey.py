@@ -1,28 +1,28 @@
-"""Looking at all records before a run: which of them training would skip, and how large the others are.
+"""Survey: reads all records before a run, to say which of them training would skip and how large the others are.
 
     rows of all data sets -> chunks -> worker processes -> ChunkReport ... -> SourceReport per data set
 
-A row is read, checked and measured exactly as training does it (`SampleEncoder.measure`: text, and headers of pictures
-and videos), so what is found here is what a run would skip. Decoding everything as well is a choice; it takes as long
-as reading the pictures does.
+A row is read, checked and measured exactly as in training (`SampleEncoder.measure`: text, and headers of pictures and
+videos), so what is found here is what a run would skip. Decoding the pictures too is optional; it takes much longer.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from internvl.data.dataset import read_in_workers
 from internvl.data.encode import SampleEncoder, document_generator
 from internvl.data.packing import Packer, PackingLimits
 from internvl.data.records import RecordFile
+from internvl.data.skips import DOCUMENT_ERRORS
 from internvl.errors import DataError, InternVLError
 
 _CHUNK_ROWS = 64
 _CHUNKS_AHEAD = 4  # per worker
-_ROW_ERRORS = (DataError, OSError)  # those that training skips a document for
 
 
 class Problem(NamedTuple):
@@ -31,7 +31,7 @@ class Problem(NamedTuple):
     Attributes:
         source: Its data set.
         row: Its row in the annotation file, counted from 0.
-        kind: A word for problems of this sort (`DataError.kind`).
+        kind: A word for problems like this one (`DataError.kind`).
         cause: What is wrong.
     """
 
@@ -61,8 +61,8 @@ class ChunkReport:
 
 
 @dataclass(frozen=True)
-class HealthCheck:
-    """How rows are looked at.
+class Survey:
+    """Reads the rows of all data sets; see the module docstring.
 
     Attributes:
         files: Annotation files, one per data set.
@@ -85,7 +85,7 @@ class HealthCheck:
         for row in rows:
             try:
                 sizes.append(self._measure(source, row))
-            except _ROW_ERRORS as error:
+            except DOCUMENT_ERRORS as error:
                 problems.append(self._describe(source, row, error))
         tokens, tiles = np.array(sizes, dtype=np.int64).reshape(-1, 2).T
         return ChunkReport(source, len(rows), tokens, tiles, tuple(problems))
@@ -112,31 +112,24 @@ class HealthCheck:
         return Problem(name, row, "file", str(error))
 
     def run(self, *, num_workers: int = 0) -> Iterator[ChunkReport]:
-        """Look at all rows, data set after data set; reports come in the order of the rows.
+        """Look at all rows, one data set after the other; reports come in the order of the rows.
 
         Args:
             num_workers: Processes; 0: this one.
 
         Raises:
-            InternVLError: Something that no other row would be spared, such as a missing package.
+            InternVLError: A cause that would stop every other row as well, such as a missing package.
         """
-        reports: DataLoader[Any] = DataLoader(
-            _Chunks(self),
-            batch_size=None,
-            num_workers=num_workers,
-            prefetch_factor=_CHUNKS_AHEAD if num_workers else None,
-            collate_fn=_keep,
-        )
-        for report in reports:
+        for report in read_in_workers(_Chunks(self), num_workers=num_workers, prefetch=_CHUNKS_AHEAD):
             if isinstance(report, InternVLError):
                 raise report
             yield report
 
 
-class _Chunks(Dataset):
+class _Chunks(Dataset[ChunkReport | InternVLError]):
     """The chunks of all data sets; an item is the report on a chunk, or the error that ended it."""
 
-    def __init__(self, check: HealthCheck):
+    def __init__(self, check: Survey):
         self.check = check
         starts = [(source, first) for source, file in enumerate(check.files) for first in _starts(len(file))]
         self.starts = np.array(starts, dtype=np.int64).reshape(-1, 2)
@@ -149,7 +142,7 @@ class _Chunks(Dataset):
         last = min(first + _CHUNK_ROWS, len(self.check.files[source]))
         try:
             return self.check.check_rows(source, range(first, last))
-        except InternVLError as error:  # as it is: raised in a worker it would arrive wrapped in its traceback
+        except InternVLError as error:  # returned: raised in a worker, it would arrive wrapped in its traceback
             return error
 
 
@@ -157,13 +150,9 @@ def _starts(num_rows: int) -> range:
     return range(0, num_rows, _CHUNK_ROWS)
 
 
-def _keep(item: Any) -> Any:
-    return item
-
-
 @dataclass
 class SourceReport:
-    """What was found in a data set so far.
+    """What was found in one data set so far.
 
     Attributes:
         name: Its name.
@@ -182,7 +171,7 @@ class SourceReport:
     _tiles: list[np.ndarray] = field(default_factory=list)
 
     def add(self, report: ChunkReport) -> None:
-        """Take in what was found in some more rows."""
+        """Add what was found in some more rows."""
         self.num_checked += report.num_rows
         self.problems += report.problems
         self._tokens.append(report.num_tokens)
@@ -200,12 +189,12 @@ class SourceReport:
 
     @property
     def tokens_per_epoch(self) -> float:
-        """Estimate: bad documents give none, rows not looked at are like the others."""
+        """Estimate: bad documents give none; rows that were not read count like those that were."""
         return self._scale(self.num_tokens)
 
     @property
     def tiles_per_epoch(self) -> float:
-        """Estimate, as of tokens."""
+        """Estimate, as for tokens."""
         return self._scale(self.num_tiles)
 
     def _scale(self, counts: np.ndarray) -> float:
