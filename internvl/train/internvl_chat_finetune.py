@@ -27,7 +27,7 @@ from internvl.errors import InternVLError
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.grid import Grid, build_grid
 from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, is_restart, read_rank_env
-from internvl.parallel.rank_watchdog import name_silent_ranks
+from internvl.parallel.rank_watchdog import name_missing_ranks
 from internvl.parallel.shared_row import SHARED_ATTENTION, SharedRow, register_shared_attention
 from internvl.train.arguments import (
     Arguments,
@@ -164,7 +164,7 @@ def _run_attempt(
     stop = StopAtStepEnd(request)
     for callback in (journal, stop):
         trainer.add_callback(callback)
-    with logging_redirect_tqdm(), name_silent_ranks():
+    with logging_redirect_tqdm(), name_missing_ranks():
         result = trainer.train(resume_from_checkpoint=checkpoint)
     if stop.stopped:
         journal.end("preempted", step=trainer.state.global_step)
