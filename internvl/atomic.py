@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import get_ident
 from typing import IO, Any
 
 
@@ -22,7 +23,7 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
         OSError: The file cannot be written. What stood there before is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}")  # threads may write the same file at once
     try:
         with draft.open("wb") as file:
             yield file
