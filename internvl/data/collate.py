@@ -41,7 +41,7 @@ def collate_row(documents: Sequence[EncodedDocument]) -> Batch:
 
 
 def _join_tiles(parts: Sequence[Tensor]) -> Tensor:
-    """Tiles end to end; without a copy where they lie so in one tensor already (`SampleEncoder.encode(out=...)`)."""
+    """Tiles end to end, without a copy where they lie so in one tensor already (`SampleEncoder.encode(out=...)`)."""
     filled = [part for part in parts if len(part)]
     if not filled:
         return parts[0]

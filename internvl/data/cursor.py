@@ -57,23 +57,14 @@ class DocumentRef(NamedTuple):
 
 @dataclass(frozen=True)
 class StreamCursor:
-    """What a stream's planner knows after a row; by default before the first one.
+    """What a stream's planner knows after a row; by default before the first one."""
 
-    Attributes:
-        epoch: Number of the epoch.
-        index: Documents of the epoch that were looked at.
-        num_rows: Rows handed out, in all epochs.
-        num_seen: Documents looked at when the last of these rows was finished, in all epochs.
-        open_rows: Rows that wait for documents that fit.
-        ready_rows: Finished rows that come next.
-    """
-
-    epoch: int = 0
-    index: int = 0
-    num_rows: int = 0
-    num_seen: int = 0
-    open_rows: tuple[PackedRow[DocumentRef], ...] = ()
-    ready_rows: tuple[PackedRow[DocumentRef], ...] = ()
+    epoch: int = 0  # number of the epoch
+    index: int = 0  # documents of the epoch that were looked at
+    num_rows: int = 0  # rows handed out, in all epochs
+    num_seen: int = 0  # documents looked at when the last of these rows was finished, in all epochs
+    open_rows: tuple[PackedRow[DocumentRef], ...] = ()  # rows that wait for documents that fit
+    ready_rows: tuple[PackedRow[DocumentRef], ...] = ()  # finished rows that come next
 
     def next_epoch(self) -> "StreamCursor":
         """The beginning of the following epoch."""

@@ -65,41 +65,27 @@ ALL_TILES = TileShare()
 
 @dataclass(frozen=True)
 class RankShare:
-    """What one rank reads.
+    """What one rank reads."""
 
-    Attributes:
-        streams: Its streams, neighbouring ones.
-        tiles: Its part of the tiles, of rows that it shares with other ranks.
-    """
-
-    streams: range
-    tiles: TileShare = ALL_TILES
+    streams: range  # its streams, neighbouring ones
+    tiles: TileShare = ALL_TILES  # its part of the tiles, of rows that it shares with other ranks
 
 
 @dataclass(frozen=True)
 class RowOptions:
     """How documents become rows; the same on every rank.
 
-    Attributes:
-        num_streams: G, rows per optimiser step over all ranks.
-        seed: Data seed; with epoch and document it fixes order, samples, strides and augmentation.
-        packing: Limits of a packed row; None for rows of `documents_per_row` documents.
-        packing_policy: How packed rows are chosen, see `internvl.data.packing`.
-        documents_per_row: Documents of a row without packing.
-        data_order: `shuffle` or `sequential`.
-        use_data_resampling: Weight data sets by the square root of their size.
-
     Raises:
         ConfigError: An unknown order or policy, or a negative seed.
     """
 
-    num_streams: int
-    seed: int = 0
-    packing: PackingLimits | None = None
-    packing_policy: PackingPolicy = "greedy"
-    documents_per_row: int = 1
-    data_order: DataOrder = "shuffle"
-    use_data_resampling: bool = False
+    num_streams: int  # G, rows per optimiser step over all ranks
+    seed: int = 0  # data seed; with epoch and document it fixes order, samples, strides and augmentation
+    packing: PackingLimits | None = None  # limits of a packed row; None for rows of `documents_per_row` documents
+    packing_policy: PackingPolicy = "greedy"  # how packed rows are chosen, see `internvl.data.packing`
+    documents_per_row: int = 1  # documents of a row without packing
+    data_order: DataOrder = "shuffle"  # `shuffle` or `sequential`
+    use_data_resampling: bool = False  # weight data sets by the square root of their size
 
     def __post_init__(self) -> None:
         if self.data_order not in get_args(DataOrder):
@@ -117,36 +103,22 @@ class RowOptions:
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """A row before decoding.
+    """A row before decoding."""
 
-    Attributes:
-        content: Its documents and their sizes.
-        num_seen: Documents looked at since the stream's last row.
-        skips: Those of them that cannot be used.
-        cursor: Where the stream continues after this row.
-    """
-
-    content: PackedRow[DocumentRef]
-    num_seen: int
-    skips: tuple[Skip, ...]
-    cursor: StreamCursor
+    content: PackedRow[DocumentRef]  # its documents and their sizes
+    num_seen: int  # documents looked at since the stream's last row
+    skips: tuple[Skip, ...]  # those of them that cannot be used
+    cursor: StreamCursor  # where the stream continues after this row
 
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Plans the rows of every stream, and makes their documents when they are needed.
+    """Plans the rows of every stream, and makes their documents when they are needed."""
 
-    Attributes:
-        files: Annotation files, one per data set.
-        encoder: Measures and encodes documents.
-        options: How documents become rows.
-        watch: Waits for folders that are out of reach.
-    """
-
-    files: tuple[RecordFile, ...]
-    encoder: SampleEncoder
-    options: RowOptions
-    watch: OutageWatch = field(default_factory=OutageWatch)
+    files: tuple[RecordFile, ...]  # annotation files, one per data set
+    encoder: SampleEncoder  # measures and encodes documents
+    options: RowOptions  # how documents become rows
+    watch: OutageWatch = field(default_factory=OutageWatch)  # waits for folders that are out of reach
 
     @cached_property
     def documents_per_source(self) -> list[int]:

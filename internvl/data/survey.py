@@ -26,57 +26,34 @@ _CHUNKS_AHEAD = 4  # per worker
 
 
 class Problem(NamedTuple):
-    """A record that training would skip.
+    """A record that training would skip."""
 
-    Attributes:
-        source: Its data set.
-        row: Its row in the annotation file, counted from 0.
-        kind: A word for problems like this one (`DataError.kind`).
-        cause: What is wrong.
-    """
-
-    source: str
-    row: int
-    kind: str
-    cause: str
+    source: str  # its data set
+    row: int  # its row in the annotation file, counted from 0
+    kind: str  # a word for problems like this one (`DataError.kind`)
+    cause: str  # what is wrong
 
 
 @dataclass(frozen=True, eq=False)
 class ChunkReport:
-    """What was found in some rows of a data set.
+    """What was found in some rows of a data set."""
 
-    Attributes:
-        source: Number of the data set.
-        num_rows: Rows looked at.
-        num_tokens: Of every usable document.
-        num_tiles: Of every usable document.
-        problems: The others.
-    """
-
-    source: int
-    num_rows: int
-    num_tokens: Int64[np.ndarray, " documents"]
-    num_tiles: Int64[np.ndarray, " documents"]
-    problems: tuple[Problem, ...]
+    source: int  # number of the data set
+    num_rows: int  # rows looked at
+    num_tokens: Int64[np.ndarray, " documents"]  # of every usable document
+    num_tiles: Int64[np.ndarray, " documents"]  # likewise
+    problems: tuple[Problem, ...]  # of the other rows
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Reads the rows of all data sets; see the module docstring.
+    """Reads the rows of all data sets; see the module docstring."""
 
-    Attributes:
-        files: Annotation files, one per data set.
-        encoder: Measures documents, with the options of the run.
-        limits: Largest packed row; None: documents are not packed.
-        seed: The run's data seed, which draws the frames of videos; those of the first epoch are looked at.
-        decodes: Decode all pictures and frames too.
-    """
-
-    files: tuple[RecordFile, ...]
-    encoder: SampleEncoder
-    limits: PackingLimits | None = None
-    seed: int = 42
-    decodes: bool = False
+    files: tuple[RecordFile, ...]  # annotation files, one per data set
+    encoder: SampleEncoder  # measures documents, with the options of the run
+    limits: PackingLimits | None = None  # largest packed row; None: documents are not packed
+    seed: int = 42  # the run's data seed, which draws the frames of videos; those of the first epoch are looked at
+    decodes: bool = False  # decode all pictures and frames too
 
     def check_rows(self, source: int, rows: range) -> ChunkReport:
         """Look at some rows of a data set."""
@@ -152,21 +129,13 @@ def _starts(num_rows: int) -> range:
 
 @dataclass
 class SourceReport:
-    """What was found in one data set so far.
-
-    Attributes:
-        name: Its name.
-        num_rows: Rows of its annotation file.
-        num_documents: Documents that it gives to an epoch.
-        num_checked: Rows looked at.
-        problems: Records that training would skip.
-    """
+    """What was found in one data set so far."""
 
     name: str
-    num_rows: int
-    num_documents: int
-    num_checked: int = 0
-    problems: list[Problem] = field(default_factory=list)
+    num_rows: int  # rows of its annotation file
+    num_documents: int  # documents that it gives to an epoch
+    num_checked: int = 0  # rows looked at
+    problems: list[Problem] = field(default_factory=list)  # records that training would skip
     _tokens: list[np.ndarray] = field(default_factory=list)
     _tiles: list[np.ndarray] = field(default_factory=list)
 

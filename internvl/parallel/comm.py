@@ -24,15 +24,10 @@ def get_rank_and_size(group: dist.ProcessGroup | None) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Message:
-    """One contiguous tensor that is sent to, or comes from, a rank.
+    """One contiguous tensor that is sent to, or comes from, a rank."""
 
-    Attributes:
-        rank: The other side, counted inside the group.
-        tensor: What is sent, or where it is put.
-    """
-
-    rank: int
-    tensor: Tensor
+    rank: int  # the other side, counted inside the group
+    tensor: Tensor  # what is sent, or where it is put
 
 
 @dataclass
@@ -51,15 +46,10 @@ class Exchange:
 
 @dataclass
 class Messenger:
-    """Posts exchanges in a group and counts them.
+    """Posts exchanges in a group and counts them."""
 
-    Attributes:
-        group: The ranks; None for a single process.
-        sent_bytes: Bytes that this rank sent, one entry per exchange.
-    """
-
-    group: dist.ProcessGroup | None
-    sent_bytes: list[int] = field(default_factory=list)
+    group: dist.ProcessGroup | None  # the ranks; None for a single process
+    sent_bytes: list[int] = field(default_factory=list)  # bytes that this rank sent, one entry per exchange
 
     def post(self, *, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
         """Start sending and receiving.

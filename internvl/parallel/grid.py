@@ -49,18 +49,13 @@ class Place(NamedTuple):
 class GridShape:
     """Sizes of the grid, and what follows from them.
 
-    Attributes:
-        world_size: Number of ranks; a multiple of `chunk_num`.
-        chunk_num: Ranks that share a row.
-        ulysses_degree: Ranks among which heads are dealt out; divides `chunk_num`.
-
     Raises:
         ParallelError: The sizes do not fit; the message names the flag.
     """
 
-    world_size: int = 1
-    chunk_num: int = 1
-    ulysses_degree: int = 1
+    world_size: int = 1  # number of ranks; a multiple of `chunk_num`
+    chunk_num: int = 1  # ranks that share a row
+    ulysses_degree: int = 1  # ranks among which heads are dealt out; divides `chunk_num`
 
     def __post_init__(self) -> None:
         if self.chunk_num < 1 or self.world_size % self.chunk_num:
@@ -150,20 +145,13 @@ class Grid:
     """The place of this rank, and its process groups. Made by `build_grid`.
 
     A group of a single rank is None, since it sends nothing.
-
-    Attributes:
-        shape: Sizes of the grid.
-        rank: Global number of this rank.
-        group: Ranks that share this rank's row.
-        ring_group: Ranks of this rank's ring.
-        ulysses_group: Ranks among which this rank's heads are dealt out.
     """
 
-    shape: GridShape = GridShape()
-    rank: int = 0
-    group: dist.ProcessGroup | None = None
-    ring_group: dist.ProcessGroup | None = None
-    ulysses_group: dist.ProcessGroup | None = None
+    shape: GridShape = GridShape()  # sizes of the grid
+    rank: int = 0  # global number of this rank
+    group: dist.ProcessGroup | None = None  # ranks that share this rank's row
+    ring_group: dist.ProcessGroup | None = None  # ranks of this rank's ring
+    ulysses_group: dist.ProcessGroup | None = None  # ranks among which this rank's heads are dealt out
 
     @property
     def data_rank(self) -> int:

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from internvl.errors import ConfigError, MissingDependencyError
 
-Borders = tuple[int, ...]
+Borders = tuple[int, ...] | None
 Queries = Float[Tensor, "queries heads head_dim"]
 Keys = Float[Tensor, "keys kv_heads head_dim"]  # heads is a multiple of kv_heads
-LogSumExp = Float[Tensor, "heads queries"]  # float32 or wider
+Lse = Float[Tensor, "heads queries"]  # log-sum-exp of the scores, float32 or wider
 MAX_FLASH_HEAD_DIM = 256
 
 Result = TypeVar("Result")
@@ -44,22 +44,11 @@ class AttentionKernel(Protocol):
             None: every query sees every key.
     """
 
-    def forward(
-        self, q: Queries, k: Keys, v: Keys, *, scale: float, borders: Borders | None
-    ) -> tuple[Queries, LogSumExp]:
+    def forward(self, q: Queries, k: Keys, v: Keys, *, scale: float, borders: Borders) -> tuple[Queries, Lse]:
         """Return the output and the log-sum-exp."""
 
     def backward(
-        self,
-        grad_out: Queries,
-        q: Queries,
-        k: Keys,
-        v: Keys,
-        out: Queries,
-        lse: LogSumExp,
-        *,
-        scale: float,
-        borders: Borders | None,
+        self, grad_out: Queries, q: Queries, k: Keys, v: Keys, out: Queries, lse: Lse, *, scale: float, borders: Borders
     ) -> tuple[Queries, Keys, Keys]:
         """Return the share of these keys in dq, and their dk and dv.
 
@@ -71,9 +60,7 @@ class AttentionKernel(Protocol):
 class CpuFlash:
     """Torch's CPU flash attention (float32 log-sum-exp, float64 for float64), one document after the other."""
 
-    def forward(
-        self, q: Queries, k: Keys, v: Keys, *, scale: float, borders: Borders | None
-    ) -> tuple[Queries, LogSumExp]:
+    def forward(self, q: Queries, k: Keys, v: Keys, *, scale: float, borders: Borders) -> tuple[Queries, Lse]:
         """See `AttentionKernel`."""
         if borders is None:
             return self._forward_document(q, k, v, scale, is_causal=False)
@@ -84,16 +71,7 @@ class CpuFlash:
         return (outs[0], lses[0]) if len(pieces) == 1 else (torch.cat(outs), torch.cat(lses, dim=1))
 
     def backward(
-        self,
-        grad_out: Queries,
-        q: Queries,
-        k: Keys,
-        v: Keys,
-        out: Queries,
-        lse: LogSumExp,
-        *,
-        scale: float,
-        borders: Borders | None,
+        self, grad_out: Queries, q: Queries, k: Keys, v: Keys, out: Queries, lse: Lse, *, scale: float, borders: Borders
     ) -> tuple[Queries, Keys, Keys]:
         """See `AttentionKernel`."""
         if borders is None:
@@ -143,18 +121,13 @@ class CudaFlash:
 
     Dense blocks go in as a batch of one, packed documents in one call with `cum_seq_q` and `cum_seq_k`. Both forms take
     fewer K/V heads than query heads.
-
-    Attributes:
-        forward_op: The operator; another one in tests only.
-        backward_op: Its backward.
     """
 
+    # Tests replace the operators.
     forward_op: Callable[..., Sequence[Tensor]] = torch.ops.aten._flash_attention_forward
     backward_op: Callable[..., Sequence[Tensor]] = torch.ops.aten._flash_attention_backward
 
-    def forward(
-        self, q: Queries, k: Keys, v: Keys, *, scale: float, borders: Borders | None
-    ) -> tuple[Queries, LogSumExp]:
+    def forward(self, q: Queries, k: Keys, v: Keys, *, scale: float, borders: Borders) -> tuple[Queries, Lse]:
         """See `AttentionKernel`."""
         _check_flash_shapes(q)
         cum_seq, max_q, max_k = _describe_documents(q, k, borders)
@@ -165,16 +138,7 @@ class CudaFlash:
         return (out, lse) if borders else (out[0], lse[0])
 
     def backward(
-        self,
-        grad_out: Queries,
-        q: Queries,
-        k: Keys,
-        v: Keys,
-        out: Queries,
-        lse: LogSumExp,
-        *,
-        scale: float,
-        borders: Borders | None,
+        self, grad_out: Queries, q: Queries, k: Keys, v: Keys, out: Queries, lse: Lse, *, scale: float, borders: Borders
     ) -> tuple[Queries, Keys, Keys]:
         """See `AttentionKernel`."""
         cum_seq, max_q, max_k = _describe_documents(q, k, borders)
@@ -192,17 +156,11 @@ class CudaFlash:
 
 @dataclass(frozen=True)
 class FlashAttn:
-    """The flash-attn package (2.6 or newer), through the functions below its autograd classes.
+    """The flash-attn package (2.6 or newer), through the functions below its autograd classes."""
 
-    Attributes:
-        interface: The module `flash_attn.flash_attn_interface`; a double in tests only.
-    """
+    interface: ModuleType | SimpleNamespace  # the module `flash_attn.flash_attn_interface`; a double in tests only
 
-    interface: ModuleType | SimpleNamespace
-
-    def forward(
-        self, q: Queries, k: Keys, v: Keys, *, scale: float, borders: Borders | None
-    ) -> tuple[Queries, LogSumExp]:
+    def forward(self, q: Queries, k: Keys, v: Keys, *, scale: float, borders: Borders) -> tuple[Queries, Lse]:
         """See `AttentionKernel`."""
         _check_flash_shapes(q)
         if borders is None:
@@ -223,30 +181,12 @@ class FlashAttn:
         return out, lse
 
     def backward(
-        self,
-        grad_out: Queries,
-        q: Queries,
-        k: Keys,
-        v: Keys,
-        out: Queries,
-        lse: LogSumExp,
-        *,
-        scale: float,
-        borders: Borders | None,
+        self, grad_out: Queries, q: Queries, k: Keys, v: Keys, out: Queries, lse: Lse, *, scale: float, borders: Borders
     ) -> tuple[Queries, Keys, Keys]:
         """See `AttentionKernel`."""
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        tensors = {
-            "dout": grad_out,
-            "q": q,
-            "k": k,
-            "v": v,
-            "out": out,
-            "softmax_lse": lse.contiguous(),
-            "dq": dq,
-            "dk": dk,
-            "dv": dv,
-        }
+        given = {"dout": grad_out, "q": q, "k": k, "v": v, "out": out, "softmax_lse": lse.contiguous()}
+        tensors = given | {"dq": dq, "dk": dk, "dv": dv}
         if borders is None:
             batched = {name: x[None] for name, x in tensors.items()}
             _call_known(self.interface._flash_attn_backward, batched, scale=scale, is_causal=False)
@@ -329,7 +269,7 @@ def _check_flash_shapes(q: Tensor) -> None:
         )
 
 
-def _describe_documents(q: Tensor, k: Tensor, borders: Borders | None) -> tuple[Tensor | None, int, int]:
+def _describe_documents(q: Tensor, k: Tensor, borders: Borders) -> tuple[Tensor | None, int, int]:
     """(int32 borders on the device, longest query run, longest key run)."""
     if borders is None:
         return None, len(q), len(k)

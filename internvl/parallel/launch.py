@@ -33,21 +33,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RankEnv:
-    """The place of this process among all processes of the run.
+    """The place of this process among all processes of the run."""
 
-    Attributes:
-        rank: Number of the process, 0 <= rank < world_size.
-        local_rank: Number of the process on its machine.
-        world_size: Number of processes.
-        local_world_size: Number of processes on this machine.
-        launcher: Who started the processes.
-    """
-
-    rank: int = 0
-    local_rank: int = 0
-    world_size: int = 1
-    local_world_size: int = 1
-    launcher: Launcher = "none"
+    rank: int = 0  # number of the process, 0 <= rank < world_size
+    local_rank: int = 0  # number of the process on its machine
+    world_size: int = 1  # number of processes
+    local_world_size: int = 1  # number of processes on this machine
+    launcher: Launcher = "none"  # who started the processes
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size or not 0 <= self.local_rank < self.local_world_size <= self.world_size:

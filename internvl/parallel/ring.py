@@ -85,17 +85,11 @@ def ring_attention(
 
 @dataclass(frozen=True)
 class RingWork:
-    """What one rank computes in one call, forward and backward.
+    """What one rank computes in one call, forward and backward."""
 
-    Attributes:
-        plan: Its blocks and messages.
-        scale: Factor of the scores.
-        kernel: What computes a block.
-    """
-
-    plan: RingPlan
-    scale: float
-    kernel: AttentionKernel
+    plan: RingPlan  # its blocks and messages
+    scale: float  # factor of the scores
+    kernel: AttentionKernel  # what computes a block
 
 
 class _RingAttention(torch.autograd.Function):

@@ -57,51 +57,31 @@ class Span:
 
 @dataclass(frozen=True)
 class Block:
-    """One dense rectangle: every query sees every key.
+    """One dense rectangle: every query sees every key."""
 
-    Attributes:
-        queries: Tokens of the rank that computes.
-        keys: Tokens of the rank that sends its keys and values.
-    """
-
-    queries: Span
-    keys: Span
+    queries: Span  # tokens of the rank that computes
+    keys: Span  # tokens of the rank that sends its keys and values
 
 
 @dataclass(frozen=True)
 class RingStep:
-    """What one rank does at one distance of the ring.
+    """What one rank does at one distance of the ring."""
 
-    Attributes:
-        source: The rank whose keys and values come here.
-        block: What is computed with them; None when no document needs it, and then nothing is sent either.
-        target: The rank that gets keys and values from here.
-        lent: The tokens that it gets; None when no document needs them.
-    """
-
-    source: int
-    block: Block | None
-    target: int
-    lent: Span | None
+    source: int  # the rank whose keys and values come here
+    block: Block | None  # what is computed with them; None when no document needs it, and then nothing is sent either
+    target: int  # the rank that gets keys and values from here
+    lent: Span | None  # the tokens that it gets; None when no document needs them
 
 
 @dataclass(frozen=True)
 class RingPlan:
-    """The work and the messages of one rank.
+    """The work and the messages of one rank."""
 
-    Attributes:
-        rank: Its number in the group.
-        size: Ranks of the group.
-        num_tokens: Tokens that every rank holds, padding included.
-        documents: Borders of the documents among the held tokens, starting at 0; tokens after the last are padding.
-        steps: One entry per distance 1 ... size - 1.
-    """
-
-    rank: int
-    size: int
-    num_tokens: int
-    documents: tuple[int, ...]
-    steps: tuple[RingStep, ...]
+    rank: int  # its number in the group
+    size: int  # ranks of the group
+    num_tokens: int  # tokens that every rank holds, padding included
+    documents: tuple[int, ...]  # their borders among the held tokens, from 0; tokens after the last one are padding
+    steps: tuple[RingStep, ...]  # one entry per distance 1 ... size - 1
 
     def count_sent_rows(self) -> tuple[int, ...]:
         """K/V rows (tokens) that this rank sends in the forward pass, per step."""

@@ -27,13 +27,9 @@ SHARED_ATTENTION = "ring"
 
 @dataclass(frozen=True)
 class SharedRow:
-    """Cuts rows for one rank of a grid and brings features to where they are used.
+    """Cuts rows for one rank of a grid and brings features to where they are used."""
 
-    Attributes:
-        grid: The process grid; a single rank holds whole rows.
-    """
-
-    grid: Grid
+    grid: Grid  # the process grid; a single rank holds whole rows
 
     def shard(self, x: Shaped[Tensor, "1 length *dims"], *, pad_value: float = 0) -> Shaped[Tensor, "1 local *dims"]:
         """This rank's tokens of a whole row, which is padded with `pad_value`."""

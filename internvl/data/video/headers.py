@@ -30,23 +30,14 @@ _RATE_TOLERANCE = 0.01  # a header whose mean and base rate differ by less is ta
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video's header says.
-
-    Attributes:
-        num_frames: Number of frames.
-        fps: Frames per second, on average; None for a folder.
-        duration: Seconds; None for a folder.
-        width: Pixels.
-        height: Pixels.
-        is_constant_rate: Frame i is shown at i / fps.
-    """
+    """What a video's header says."""
 
     num_frames: int
-    fps: float | None
-    duration: float | None
-    width: int
+    fps: float | None  # frames per second, on average; None for a folder
+    duration: float | None  # seconds; None for a folder
+    width: int  # in pixels, like the height
     height: int
-    is_constant_rate: bool = True
+    is_constant_rate: bool = True  # frame i is shown at i / fps
 
 
 def list_frames(folder: str | Path) -> list[Path]:
@@ -123,21 +114,13 @@ def _read_duration(container: InputContainer, stream: VideoStream) -> float | No
 
 @dataclass(frozen=True)
 class PacketIndex:
-    """When the frames of a video are shown, as its packets say.
+    """When the frames of a video are shown, as its packets say."""
 
-    Attributes:
-        times: When each frame is shown, ascending, in units of `unit`; empty when the file does not say.
-        key_times: When the keyframes are shown, ascending.
-        key_seeks: Where to seek in order to get them.
-        num_frames: Number of frames.
-        unit: Seconds.
-    """
-
-    times: Int64[np.ndarray, " frames"]
-    key_times: Int64[np.ndarray, " keyframes"]
-    key_seeks: Int64[np.ndarray, " keyframes"]
+    times: Int64[np.ndarray, " frames"]  # ascending, in units of `unit`; empty when the file does not say
+    key_times: Int64[np.ndarray, " keyframes"]  # those of the keyframes, ascending
+    key_seeks: Int64[np.ndarray, " keyframes"]  # where to seek to decode them
     num_frames: int
-    unit: float
+    unit: float  # in seconds
 
     @property
     def seconds(self) -> Float[np.ndarray, " frames"]:

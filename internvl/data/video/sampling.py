@@ -20,19 +20,12 @@ VIDEO_PLACEHOLDER = "<video>"  # stands for one video in a prompt or an annotati
 
 @dataclass(frozen=True)
 class VideoClip:
-    """A video, or a part of it.
+    """A video, or a part of it."""
 
-    Attributes:
-        path: File, folder of frames, member of an archive, or URL.
-        clip: First and last second; None: all of it.
-        fps: Frames per second of a folder (needed with `clip`); files know their own.
-        frames: The frames to show, instead of a sample; numbers from 0 on.
-    """
-
-    path: MediaPath
-    clip: tuple[float, float] | None = None
-    fps: float | None = None
-    frames: tuple[int, ...] | None = None
+    path: MediaPath  # file, folder of frames, member of an archive, or URL
+    clip: tuple[float, float] | None = None  # first and last second; None: all of it
+    fps: float | None = None  # frames per second of a folder (needed with `clip`); files know their own
+    frames: tuple[int, ...] | None = None  # the frames to show, instead of a sample; numbers from 0 on
 
 
 def label_frames(num_frames: int) -> str:
@@ -83,10 +76,10 @@ def sample_frames(
         max_num: Most frames.
         rng: Draws the number of frames, and the frames of `rand`.
         fps: Frames per second of the video, for `fpsX.Y`.
-        is_padded: Repeat the last frame of a video that has too few; otherwise such a video gives all its frames.
+        is_padded: Repeat the last frame of a video that is too short; otherwise such a video gives all its frames.
 
     Returns:
-        Frame numbers below `num_frames`, ascending.
+        Ascending frame numbers.
 
     Raises:
         ConfigError: Unknown method.
@@ -135,13 +128,9 @@ def sample_segments(first: int, last: int, num_wanted: int) -> list[int]:
 def sample_at_rate(num_frames: int, *, fps: float, rate: float) -> list[int]:
     """Frames shown at half a gap, one and a half gaps, ... of 1 / `rate` seconds; none for less than half a gap.
 
-    The public code rounds to the nearest frame, which repeats and leaves out frames at rates near the video's own.
-
-    Args:
-        num_frames: Frames of the video.
-        fps: Its frames per second.
-        rate: Frames per second to take; above `fps` it takes every frame once.
+    A rate above the video's `fps` takes every frame once.
     """
+    # The public code rounds to the nearest frame, which repeats and leaves out frames at rates close to `fps`.
     gap = max(fps / rate, 1.0)
     num_gaps = int(num_frames / gap + 0.5)
     indices = (int(gap * (number + 0.5)) for number in range(num_gaps))
