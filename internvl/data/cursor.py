@@ -137,11 +137,7 @@ def merge_states(states: Sequence[LoaderState]) -> LoaderState:
 
 
 def check_plan(saved: PlanDescription, current: PlanDescription) -> None:
-    """Make sure that saved cursors belong to the rows of this run.
-
-    Args:
-        saved: What decides about rows, from the checkpoint. Entries that only one side has are not compared.
-        current: The same of this run.
+    """Make sure that saved cursors belong to the rows of this run. Entries that only one side has are not compared.
 
     Raises:
         ConfigError: An entry differs.

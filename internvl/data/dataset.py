@@ -175,10 +175,7 @@ def _with_blank_tiles(document: EncodedDocument, tiles: range) -> EncodedDocumen
 def read_in_workers(dataset: Dataset[Item], *, num_workers: int, prefetch: int) -> DataLoader[Item]:
     """The items of a data set as they are, in order, made by worker processes (0: by this process).
 
-    Args:
-        dataset: What is read.
-        num_workers: Processes.
-        prefetch: Items that each of them keeps ready.
+    Each worker keeps `prefetch` items ready.
     """
     return DataLoader(
         dataset,

@@ -78,9 +78,6 @@ def load_meta(path: str | Path, *, data_root: str | Path | None = None) -> list[
         path: The meta file.
         data_root: Folder of the relative paths inside the file; None applies the rule of the module docstring.
 
-    Returns:
-        One spec per data set, in the order of the file.
-
     Raises:
         ConfigError: The file is missing or not a json object, or a data set has an unknown key, a value of a wrong
             type, or files that do not exist.
@@ -170,7 +167,7 @@ def _resolve(where: str, key: str, value: str, bases: list[Path]) -> Path:
     if found is None:
         tried = ", ".join(dict.fromkeys(str(candidate.absolute()) for candidate in candidates))
         raise ConfigError(
-            f"{where}: {key} {value!r} is no {kind}; tried {tried}; correct the path or set the data root"
+            f"{where}: {key} {value!r} is not a {kind}; tried {tried}; correct the path or set the data root"
         )
     return found
 

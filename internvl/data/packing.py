@@ -15,9 +15,10 @@ No document is lost, cut or repeated. Work is attention (n_i^2 of every document
 that wait, times the tokens of a full row.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import Generic, Literal, TypeVar, get_args
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -33,14 +34,23 @@ Ref = TypeVar("Ref")
 class PackingLimits:
     """How large a packed row may get."""
 
-    max_tokens: int  # most tokens of a row
-    max_tiles: int  # most tiles of a row
+    max_tokens: int
+    max_tiles: int
     max_open_rows: int = 20  # rows that are kept open while waiting for documents that fit
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_tiles", "max_open_rows"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"packing: {name} is {getattr(self, name)}, expected at least 1")
+
+    def check_document(self, num_tokens: int, num_tiles: int) -> None:
+        """Raise DataError if a document alone is larger than a row."""
+        if num_tokens > self.max_tokens or num_tiles > self.max_tiles:
+            raise DataError(
+                f"the document has {num_tokens} tokens and {num_tiles} tiles, expected at most {self.max_tokens} "
+                f"tokens and {self.max_tiles} tiles; raise max_packed_tokens or num_images_expected",
+                kind="length",
+            )
 
 
 @dataclass
@@ -58,42 +68,37 @@ class PackedRow(Generic[Ref]):
         self.num_tiles += num_tiles
 
 
-@runtime_checkable
-class RowBuilder(Protocol[Ref]):
+class RowBuilder(ABC, Generic[Ref]):
     """Takes measured documents, gives rows when they are ready."""
 
-    open_rows: list[PackedRow[Ref]]  # rows that wait for documents, oldest first; a builder remembers nothing else
-
-    def add(self, ref: Ref, *, num_tokens: int, num_tiles: int) -> list[PackedRow[Ref]]:
-        """Take one document; return the rows that are ready now."""
-
-    def flush(self) -> list[PackedRow[Ref]]:
-        """Return the rows that are still open."""
-
-
-def _check_document(limits: PackingLimits, num_tokens: int, num_tiles: int) -> None:
-    if num_tokens > limits.max_tokens or num_tiles > limits.max_tiles:
-        raise DataError(
-            f"the document has {num_tokens} tokens and {num_tiles} tiles, expected at most {limits.max_tokens} "
-            f"tokens and {limits.max_tiles} tiles; raise max_packed_tokens or num_images_expected",
-            kind="length",
-        )
-
-
-class Packer(Generic[Ref]):
-    """Packs documents into rows under `limits`, one at a time (`greedy`)."""
-
-    def __init__(self, limits: PackingLimits):
-        self.limits = limits
+    def __init__(self) -> None:
+        # Rows that wait for documents, oldest first. A builder may remember nothing else: a resume cursor holds these.
         self.open_rows: list[PackedRow[Ref]] = []
 
+    @abstractmethod
     def add(self, ref: Ref, *, num_tokens: int, num_tiles: int) -> list[PackedRow[Ref]]:
         """Take one document; return the rows that are ready now.
 
         Raises:
             DataError: The document alone is larger than a row.
         """
-        _check_document(self.limits, num_tokens, num_tiles)
+
+    def flush(self) -> list[PackedRow[Ref]]:
+        """Return the rows that are still open, oldest first."""
+        rows, self.open_rows = self.open_rows, []
+        return rows
+
+
+class Packer(RowBuilder[Ref]):
+    """Packs documents into rows under `limits`, one at a time (`greedy`)."""
+
+    def __init__(self, limits: PackingLimits):
+        super().__init__()
+        self.limits = limits
+
+    def add(self, ref: Ref, *, num_tokens: int, num_tiles: int) -> list[PackedRow[Ref]]:
+        """See `RowBuilder.add`."""
+        self.limits.check_document(num_tokens, num_tiles)
         fitting = [row for row in self.open_rows if self._fits(row, num_tokens, num_tiles)]
         if fitting:
             row = max(fitting, key=self._fullness)
@@ -102,11 +107,6 @@ class Packer(Generic[Ref]):
             self.open_rows.append(row)
         row.add(ref, num_tokens=num_tokens, num_tiles=num_tiles)
         return self._take_ready()
-
-    def flush(self) -> list[PackedRow[Ref]]:
-        """Return the rows that are still open, oldest first."""
-        rows, self.open_rows = self.open_rows, []
-        return rows
 
     def _take_ready(self) -> list[PackedRow[Ref]]:
         ready = [row for row in self.open_rows if self._fullness(row) >= 1]
@@ -143,7 +143,7 @@ class RowCost:
         return self.per_pair * tokens**2 + self.per_tile * num_tiles + self.per_token * tokens
 
 
-class WindowPacker(Generic[Ref]):
+class WindowPacker(RowBuilder[Ref]):
     """Chooses rows among the documents that wait (`best_fit`, `balanced`).
 
     A waiting document is an open row of its own. A row starts with the oldest one, so none waits forever. It is filled
@@ -156,17 +156,13 @@ class WindowPacker(Generic[Ref]):
     """
 
     def __init__(self, limits: PackingLimits, *, cost: RowCost | None = None):
+        super().__init__()
         self.limits = limits
         self.cost = cost
-        self.open_rows: list[PackedRow[Ref]] = []
 
     def add(self, ref: Ref, *, num_tokens: int, num_tiles: int) -> list[PackedRow[Ref]]:
-        """Take one document; return the rows that are ready now.
-
-        Raises:
-            DataError: The document alone is larger than a row.
-        """
-        _check_document(self.limits, num_tokens, num_tiles)
+        """See `RowBuilder.add`."""
+        self.limits.check_document(num_tokens, num_tiles)
         self.open_rows.append(PackedRow([ref], num_tokens, num_tiles))
         ready = []
         while self._is_window_full():
@@ -277,14 +273,14 @@ def _find_best_move(
     return (None if leaves < 0 else leaves), (None if joins < 0 else joins)
 
 
-class FixedCountRows(Generic[Ref]):
+class FixedCountRows(RowBuilder[Ref]):
     """Rows of a fixed number of documents, in order (training without packing)."""
 
     def __init__(self, documents_per_row: int = 1):
         if documents_per_row < 1:
             raise ConfigError(f"documents per row is {documents_per_row}, expected at least 1")
+        super().__init__()
         self.documents_per_row = documents_per_row
-        self.open_rows: list[PackedRow[Ref]] = []  # one at most
 
     def add(self, ref: Ref, *, num_tokens: int, num_tiles: int) -> list[PackedRow[Ref]]:
         """Take one document; return the row that it completes."""
@@ -293,11 +289,6 @@ class FixedCountRows(Generic[Ref]):
         (row,) = self.open_rows
         row.add(ref, num_tokens=num_tokens, num_tiles=num_tiles)
         return self.flush() if len(row.refs) == self.documents_per_row else []
-
-    def flush(self) -> list[PackedRow[Ref]]:
-        """Return the incomplete row, if there is one."""
-        rows, self.open_rows = self.open_rows, []
-        return rows
 
 
 POLICIES: dict[str, Callable[[PackingLimits], RowBuilder]] = {
@@ -317,10 +308,10 @@ def check_policy(policy: str) -> None:
 class FillReport:
     """How full rows are: what padding-free packing leaves unused."""
 
-    num_rows: int = 0  # rows seen
-    num_documents: int = 0  # documents in them
-    num_tokens: int = 0  # tokens in them
-    num_tiles: int = 0  # tiles in them
+    num_rows: int = 0
+    num_documents: int = 0
+    num_tokens: int = 0
+    num_tiles: int = 0
 
     def note(self, row: PackedRow) -> None:
         """Count a row."""

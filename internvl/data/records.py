@@ -73,12 +73,7 @@ class RecordFile:
 
 
 def parse_record(raw: object, spec: SourceSpec, *, row: int) -> Record:
-    """Check one parsed json line.
-
-    Args:
-        raw: The json value.
-        spec: Its data set (image folders, tiling and augmentation options).
-        row: Its row, for messages.
+    """Check one parsed json line of the data set `spec`; `row` is for messages.
 
     Raises:
         DataError: It is not a valid record.

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from internvl.data.dataset import read_in_workers
 from internvl.data.encode import SampleEncoder, document_generator
-from internvl.data.packing import Packer, PackingLimits
+from internvl.data.packing import PackingLimits
 from internvl.data.records import RecordFile
 from internvl.data.skips import DOCUMENT_ERRORS
 from internvl.errors import DataError, InternVLError
@@ -77,7 +77,7 @@ class Survey:
 
         num_tokens, num_tiles = self.encoder.measure(record, generator())
         if self.limits is not None:
-            Packer[int](self.limits).add(row, num_tokens=num_tokens, num_tiles=num_tiles)
+            self.limits.check_document(num_tokens, num_tiles)
         if self.decodes:
             self.encoder.check_pictures(record, generator())
         return num_tokens, num_tiles
@@ -90,9 +90,6 @@ class Survey:
 
     def run(self, *, num_workers: int = 0) -> Iterator[ChunkReport]:
         """Look at all rows, one data set after the other; reports come in the order of the rows.
-
-        Args:
-            num_workers: Processes; 0: this one.
 
         Raises:
             InternVLError: A cause that would stop every other row as well, such as a missing package.

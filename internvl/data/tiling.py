@@ -6,8 +6,8 @@
       |                     |  ----->   |      |      |  ----->   +---+ +---+ +---+
       +---------------------+           +------+------+
 
-The rule is InternVL's (`dynamic_preprocess`). The grid follows from the image's width and height alone, so file headers
-are enough to know the number of visual tokens of a document.
+The rule is InternVL's (`dynamic_preprocess`); which grid it picks follows from the image's width and height alone, so
+the number of visual tokens of a document is known from file headers.
 """
 
 from functools import lru_cache
@@ -29,15 +29,15 @@ def list_grids(min_num: int, max_num: int) -> tuple[tuple[int, int], ...]:
 
 @lru_cache(maxsize=4096)
 def choose_grid(width: int, height: int, *, min_num: int, max_num: int, image_size: int) -> tuple[int, int]:
-    """Choose the grid whose aspect ratio is closest to that of an image of `width` x `height` pixels.
+    """Choose the grid whose aspect ratio is nearest to the image's.
 
-    Of two equally close grids the larger one is taken only if the image has more than half of its pixels.
+    Of two equally near grids the larger one is taken only if the image has more than half of its pixels.
 
     Args:
-        width: In pixels.
-        height: In pixels.
+        width: Image width in pixels.
+        height: Image height in pixels.
         min_num: Smallest number of tiles.
-        max_num: Largest number of tiles, without the thumbnail; below `min_num` means one tile.
+        max_num: Largest number of tiles (the thumbnail is not counted). Below `min_num` means one tile.
         image_size: Side of a tile in pixels.
 
     Returns:
@@ -64,10 +64,17 @@ def count_tiles(
 def split_into_tiles(
     image: Image.Image, *, min_num: int, max_num: int, image_size: int, use_thumbnail: bool = False
 ) -> list[Image.Image]:
-    """Resize an image to its grid (see `choose_grid`) and cut it, row by row; `count_tiles` says into how many tiles.
+    """Resize an image to its grid and cut it, row by row.
 
-    Its aspect ratio is not kept exactly. `use_thumbnail` appends the whole image as one more tile when there is more
-    than one.
+    Args:
+        image: Any image; its aspect ratio is not kept exactly.
+        min_num: Smallest number of tiles.
+        max_num: Largest number of tiles.
+        image_size: Side of a tile in pixels.
+        use_thumbnail: Append the whole image as one more tile when there is more than one.
+
+    Returns:
+        Tiles of `image_size` x `image_size` pixels, as many as `count_tiles` says.
     """
     cols, rows = choose_grid(*image.size, min_num=min_num, max_num=max_num, image_size=image_size)
     resized = image.resize((cols * image_size, rows * image_size), Image.Resampling.BICUBIC)

@@ -113,7 +113,7 @@ class GridShape:
             pad_value: Value of the padding at the end of the row.
 
         Returns:
-            `pad_length(length) / chunk_num` entries along `dim`, on every rank; in row order.
+            `pad_length(length) / chunk_num` entries along `dim`, in row order.
         """
         ring_rank, ulysses_rank = divmod(group_rank, self.ulysses_degree)
         padded = _pad_end(x, self.pad_length(x.shape[dim]), dim, pad_value)
@@ -123,12 +123,7 @@ class GridShape:
     def unshard(
         self, parts: Sequence[Shaped[Tensor, "*shard"]], *, dim: int = 0, length: int | None = None
     ) -> Shaped[Tensor, "*row"]:
-        """Join the shards of all ranks of a group: the inverse of `shard`.
-
-        Args:
-            parts: Shards of group ranks 0, 1, ..., chunk_num - 1.
-            dim: The dimension of the tokens.
-            length: Length of the row without its padding; None keeps the padding.
+        """Join the shards of group ranks 0, 1, ...: the inverse of `shard`. `length` cuts off the padding.
 
         Raises:
             ParallelError: Another number of parts than `chunk_num`.

@@ -200,12 +200,7 @@ KERNELS = ("cpu_flash", "cuda_flash", "flash_attn")
 
 
 def select_kernel(name: str | None, device: torch.device, dtype: torch.dtype) -> AttentionKernel:
-    """Find a kernel by name, or torch's flash kernel for the device.
-
-    Args:
-        name: One of `KERNELS`, or None.
-        device: Where the tensors are.
-        dtype: Their dtype.
+    """Find a kernel by name (one of `KERNELS`); None for torch's flash kernel of the device.
 
     Raises:
         ConfigError: Unknown name, or the kernel does not take this device or dtype.

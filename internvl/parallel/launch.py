@@ -70,7 +70,7 @@ def read_rank_env(environ: Mapping[str, str] | None = None) -> RankEnv:
         environ: Environment to read; None reads `os.environ`.
 
     Raises:
-        ParallelError: LAUNCHER is unknown, a variable is missing or is no whole number, or the numbers contradict.
+        ParallelError: LAUNCHER is unknown, a variable is missing or is not a whole number, or the numbers contradict.
     """
     environ = os.environ if environ is None else environ
     launcher = _detect_launcher(environ)

@@ -32,9 +32,6 @@ def name_missing_ranks(report_within_s: float = _REPORT_WITHIN_S) -> Iterator[No
 
     Ranks that wait in the same collective fail within moments of each other and report; one that computes, hangs or is
     gone does not. All ranks enter the block. Without a process group it does nothing.
-
-    Args:
-        report_within_s: How long ranks have to report, in seconds.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         yield

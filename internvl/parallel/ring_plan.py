@@ -132,15 +132,7 @@ def list_borders(cu_seqlens: Int[Tensor, " borders"] | Sequence[int]) -> list[in
 
 
 def find_block(borders: Sequence[int], *, chunk: int, size: int, receiver: int, source: int) -> Block | None:
-    """The rectangle that `receiver` computes with the keys of another rank, `source` (see the module's picture).
-
-    Args:
-        borders: Borders of the documents of the whole row.
-        chunk: Tokens of one chunk.
-        size: Ranks that share the row.
-        receiver: The rank that holds the queries.
-        source: The rank that holds the keys.
-    """
+    """The rectangle that `receiver`, which holds the queries, computes with keys of `source`; see the picture above."""
     if source < receiver:
         return _find_later_queries(borders, chunk, list_chunks(receiver, size), source)
     return _find_earlier_keys(borders, chunk, list_chunks(receiver, size)[1], list_chunks(source, size))

@@ -92,14 +92,7 @@ def build_local_indices(
 ) -> Int64[Tensor, " local_tokens"]:
     """Place in the row of every token that `rank` holds.
 
-    Args:
-        length: Tokens of the row before padding.
-        rank: The rank that holds the tokens.
-        size: Ranks that share the row.
-        device: Where the result goes.
-
-    Returns:
-        int64, 2 * chunk entries; tokens of padding have places from `length` on.
+    Tokens of padding have places from `length` on.
     """
     chunk = count_chunk_tokens(length, size)
     places = torch.arange(chunk, device=device)

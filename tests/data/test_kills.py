@@ -26,7 +26,7 @@ def hash_batch(batch) -> str:
 
 
 def run_steps(loader, log: Path, state_path: Path) -> None:
-    """Go on from the saved state to the last step; save behind every step, as a checkpoint does."""
+    """Continue from the saved state to the last step; save after every step, as a checkpoint does."""
     first = 0
     if state_path.is_file():
         saved = json.loads(state_path.read_text())

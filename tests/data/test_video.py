@@ -225,7 +225,7 @@ def test_one_frame_is_held_at_a_time(files):
     frames.close()
 
 
-def test_a_seek_that_leads_behind_the_frame_starts_again(files, monkeypatch):
+def test_a_seek_that_leads_past_the_frame_starts_again(files, monkeypatch):
     original = decoding.read_index
 
     def misleading(*stamp):
@@ -361,7 +361,7 @@ def test_a_damaged_frame_is_refused_and_those_before_it_are_not(tmp_path):
         seen(path, range(40))
 
 
-def test_a_few_frames_missing_at_the_end_are_borne(files, monkeypatch):
+def test_a_few_frames_missing_at_the_end_are_tolerated(files, monkeypatch):
     path = files["mpeg4.mp4"]
     original = headers._read_info
 
@@ -396,7 +396,7 @@ def test_a_frame_that_does_not_exist_is_refused(files, index):
             list(load_frames(files[name], [0, index]))
 
 
-def test_a_clip_behind_the_end_is_refused(files, tmp_path):
+def test_a_clip_after_the_end_is_refused(files, tmp_path):
     varying = write_video(tmp_path / "vfr.mp4", 6, seconds=[0, 0.1, 0.2, 0.3, 2, 4])
     for path in (varying, files["mpeg4.mp4"]):
         with pytest.raises(DataError, match=r"has no frame between 4\.5 and 6 seconds"):

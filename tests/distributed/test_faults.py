@@ -46,7 +46,7 @@ def run_watchdog(missing: int, instead: str, *, num_ranks: int) -> list[tuple[in
 
 
 @pytest.mark.parametrize("instead", ["hang", "die"])
-def test_ranks_that_wait_in_vain_name_the_one_that_is_missing(instead):
+def test_waiting_ranks_name_the_one_that_is_missing(instead):
     results = run_watchdog(1, instead, num_ranks=3)
     assert len(results) == 2
     for code, log in results:

@@ -132,7 +132,7 @@ def test_nothing_usable_is_no_crash(meta, capsys):
         (("--tokenizer", "/nowhere"), "checkpoint folder /nowhere does not exist"),
         (("--force_image_size", "27"), "--force_image_size 27 is not a multiple"),
         (("--workers", "-1"), "--workers -1: expected 0 or larger"),
-        (("--data_root", "/nowhere"), "is no file; tried"),
+        (("--data_root", "/nowhere"), "is not a file; tried"),
         (("--conv_style", "none"), "unknown conversation template 'none'"),
     ],
 )

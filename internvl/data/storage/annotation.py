@@ -48,7 +48,7 @@ class AnnotationFile:
         path: A file that ends in one of `SUFFIXES`.
 
     Raises:
-        ConfigError: It cannot be read, or is no file of its kind.
+        ConfigError: It cannot be read, or is not a file of its kind.
         MissingDependencyError: It is a parquet file and pyarrow is not installed.
     """
 
@@ -199,7 +199,7 @@ def _take_element(file: TextIO, text: str, decoder: json.JSONDecoder, number: in
         if not more:
             break
         text += more
-    raise ValueError(f"element {number} of the array is no json: {cause}")
+    raise ValueError(f"element {number} of the array is not json: {cause}")
 
 
 def _may_continue(error: json.JSONDecodeError, text: str) -> bool:

@@ -87,7 +87,7 @@ def write_cached_file(path: Path) -> Iterator[IO[bytes]]:
 def note_unwritable(folder: Path, cause: str) -> None:
     """Warn once that the cache cannot be used."""
     logger.warning(
-        "cache folder %s cannot be written (%s); going on without it, which takes time at every start. Set "
+        "cache folder %s cannot be written (%s); continuing without it, which takes time at every start. Set "
         "INTERNVL_CACHE to a folder that can be written",
         folder,
         cause,

@@ -96,7 +96,7 @@ def stamp_media(path: MediaPath) -> FileStamp:
             raise
         status = os.stat(member.archive)
     if not stat.S_ISREG(status.st_mode):  # a pipe or a device might never end
-        raise OSError("it is no regular file")
+        raise OSError("it is not a regular file")
     return FileStamp(os.fspath(path), status.st_size, status.st_mtime_ns)
 
 
@@ -188,6 +188,6 @@ def _image_errors(path: MediaPath) -> Iterator[None]:
         raise DataError(message, kind="missing") from None
     except _IMAGE_ERRORS as error:
         unknown = isinstance(error, UnidentifiedImageError)
-        cause = "it is no picture of a kind that pillow knows" if unknown else str(error) or type(error).__name__
+        cause = "it is not a picture of a kind that pillow knows" if unknown else str(error) or type(error).__name__
         message = f"image {path} cannot be read: {cause}; replace the file or remove its record"
         raise DataError(message, kind="image") from error

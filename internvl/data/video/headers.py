@@ -76,7 +76,7 @@ def stamp_video(path: MediaPath) -> FileStamp:
     """The present version of a video file.
 
     Raises:
-        DataError: It is missing, or is no regular file.
+        DataError: It is missing, or is not a regular file.
     """
     try:
         return stamp_media(path)

@@ -226,11 +226,11 @@ def test_any_array_survives_whatever_the_chunks_are(tmp_path_factory, values, in
         ('{"conversations": []}\n{}', r"got '\{' at its beginning, .* files with a record per line end in \.jsonl"),
         ("[1, 2", "the file ends too early"),
         ("[1 2]", "got '2]' after element 0, expected a comma"),
-        ("[1,, 2]", "element 1 of the array is no json: Expecting value"),
-        ('[{"a": x}' + " " * 100_000, "element 0 of the array is no json: Expecting value"),
-        ('[{"a": "x]', "element 0 of the array is no json: Unterminated string"),
+        ("[1,, 2]", "element 1 of the array is not json: Expecting value"),
+        ('[{"a": x}' + " " * 100_000, "element 0 of the array is not json: Expecting value"),
+        ('[{"a": "x]', "element 0 of the array is not json: Unterminated string"),
         ("[1] x", "got text after the closing"),
-        ("[" * 200_000, "element 0 of the array is no json: .*recursion"),
+        ("[" * 200_000, "element 0 of the array is not json: .*recursion"),
     ],
 )
 def test_broken_arrays_are_refused_with_their_cause(tmp_path, cache, content, cause):
