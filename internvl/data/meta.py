@@ -120,16 +120,11 @@ def _read_source(meta_path: Path, name: str, entry: object, bases: list[Path]) -
     if not isinstance(entry, dict):
         raise ConfigError(f"{where}: got a {type(entry).__name__}, expected an object with keys {', '.join(_CHECKS)}")
     _check_entry(where, entry)
-    values = dict(entry)
-    values["annotation"] = _resolve(where, "annotation", values["annotation"], bases)
-    values["root"] = _resolve_root(where, "root", values.get("root", ""), bases)
-    values["root2"] = _resolve_root(where, "root2", values["root2"], bases) if values.get("root2") else None
-    values["http_root"] = _resolve(where, "http_root", values["http_root"], bases) if values.get("http_root") else None
-    if values.get("length") is not None:
-        values["length"] = int(values["length"])
-    if "repeat_time" in values:
-        values["repeat_time"] = float(values["repeat_time"])
-    return SourceSpec(name=name, **values)
+    given = {"root": ""} | entry
+    found = {key: _resolve(where, key, given[key], bases) for key in _KINDS if key == "root" or given.get(key)}
+    values = {key: value for key, value in entry.items() if key not in _KINDS}
+    numbers = {key: number(values[key]) for key, number in (("length", int), ("repeat_time", float)) if key in values}
+    return SourceSpec(name=name, **(values | numbers | found))
 
 
 def _check_entry(where: str, entry: Mapping[str, object]) -> None:
@@ -145,17 +140,13 @@ def _check_entry(where: str, entry: Mapping[str, object]) -> None:
         raise ConfigError(f"{where}: the key 'annotation' is missing; add the path of the file of its records")
 
 
-def _resolve_root(where: str, key: str, value: str, bases: list[Path]) -> MediaPath:
-    if find_scheme(value) is None:
-        return _resolve(where, key, value, bases)
-    try:
-        check_scheme(value)
-    except DataError as error:
-        raise ConfigError(f"{where}: {key} {error}; copy the data to this machine and change it") from None
-    return value
-
-
-def _resolve(where: str, key: str, value: str, bases: list[Path]) -> Path:
+def _resolve(where: str, key: str, value: str, bases: list[Path]) -> MediaPath:
+    if key in ("root", "root2") and find_scheme(value) is not None:
+        try:
+            check_scheme(value)
+        except DataError as error:
+            raise ConfigError(f"{where}: {key} {error}; copy the data to this machine and change it") from None
+        return value
     if "://" in value or value.startswith("s3:"):
         raise ConfigError(f"{where}: {key} is {value!r}, expected a path on this machine; copy the data and change it")
     candidates = [base / value for base in bases]

@@ -186,7 +186,8 @@ def _take_element(file: TextIO, text: str, decoder: json.JSONDecoder, number: in
         cause = "the file ends too early"
         try:
             _, stop = decoder.raw_decode(text)
-            if stop < len(text):  # a number that ends with the text may continue in the next chunk
+            # A number at the end of the text, such as the 1 of 1.5, may continue in the next chunk.
+            if text[stop : stop + 1] not in ("", ".", "e", "E") or len(text) - stop >= _LONGEST_ATOM:
                 return text[:stop], text[stop:]
         except json.JSONDecodeError as error:
             cause = str(error)
