@@ -31,9 +31,10 @@ import torch
 from PIL import Image
 
 from internvl.data.encode import SampleEncoder
-from internvl.data.loader import TileShare, TrainLoader, build_train_loader
+from internvl.data.loader import TrainLoader, build_train_loader
 from internvl.data.meta import SourceSpec
 from internvl.data.packing import Packer, PackingLimits
+from internvl.data.plan import RankShare, RowOptions, TileShare
 from internvl.data.records import Record, RecordFile
 from internvl.data.tiling import choose_grid
 from internvl.model.constants import IMAGENET_MEAN, IMAGENET_STD
@@ -157,9 +158,8 @@ def join(documents: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]]) 
 
 def run_ours(spec: SourceSpec, encoder: SampleEncoder, *, share: TileShare, num_rows: int) -> Iterator[Batch]:
     """Rows of an epoch, from a loader that is made for them."""
-    loader = build_train_loader(
-        [spec], encoder, num_streams=1, packing=LIMITS, data_order="sequential", share=share, max_skipped=0.0
-    )
+    options = RowOptions(num_streams=1, packing=LIMITS, data_order="sequential")
+    loader = build_train_loader([spec], encoder, options, share=RankShare(range(1), share), max_skipped=0.0)
     return islice(loader, num_rows)
 
 
@@ -193,7 +193,7 @@ def time_resume(spec: SourceSpec, encoder: SampleEncoder, folder: Path) -> dict[
     source = SourceSpec(name="text", annotation=path, root=folder)
 
     def make() -> TrainLoader:
-        return build_train_loader([source], encoder, num_streams=1, packing=PackingLimits(256, 4))
+        return build_train_loader([source], encoder, RowOptions(num_streams=1, packing=PackingLimits(256, 4)))
 
     loader, states = make(), {}
     for step, _ in enumerate(islice(loader, 10_000), start=1):

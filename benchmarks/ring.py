@@ -32,8 +32,8 @@ import torch.nn.functional as F
 from internvl.parallel.comm import Message, Messenger
 from internvl.parallel.kernels import CpuFlash
 from internvl.parallel.launch import find_free_port, finish_distributed, init_distributed, read_rank_env
-from internvl.parallel.ring import merge_partial, ring_attention, run_backward, run_forward
-from internvl.parallel.ring_plan import build_plan
+from internvl.parallel.ring import RingWork, merge_partial, ring_attention, run_backward, run_forward
+from internvl.parallel.ring_plan import build_ring_plan
 from internvl.parallel.zigzag import shard_row
 
 
@@ -186,11 +186,11 @@ def count_bytes(args, tokens: int, lengths: list[int]) -> dict:
     """Bytes that every rank sent, per exchange of a forward pass and in a backward pass."""
     rank, size = dist.get_rank(), dist.get_world_size()
     q, k, v, grad_out = (shard_row(x, rank=rank, size=size) for x in make_row(args, tokens))
-    plan = build_plan([0, *accumulate(lengths)], num_tokens=len(q), rank=rank, size=size)
-    settings = {"plan": plan, "scale": 1.0, "kernel": CpuFlash()}
+    plan = build_ring_plan([0, *accumulate(lengths)], num_tokens=len(q), rank=rank, size=size)
+    work = RingWork(plan, 1.0, CpuFlash())
     forward, backward = Messenger(dist.group.WORLD), Messenger(dist.group.WORLD)
-    out, lse = run_forward(q, k, v, messenger=forward, **settings)
-    run_backward(grad_out, q, k, v, out, lse, messenger=backward, **settings)
+    out, lse = run_forward(q, k, v, work, forward)
+    run_backward(grad_out, q, k, v, out, lse, work, backward)
     mine = torch.tensor([*forward.sent_bytes, sum(backward.sent_bytes)])
     parts = [torch.empty_like(mine) for _ in range(size)]
     dist.all_gather(parts, mine)
@@ -290,14 +290,14 @@ def report_bytes(args) -> None:
 def print_bytes(name: str, lengths: list[int], rank: int, size: int, row_bytes: int, sent: list[int]) -> None:
     """One rank's line; what was counted must be what the plan says."""
     chunk = sum(lengths) // (2 * size)
-    plan = build_plan([0, *accumulate(lengths)], num_tokens=2 * chunk, rank=rank, size=size)
+    plan = build_ring_plan([0, *accumulate(lengths)], num_tokens=2 * chunk, rank=rank, size=size)
     planned = [rows * row_bytes for rows in plan.count_sent_rows()]
     later = [(rank + step) % size > rank for step in range(1, size)]
     formula = [(chunk if is_later else 2 * chunk) * row_bytes for is_later in later] if len(lengths) == 1 else []
     *forward, backward = sent
     assert forward == planned
     assert not formula or formula == planned
-    assert backward == sum(planned) + sum(plan.count_fetched_rows()) * row_bytes
+    assert backward == sum(planned) + sum(plan.count_received_rows()) * row_bytes
     share = sum(forward) / ((size - 1) * 2 * chunk * row_bytes)
     columns = [" ".join(f"{n / 1024:.0f}" for n in steps) or "-" for steps in (forward, planned, formula)]
     print(f"| {name} | {size} | {rank} | {' | '.join(columns)} | {backward / 1024:.0f} | {share:.1%} |")

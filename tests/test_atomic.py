@@ -65,9 +65,8 @@ def test_removing_what_is_not_there_is_fine(tmp_path):
 
 
 def test_staged_folders_appear_only_when_the_block_ends_well(tmp_path):
-    with pytest.raises(FileExistsError), stage_folders(tmp_path, ["a"]) as staging:
-        for _ in range(2):
-            (staging / "a").mkdir()
+    with pytest.raises(FileNotFoundError), stage_folders(tmp_path, ["a"]) as staging:
+        (staging / "a" / "missing" / "b").mkdir()
     assert names(tmp_path) == []
     with stage_folders(tmp_path, ["a"]) as staging:
         (staging / "a").mkdir()

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from eval.core.scoring import SCORES_NAME
 from eval.metrics.estimate import Estimate
 from eval.metrics.protocol import PROTOCOLS
+from internvl.data.natural_order import natural_key
 from internvl.errors import EvalError
 
 ALL_LENGTHS = "all"
@@ -69,18 +69,13 @@ def find_results(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """
     results: dict[Path, dict[str, Any]] = {}
     for folder in folders:
-        paths = sorted(folder.rglob(SCORES_NAME), key=_natural_key)
+        paths = sorted(folder.rglob(SCORES_NAME), key=lambda path: natural_key(str(path), decimals=True))
         if not paths:
             raise EvalError(f"{folder} holds no {SCORES_NAME}; expected a result folder of eval.run")
         for path in paths:
             if path.resolve() not in results:
                 results[path.resolve()] = _read_scores(path)
     return list(results.values())
-
-
-def _natural_key(path: Path) -> list[tuple[str, float]]:
-    parts = re.split(r"(\d+(?:\.\d+)?)", str(path))
-    return [(text, 0.0) if place % 2 == 0 else ("", float(text)) for place, text in enumerate(parts)]
 
 
 def _read_scores(path: Path) -> dict[str, Any]:

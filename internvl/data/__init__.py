@@ -2,5 +2,5 @@
 
 Each module is one step and knows only the steps before it:
 
-    meta -> records -> media, tiling, transform -> encode -> mixture -> packing -> collate -> loader
+    meta -> records -> storage, video, tiling, transform -> encode -> mixture, packing -> plan -> dataset -> loader
 """

@@ -1,4 +1,4 @@
-"""Documents to the batch of one training step: joined end to end, without padding.
+"""Collation: the documents of a row, joined end to end without padding, become the batch of one training step.
 
     document 0      document 1          cu_seqlens
     [a b c d]       [e f g]      ->     [0 4 7]         input_ids  (1, 7)   a b c d e f g
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from internvl.data.encode import EncodedDocument
 
+Batch = dict[str, Tensor]
 
-def collate_row(documents: Sequence[EncodedDocument]) -> dict[str, Tensor]:
+
+def collate_row(documents: Sequence[EncodedDocument]) -> Batch:
     """Join the documents of a row.
 
     Args:
@@ -39,7 +41,7 @@ def collate_row(documents: Sequence[EncodedDocument]) -> dict[str, Tensor]:
 
 
 def _join_tiles(parts: Sequence[Tensor]) -> Tensor:
-    """Tiles end to end; without a copy where they lie so in one tensor already (`SampleEncoder.encode(out=)`)."""
+    """Tiles end to end, without a copy where they lie so in one tensor already (`SampleEncoder.encode(out=...)`)."""
     filled = [part for part in parts if len(part)]
     if not filled:
         return parts[0]

@@ -1,7 +1,7 @@
-"""The meta json: which data sets a run is trained on, and how each of them is read.
+"""Meta file: which data sets a run is trained on, and how each of them is read.
 
-A meta file is one object `{data set name: {key: value, ...}, ...}`. The keys are those of the public V2PE recipes.
-Everything is checked here, before any model is loaded, so that a wrong recipe costs seconds.
+It is one json object `{data set name: {key: value, ...}, ...}` with the keys of the public V2PE recipes. Everything is
+checked here, before any model is loaded, so that a wrong recipe costs seconds.
 
 Relative paths (`annotation`, `root`, `root2`, `http_root`) are looked up in this order:
 1. below `data_root`, when one is given (and nowhere else);
@@ -17,9 +17,8 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from internvl.data.storage.annotation import SUFFIXES
+from internvl.data.storage.annotation import SUFFIXES, JsonObject, JsonValue
 from internvl.data.storage.archives import ARCHIVE_SUFFIXES, split_member
 from internvl.data.storage.media import MediaPath
 from internvl.data.storage.remote import check_scheme, find_scheme
@@ -28,55 +27,47 @@ from internvl.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """One data set of the meta file.
+    """One data set of the meta file."""
 
-    Attributes:
-        name: The data set's name, unique in the meta file.
-        annotation: The file of its records: jsonl, jsonl.gz, json or parquet.
-        root: What image paths are relative to: a folder, an archive, a folder in an archive, or a URL (text).
-        root2: Used instead of `root` by records with several images.
-        http_root: Folder of downloaded pictures, named by the sha256 of their URL.
-        data_augment: Use the augmenting image transform.
-        repeat_time: How often the data set is seen per epoch; a fraction is a random share of its rows.
-        max_dynamic_patch: Tile limit per image for this data set; None keeps the run's.
-        dynamic_image_size: Tiling on or off for this data set; None keeps the run's, which is for images: a frame of
-            a video is one tile unless this is true.
-        length: Number of rows as noted by the recipe; for readers only.
-    """
-
-    name: str
-    annotation: Path
-    root: MediaPath = Path()
-    root2: MediaPath | None = None
-    http_root: Path | None = None
-    data_augment: bool = False
-    repeat_time: float = 1.0
-    max_dynamic_patch: int | None = None
+    name: str  # unique in the meta file
+    annotation: Path  # the file of its records: jsonl, jsonl.gz, json or parquet
+    root: MediaPath = Path()  # base of image paths: a folder, an archive, a folder in an archive, or a URL (text)
+    root2: MediaPath | None = None  # used instead of `root` by records with several images
+    http_root: Path | None = None  # folder of downloaded pictures, named by the sha256 of their URL
+    data_augment: bool = False  # use the augmenting image transform
+    repeat_time: float = 1.0  # how often the data set is seen per epoch; a fraction is a random share of its rows
+    max_dynamic_patch: int | None = None  # tile limit per image for this data set; None keeps the run's
+    # Tiling on or off for this data set; None keeps the run's for images. A frame of a video is one tile unless True.
     dynamic_image_size: bool | None = None
-    length: int | None = None
+    length: int | None = None  # rows according to the recipe; for readers only
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-_CHECKS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "annotation": (
-        f"a path ending in {', '.join(SUFFIXES)}",
-        lambda v: isinstance(v, str) and v.lower().endswith(SUFFIXES),
-    ),
-    "root": ("a path (string)", lambda v: isinstance(v, str)),
-    "root2": ("a path (string)", lambda v: isinstance(v, str)),
-    "http_root": ("a path (string)", lambda v: isinstance(v, str)),
-    "data_augment": ("true or false", lambda v: isinstance(v, bool)),
-    "repeat_time": ("a number, 0 or larger", lambda v: _is_number(v) and v >= 0),
+def _is_annotation(value: object) -> bool:
+    return isinstance(value, str) and value.lower().endswith(SUFFIXES)
+
+
+_PATH = ("a path (string)", lambda value: isinstance(value, str))
+_FLAG = ("true or false", lambda value: isinstance(value, bool))
+_AMOUNT = ("a number, 0 or larger", _is_amount)
+# Valid keys of a data set: what is expected, and whether a value is that.
+_CHECKS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
+    "annotation": (f"a path ending in {', '.join(SUFFIXES)}", _is_annotation),
+    "root": _PATH,
+    "root2": _PATH,
+    "http_root": _PATH,
+    "data_augment": _FLAG,
+    "repeat_time": _AMOUNT,
     "max_dynamic_patch": ("a whole number, 1 or larger", _is_count),
-    "dynamic_image_size": ("true or false", lambda v: isinstance(v, bool)),
-    "length": ("a number, 0 or larger", lambda v: _is_number(v) and v >= 0),
+    "dynamic_image_size": _FLAG,
+    "length": _AMOUNT,
 }
 
 
@@ -85,21 +76,18 @@ def load_meta(path: str | Path, *, data_root: str | Path | None = None) -> list[
 
     Args:
         path: The meta file.
-        data_root: Folder that relative paths inside the file are below; None applies the rule of the module docstring.
-
-    Returns:
-        One spec per data set, in the order of the file.
+        data_root: Folder of the relative paths inside the file; None applies the rule of the module docstring.
 
     Raises:
-        ConfigError: The file is missing, is no json object, or a data set has an unknown key, a value of a wrong type,
-            or files that do not exist.
+        ConfigError: The file is missing or not a json object, or a data set has an unknown key, a value of a wrong
+            type, or files that do not exist.
     """
     meta_path = Path(path)
     bases = [Path(data_root)] if data_root is not None else [Path(), meta_path.parent]
     return [_read_source(meta_path, name, entry, bases) for name, entry in _read_object(meta_path).items()]
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> JsonObject:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -107,7 +95,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"meta file {path} cannot be read as UTF-8 text: {error}; check --meta_path") from None
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, JsonValue]]) -> JsonObject:
         names = [name for name, _ in pairs]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -132,16 +120,11 @@ def _read_source(meta_path: Path, name: str, entry: object, bases: list[Path]) -
     if not isinstance(entry, dict):
         raise ConfigError(f"{where}: got a {type(entry).__name__}, expected an object with keys {', '.join(_CHECKS)}")
     _check_entry(where, entry)
-    values = dict(entry)
-    values["annotation"] = _resolve(where, "annotation", values["annotation"], bases)
-    values["root"] = _resolve_root(where, "root", values.get("root", ""), bases)
-    values["root2"] = _resolve_root(where, "root2", values["root2"], bases) if values.get("root2") else None
-    values["http_root"] = _resolve(where, "http_root", values["http_root"], bases) if values.get("http_root") else None
-    if values.get("length") is not None:
-        values["length"] = int(values["length"])
-    if "repeat_time" in values:
-        values["repeat_time"] = float(values["repeat_time"])
-    return SourceSpec(name=name, **values)
+    given = {"root": ""} | entry
+    found = {key: _resolve(where, key, given[key], bases) for key in _KINDS if key == "root" or given.get(key)}
+    values = {key: value for key, value in entry.items() if key not in _KINDS}
+    numbers = {key: number(values[key]) for key, number in (("length", int), ("repeat_time", float)) if key in values}
+    return SourceSpec(name=name, **(values | numbers | found))
 
 
 def _check_entry(where: str, entry: Mapping[str, object]) -> None:
@@ -157,17 +140,13 @@ def _check_entry(where: str, entry: Mapping[str, object]) -> None:
         raise ConfigError(f"{where}: the key 'annotation' is missing; add the path of the file of its records")
 
 
-def _resolve_root(where: str, key: str, value: str, bases: list[Path]) -> MediaPath:
-    if find_scheme(value) is None:
-        return _resolve(where, key, value, bases)
-    try:
-        check_scheme(value)
-    except DataError as error:
-        raise ConfigError(f"{where}: {key} {error}; copy the data to this machine and change it") from None
-    return value
-
-
-def _resolve(where: str, key: str, value: str, bases: list[Path]) -> Path:
+def _resolve(where: str, key: str, value: str, bases: list[Path]) -> MediaPath:
+    if key in ("root", "root2") and find_scheme(value) is not None:
+        try:
+            check_scheme(value)
+        except DataError as error:
+            raise ConfigError(f"{where}: {key} {error}; copy the data to this machine and change it") from None
+        return value
     if "://" in value or value.startswith("s3:"):
         raise ConfigError(f"{where}: {key} is {value!r}, expected a path on this machine; copy the data and change it")
     candidates = [base / value for base in bases]
@@ -179,13 +158,13 @@ def _resolve(where: str, key: str, value: str, bases: list[Path]) -> Path:
     if found is None:
         tried = ", ".join(dict.fromkeys(str(candidate.absolute()) for candidate in candidates))
         raise ConfigError(
-            f"{where}: {key} {value!r} is no {kind}; tried {tried}; correct the path or set the data root"
+            f"{where}: {key} {value!r} is not a {kind}; tried {tried}; correct the path or set the data root"
         )
     return found
 
 
 def _is_root(path: Path) -> bool:
-    """Whether a path is a folder, an archive, or leads into an archive."""
+    """Whether a path is a folder, an archive, or a place inside an archive."""
     is_archive = path.is_file() and path.name.lower().endswith(ARCHIVE_SUFFIXES)
     return path.is_dir() or is_archive or split_member(path) is not None
 

@@ -1,8 +1,8 @@
-"""The order of documents in an epoch: who is seen, how often, and when.
+"""Mixture: the order of documents in an epoch, and how often each of them is seen.
 
 A data set of n rows with `repeat_time` r gives floor(n * r) documents: all rows floor(r) times, and a random sample of
-rows for the rest. With resampling the same total is dealt out by sqrt(documents) instead. Everything is a pure
-function of (specs, seed, epoch) and is kept as index arrays, 12 bytes a document.
+rows for the rest. With resampling the same total is split in proportion to sqrt(documents) instead. Everything is a
+pure function of (specs, seed, epoch) and is kept as index arrays, 12 bytes per document.
 """
 
 import zlib
@@ -18,17 +18,11 @@ DataOrder = Literal["shuffle", "sequential"]
 
 @dataclass(frozen=True, eq=False)
 class EpochOrder:
-    """The documents of an epoch in order; entry i is row `row[i]` of data set `source[i]` for the `repeat[i]`-th time.
+    """The documents of an epoch in order, as columns."""
 
-    Attributes:
-        source: Number of the data set in the meta file.
-        row: Row in its annotation file.
-        repeat: How often the row was seen before in this epoch.
-    """
-
-    source: Int32[np.ndarray, " documents"]
-    row: Int32[np.ndarray, " documents"]
-    repeat: Int32[np.ndarray, " documents"]
+    source: Int32[np.ndarray, " documents"]  # number of the data set in the meta file
+    row: Int32[np.ndarray, " documents"]  # row in its annotation file
+    repeat: Int32[np.ndarray, " documents"]  # how often the row was seen before in this epoch
 
     def __len__(self) -> int:
         return len(self.row)
@@ -46,7 +40,7 @@ def count_documents(
     Args:
         lengths: Rows per data set.
         repeat_times: Repeats per data set.
-        use_data_resampling: Deal the same total out in proportion to the square roots of the counts.
+        use_data_resampling: Split the same total in proportion to the square roots of the counts.
     """
     # 1e-6 of a row: 0.3 * 10 must give 3 rows, whichever way the product was rounded.
     counts = [int(length * repeat + 1e-6) for length, repeat in zip(lengths, repeat_times, strict=True)]
@@ -75,11 +69,11 @@ def order_epoch(
     """The order of an epoch's documents.
 
     Args:
-        names: Names of the data sets (they seed the random samples, so data sets do not disturb each other).
+        names: Names of the data sets; they seed the random samples, so a new data set does not change the others.
         lengths: Rows per data set.
         counts: Documents per data set, from `count_documents`.
         seed: The run's data seed.
-        epoch: Number of the epoch; samples and order are drawn anew for each.
+        epoch: Number of the epoch; samples and order are drawn again for each.
         data_order: `shuffle`, or `sequential` for the order of the meta file and of the rows (for curricula).
     """
     parts = [

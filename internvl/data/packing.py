@@ -1,23 +1,24 @@
-"""Which documents share a row: packing under a token limit and a tile limit, by one of three policies.
+"""Packing: which documents share a row, under a token limit and a tile limit, by one of three policies.
 
     greedy     Documents come one at a time. Each joins the fullest open row that it fits into, or opens a new one; a
-               row that is full leaves, and so does the fullest one when too many are open.
-    best_fit   Documents wait until they would fill `max_open_rows` rows. Then the oldest and those that fill its row
-               best leave together.
-    balanced   As best_fit, and of rows that are about full the one whose work is nearest to the average: ranks wait for
-               each other, so a step takes as long as its most expensive row.
+               row that is full is emitted, and so is the fullest one when too many are open.
+    best_fit   Documents wait until they would fill `max_open_rows` rows. Then the oldest one is emitted together with
+               those that fill its row best.
+    balanced   As best_fit, but among rows that are nearly full the one whose work is closest to the average: ranks
+               wait for each other, so a step takes as long as its most expensive row.
 
     greedy, limit 10 tokens, 2 open rows:
     7 -> [7]   5 -> [7][5]   3 -> emit [7 3]   6 -> [5][6]   8 -> emit [8], open [5][6]
 
 No document is lost, cut or repeated. Work is attention (n_i^2 of every document), vision tower (tiles) and the rest
-(tokens). Streams are packed apart from each other, so what is equal between them is the target: the work per token of
-the documents that wait, times the tokens of a full row.
+(tokens). Streams are packed independently; what they have in common is the target: the work per token of the documents
+that wait, times the tokens of a full row.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import Generic, Literal, TypeVar, get_args
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -31,22 +32,25 @@ Ref = TypeVar("Ref")
 
 @dataclass(frozen=True)
 class PackingLimits:
-    """How large a packed row may get.
-
-    Attributes:
-        max_tokens: Most tokens of a row.
-        max_tiles: Most tiles of a row.
-        max_open_rows: Rows that are kept open while waiting for documents that fit.
-    """
+    """How large a packed row may get."""
 
     max_tokens: int
     max_tiles: int
-    max_open_rows: int = 20
+    max_open_rows: int = 20  # rows that are kept open while waiting for documents that fit
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_tiles", "max_open_rows"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"packing: {name} is {getattr(self, name)}, expected at least 1")
+
+    def check_document(self, num_tokens: int, num_tiles: int) -> None:
+        """Raise DataError if a document alone is larger than a row."""
+        if num_tokens > self.max_tokens or num_tiles > self.max_tiles:
+            raise DataError(
+                f"the document has {num_tokens} tokens and {num_tiles} tiles, expected at most {self.max_tokens} "
+                f"tokens and {self.max_tiles} tiles; raise max_packed_tokens or num_images_expected",
+                kind="length",
+            )
 
 
 @dataclass
@@ -64,46 +68,37 @@ class PackedRow(Generic[Ref]):
         self.num_tiles += num_tiles
 
 
-@runtime_checkable
-class RowBuilder(Protocol[Ref]):
-    """Takes measured documents, gives rows when they are ready.
+class RowBuilder(ABC, Generic[Ref]):
+    """Takes measured documents, gives rows when they are ready."""
 
-    Attributes:
-        open_rows: Rows that wait for documents, oldest first; a builder remembers nothing else.
-    """
-
-    open_rows: list[PackedRow[Ref]]
-
-    def add(self, ref: Ref, *, num_tokens: int, num_tiles: int) -> list[PackedRow[Ref]]:
-        """Take one document; return the rows that are ready now."""
-
-    def flush(self) -> list[PackedRow[Ref]]:
-        """Return the rows that are still open."""
-
-
-def _check_document(limits: PackingLimits, num_tokens: int, num_tiles: int) -> None:
-    if num_tokens > limits.max_tokens or num_tiles > limits.max_tiles:
-        raise DataError(
-            f"the document has {num_tokens} tokens and {num_tiles} tiles, expected at most {limits.max_tokens} "
-            f"tokens and {limits.max_tiles} tiles; raise max_packed_tokens or num_images_expected",
-            kind="length",
-        )
-
-
-class Packer(Generic[Ref]):
-    """Packs documents into rows under `limits`, one at a time (`greedy`)."""
-
-    def __init__(self, limits: PackingLimits):
-        self.limits = limits
+    def __init__(self) -> None:
+        # Rows that wait for documents, oldest first. A builder may remember nothing else: a resume cursor holds these.
         self.open_rows: list[PackedRow[Ref]] = []
 
+    @abstractmethod
     def add(self, ref: Ref, *, num_tokens: int, num_tiles: int) -> list[PackedRow[Ref]]:
         """Take one document; return the rows that are ready now.
 
         Raises:
             DataError: The document alone is larger than a row.
         """
-        _check_document(self.limits, num_tokens, num_tiles)
+
+    def flush(self) -> list[PackedRow[Ref]]:
+        """Return the rows that are still open, oldest first."""
+        rows, self.open_rows = self.open_rows, []
+        return rows
+
+
+class Packer(RowBuilder[Ref]):
+    """Packs documents into rows under `limits`, one at a time (`greedy`)."""
+
+    def __init__(self, limits: PackingLimits):
+        super().__init__()
+        self.limits = limits
+
+    def add(self, ref: Ref, *, num_tokens: int, num_tiles: int) -> list[PackedRow[Ref]]:
+        """See `RowBuilder.add`."""
+        self.limits.check_document(num_tokens, num_tiles)
         fitting = [row for row in self.open_rows if self._fits(row, num_tokens, num_tiles)]
         if fitting:
             row = max(fitting, key=self._fullness)
@@ -112,11 +107,6 @@ class Packer(Generic[Ref]):
             self.open_rows.append(row)
         row.add(ref, num_tokens=num_tokens, num_tiles=num_tiles)
         return self._take_ready()
-
-    def flush(self) -> list[PackedRow[Ref]]:
-        """Return the rows that are still open, oldest first."""
-        rows, self.open_rows = self.open_rows, []
-        return rows
 
     def _take_ready(self) -> list[PackedRow[Ref]]:
         ready = [row for row in self.open_rows if self._fullness(row) >= 1]
@@ -137,18 +127,13 @@ class Packer(Generic[Ref]):
 
 @dataclass(frozen=True)
 class RowCost:
-    """Work of a row, in units of what one token costs outside of attention.
+    """Work of a row, in units of the work of one token outside attention.
 
     The numbers are those of InternVL2-2B's forward pass: 24 layers of width 2,048 take 3.0 GFLOPs per token and 0.2
     MFLOPs per pair of tokens, of which causal attention computes one half; a tile of 1,025 patches takes 0.72 TFLOPs.
-
-    Attributes:
-        per_pair: Of n^2 in a document of n tokens.
-        per_tile: Of a tile.
-        per_token: Of a token.
     """
 
-    per_pair: float = 3.25e-5
+    per_pair: float = 3.25e-5  # times n^2, for a document of n tokens
     per_tile: float = 239.0
     per_token: float = 1.0
 
@@ -158,30 +143,26 @@ class RowCost:
         return self.per_pair * tokens**2 + self.per_tile * num_tiles + self.per_token * tokens
 
 
-class WindowPacker(Generic[Ref]):
+class WindowPacker(RowBuilder[Ref]):
     """Chooses rows among the documents that wait (`best_fit`, `balanced`).
 
-    A waiting document is an open row of its own. A row is begun with the oldest one, so none waits for ever, filled
-    with the largest that fit (`balanced`: the oldest that fit, whose work is about average), and then improved: the
-    one exchange of a document (or addition, or removal) that helps most, again and again, until none helps.
+    A waiting document is an open row of its own. A row starts with the oldest one, so none waits forever. It is filled
+    with the largest that fit (`balanced`: the oldest that fit, whose work is about average) and then improved by the
+    exchange, addition or removal of one document that helps most, until none helps.
 
     Args:
         limits: Limits of a row; `max_open_rows` rows of documents wait.
-        cost: Work that rows shall have about equally; None: full rows are all that counts.
+        cost: Work that rows should have about equally; None to fill rows as well as possible.
     """
 
     def __init__(self, limits: PackingLimits, *, cost: RowCost | None = None):
+        super().__init__()
         self.limits = limits
         self.cost = cost
-        self.open_rows: list[PackedRow[Ref]] = []
 
     def add(self, ref: Ref, *, num_tokens: int, num_tiles: int) -> list[PackedRow[Ref]]:
-        """Take one document; return the rows that are ready now.
-
-        Raises:
-            DataError: The document alone is larger than a row.
-        """
-        _check_document(self.limits, num_tokens, num_tiles)
+        """See `RowBuilder.add`."""
+        self.limits.check_document(num_tokens, num_tiles)
         self.open_rows.append(PackedRow([ref], num_tokens, num_tiles))
         ready = []
         while self._is_window_full():
@@ -215,14 +196,14 @@ class WindowPacker(Generic[Ref]):
         return row
 
 
-_MOST_WAITING_PER_ROW = 32  # documents; more are no better and take longer
+_MOST_WAITING_PER_ROW = 32  # documents; more fill rows no better and take longer
 _MAX_IMPROVEMENTS = 40
 _TOLERATED_GAP = 0.01  # of the row, that `balanced` leaves free for the sake of balance
 _GAP_WEIGHT = 20.0  # of free room beyond that, against imbalance
 
 
 def _choose_documents(rows: Sequence[PackedRow], limits: PackingLimits, cost: RowCost | None) -> list[int]:
-    """Numbers of the rows that make the best row with the first of them, ascending."""
+    """Numbers of the waiting documents that form the best row with the first of them, ascending."""
     tokens = np.array([row.num_tokens for row in rows], dtype=np.int64)
     tiles = np.array([row.num_tiles for row in rows], dtype=np.int64)
     sizes = np.stack([tokens, tiles], axis=1)
@@ -261,7 +242,7 @@ class _RowRating:
 
 
 def _fill_in_order(sizes: Int64[np.ndarray, "rows 2"], room: Int64[np.ndarray, " 2"], order: np.ndarray) -> np.ndarray:
-    """(rows,) bool: the first, and beside it whatever still fits, in this order."""
+    """(rows,) bool: the first one, and whatever else still fits, in this order."""
     chosen = np.zeros(len(sizes), dtype=bool)
     chosen[0] = True
     left = room - sizes[0]
@@ -275,10 +256,8 @@ def _fill_in_order(sizes: Int64[np.ndarray, "rows 2"], room: Int64[np.ndarray, "
 def _find_best_move(
     chosen: np.ndarray, sizes: np.ndarray, room: np.ndarray, rating: _RowRating
 ) -> tuple[int | None, int | None] | None:
-    """(which leaves, which joins) of the move that makes the row best; None when none makes it better.
-
-    The first document stays. Number -1 of either list stands for nobody.
-    """
+    """(which leaves, which joins) of the move that improves the row most; None when none improves it."""
+    # The first document stays. The last entry of either list, -1, stands for no document.
     leaving = np.append(np.flatnonzero(chosen)[1:], -1)
     joining = np.append(np.flatnonzero(~chosen), -1)
     padded = np.concatenate([sizes, np.zeros((1, 2), dtype=sizes.dtype)])
@@ -294,14 +273,14 @@ def _find_best_move(
     return (None if leaves < 0 else leaves), (None if joins < 0 else joins)
 
 
-class FixedCountRows(Generic[Ref]):
+class FixedCountRows(RowBuilder[Ref]):
     """Rows of a fixed number of documents, in order (training without packing)."""
 
     def __init__(self, documents_per_row: int = 1):
         if documents_per_row < 1:
             raise ConfigError(f"documents per row is {documents_per_row}, expected at least 1")
+        super().__init__()
         self.documents_per_row = documents_per_row
-        self.open_rows: list[PackedRow[Ref]] = []  # one at most
 
     def add(self, ref: Ref, *, num_tokens: int, num_tiles: int) -> list[PackedRow[Ref]]:
         """Take one document; return the row that it completes."""
@@ -310,11 +289,6 @@ class FixedCountRows(Generic[Ref]):
         (row,) = self.open_rows
         row.add(ref, num_tokens=num_tokens, num_tiles=num_tiles)
         return self.flush() if len(row.refs) == self.documents_per_row else []
-
-    def flush(self) -> list[PackedRow[Ref]]:
-        """Return the incomplete row, if there is one."""
-        rows, self.open_rows = self.open_rows, []
-        return rows
 
 
 POLICIES: dict[str, Callable[[PackingLimits], RowBuilder]] = {
@@ -332,14 +306,7 @@ def check_policy(policy: str) -> None:
 
 @dataclass
 class FillReport:
-    """How full rows are: what padding-free packing leaves unused.
-
-    Attributes:
-        num_rows: Rows seen.
-        num_documents: Documents in them.
-        num_tokens: Tokens in them.
-        num_tiles: Tiles in them.
-    """
+    """How full rows are: what padding-free packing leaves unused."""
 
     num_rows: int = 0
     num_documents: int = 0

@@ -1,21 +1,20 @@
-"""What a row of an annotation file means.
+"""Records: what a row of an annotation file means, checked once and then frozen.
 
 A row is read and parsed when its document is needed (`internvl.data.storage.annotation` finds it). An invalid record
 is a `DataError` of that row alone.
 
 A record holds `conversations` (turns of `human` and `gpt`, optionally opened by `system`), and `image` (a path, a list
-of paths, or nothing) or `video` (a path, with `clip`: [first second, last second] if only a part of it is meant).
-Other keys are ignored. A record with images uses its `video` only if a question says `<video>`, for many image records
-note the video that they were cut from.
+of paths, or nothing) or `video` (a path, with `clip`: [first second, last second] for a part of it). Other keys are
+ignored.
 """
 
 import json
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from internvl.data.meta import SourceSpec
-from internvl.data.storage.annotation import AnnotationFile
+from internvl.data.storage.annotation import AnnotationFile, JsonObject
 from internvl.data.storage.media import MediaPath, resolve_image_path
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip
 from internvl.errors import DataError
@@ -27,31 +26,19 @@ _ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant"}
 
 @dataclass(frozen=True)
 class Record:
-    """One checked row of an annotation file.
+    """One checked row of an annotation file."""
 
-    Attributes:
-        source: Name of its data set.
-        row: Row in the annotation file, counted from 0.
-        turns: Questions and answers in turn, (role, text), opened by a question and closed by an answer.
-        image_paths: Images in the order of their placeholders: files, members of archives, URLs.
-        is_multi_image: The row gave a list of images (even of one), which may not be placed automatically.
-        video: The video, or the part of it, that the questions are about.
-        system_message: Replaces the template's system message.
-        data_augment: Use the augmenting transform.
-        max_dynamic_patch: Tile limit of the data set; None keeps the run's.
-        dynamic_image_size: Tiling of the data set; None keeps the run's.
-    """
-
-    source: str
-    row: int
+    source: str  # name of its data set
+    row: int  # row in the annotation file, counted from 0
+    # (role, text): questions and answers take turns, a question first and an answer last.
     turns: tuple[tuple[Role, str], ...]
-    image_paths: tuple[MediaPath, ...] = ()
-    is_multi_image: bool = False
-    video: VideoClip | None = None
-    system_message: str | None = None
-    data_augment: bool = False
-    max_dynamic_patch: int | None = None
-    dynamic_image_size: bool | None = None
+    image_paths: tuple[MediaPath, ...] = ()  # in the order of their placeholders
+    is_multi_image: bool = False  # the row gave a list of images (even of one), which may not be placed automatically
+    video: VideoClip | None = None  # the video, or the part of it, that the questions are about
+    system_message: str | None = None  # replaces the template's system message
+    data_augment: bool = False  # use the augmenting transform
+    max_dynamic_patch: int | None = None  # tile limit of the data set; None keeps the run's
+    dynamic_image_size: bool | None = None  # tiling of the data set; None keeps the run's
 
 
 class RecordFile:
@@ -75,7 +62,7 @@ class RecordFile:
         """Read and check one row.
 
         Raises:
-            DataError: The row is no valid record.
+            DataError: The row is not a valid record.
             IndexError: There is no such row.
         """
         try:
@@ -86,15 +73,10 @@ class RecordFile:
 
 
 def parse_record(raw: object, spec: SourceSpec, *, row: int) -> Record:
-    """Check one parsed json line.
-
-    Args:
-        raw: The json value.
-        spec: Its data set (image folders, tiling and augmentation options).
-        row: Its row, for messages.
+    """Check one parsed json line of the data set `spec`; `row` is for messages.
 
     Raises:
-        DataError: It is no valid record.
+        DataError: It is not a valid record.
     """
     try:
         if not isinstance(raw, dict):
@@ -109,6 +91,7 @@ def parse_record(raw: object, spec: SourceSpec, *, row: int) -> Record:
             for image in images
         )
         video = _read_video(raw, spec)
+        # Many image records note the video that they were cut from; it counts only if a question asks for it.
         if images and not any(VIDEO_PLACEHOLDER in text for role, text in turns if role == "user"):
             video = None
     except DataError as error:
@@ -127,7 +110,7 @@ def parse_record(raw: object, spec: SourceSpec, *, row: int) -> Record:
     )
 
 
-def _check_paths(raw: dict[str, Any]) -> None:
+def _check_paths(raw: JsonObject) -> None:
     for key in ("image", "video"):
         value = raw.get(key)
         paths = value if isinstance(value, list) else [value]
@@ -139,35 +122,37 @@ def _check_paths(raw: dict[str, Any]) -> None:
             )
 
 
-def _read_images(raw: dict[str, Any]) -> tuple[list[str], bool]:
+def _read_images(raw: JsonObject) -> tuple[list[str], bool]:
     image = raw.get("image")
     if image is None or image in ("", []):
         return [], False
     if isinstance(image, str):
         return [image], False
-    if isinstance(image, list) and all(isinstance(item, str) and item for item in image):
-        return image, True
+    if isinstance(image, list):
+        paths = [item for item in image if isinstance(item, str) and item]
+        if len(paths) == len(image):
+            return paths, True
     raise DataError(f"'image' is {image!r:.80}, expected a path, a list of paths, null or nothing")
 
 
-def _read_video(raw: dict[str, Any], spec: SourceSpec) -> VideoClip | None:
-    video, clip = raw.get("video"), raw.get("clip")
+def _read_video(raw: JsonObject, spec: SourceSpec) -> VideoClip | None:
+    video = raw.get("video")
     if video is None or video in ("", []):
         return None
     if not isinstance(video, str):
         raise DataError(f"'video' is {video!r:.80}, expected a path, null or nothing")
-    if clip is not None and not _is_clip(clip):
+    clip = _read_clip(raw.get("clip"))
+    return VideoClip(resolve_image_path(video, root=spec.root, http_root=spec.http_root), clip=clip)
+
+
+def _read_clip(clip: object) -> tuple[float, float] | None:
+    if clip is None:
+        return None
+    seconds = clip if isinstance(clip, list) else []
+    numbers = [second for second in seconds if isinstance(second, int | float) and not isinstance(second, bool)]
+    if len(seconds) != 2 or len(numbers) != 2 or not 0 <= numbers[0] < numbers[1] <= sys.float_info.max:
         raise DataError(f"'clip' is {clip!r:.80}, expected [first second, last second] with 0 <= first < last")
-    path = resolve_image_path(video, root=spec.root, http_root=spec.http_root)
-    return VideoClip(path, clip=None if clip is None else (float(clip[0]), float(clip[1])))
-
-
-def _is_clip(clip: object) -> bool:
-    if not isinstance(clip, list) or len(clip) != 2:
-        return False
-    if any(isinstance(second, bool) or not isinstance(second, int | float) for second in clip):
-        return False
-    return 0 <= clip[0] < clip[1] <= sys.float_info.max
+    return float(numbers[0]), float(numbers[1])
 
 
 def _read_turns(conversations: object) -> tuple[str | None, tuple[tuple[Role, str], ...]]:
@@ -204,7 +189,7 @@ def _read_turn(index: int, turn: object) -> tuple[str, str]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text holds whole characters only, no half of a surrogate pair."""
+    """Whether a text holds whole characters only, and no half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,82 +1,59 @@
-"""Looking at all records before a run: which of them training would skip, and how large the others are.
+"""Survey: reads all records before a run, to say which of them training would skip and how large the others are.
 
     rows of all data sets -> chunks -> worker processes -> ChunkReport ... -> SourceReport per data set
 
-A row is read, checked and measured exactly as training does it (`SampleEncoder.measure`: text, and headers of pictures
-and videos), so what is found here is what a run would skip. Decoding everything as well is a choice; it takes as long
-as reading the pictures does.
+A row is read, checked and measured exactly as in training (`SampleEncoder.measure`: text, and headers of pictures and
+videos), so what is found here is what a run would skip. Decoding the pictures too is optional; it takes much longer.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from internvl.data.dataset import read_in_workers
 from internvl.data.encode import SampleEncoder, document_generator
-from internvl.data.packing import Packer, PackingLimits
+from internvl.data.packing import PackingLimits
 from internvl.data.records import RecordFile
+from internvl.data.skips import DOCUMENT_ERRORS
 from internvl.errors import DataError, InternVLError
 
 _CHUNK_ROWS = 64
 _CHUNKS_AHEAD = 4  # per worker
-_ROW_ERRORS = (DataError, OSError)  # those that training skips a document for
 
 
 class Problem(NamedTuple):
-    """A record that training would skip.
+    """A record that training would skip."""
 
-    Attributes:
-        source: Its data set.
-        row: Its row in the annotation file, counted from 0.
-        kind: A word for problems of this sort (`DataError.kind`).
-        cause: What is wrong.
-    """
-
-    source: str
-    row: int
-    kind: str
-    cause: str
+    source: str  # its data set
+    row: int  # its row in the annotation file, counted from 0
+    kind: str  # a word for problems like this one (`DataError.kind`)
+    cause: str  # what is wrong
 
 
 @dataclass(frozen=True, eq=False)
 class ChunkReport:
-    """What was found in some rows of a data set.
+    """What was found in some rows of a data set."""
 
-    Attributes:
-        source: Number of the data set.
-        num_rows: Rows looked at.
-        num_tokens: Of every usable document.
-        num_tiles: Of every usable document.
-        problems: The others.
-    """
-
-    source: int
-    num_rows: int
-    num_tokens: Int64[np.ndarray, " documents"]
-    num_tiles: Int64[np.ndarray, " documents"]
-    problems: tuple[Problem, ...]
+    source: int  # number of the data set
+    num_rows: int  # rows looked at
+    num_tokens: Int64[np.ndarray, " documents"]  # of every usable document
+    num_tiles: Int64[np.ndarray, " documents"]  # likewise
+    problems: tuple[Problem, ...]  # of the other rows
 
 
 @dataclass(frozen=True)
-class HealthCheck:
-    """How rows are looked at.
+class Survey:
+    """Reads the rows of all data sets; see the module docstring."""
 
-    Attributes:
-        files: Annotation files, one per data set.
-        encoder: Measures documents, with the options of the run.
-        limits: Largest packed row; None: documents are not packed.
-        seed: The run's data seed, which draws the frames of videos; those of the first epoch are looked at.
-        decodes: Decode all pictures and frames too.
-    """
-
-    files: tuple[RecordFile, ...]
-    encoder: SampleEncoder
-    limits: PackingLimits | None = None
-    seed: int = 42
-    decodes: bool = False
+    files: tuple[RecordFile, ...]  # annotation files, one per data set
+    encoder: SampleEncoder  # measures documents, with the options of the run
+    limits: PackingLimits | None = None  # largest packed row; None: documents are not packed
+    seed: int = 42  # the run's data seed, which draws the frames of videos; those of the first epoch are looked at
+    decodes: bool = False  # decode all pictures and frames too
 
     def check_rows(self, source: int, rows: range) -> ChunkReport:
         """Look at some rows of a data set."""
@@ -85,7 +62,7 @@ class HealthCheck:
         for row in rows:
             try:
                 sizes.append(self._measure(source, row))
-            except _ROW_ERRORS as error:
+            except DOCUMENT_ERRORS as error:
                 problems.append(self._describe(source, row, error))
         tokens, tiles = np.array(sizes, dtype=np.int64).reshape(-1, 2).T
         return ChunkReport(source, len(rows), tokens, tiles, tuple(problems))
@@ -100,7 +77,7 @@ class HealthCheck:
 
         num_tokens, num_tiles = self.encoder.measure(record, generator())
         if self.limits is not None:
-            Packer[int](self.limits).add(row, num_tokens=num_tokens, num_tiles=num_tiles)
+            self.limits.check_document(num_tokens, num_tiles)
         if self.decodes:
             self.encoder.check_pictures(record, generator())
         return num_tokens, num_tiles
@@ -112,31 +89,21 @@ class HealthCheck:
         return Problem(name, row, "file", str(error))
 
     def run(self, *, num_workers: int = 0) -> Iterator[ChunkReport]:
-        """Look at all rows, data set after data set; reports come in the order of the rows.
-
-        Args:
-            num_workers: Processes; 0: this one.
+        """Look at all rows, one data set after the other; reports come in the order of the rows.
 
         Raises:
-            InternVLError: Something that no other row would be spared, such as a missing package.
+            InternVLError: A cause that would stop every other row as well, such as a missing package.
         """
-        reports: DataLoader[Any] = DataLoader(
-            _Chunks(self),
-            batch_size=None,
-            num_workers=num_workers,
-            prefetch_factor=_CHUNKS_AHEAD if num_workers else None,
-            collate_fn=_keep,
-        )
-        for report in reports:
+        for report in read_in_workers(_Chunks(self), num_workers=num_workers, prefetch=_CHUNKS_AHEAD):
             if isinstance(report, InternVLError):
                 raise report
             yield report
 
 
-class _Chunks(Dataset):
+class _Chunks(Dataset[ChunkReport | InternVLError]):
     """The chunks of all data sets; an item is the report on a chunk, or the error that ended it."""
 
-    def __init__(self, check: HealthCheck):
+    def __init__(self, check: Survey):
         self.check = check
         starts = [(source, first) for source, file in enumerate(check.files) for first in _starts(len(file))]
         self.starts = np.array(starts, dtype=np.int64).reshape(-1, 2)
@@ -149,7 +116,7 @@ class _Chunks(Dataset):
         last = min(first + _CHUNK_ROWS, len(self.check.files[source]))
         try:
             return self.check.check_rows(source, range(first, last))
-        except InternVLError as error:  # as it is: raised in a worker it would arrive wrapped in its traceback
+        except InternVLError as error:  # returned: raised in a worker, it would arrive wrapped in its traceback
             return error
 
 
@@ -157,32 +124,20 @@ def _starts(num_rows: int) -> range:
     return range(0, num_rows, _CHUNK_ROWS)
 
 
-def _keep(item: Any) -> Any:
-    return item
-
-
 @dataclass
 class SourceReport:
-    """What was found in a data set so far.
-
-    Attributes:
-        name: Its name.
-        num_rows: Rows of its annotation file.
-        num_documents: Documents that it gives to an epoch.
-        num_checked: Rows looked at.
-        problems: Records that training would skip.
-    """
+    """What was found in one data set so far."""
 
     name: str
-    num_rows: int
-    num_documents: int
-    num_checked: int = 0
-    problems: list[Problem] = field(default_factory=list)
+    num_rows: int  # rows of its annotation file
+    num_documents: int  # documents that it gives to an epoch
+    num_checked: int = 0  # rows looked at
+    problems: list[Problem] = field(default_factory=list)  # records that training would skip
     _tokens: list[np.ndarray] = field(default_factory=list)
     _tiles: list[np.ndarray] = field(default_factory=list)
 
     def add(self, report: ChunkReport) -> None:
-        """Take in what was found in some more rows."""
+        """Add what was found in some more rows."""
         self.num_checked += report.num_rows
         self.problems += report.problems
         self._tokens.append(report.num_tokens)
@@ -200,12 +155,12 @@ class SourceReport:
 
     @property
     def tokens_per_epoch(self) -> float:
-        """Estimate: bad documents give none, rows not looked at are like the others."""
+        """Estimate: bad documents give none; rows that were not read count like those that were."""
         return self._scale(self.num_tokens)
 
     @property
     def tiles_per_epoch(self) -> float:
-        """Estimate, as of tokens."""
+        """Estimate, as for tokens."""
         return self._scale(self.num_tiles)
 
     def _scale(self, counts: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Dynamic tiling: an image of any shape becomes a grid of square tiles whose aspect ratio is close to its own.
+"""Tiling: an image of any shape becomes a grid of square tiles whose aspect ratio is close to its own.
 
        1920 x 1080, max_num 6             grid (2, 1)            tiles, row by row (+ thumbnail)
       +---------------------+           +------+------+           +---+ +---+ +---+

@@ -2,7 +2,7 @@
 
     RGB -> [augment: JPEG re-encoding, quality 75..100] or [pad2square] -> bicubic resize -> [0, 1] -> (x - mean) / std
 
-Augmentation wins over pad2square, as in the public recipes.
+With both, only the augmentation applies, as in the public recipes.
 """
 
 from collections.abc import Sequence
@@ -25,21 +25,13 @@ JPEG_QUALITIES = (75, 100)
 
 @dataclass(frozen=True)
 class TileTransform:
-    """Turns the tiles of an image into the tensor that the vision tower takes.
+    """Turns the tiles of an image into the tensor that the vision tower takes."""
 
-    Attributes:
-        image_size: Side of a tile in pixels.
-        mean: Mean per colour, in 0..1.
-        std: Standard deviation per colour.
-        pad2square: Paste a picture that is not square on a square of the mean colour instead of stretching it.
-        augment: Re-encode every tile as JPEG at a random quality; needs `rng` in the call.
-    """
-
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    pad2square: bool = False
-    augment: bool = False
+    image_size: int  # side of a tile in pixels
+    mean: tuple[float, float, float]  # mean per colour, in 0..1
+    std: tuple[float, float, float]  # standard deviation per colour
+    pad2square: bool = False  # paste a picture on a square of the mean colour instead of stretching it
+    augment: bool = False  # re-encode every tile as JPEG at a random quality; needs `rng` in the call
 
     def __call__(
         self, tiles: Sequence[Image.Image], rng: np.random.Generator | None = None
@@ -72,16 +64,10 @@ class TileTransform:
 def build_transform(
     image_size: int, *, normalize_type: str = "imagenet", pad2square: bool = False, augment: bool = False
 ) -> TileTransform:
-    """Make the transform of a run.
-
-    Args:
-        image_size: Side of a tile in pixels.
-        normalize_type: `imagenet`, `clip` or `siglip`.
-        pad2square: See `TileTransform`.
-        augment: See `TileTransform`.
+    """Make the transform of a run; `normalize_type` is `imagenet`, `clip` or `siglip`.
 
     Raises:
-        ConfigError: `normalize_type` is none of the three.
+        ConfigError: It is none of the three.
     """
     statistics = {
         "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
@@ -98,11 +84,9 @@ def build_transform(
 
 
 def allocate_tiles(num_tiles: int, height: int, width: int) -> Float[Tensor, "tiles 3 height width"]:
-    """Room for tiles, not initialised.
-
-    numpy asks the system for large pages, torch does not; getting a tile's memory in small ones can take longer than
-    filling it (`benchmarks/encode.py`).
-    """
+    """Memory for tiles, not initialised."""
+    # numpy asks the system for large pages, torch does not; getting a tile's memory in small pages can take longer than
+    # filling it (benchmarks/encode.py).
     return torch.from_numpy(np.empty((num_tiles, 3, height, width), dtype=np.float32))
 
 
@@ -113,14 +97,7 @@ def tiles_to_tensor(
     std: Sequence[float],
     out: Float[Tensor, "tiles 3 height width"] | None = None,
 ) -> Float[Tensor, "tiles 3 height width"]:
-    """Stack RGB tiles of one size as float32: `(pixel / 255 - mean) / std`.
-
-    Args:
-        tiles: At least one.
-        mean: Mean per colour, in 0..1.
-        std: Standard deviation per colour.
-        out: Where they go; None: a new tensor.
-    """
+    """Stack at least one RGB tile, all of one size, as float32: `(pixel / 255 - mean) / std`; into `out` if given."""
     if not tiles:
         raise ValueError("no tiles to stack; expected at least one")
     if out is None:
@@ -129,7 +106,7 @@ def tiles_to_tensor(
     statistics = [*zip(np.asarray(mean, dtype=np.float32), np.asarray(std, dtype=np.float32), strict=True)]
     for tile, planes in zip(tiles, out.numpy(), strict=True):
         for colour, plane, (centre, scale) in zip(tile.split(), planes, statistics, strict=True):
-            # One plane at a time, which stays in the processor's cache through all steps.
+            # One plane at a time stays in the processor's cache through all three steps.
             np.divide(np.asarray(colour), np.float32(255), out=plane)
             plane -= centre
             plane /= scale
@@ -144,7 +121,7 @@ def reencode_jpeg(tile: Image.Image, quality: int) -> Image.Image:
 
 
 def pad_to_square(tile: Image.Image, mean: Sequence[float]) -> Image.Image:
-    """Centre an RGB image on a square of the mean colour whose side is the longer one of the image."""
+    """Centre an RGB image on a square of the mean colour, whose side is the longer one of the image."""
     width, height = tile.size
     side = max(width, height)
     if width == height:

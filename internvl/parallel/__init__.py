@@ -1,1 +1,1 @@
-"""Which process holds what: launchers and process groups."""
+"""Parallelism: which rank holds what, and what ranks send each other."""

@@ -1,17 +1,20 @@
-"""Messages between the ranks of a group: tensors sent and received while the caller goes on computing.
+"""Messages between the ranks of a group: tensors sent and received while the caller continues to compute.
 
 All messages of one exchange are posted together (a grouped call on nccl), every rank posts its exchanges in the same
-order, and an empty message is left out on both sides. Nobody then waits for a message that was never sent.
+order, and an empty message is left out on both sides. So no rank waits for a message that was never sent.
 
-`group` is the process group whose ranks share the row. None means this process on its own, never the world: a row that
-is shared by all processes names `torch.distributed.group.WORLD`.
+`group` is the process group whose ranks share the row. None means a single process, never the world: for a row that all
+processes share, pass `torch.distributed.group.WORLD`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+
+AutogradContext = Any  # of a torch.autograd.Function: takes whatever attributes its forward sets
 
 
 def get_rank_and_size(group: dist.ProcessGroup | None) -> tuple[int, int]:
@@ -21,15 +24,10 @@ def get_rank_and_size(group: dist.ProcessGroup | None) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Message:
-    """One contiguous tensor that goes to, or comes from, a rank.
+    """One contiguous tensor that is sent to, or comes from, a rank."""
 
-    Attributes:
-        rank: The other side, counted inside the group.
-        tensor: What is sent, or where it is put.
-    """
-
-    rank: int
-    tensor: Tensor
+    rank: int  # the other side, counted inside the group
+    tensor: Tensor  # what is sent, or where it is put
 
 
 @dataclass
@@ -37,7 +35,7 @@ class Exchange:
     """Messages under way. Their tensors must not be changed, and the received ones not read, before `wait`."""
 
     works: list[dist.Work]
-    messages: Sequence[Message]  # keeps the tensors alive
+    messages: Sequence[Message]  # keeps the tensors alive while the backend reads and writes them
 
     def wait(self) -> None:
         """Wait until everything has arrived and been sent (on a GPU: let its stream wait)."""
@@ -48,15 +46,10 @@ class Exchange:
 
 @dataclass
 class Messenger:
-    """Posts exchanges in a group and counts them.
+    """Posts exchanges in a group and counts them."""
 
-    Attributes:
-        group: The ranks; None for one process on its own, which has nobody to send to.
-        sent_bytes: Bytes that this rank sent, an entry per exchange.
-    """
-
-    group: dist.ProcessGroup | None
-    sent_bytes: list[int] = field(default_factory=list)
+    group: dist.ProcessGroup | None  # the ranks; None for a single process
+    sent_bytes: list[int] = field(default_factory=list)  # bytes that this rank sent, one entry per exchange
 
     def post(self, *, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
         """Start sending and receiving.
@@ -65,8 +58,8 @@ class Messenger:
             sends: Messages that leave, per receiving rank in the order in which it lists them under `receives`.
             receives: Messages that arrive.
 
-        The first thing that ranks of a group do together must not be an exchange in which some take no part (nccl makes
-        its connection then); a barrier or any collective before it is enough.
+        The first call of a group must be one that all its ranks join, since nccl connects then: a barrier or any
+        collective before the first exchange is enough.
         """
         sends = [message for message in sends if message.tensor.numel()]
         receives = [message for message in receives if message.tensor.numel()]

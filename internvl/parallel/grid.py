@@ -1,7 +1,7 @@
-"""The process grid: data x ring x ulysses, and which part of a row every rank of a group holds.
+"""Process grid: data x ring x ulysses, and which part of a row every rank of a group holds.
 
-`chunk_num` consecutive ranks share a row. Inside such a group the ulysses index runs fastest, so that the ranks that
-exchange whole tensors are neighbours (one machine), and the ring passes keys and values between them:
+`chunk_num` consecutive ranks share a row. Inside such a group the ulysses index runs fastest: the ranks that exchange
+whole tensors are neighbours, usually on one machine, and the ring passes keys and values between machines.
 
     world 8, chunk_num 4, ulysses_degree 2               ulysses 0   ulysses 1
                                           data 0  ring 0   rank 0      rank 1     ulysses group [0 1], [2 3], ...
@@ -17,8 +17,8 @@ shard of a ring is cut into U equal contiguous pieces, one per ulysses rank:
     rank 0      c0          rank 1   c3        U = 2: halves of ring 0's shard
     rank 2      c1          rank 3   c2        halves of ring 1's shard
 
-`GridShape` is that arithmetic and needs no processes. `Grid` adds the process groups of one rank; it is made once by
-`build_grid` and handed to whoever needs it.
+`GridShape` is that arithmetic and needs no processes. `Grid` adds the process groups of one rank; `build_grid` makes it
+once, and it is passed to the code that needs it.
 """
 
 import logging
@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Shaped
 from torch import Tensor
 
 from internvl.errors import ParallelError
@@ -46,20 +47,15 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class GridShape:
-    """Sizes of the grid, and the arithmetic that follows from them.
-
-    Attributes:
-        world_size: Number of ranks; a multiple of `chunk_num`.
-        chunk_num: Ranks that share a row.
-        ulysses_degree: Ranks among which heads are dealt out; divides `chunk_num`.
+    """Sizes of the grid, and what follows from them.
 
     Raises:
         ParallelError: The sizes do not fit; the message names the flag.
     """
 
-    world_size: int = 1
-    chunk_num: int = 1
-    ulysses_degree: int = 1
+    world_size: int = 1  # number of ranks; a multiple of `chunk_num`
+    chunk_num: int = 1  # ranks that share a row
+    ulysses_degree: int = 1  # ranks among which heads are dealt out; divides `chunk_num`
 
     def __post_init__(self) -> None:
         if self.chunk_num < 1 or self.world_size % self.chunk_num:
@@ -105,31 +101,29 @@ class GridShape:
         """Length of a row of `length` tokens with its padding: the next multiple of 2 * chunk_num."""
         return -(-length // (2 * self.chunk_num)) * 2 * self.chunk_num
 
-    def shard(self, x: Tensor, *, group_rank: int, dim: int = 0, pad_value: float = 0) -> Tensor:
-        """What rank `group_rank` of a group holds of a whole row (see the picture above).
+    def shard(
+        self, x: Shaped[Tensor, "*row"], *, group_rank: int, dim: int = 0, pad_value: float = 0
+    ) -> Shaped[Tensor, "*shard"]:
+        """The part of a whole row that rank `group_rank` of a group holds (see the picture above).
 
         Args:
-            x: Any tensor with `length` entries along `dim`: ids, positions, labels, weights, embeddings.
+            x: A tensor with `length` entries along `dim`: ids, positions, labels, weights, embeddings.
             group_rank: 0 <= group_rank < chunk_num.
             dim: The dimension of the tokens.
-            pad_value: What the padding at the end of the row consists of.
+            pad_value: Value of the padding at the end of the row.
 
         Returns:
-            `pad_length(length) / chunk_num` entries along `dim`, on every rank; in row order.
+            `pad_length(length) / chunk_num` entries along `dim`, in row order.
         """
         ring_rank, ulysses_rank = divmod(group_rank, self.ulysses_degree)
         padded = _pad_end(x, self.pad_length(x.shape[dim]), dim, pad_value)
-        return shard_row(padded, rank=ring_rank, size=self.ring_size, dim=dim).chunk(self.ulysses_degree, dim)[
-            ulysses_rank
-        ]
+        of_ring = shard_row(padded, rank=ring_rank, size=self.ring_size, dim=dim)
+        return of_ring.chunk(self.ulysses_degree, dim)[ulysses_rank]
 
-    def unshard(self, parts: Sequence[Tensor], *, dim: int = 0, length: int | None = None) -> Tensor:
-        """The row again, from the shards of all ranks of a group: the inverse of `shard`.
-
-        Args:
-            parts: Shards of group ranks 0, 1, ..., chunk_num - 1.
-            dim: The dimension of the tokens.
-            length: Length of the row without its padding; None keeps the padding.
+    def unshard(
+        self, parts: Sequence[Shaped[Tensor, "*shard"]], *, dim: int = 0, length: int | None = None
+    ) -> Shaped[Tensor, "*row"]:
+        """Join the shards of group ranks 0, 1, ...: the inverse of `shard`. `length` cuts off the padding.
 
         Raises:
             ParallelError: Another number of parts than `chunk_num`.
@@ -145,21 +139,14 @@ class GridShape:
 class Grid:
     """The place of this rank, and its process groups. Made by `build_grid`.
 
-    A group of a single rank is None: there is nobody to talk to.
-
-    Attributes:
-        shape: Sizes and arithmetic.
-        rank: Global number of this rank.
-        group: Ranks that share this rank's row.
-        ring_group: Ranks of this rank's ring.
-        ulysses_group: Ranks among which this rank's heads are dealt out.
+    A group of a single rank is None, since it sends nothing.
     """
 
-    shape: GridShape = GridShape()
-    rank: int = 0
-    group: dist.ProcessGroup | None = None
-    ring_group: dist.ProcessGroup | None = None
-    ulysses_group: dist.ProcessGroup | None = None
+    shape: GridShape = GridShape()  # sizes of the grid
+    rank: int = 0  # global number of this rank
+    group: dist.ProcessGroup | None = None  # ranks that share this rank's row
+    ring_group: dist.ProcessGroup | None = None  # ranks of this rank's ring
+    ulysses_group: dist.ProcessGroup | None = None  # ranks among which this rank's heads are dealt out
 
     @property
     def data_rank(self) -> int:
@@ -181,32 +168,14 @@ class Grid:
         """Ranks that share a row, `chunk_num`."""
         return self.shape.chunk_num
 
-    @property
-    def ring_rank(self) -> int:
-        """Number of this rank in its ring."""
-        return self.shape.locate(self.rank).ring
-
-    @property
-    def ring_size(self) -> int:
-        """Ranks of a ring."""
-        return self.shape.ring_size
-
-    @property
-    def ulysses_rank(self) -> int:
-        """Number of this rank among those that share its ring's shard."""
-        return self.shape.locate(self.rank).ulysses
-
-    @property
-    def ulysses_size(self) -> int:
-        """Ranks among which heads are dealt out."""
-        return self.shape.ulysses_degree
-
-    def shard(self, x: Tensor, *, dim: int = 0, pad_value: float = 0) -> Tensor:
-        """What this rank holds of a whole row (see `GridShape.shard`)."""
+    def shard(self, x: Shaped[Tensor, "*row"], *, dim: int = 0, pad_value: float = 0) -> Shaped[Tensor, "*shard"]:
+        """The part of a whole row that this rank holds (see `GridShape.shard`)."""
         return self.shape.shard(x, group_rank=self.group_rank, dim=dim, pad_value=pad_value)
 
-    def unshard(self, parts: Sequence[Tensor], *, dim: int = 0, length: int | None = None) -> Tensor:
-        """The row again, from the shards of all ranks of the group (see `GridShape.unshard`)."""
+    def unshard(
+        self, parts: Sequence[Shaped[Tensor, "*shard"]], *, dim: int = 0, length: int | None = None
+    ) -> Shaped[Tensor, "*row"]:
+        """Join the shards of all ranks of the group (see `GridShape.unshard`)."""
         return self.shape.unshard(parts, dim=dim, length=length)
 
 
@@ -215,8 +184,7 @@ def build_grid(
 ) -> Grid:
     """Make the grid of this run. Collective: every rank calls it once, with the same arguments.
 
-    Every rank creates the groups of all ranks, in one order, as torch.distributed wants it. Without an initialised
-    torch.distributed the grid is a single rank.
+    Without an initialised torch.distributed the grid is a single rank.
 
     Args:
         chunk_num: Ranks that share a row; divides the number of processes.
@@ -264,6 +232,7 @@ def check_heads(num_heads: int, num_kv_heads: int, *, ulysses_degree: int) -> No
 
 def _own_group(groups: list[list[int]], rank: int) -> dist.ProcessGroup | None:
     """Create all groups, return the one that holds `rank`; groups of one are not created."""
+    # torch.distributed requires that every rank creates every group, in one order.
     own = None
     for ranks in groups:
         created = dist.new_group(ranks) if len(ranks) > 1 else None

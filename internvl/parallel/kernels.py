@@ -1,4 +1,4 @@
-"""Attention kernels that give, and take, the log-sum-exp of their scores: what ring attention is made of.
+"""Attention kernels: one block of attention, forward and backward, with the log-sum-exp of its scores.
 
 A softmax over many blocks of keys needs two things from a kernel: forward must return the log-sum-exp of every query,
 so that partial outputs can be merged; backward must take the output and the log-sum-exp over ALL keys, so that the
@@ -7,67 +7,60 @@ gradients of the blocks simply add up (FlashAttention-2, arXiv 2307.08691, secti
     cpu_flash   torch's flash attention for the CPU: float32, bfloat16, float16, float64
     cuda_flash  torch's flash attention for CUDA: bfloat16, float16
     flash_attn  the flash-attn package, 2.6 or newer: bfloat16, float16
-
-Tensors are (tokens, heads, head_dim) everywhere, log-sum-exp is (heads, queries).
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import pairwise
-from typing import Any, Protocol
+from types import ModuleType, SimpleNamespace
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
+from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 
 from internvl.errors import ConfigError, MissingDependencyError
 
-Borders = tuple[int, ...]
+Borders = tuple[int, ...] | None
+Queries = Float[Tensor, "queries heads head_dim"]
+Keys = Float[Tensor, "keys kv_heads head_dim"]  # heads is a multiple of kv_heads
+Lse = Float[Tensor, "heads queries"]  # log-sum-exp of the scores, float32 or wider
 MAX_FLASH_HEAD_DIM = 256
 
+Result = TypeVar("Result")
 
+
+@runtime_checkable
 class AttentionKernel(Protocol):
     """One block of attention, forward and backward.
 
     Args of both:
-        q: (queries, heads, head_dim).
-        k, v: (keys, kv_heads, head_dim), heads a multiple of kv_heads.
+        q, k, v: Queries, keys and values.
         scale: Factor of the scores.
         borders: Document borders from 0 to queries == keys: causal attention inside every document, none between them.
             None: every query sees every key.
     """
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, borders: Borders | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the output (queries, heads, head_dim) and the log-sum-exp (heads, queries), float32 or wider."""
+    def forward(self, q: Queries, k: Keys, v: Keys, *, scale: float, borders: Borders) -> tuple[Queries, Lse]:
+        """Return the output and the log-sum-exp."""
 
     def backward(
-        self,
-        grad_out: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        *,
-        scale: float,
-        borders: Borders | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, grad_out: Queries, q: Queries, k: Keys, v: Keys, out: Queries, lse: Lse, *, scale: float, borders: Borders
+    ) -> tuple[Queries, Keys, Keys]:
         """Return the share of these keys in dq, and their dk and dv.
 
-        `out` and `lse` are over all keys of a query, those of other blocks too.
+        `out` and `lse` are over all keys of a query, those of other blocks included.
         """
 
 
 @dataclass(frozen=True)
 class CpuFlash:
-    """Torch's CPU flash attention (float32 log-sum-exp, float64 for float64). Documents run one after the other."""
+    """Torch's CPU flash attention (float32 log-sum-exp, float64 for float64), one document after the other."""
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, borders: Borders | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Queries, k: Keys, v: Keys, *, scale: float, borders: Borders) -> tuple[Queries, Lse]:
         """See `AttentionKernel`."""
         if borders is None:
             return self._forward_document(q, k, v, scale, is_causal=False)
@@ -78,17 +71,8 @@ class CpuFlash:
         return (outs[0], lses[0]) if len(pieces) == 1 else (torch.cat(outs), torch.cat(lses, dim=1))
 
     def backward(
-        self,
-        grad_out: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        *,
-        scale: float,
-        borders: Borders | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, grad_out: Queries, q: Queries, k: Keys, v: Keys, out: Queries, lse: Lse, *, scale: float, borders: Borders
+    ) -> tuple[Queries, Keys, Keys]:
         """See `AttentionKernel`."""
         if borders is None:
             return self._backward_document(grad_out, q, k, v, out, lse, scale, is_causal=False)
@@ -136,46 +120,32 @@ class CudaFlash:
     """Torch's CUDA flash attention: `aten::_flash_attention_forward` and `_backward` (schema of torch 2.13).
 
     Dense blocks go in as a batch of one, packed documents in one call with `cum_seq_q` and `cum_seq_k`. Both forms take
-    fewer K/V heads than query heads. There is no dropout, so the random state of forward means nothing to backward.
-
-    Attributes:
-        forward_op: The operator; another one in tests only.
-        backward_op: Its backward.
+    fewer K/V heads than query heads.
     """
 
-    forward_op: Callable[..., Any] = torch.ops.aten._flash_attention_forward
-    backward_op: Callable[..., Any] = torch.ops.aten._flash_attention_backward
+    # Tests replace the operators.
+    forward_op: Callable[..., Sequence[Tensor]] = torch.ops.aten._flash_attention_forward
+    backward_op: Callable[..., Sequence[Tensor]] = torch.ops.aten._flash_attention_backward
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, borders: Borders | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Queries, k: Keys, v: Keys, *, scale: float, borders: Borders) -> tuple[Queries, Lse]:
         """See `AttentionKernel`."""
         _check_flash_shapes(q)
         cum_seq, max_q, max_k = _describe_documents(q, k, borders)
-        tensors = (q, k, v) if borders else (q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0))
+        tensors = (q, k, v) if borders else (q[None], k[None], v[None])
         out, lse, *_ = self.forward_op(
             *tensors, cum_seq, cum_seq, max_q, max_k, 0.0, borders is not None, False, scale=scale
         )
         return (out, lse) if borders else (out[0], lse[0])
 
     def backward(
-        self,
-        grad_out: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        *,
-        scale: float,
-        borders: Borders | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, grad_out: Queries, q: Queries, k: Keys, v: Keys, out: Queries, lse: Lse, *, scale: float, borders: Borders
+    ) -> tuple[Queries, Keys, Keys]:
         """See `AttentionKernel`."""
         cum_seq, max_q, max_k = _describe_documents(q, k, borders)
         tensors = [grad_out, q, k, v, out, lse.contiguous()]
         if borders is None:
-            tensors = [x.unsqueeze(0) for x in tensors]
-        random_state = torch.zeros(2, dtype=torch.uint64, device=q.device)
+            tensors = [x[None] for x in tensors]
+        random_state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # without dropout nothing reads it
         unused = torch.empty(0, device=q.device)
         grads = self.backward_op(
             *tensors, cum_seq, cum_seq, max_q, max_k, 0.0, borders is not None, random_state, unused, scale=scale
@@ -186,28 +156,19 @@ class CudaFlash:
 
 @dataclass(frozen=True)
 class FlashAttn:
-    """The flash-attn package (2.6 or newer), through the functions below its autograd classes.
+    """The flash-attn package (2.6 or newer), through the functions below its autograd classes."""
 
-    Their argument lists differ between versions (2.6 takes `window_size`, 2.7 and 2.8 take `window_size_left` and
-    `window_size_right`), so every argument goes by keyword, as far as the installed function knows it.
+    interface: ModuleType | SimpleNamespace  # the module `flash_attn.flash_attn_interface`; a double in tests only
 
-    Attributes:
-        interface: The module `flash_attn.flash_attn_interface`; another one in tests only.
-    """
-
-    interface: Any
-
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, borders: Borders | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Queries, k: Keys, v: Keys, *, scale: float, borders: Borders) -> tuple[Queries, Lse]:
         """See `AttentionKernel`."""
         _check_flash_shapes(q)
         if borders is None:
-            tensors = {"q": q.unsqueeze(0), "k": k.unsqueeze(0), "v": v.unsqueeze(0)}
-            result = _call_known(self.interface._flash_attn_forward, tensors, scale=scale, is_causal=False)
+            batched = {"q": q[None], "k": k[None], "v": v[None]}
+            result = _call_known(self.interface._flash_attn_forward, batched, scale=scale, is_causal=False)
         else:
-            tensors = {"q": q, "k": k, "v": v, **_name_documents(q, k, borders)}
-            result = _call_known(self.interface._flash_attn_varlen_forward, tensors, scale=scale, is_causal=True)
+            packed = {"q": q, "k": k, "v": v} | _name_documents(q, k, borders)
+            result = _call_known(self.interface._flash_attn_varlen_forward, packed, scale=scale, is_causal=True)
         # 2.7 and 2.8: out, lse, mask, random state; 2.6: out, q, k, v, padded out, lse, mask, random state
         out, lse = (result[0], result[1]) if len(result) == 4 else (result[0], result[5])
         if borders is None:
@@ -220,36 +181,18 @@ class FlashAttn:
         return out, lse
 
     def backward(
-        self,
-        grad_out: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        *,
-        scale: float,
-        borders: Borders | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, grad_out: Queries, q: Queries, k: Keys, v: Keys, out: Queries, lse: Lse, *, scale: float, borders: Borders
+    ) -> tuple[Queries, Keys, Keys]:
         """See `AttentionKernel`."""
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        tensors = {
-            "dout": grad_out,
-            "q": q,
-            "k": k,
-            "v": v,
-            "out": out,
-            "softmax_lse": lse.contiguous(),
-            "dq": dq,
-            "dk": dk,
-            "dv": dv,
-        }
+        given = {"dout": grad_out, "q": q, "k": k, "v": v, "out": out, "softmax_lse": lse.contiguous()}
+        tensors = given | {"dq": dq, "dk": dk, "dv": dv}
         if borders is None:
-            batched = {name: x.unsqueeze(0) for name, x in tensors.items()}
+            batched = {name: x[None] for name, x in tensors.items()}
             _call_known(self.interface._flash_attn_backward, batched, scale=scale, is_causal=False)
         else:
-            tensors |= _name_documents(q, k, borders)
-            _call_known(self.interface._flash_attn_varlen_backward, tensors, scale=scale, is_causal=True)
+            packed = tensors | _name_documents(q, k, borders)
+            _call_known(self.interface._flash_attn_varlen_backward, packed, scale=scale, is_causal=True)
         return dq, dk, dv
 
 
@@ -257,12 +200,7 @@ KERNELS = ("cpu_flash", "cuda_flash", "flash_attn")
 
 
 def select_kernel(name: str | None, device: torch.device, dtype: torch.dtype) -> AttentionKernel:
-    """Find a kernel by name, or the one of torch for the device.
-
-    Args:
-        name: One of `KERNELS`, or None.
-        device: Where the tensors are.
-        dtype: Their dtype.
+    """Find a kernel by name (one of `KERNELS`); None for torch's flash kernel of the device.
 
     Raises:
         ConfigError: Unknown name, or the kernel does not take this device or dtype.
@@ -282,7 +220,7 @@ def select_kernel(name: str | None, device: torch.device, dtype: torch.dtype) ->
 
 
 def check_flash_dtype(name: str, dtype: torch.dtype) -> None:
-    """Refuse what flash kernels for CUDA do not compute.
+    """Refuse dtypes that flash kernels for CUDA do not compute.
 
     Raises:
         ConfigError: `dtype` is neither bfloat16 nor float16.
@@ -294,7 +232,7 @@ def check_flash_dtype(name: str, dtype: torch.dtype) -> None:
         )
 
 
-def import_flash_attn() -> Any:
+def import_flash_attn() -> ModuleType:
     """Return the module `flash_attn.flash_attn_interface`.
 
     Raises:
@@ -305,18 +243,16 @@ def import_flash_attn() -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             f"attention kernel flash_attn cannot be imported ({error}); pip install flash-attn --no-build-isolation, "
-            "or leave the kernel out: torch's own needs nothing"
+            "or leave the kernel out: torch's flash kernel needs no package"
         ) from error
 
 
 def _heads_first(x: Tensor) -> Tensor:
-    """(tokens, heads, head_dim) -> (1, heads, tokens, head_dim)."""
-    return x.transpose(0, 1).unsqueeze(0)
+    return rearrange(x, "tokens heads head_dim -> 1 heads tokens head_dim")
 
 
 def _tokens_first(x: Tensor) -> Tensor:
-    """(1, heads, tokens, head_dim) -> (tokens, heads, head_dim)."""
-    return x[0].transpose(0, 1)
+    return rearrange(x, "1 heads tokens head_dim -> tokens heads head_dim")
 
 
 def _check_flash_shapes(q: Tensor) -> None:
@@ -328,7 +264,7 @@ def _check_flash_shapes(q: Tensor) -> None:
         )
 
 
-def _describe_documents(q: Tensor, k: Tensor, borders: Borders | None) -> tuple[Tensor | None, int, int]:
+def _describe_documents(q: Tensor, k: Tensor, borders: Borders) -> tuple[Tensor | None, int, int]:
     """(int32 borders on the device, longest query run, longest key run)."""
     if borders is None:
         return None, len(q), len(k)
@@ -336,13 +272,26 @@ def _describe_documents(q: Tensor, k: Tensor, borders: Borders | None) -> tuple[
     return torch.tensor(borders, dtype=torch.int32, device=q.device), longest, longest
 
 
-def _name_documents(q: Tensor, k: Tensor, borders: Borders) -> dict[str, Any]:
+def _name_documents(q: Tensor, k: Tensor, borders: Borders) -> dict[str, Tensor | int | None]:
     cum_seq, max_q, max_k = _describe_documents(q, k, borders)
     return {"cu_seqlens_q": cum_seq, "cu_seqlens_k": cum_seq, "max_seqlen_q": max_q, "max_seqlen_k": max_k}
 
 
-def _call_known(function: Callable[..., Any], arguments: Mapping[str, Any], *, scale: float, is_causal: bool) -> Any:
-    """Call a function of flash-attn with what it knows of our arguments; what it asks beyond them is an error."""
+def _call_known(
+    function: Callable[..., Result],
+    arguments: Mapping[str, Tensor | int | None],
+    *,
+    scale: float,
+    is_causal: bool,
+) -> Result:
+    """Call a function of flash-attn with those of our arguments that it knows.
+
+    Argument lists differ between versions: 2.6 takes `window_size`, 2.7 and 2.8 take `window_size_left` and
+    `window_size_right`.
+
+    Raises:
+        MissingDependencyError: The function needs an argument that we do not know, or does not take one of `arguments`.
+    """
     ours = {
         "dropout_p": 0.0,
         "softmax_scale": scale,
@@ -362,6 +311,6 @@ def _call_known(function: Callable[..., Any], arguments: Mapping[str, Any], *, s
     if missing := [*(needed - ours.keys()), *(arguments.keys() - parameters.keys())]:
         raise MissingDependencyError(
             f"the installed flash-attn has other arguments than 2.6, 2.7 and 2.8 ({', '.join(sorted(missing))}); "
-            "pip install 'flash-attn>=2.6,<2.9' --no-build-isolation, or leave the kernel out for torch's own"
+            "pip install 'flash-attn>=2.6,<2.9' --no-build-isolation, or leave the kernel out"
         )
     return function(**{name: value for name, value in ours.items() if name in parameters})

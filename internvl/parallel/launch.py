@@ -1,11 +1,11 @@
-"""How processes start and end: the only reader of RANK, WORLD_SIZE, SLURM_* and MASTER_*.
+"""Launch: how processes start and end. The only reader of RANK, WORLD_SIZE, SLURM_* and MASTER_*.
 
     torchrun, deepspeed   RANK LOCAL_RANK WORLD_SIZE ...   \
     srun                  SLURM_PROCID SLURM_NTASKS ...     >  read_rank_env() -> RankEnv -> init_distributed()
     plain python          nothing                          /
 
 The rest of the project asks a `RankEnv` or torch.distributed. `init_distributed` writes the torchrun names back into
-the environment, because accelerate and DeepSpeed read them there. Every distributed program ends a successful run with
+the environment, where accelerate and DeepSpeed read them. Every distributed program ends a successful run with
 `finish_distributed`; a failed one lets its exception through, so that the launcher sees the code and stops the others.
 """
 
@@ -33,21 +33,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RankEnv:
-    """The place of this process among all processes of the run.
+    """The place of this process among all processes of the run."""
 
-    Attributes:
-        rank: Number of the process, 0 <= rank < world_size.
-        local_rank: Number of the process on its machine.
-        world_size: Number of processes.
-        local_world_size: Number of processes on this machine.
-        launcher: Who started the processes.
-    """
-
-    rank: int = 0
-    local_rank: int = 0
-    world_size: int = 1
-    local_world_size: int = 1
-    launcher: Launcher = "none"
+    rank: int = 0  # number of the process, 0 <= rank < world_size
+    local_rank: int = 0  # number of the process on its machine
+    world_size: int = 1  # number of processes
+    local_world_size: int = 1  # number of processes on this machine
+    launcher: Launcher = "none"  # who started the processes
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size or not 0 <= self.local_rank < self.local_world_size <= self.world_size:
@@ -78,7 +70,7 @@ def read_rank_env(environ: Mapping[str, str] | None = None) -> RankEnv:
         environ: Environment to read; None reads `os.environ`.
 
     Raises:
-        ParallelError: LAUNCHER is unknown, a variable is missing or is no whole number, or the numbers contradict.
+        ParallelError: LAUNCHER is unknown, a variable is missing or is not a whole number, or the numbers contradict.
     """
     environ = os.environ if environ is None else environ
     launcher = _detect_launcher(environ)
@@ -109,13 +101,12 @@ def init_distributed(
 ) -> None:
     """Create the default process group (gloo on CPU, nccl on CUDA) and give the process its GPU.
 
-    A single process without DeepSpeed gets no group: there is nobody to talk to. DeepSpeed wants one even then.
+    A single process without DeepSpeed gets no group, since it has no peer. DeepSpeed needs one even then.
 
     Args:
         env: This process, from `read_rank_env`.
         device: Where the model will be; None means CUDA when there is a GPU.
-        use_deepspeed: The run uses DeepSpeed (on CPU its compiled communication op is switched off, see
-            `disable_shm_compilation`).
+        use_deepspeed: The run uses DeepSpeed.
         timeout_s: A collective that waits longer fails; covers checkpoint loading and slow storage.
 
     Raises:
@@ -123,9 +114,9 @@ def init_distributed(
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # spares DeepSpeed the search for a GPU, and its warning
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed searches for a GPU, and warns
     if use_deepspeed and device == "cpu":
-        disable_shm_compilation()
+        _use_deepspeed_without_compiler()
     if env.launcher == "none" and not use_deepspeed:
         return
     _export(env)
@@ -159,9 +150,8 @@ def _explain_taken_port() -> Iterator[None]:
 def finish_distributed(code: int = 0) -> NoReturn:
     """End the process after a SUCCESSFUL run: wait for the others, take the group down, flush, exit.
 
-    `os._exit` skips the interpreter's teardown, where torch's gloo threads abort now and then ("terminate called
-    without an active exception") after all work is done. Never call it on the way out of an error: the traceback and
-    the exit code must reach the launcher, and the other ranks are not coming to the barrier.
+    Never call it on the way out of an error: the traceback and the exit code must reach the launcher, and the other
+    ranks do not come to the barrier.
     """
     if not dist.is_initialized():
         sys.exit(code)
@@ -170,19 +160,25 @@ def finish_distributed(code: int = 0) -> NoReturn:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
+    # Not sys.exit: in the interpreter's teardown torch's gloo threads sometimes abort ("terminate called without an
+    # active exception") although all work is done.
     os._exit(code)
 
 
-def disable_shm_compilation() -> None:
-    """Tell DeepSpeed that its shared-memory all-reduce for CPUs cannot be built here.
+def _use_deepspeed_without_compiler() -> None:
+    """Give DeepSpeed a CPU accelerator without its shared-memory all-reduce.
 
-    DeepSpeed compiles the op (a minute, and a C++ compiler) whenever it meets a CPU process group, but only
-    tensor-parallel inference uses it. Its table of compatible ops is the place to say no, and must be edited before
-    DeepSpeed wraps the group; everything else in DeepSpeed stays as it is.
+    DeepSpeed compiles that op (a minute, and a C++ compiler) whenever it meets a CPU process group, but only
+    tensor-parallel inference uses it. An accelerator may say that it has no builder for an op.
     """
-    import deepspeed.ops
+    from deepspeed.accelerator import set_accelerator
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    class CpuWithoutSharedMemory(CPU_Accelerator):
+        def create_op_builder(self, op_name: str) -> object | None:
+            return None if op_name == "ShareMemCommBuilder" else super().create_op_builder(op_name)
+
+    set_accelerator(CpuWithoutSharedMemory())
 
 
 def find_free_port() -> int:
@@ -224,7 +220,7 @@ def _read_int(
 
 
 def _count_local_tasks(environ: Mapping[str, str], world_size: int) -> int:
-    """Tasks of the slurm step on this machine; SLURM_STEP_TASKS_PER_NODE reads like `2(x3),1`: one entry a node."""
+    """Tasks of the slurm step on this machine; SLURM_STEP_TASKS_PER_NODE reads like `2(x3),1`: one entry per node."""
     layout = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE")
     if not layout:
         return world_size
@@ -262,7 +258,7 @@ def _find_master_address(env: RankEnv) -> str:
 
 
 def _choose_port(env: RankEnv) -> int:
-    """A free port for a process on its own; ranks that cannot ask each other yet derive one from the job id."""
+    """A free port for a single process; several ranks, which cannot talk yet, derive one from the job id."""
     if env.world_size == 1:
         return find_free_port()
     job = os.environ.get("SLURM_JOB_ID", "")

@@ -1,12 +1,12 @@
-"""Gradient checkpointing without running the ring twice.
+"""Recomputation without a second ring: gradient checkpointing that keeps what ring attention computed.
 
-Checkpointing throws away what a layer computed and computes it again in the backward pass, ring attention and its
+Checkpointing drops the activations of a layer and computes them again in the backward pass, ring attention and its
 messages included. With `keep_ring_outputs` as `context_fn`, a checkpointed layer keeps the output and the log-sum-exp
 of its ring attention, and the second run takes them from there:
 
     checkpoint(layer, hidden_states, use_reentrant=False, context_fn=keep_ring_outputs)
 
-Cost per layer and token: heads * head_dim numbers of the model's dtype and heads float32 numbers. Gain: the forward
+Cost per layer and token: heads * head_dim numbers of the model's dtype and heads float32 numbers. It saves the forward
 ring, which is most of a layer's second run on long rows.
 """
 
@@ -26,7 +26,7 @@ def keep_ring_outputs() -> tuple[AbstractContextManager, AbstractContextManager]
 
 
 def compute_or_recall(compute: Compute) -> tuple[Tensor, ...]:
-    """The results of `compute`; in a second run those that the first run kept, in the order of the calls."""
+    """The results of `compute`; in a second run, those that the first run kept, in the order of the calls."""
     memory = _memory.get()
     return compute() if memory is None else memory(compute)
 
@@ -48,7 +48,7 @@ class _Recording(AbstractContextManager):
 
     def _call(self, compute: Compute) -> tuple[Tensor, ...]:
         results = compute()
-        # Detached: the tensors that autograd gets know their graph, which must not live as long as this list.
+        # Detached: a tensor that knows its graph would keep the whole graph alive as long as this list.
         self._outputs.append(tuple(result.detach() for result in results))
         return results
 

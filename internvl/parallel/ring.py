@@ -2,17 +2,17 @@
 
 Every rank holds queries, keys and values of its two chunks of the row (`zigzag.py`). At distance t, rank r computes
 with keys and values of rank r - t while those of rank r - t - 1 are on their way to it, and lends its own to rank
-r + t + 1. Which rows travel follows from the documents (`blocks.py`): a row that no document needs elsewhere stays.
+r + t + 1. Which rows travel follows from the documents (`ring_plan.py`): a row that no other rank needs stays.
 
-    P = 4, keys and values that rank 0 has at hand     distance 0  1  2  3
+    P = 4, keys and values that rank 0 works with      distance 0  1  2  3
                                        of rank         0  3  2  1
 
-Partial outputs are merged by their log-sum-exp (online softmax; Ring Attention, arXiv 2310.01889). In backward the same
-blocks come by again; a block's dk and dv go straight back to the rank that owns its rows, while the next block is
-computed, and are summed there in float32. What a rank holds beside its own tokens: the block in work, the one that
-comes, and the gradients that go and come - never more, however many ranks there are.
+Partial outputs are merged by their log-sum-exp (online softmax; Ring Attention, arXiv 2310.01889). The backward pass
+visits the same blocks again. A block's dk and dv go straight back to the rank that owns its rows, while the next block
+is computed, and are summed there in float32. Besides its own tokens a rank holds the current block, the next one, and
+the gradients under way, however many ranks there are.
 
-Against passing every block on from neighbour to neighbour, this sends each row only to ranks that read it (of one long
+Compared with passing every block from neighbour to neighbour, each row is sent only to ranks that read it (of one long
 document: three quarters of all rows), and gradients are not rounded or summed on the way.
 """
 
@@ -20,20 +20,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any
+from types import ModuleType
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from internvl.errors import ConfigError, MissingDependencyError
 
-from .comm import Exchange, Message, Messenger, get_rank_and_size
+from .comm import AutogradContext, Exchange, Message, Messenger, get_rank_and_size
 from .kernels import AttentionKernel, check_flash_dtype, select_kernel
 from .recompute import compute_or_recall
-from .ring_plan import RingPlan, RingStep, build_plan, list_borders
+from .ring_plan import RingPlan, RingStep, build_ring_plan, list_borders
 
 LIBRARY = "ring_flash_attn"
 
@@ -43,7 +44,7 @@ def ring_attention(
     k: Float[Tensor, "tokens kv_heads head_dim"],
     v: Float[Tensor, "tokens kv_heads head_dim"],
     *,
-    cu_seqlens: Tensor | Sequence[int],
+    cu_seqlens: Int[Tensor, " borders"] | Sequence[int],
     group: dist.ProcessGroup | None,
     softmax_scale: float | None = None,
     kernel: str | AttentionKernel | None = None,
@@ -55,12 +56,12 @@ def ring_attention(
             rank holds the row).
         k: Keys of the same tokens in the same dtype; heads is a multiple of kv_heads.
         v: Values, same shape and dtype as `k`.
-        cu_seqlens: (documents + 1,) borders of the documents of the WHOLE row, the same on all ranks. Tokens behind the
-            last border are padding. Best on the CPU: a tensor on a GPU makes every call wait for it.
+        cu_seqlens: Borders of the documents of the WHOLE row, one more than documents, the same on all ranks. Tokens
+            after the last border are padding. Best on the CPU: a tensor on a GPU makes every call wait for it.
         group: The ranks that share the row; None means that this process holds all of it.
         softmax_scale: Factor of the scores; None means head_dim ** -0.5.
         kernel: A name of `kernels.KERNELS`, a kernel, or `ring_flash_attn` for that library's zigzag ring (rows of one
-            document only). None takes torch's own for the device.
+            document only). None takes torch's flash kernel for the device.
 
     Returns:
         In the dtype of `q`; 0 for padding, which gets no gradient either.
@@ -74,43 +75,55 @@ def ring_attention(
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     rank, size = get_rank_and_size(group)
     borders = list_borders(cu_seqlens)
-    plan = build_plan(borders, num_tokens=len(q), rank=rank, size=size)
+    plan = build_ring_plan(borders, num_tokens=len(q), rank=rank, size=size)
     if kernel == LIBRARY:
         return _call_library(q, k, v, borders=borders, group=group, scale=scale, num_real=plan.documents[-1])
     if kernel is None or isinstance(kernel, str):
         kernel = select_kernel(kernel, q.device, q.dtype)
-    return _RingAttention.apply(q, k, v, plan, group, scale, kernel)
+    return _RingAttention.apply(q, k, v, RingWork(plan, scale, kernel), group)
+
+
+@dataclass(frozen=True)
+class RingWork:
+    """What one rank computes in one call, forward and backward."""
+
+    plan: RingPlan  # its blocks and messages
+    scale: float  # factor of the scores
+    kernel: AttentionKernel  # what computes a block
 
 
 class _RingAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: RingPlan, group: Any, scale: float, kernel: Any):
+    def forward(
+        ctx: AutogradContext, q: Tensor, k: Tensor, v: Tensor, work: RingWork, group: dist.ProcessGroup | None
+    ) -> Tensor:
         k, v = k.contiguous(), v.contiguous()
-        settings = {"plan": plan, "messenger": Messenger(group), "scale": scale, "kernel": kernel}
-        out, lse = compute_or_recall(partial(run_forward, q, k, v, **settings))
+        out, lse = compute_or_recall(partial(run_forward, q, k, v, work, Messenger(group)))
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.settings = plan, group, scale, kernel
+        ctx.work, ctx.group = work, group
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor):
-        plan, group, scale, kernel = ctx.settings
-        grads = run_backward(
-            grad_out, *ctx.saved_tensors, plan=plan, messenger=Messenger(group), scale=scale, kernel=kernel
-        )
-        return *grads, None, None, None, None
+    def backward(ctx: AutogradContext, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        grads = run_backward(grad_out, q, k, v, out, lse, ctx.work, Messenger(ctx.group))
+        return *grads, None, None
 
 
 def run_forward(
-    q: Tensor, k: Tensor, v: Tensor, *, plan: RingPlan, messenger: Messenger, scale: float, kernel: AttentionKernel
-) -> tuple[Tensor, Tensor]:
+    q: Float[Tensor, "tokens heads head_dim"],
+    k: Float[Tensor, "tokens kv_heads head_dim"],
+    v: Float[Tensor, "tokens kv_heads head_dim"],
+    work: RingWork,
+    messenger: Messenger,
+) -> tuple[Float[Tensor, "tokens heads head_dim"], Float[Tensor, "heads tokens"]]:
     """The forward pass of one rank, without autograd (see `ring_attention`; k and v must be contiguous).
 
     Returns:
-        out (local_tokens, heads, head_dim) in the dtype of q, 0 for padding; log-sum-exp (heads, local_tokens) in
-        float32 (float64 for float64), -inf for padding.
+        The output in the dtype of q, 0 for padding; the log-sum-exp in float32 (float64 for float64), -inf for padding.
     """
+    plan, scale, kernel = work.plan, work.scale, work.kernel
     wide = torch.promote_types(q.dtype, torch.float32)
     out = q.new_zeros(q.shape, dtype=wide)
     lse = q.new_full((q.shape[1], len(q)), -torch.inf, dtype=wide)
@@ -128,30 +141,25 @@ def run_forward(
 
 
 def run_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    *,
-    plan: RingPlan,
+    grad_out: Float[Tensor, "tokens heads head_dim"],
+    q: Float[Tensor, "tokens heads head_dim"],
+    k: Float[Tensor, "tokens kv_heads head_dim"],
+    v: Float[Tensor, "tokens kv_heads head_dim"],
+    out: Float[Tensor, "tokens heads head_dim"],
+    lse: Float[Tensor, "heads tokens"],
+    work: RingWork,
     messenger: Messenger,
-    scale: float,
-    kernel: AttentionKernel,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The backward pass of one rank.
-
-    Args:
-        grad_out: (local_tokens, heads, head_dim), gradient of `out`.
-        q, k, v: As in `run_forward`.
-        out: What `run_forward` returned.
-        lse: What `run_forward` returned.
-        plan, messenger, scale, kernel: As in `run_forward`.
+) -> tuple[
+    Float[Tensor, "tokens heads head_dim"],
+    Float[Tensor, "tokens kv_heads head_dim"],
+    Float[Tensor, "tokens kv_heads head_dim"],
+]:
+    """The backward pass of one rank; `out` and `lse` are what `run_forward` returned.
 
     Returns:
         dq, dk, dv in the dtypes of q, k and v, summed in float32 (float64 for float64); 0 for padding.
     """
+    plan, scale, kernel = work.plan, work.scale, work.kernel
     wide = torch.promote_types(q.dtype, torch.float32)
     dq, dk, dv = (torch.zeros_like(x, dtype=wide, memory_format=torch.contiguous_format) for x in (q, k, v))
     grad_out = grad_out.contiguous()
@@ -189,20 +197,20 @@ def merge_partial(
     the weight of the block is sigmoid(block_lse - lse). A log-sum-exp of -inf means "no key seen".
 
     Args:
-        out: What is known so far, float32 or wider.
+        out: Attention over the keys so far, float32 or wider.
         lse: Its log-sum-exp, same dtype.
         block_out: Attention over the further keys, any dtype.
         block_lse: Its log-sum-exp.
     """
     weight = torch.sigmoid(block_lse - lse).nan_to_num_(0.0)  # -inf minus -inf: neither saw a key
-    out.lerp_(block_out.to(out.dtype), weight.T.unsqueeze(-1))
+    out.lerp_(block_out.to(out.dtype), rearrange(weight, "heads queries -> queries heads 1"))
     lse.copy_(torch.logaddexp(lse, block_lse))
 
 
 def _visit_blocks(
     k: Tensor, v: Tensor, plan: RingPlan, messenger: Messenger
 ) -> Iterator[tuple[RingStep | None, Tensor, Tensor]]:
-    """The own keys and values first (step None), then a block per step; the next one is on its way meanwhile."""
+    """This rank's keys and values first (step None), then a block per step, while the next one is on its way."""
     step, block_k, block_v = None, k, v
     for following in plan.steps:
         num_keys = len(following.block.keys) if following.block else 0
@@ -220,7 +228,7 @@ def _visit_blocks(
 
 @dataclass(frozen=True)
 class _Returning:
-    """Gradients of lent rows on their way home."""
+    """Gradients of lent rows on their way back to their owner."""
 
     exchange: Exchange
     rows: slice
@@ -245,9 +253,16 @@ def _return_gradients(step: RingStep, block_grads: Sequence[Tensor], k: Tensor, 
 
 
 def _call_library(
-    q: Tensor, k: Tensor, v: Tensor, *, borders: Sequence[int], group: Any, scale: float, num_real: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    borders: Sequence[int],
+    group: dist.ProcessGroup | None,
+    scale: float,
+    num_real: int,
 ) -> Tensor:
-    """The zigzag ring of ring-flash-attn: the row is one document, padding behind it is cut off again."""
+    """The zigzag ring of ring-flash-attn: the row is one document; the outputs of padding are set to 0."""
     if len(set(borders)) != 2 or group is None:
         raise ConfigError(
             f"attention kernel {LIBRARY} takes rows of one document that several ranks share, got "
@@ -259,11 +274,11 @@ def _call_library(
     return torch.nn.functional.pad(out[:num_real], (0, 0, 0, 0, 0, len(q) - num_real))
 
 
-def import_library() -> Any:
+def import_library() -> ModuleType:
     """Return the module `ring_flash_attn`.
 
     Raises:
-        MissingDependencyError: It cannot be imported, which is so beside transformers 5.23 (version 0.1.8).
+        MissingDependencyError: It cannot be imported; version 0.1.8 cannot beside transformers 5.23.
     """
     try:
         return import_module(LIBRARY)
@@ -271,7 +286,7 @@ def import_library() -> Any:
         raise MissingDependencyError(
             f"attention kernel {LIBRARY} cannot be imported ({error}). It needs flash-attn (pip install flash-attn "
             "ring-flash-attn) and a transformers it knows: 0.1.8 imports beside 4.57 but not beside 5.23, which this "
-            "project needs. Leave the kernel out: our own ring computes the same and takes packed rows"
+            "project needs. Leave the kernel out: our ring computes the same and takes packed rows"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Which part of the score matrix each rank computes, from the document borders alone.
+"""Ring plan: which part of the score matrix each rank computes, from the document borders alone.
 
 The row lies in zigzag order (`zigzag.py`). Two different chunks share at most ONE document, the one that runs over the
 borders between them, so a pair of chunks costs at most one dense rectangle. Taking the two chunks of a rank together
@@ -23,7 +23,7 @@ for ONE contiguous run of its own queries, and every such query sees every such 
 The diagonal (s = r) is ordinary packed causal attention over the tokens in the order in which the rank holds them; a
 document that runs from its first chunk into its second is one document there.
 
-All functions are pure: every rank computes what every other rank will send, so both sides of a message agree.
+All functions are pure: every rank can compute what another rank will send, so both sides of a message agree.
 """
 
 from bisect import bisect_left
@@ -31,6 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from jaxtyping import Int
 from torch import Tensor
 
 from internvl.errors import ParallelError
@@ -50,75 +51,57 @@ class Span:
 
     @property
     def rows(self) -> slice:
-        """For indexing."""
+        """The run as an index."""
         return slice(self.start, self.stop)
 
 
 @dataclass(frozen=True)
 class Block:
-    """One dense rectangle: every query sees every key.
+    """One dense rectangle: every query sees every key."""
 
-    Attributes:
-        queries: Tokens of the rank that computes.
-        keys: Tokens of the rank that sends its keys and values.
-    """
-
-    queries: Span
-    keys: Span
+    queries: Span  # tokens of the rank that computes
+    keys: Span  # tokens of the rank that sends its keys and values
 
 
 @dataclass(frozen=True)
 class RingStep:
-    """What one rank does at one distance of the ring.
+    """What one rank does at one distance of the ring."""
 
-    Attributes:
-        source: The rank whose keys and values come here.
-        block: What is computed with them; None when no document needs it, then nothing is sent either.
-        target: The rank that fetches keys and values here.
-        lent: The tokens that it fetches; None when no document needs them.
-    """
-
-    source: int
-    block: Block | None
-    target: int
-    lent: Span | None
+    source: int  # the rank whose keys and values come here
+    block: Block | None  # what is computed with them; None when no document needs it, and then nothing is sent either
+    target: int  # the rank that gets keys and values from here
+    lent: Span | None  # the tokens that it gets; None when no document needs them
 
 
 @dataclass(frozen=True)
 class RingPlan:
-    """The work and the messages of one rank.
+    """The work and the messages of one rank."""
 
-    Attributes:
-        rank: Whose.
-        size: Ranks of the group.
-        num_tokens: Tokens that every rank holds, padding included.
-        documents: Borders of the documents among the held tokens, starting at 0; tokens behind the last are padding.
-        steps: One entry per distance 1 ... size - 1.
-    """
-
-    rank: int
-    size: int
-    num_tokens: int
-    documents: tuple[int, ...]
-    steps: tuple[RingStep, ...]
+    rank: int  # its number in the group
+    size: int  # ranks of the group
+    num_tokens: int  # tokens that every rank holds, padding included
+    documents: tuple[int, ...]  # their borders among the held tokens, from 0; tokens after the last one are padding
+    steps: tuple[RingStep, ...]  # one entry per distance 1 ... size - 1
 
     def count_sent_rows(self) -> tuple[int, ...]:
         """K/V rows (tokens) that this rank sends in the forward pass, per step."""
         return tuple(len(step.lent) if step.lent else 0 for step in self.steps)
 
-    def count_fetched_rows(self) -> tuple[int, ...]:
-        """K/V rows (tokens) that come to this rank in the forward pass, per step."""
+    def count_received_rows(self) -> tuple[int, ...]:
+        """K/V rows (tokens) that this rank receives in the forward pass, per step."""
         return tuple(len(step.block.keys) if step.block else 0 for step in self.steps)
 
 
-def build_plan(cu_seqlens: Tensor | Sequence[int], *, num_tokens: int, rank: int, size: int) -> RingPlan:
+def build_ring_plan(
+    cu_seqlens: Int[Tensor, " borders"] | Sequence[int], *, num_tokens: int, rank: int, size: int
+) -> RingPlan:
     """Plan the ring of one rank.
 
     Args:
-        cu_seqlens: (documents + 1,) borders of the documents of the WHOLE row, 0 first; empty documents are allowed.
-            Tokens behind the last border are padding. A tensor on a GPU is fetched, which waits for the GPU.
-        num_tokens: Tokens that every rank holds, 2 * chunk (one rank on its own may hold any number).
-        rank: Whose plan.
+        cu_seqlens: Borders of the documents of the WHOLE row, 0 first; empty documents are allowed. Tokens after the
+            last border are padding. Copying them from a GPU waits for the GPU.
+        num_tokens: Tokens that every rank holds, 2 * chunk (a single rank may hold any number).
+        rank: The rank that is planned for.
         size: Ranks that share the row.
 
     Raises:
@@ -143,21 +126,13 @@ def build_plan(cu_seqlens: Tensor | Sequence[int], *, num_tokens: int, rank: int
     return RingPlan(rank, size, num_tokens, tuple(documents), tuple(steps))
 
 
-def list_borders(cu_seqlens: Tensor | Sequence[int]) -> list[int]:
+def list_borders(cu_seqlens: Int[Tensor, " borders"] | Sequence[int]) -> list[int]:
     """The document borders as plain numbers."""
-    return cu_seqlens.reshape(-1).tolist() if isinstance(cu_seqlens, Tensor) else list(cu_seqlens)
+    return cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else list(cu_seqlens)
 
 
 def find_block(borders: Sequence[int], *, chunk: int, size: int, receiver: int, source: int) -> Block | None:
-    """The rectangle that `receiver` computes with the keys of another rank, `source` (see the module's picture).
-
-    Args:
-        borders: Borders of the documents of the whole row.
-        chunk: Tokens of one chunk.
-        size: Ranks that share the row.
-        receiver: The rank that holds the queries.
-        source: The rank that holds the keys.
-    """
+    """The rectangle that `receiver`, which holds the queries, computes with keys of `source`; see the picture above."""
     if source < receiver:
         return _find_later_queries(borders, chunk, list_chunks(receiver, size), source)
     return _find_earlier_keys(borders, chunk, list_chunks(receiver, size)[1], list_chunks(source, size))

@@ -1,18 +1,20 @@
-"""One rank's view of a row that a group shares: what it holds of it, and how attention reaches the rest.
+"""Shared row: one rank's view of a row that a group of ranks shares, and attention over the whole of it.
 
-    batch (the whole row on every rank of the group, tiles: own ones)
+    batch: the whole row on every rank of the group, but only this rank's tiles
       model.forward(..., row_sharing=SharedRow(grid))
         positions, targets, weights of the whole row  --shard-->  own tokens
         own tiles --ViT--> features --exchange_features-->        features of own visual tokens
         every decoder layer: attend("ring", ...)                  keys and values of the others, as far as needed
 
-`SharedRow` is what the model asks for (internvl/model/row_sharing.py); `register_shared_attention` puts attention
-over the grid behind the seam (internvl/model/attention.py), for our decoder and for those of transformers.
+`SharedRow` implements what the model asks for (internvl/model/row_sharing.py); `register_shared_attention` makes
+attention over the grid selectable by name (internvl/model/attention.py), in our decoder and in those of transformers.
 """
 
 from dataclasses import dataclass
 
 import torch.distributed as dist
+from einops import rearrange
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from internvl.model.attention import register_attention
@@ -25,27 +27,22 @@ SHARED_ATTENTION = "ring"
 
 @dataclass(frozen=True)
 class SharedRow:
-    """Cuts rows for one rank of a grid and brings features to where they are used.
+    """Cuts rows for one rank of a grid and brings features to where they are used."""
 
-    Attributes:
-        grid: The process grid; one rank on its own holds whole rows.
-    """
+    grid: Grid  # the process grid; a single rank holds whole rows
 
-    grid: Grid
-
-    def shard(self, x: Tensor, *, pad_value: float = 0) -> Tensor:
-        """This rank's tokens: (1, length, ...) -> (1, local length, ...); the row is padded with `pad_value`."""
+    def shard(self, x: Shaped[Tensor, "1 length *dims"], *, pad_value: float = 0) -> Shaped[Tensor, "1 local *dims"]:
+        """This rank's tokens of a whole row, which is padded with `pad_value`."""
         return self.grid.shard(x, dim=1, pad_value=pad_value)
 
-    def exchange_features(self, features: Tensor, visual: Tensor) -> Tensor:
+    def exchange_features(
+        self, features: Float[Tensor, "own_tiles tokens_per_tile dim"], visual: Bool[Tensor, "1 length"]
+    ) -> Float[Tensor, "own_visual_tokens dim"]:
         """Features of the visual tokens in this rank's shard, in order. Collective over the group.
 
         Args:
-            features: (own tiles, T, D), of the tiles that `split_tiles` gives to this rank.
-            visual: (1, length) bool, visual tokens of the whole row.
-
-        Returns:
-            (own visual tokens, D).
+            features: Of the tiles that `split_tiles` gives to this rank.
+            visual: True at the visual tokens of the whole row.
 
         Raises:
             ValueError: Another number of visual tokens than of features.
@@ -55,15 +52,15 @@ class SharedRow:
         return exchange_features(
             features,
             owner_ranges=split_tiles(num_tiles, self.grid.group_size),
-            wanted=locate_wanted(visual, shape=self.grid.shape),
+            wanted=locate_wanted(visual[0], shape=self.grid.shape),
             group=self.grid.group,
         )
 
-    def agree_on(self, flags: Tensor) -> Tensor:
-        """The largest of every flag over the ranks that share the row. Collective over the group.
+    def agree_on(self, flags: Int[Tensor, "*flags"]) -> Int[Tensor, "*flags"]:
+        """The maximum of every flag over the ranks that share the row. Collective over the group.
 
         Args:
-            flags: Integers, of one shape on all ranks, on the device of the backend.
+            flags: Of one shape on all ranks, on the device of the backend.
         """
         agreed = flags.clone()
         if self.grid.group is not None:
@@ -76,28 +73,26 @@ def register_shared_attention(grid: Grid, *, kernel: str | None = None, name: st
 
     Args:
         grid: Ranks that share rows.
-        kernel: What computes a block, a name of `internvl.parallel.kernels`; None: torch's own for the device.
-        name: A grid that is registered later under the same name takes its place.
+        kernel: What computes a block, a name of `kernels.KERNELS`; None for torch's flash kernel of the device.
+        name: A grid registered later under the same name replaces this one.
     """
 
     def attend_over_grid(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        query: Float[Tensor, "batch heads queries head_dim"],
+        key: Float[Tensor, "batch kv_heads keys head_dim"],
+        value: Float[Tensor, "batch kv_heads keys head_dim"],
         *,
         scaling: float,
-        cu_seqlens: Tensor | None,
+        cu_seqlens: Int[Tensor, " borders"] | None,
         attention_mask: Tensor | None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "batch heads queries head_dim"]:
         if query.shape[0] != 1 or query.shape[2] != key.shape[2] or attention_mask is not None or cu_seqlens is None:
             raise ValueError(
                 f"attention {name!r} takes one row with cu_seqlens, without padding or cache, got a batch of "
                 f"{query.shape[0]} with {query.shape[2]} queries and {key.shape[2]} keys"
             )
-        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
-        out = hybrid_attention(
-            query, key, value, cu_seqlens=cu_seqlens, grid=grid, softmax_scale=scaling, kernel=kernel
-        )
-        return out.transpose(0, 1).unsqueeze(0)
+        q, k, v = (rearrange(x, "1 heads tokens head_dim -> tokens heads head_dim") for x in (query, key, value))
+        out = hybrid_attention(q, k, v, cu_seqlens=cu_seqlens, grid=grid, softmax_scale=scaling, kernel=kernel)
+        return rearrange(out, "tokens heads head_dim -> 1 heads tokens head_dim")
 
     register_attention(name, attend_over_grid)

@@ -1,7 +1,7 @@
-"""Vision over the ranks that share a row: every tile is encoded once, every feature travels once, to where it is used.
+"""Sharded vision: ranks that share a row encode each tile once and send each feature once, to where it is used.
 
 Tiles (all of one size, so of one cost) are dealt out in order, equally many to each rank. A rank loads and encodes its
-own tiles only. The visual tokens of a tile may stand in any shard of the row, so the features change hands once:
+own tiles only. The visual tokens of a tile may stand in any shard of the row, so the features are exchanged once:
 
     tiles A, B, C of T = 4 visual tokens, words as dots, P = 2
 
@@ -12,19 +12,20 @@ own tiles only. The visual tokens of a tile may stand in any shard of the row, s
     wanted by     rank 0: A0 A1 C1 C2 C3        rank 1: A2 A3 B0 B1 B2 B3 C0    locate_wanted
     sent          rank 0 -> 1: A2 A3 B0-B3      rank 1 -> 0: C1 C2 C3           exchange_features
 
-Gradients take the same ways back. A rank without tiles, or without visual tokens, sends and receives nothing in its
-messages but takes part in them, in the forward and in the backward pass: see `exchange_features`.
+Gradients take the same ways back. A rank without tiles, or without visual tokens, takes part in the exchange with empty
+messages, in the forward and in the backward pass: see `exchange_features`.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
+from einops import rearrange
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from internvl.parallel.comm import AutogradContext
 from internvl.parallel.grid import GridShape
 
 
@@ -49,7 +50,6 @@ def locate_wanted(visual: Bool[Tensor, " length"], *, shape: GridShape) -> list[
         Per group rank, the numbers of its visual tokens (0: the first visual token of the row), in the order of its
         shard, which is rising.
     """
-    visual = visual.reshape(-1)
     numbers = torch.where(visual, visual.cumsum(0) - 1, -1)
     shards = (shape.shard(numbers, group_rank=rank, pad_value=-1) for rank in range(shape.chunk_num))
     return [shard[shard >= 0] for shard in shards]
@@ -64,10 +64,10 @@ def exchange_features(
 ) -> Float[Tensor, "wanted dim"]:
     """Bring the features of a row's visual tokens to the ranks that hold these tokens.
 
-    Collective over `group`, in the forward pass and in the backward pass. The backward pass runs on a rank only if
-    (1) its `local_features` require a gradient when those of the other ranks do: a rank without tiles passes what
-    `extract_feature` makes of zero tiles; and (2) its loss depends on the result: a rank without visual tokens merges
-    the empty result all the same.
+    Collective over `group`, in the forward pass and in the backward pass. So every rank must reach the backward pass:
+    (1) its `local_features` require a gradient when those of the other ranks do, so a rank without tiles passes what
+    `extract_feature` makes of zero tiles; (2) its loss depends on the result, so a rank without visual tokens merges
+    the empty result.
 
     Args:
         local_features: Features of this rank's tiles, from `extract_feature`.
@@ -96,19 +96,19 @@ def exchange_features(
             f"rank {rank} of the group owns tiles {owner_ranges[rank]} but has features of {len(local_features)} tiles"
         )
     routes = _plan_routes(owner_ranges, wanted, rank=rank, num_tokens=num_tokens)
-    return _ExchangeFeatures.apply(local_features.flatten(0, 1), *routes, group)
+    return _ExchangeFeatures.apply(rearrange(local_features, "tiles tokens dim -> (tiles tokens) dim"), *routes, group)
 
 
 def agree_on_batches(num_tiles: int, vit_batch_size: int, *, device: torch.device | str = "cpu") -> int:
     """Micro-batches of the vision tower that the busiest rank of the whole run needs. Collective over all ranks.
 
-    Under ZeRO-3 every call of the tower gathers its weights from all ranks, so all ranks must call it equally often:
-    pass the result to `extract_feature` as `num_batches`.
+    Under ZeRO-3 every call of the tower gathers its weights from all ranks, so all ranks must call it equally often.
+    The result goes to `extract_feature` as `num_batches`.
 
     Args:
         num_tiles: Tiles of this rank.
         vit_batch_size: Tiles per micro-batch.
-        device: Where the number travels: the device of the backend.
+        device: Device of the backend, on which the number is sent.
 
     Returns:
         At least 1.
@@ -122,10 +122,8 @@ def agree_on_batches(num_tiles: int, vit_batch_size: int, *, device: torch.devic
 def _plan_routes(
     owner_ranges: Sequence[range], wanted: Sequence[Tensor], *, rank: int, num_tokens: int
 ) -> tuple[Tensor, list[int], list[int]]:
-    """Rows of the local features in the order in which they are sent, numbers sent to and received from each rank.
-
-    Owners hold rising ranges and wanted numbers rise, so what arrives, rank after rank, is in the shard's order.
-    """
+    """Rows of the local features in the order in which they are sent, numbers sent to and received from each rank."""
+    # Owners hold rising ranges and wanted numbers rise, so what arrives, rank after rank, is in the shard's order.
     borders = torch.tensor([0, *(tiles.stop * num_tokens for tiles in owner_ranges)], device=wanted[rank].device)
     cuts = [torch.searchsorted(numbers, borders) for numbers in wanted]
     rows = [numbers[cut[rank] : cut[rank + 1]] - borders[rank] for numbers, cut in zip(wanted, cuts, strict=True)]
@@ -137,7 +135,7 @@ class _ExchangeFeatures(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: AutogradContext,
         features: Tensor,
         rows: Tensor,
         sent: list[int],
@@ -150,7 +148,7 @@ class _ExchangeFeatures(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor):
+    def backward(ctx: AutogradContext, grad_out: Tensor) -> tuple[Tensor, None, None, None, None]:
         (rows,) = ctx.saved_tensors
         returned = _all_to_all(grad_out.contiguous(), ctx.received, ctx.sent, ctx.group)
         grad = returned.new_zeros(ctx.num_features, returned.shape[1]).index_add_(0, rows, returned)

@@ -1,6 +1,6 @@
-"""Cutting a row over the ranks of a group, and putting it together again.
+"""Zigzag sharding: cuts a row over the ranks of a group, and joins it again.
 
-Causal attention makes late tokens dear and early ones cheap. A row of 2 * size equal chunks, of which rank r holds the
+Under causal attention late tokens cost more than early ones. A row of 2 * size equal chunks, of which rank r holds the
 r-th from the front and the r-th from the back, costs every rank the same (zigzag order, known from Megatron's context
 parallelism and the zigzag ring of ring-flash-attention):
 
@@ -10,13 +10,13 @@ parallelism and the zigzag ring of ring-flash-attention):
              rank 2  | 2 | 3 |
 
 The row is padded once, at its end, whatever documents it holds. Ids, embeddings, positions, labels and weights are all
-cut by the same function, after they were made on the whole row.
+cut by this one function, after they were made on the whole row; so no target is lost where chunks meet.
 """
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 
@@ -30,15 +30,17 @@ def list_chunks(rank: int, size: int) -> tuple[int, int]:
     return rank, 2 * size - 1 - rank
 
 
-def shard_row(x: Tensor, *, rank: int, size: int, dim: int = 0, pad_value: float = 0) -> Tensor:
+def shard_row(
+    x: Shaped[Tensor, "*row"], *, rank: int, size: int, dim: int = 0, pad_value: float = 0
+) -> Shaped[Tensor, "*shard"]:
     """Cut out the tokens of one rank (differentiable).
 
     Args:
         x: The whole row along `dim`: (..., length, ...), any dtype, any length from 0.
-        rank: Whose tokens, 0 <= rank < size.
-        size: Ranks that share the row. With one rank the row comes back, padded to an even length.
+        rank: The rank that holds the tokens, 0 <= rank < size.
+        size: Ranks that share the row. A single rank gets the whole row, padded to an even length.
         dim: The dimension of the tokens.
-        pad_value: What stands in the tokens that the row is padded with.
+        pad_value: Value of the padding.
 
     Returns:
         (..., 2 * chunk, ...), the same length on every rank; chunk = length / (2 * size), rounded up.
@@ -58,8 +60,10 @@ def shard_row(x: Tensor, *, rank: int, size: int, dim: int = 0, pad_value: float
     return torch.cat(pieces, dim=dim)
 
 
-def unshard_row(parts: Sequence[Tensor], *, dim: int = 0, length: int | None = None) -> Tensor:
-    """Put the shards of all ranks together: the inverse of `shard_row` (differentiable).
+def unshard_row(
+    parts: Sequence[Shaped[Tensor, "*shard"]], *, dim: int = 0, length: int | None = None
+) -> Shaped[Tensor, "*row"]:
+    """Join the shards of all ranks: the inverse of `shard_row` (differentiable).
 
     Args:
         parts: What `shard_row` made for rank 0, 1, ..., all of one shape.
@@ -85,17 +89,10 @@ def unshard_row(parts: Sequence[Tensor], *, dim: int = 0, length: int | None = N
 
 def build_local_indices(
     length: int, *, rank: int, size: int, device: torch.device | str | None = None
-) -> Int[Tensor, " local_tokens"]:
+) -> Int64[Tensor, " local_tokens"]:
     """Place in the row of every token that `rank` holds.
 
-    Args:
-        length: Tokens of the row before padding.
-        rank: Whose tokens.
-        size: Ranks that share the row.
-        device: Where the result goes.
-
-    Returns:
-        (2 * chunk,) int64; tokens of padding have places from `length` on.
+    Tokens of padding have places from `length` on.
     """
     chunk = count_chunk_tokens(length, size)
     places = torch.arange(chunk, device=device)

@@ -35,7 +35,7 @@ from internvl.data.meta import load_meta
 from internvl.data.mixture import count_documents
 from internvl.data.packing import PackingLimits
 from internvl.data.records import RecordFile
-from internvl.data.survey import HealthCheck, Problem, SourceReport
+from internvl.data.survey import Problem, SourceReport, Survey
 from internvl.errors import ConfigError, InternVLError
 from internvl.model.constants import SPECIAL_TOKENS
 from internvl.model.conversation import get_conversation
@@ -158,7 +158,7 @@ class Report:
         return np.concatenate([getattr(source, name) for source in self.sources])
 
 
-def check_all(check: HealthCheck, args: DataTrainingArguments, *, num_workers: int, is_exact: bool) -> Report:
+def check_all(check: Survey, args: DataTrainingArguments, *, num_workers: int, is_exact: bool) -> Report:
     """Look at all rows, with a progress bar; Ctrl-C ends it early."""
     lengths = [len(file) for file in check.files]
     repeats = [file.spec.repeat_time for file in check.files]
@@ -383,7 +383,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     limits = PackingLimits(args.max_packed_tokens, args.num_images_expected) if args.use_packed_ds else None
     specs = load_meta(given.meta, data_root=args.data_root)
     encoder = make_encoder(args, model=given.model, tokenizer=given.tokenizer)
-    check = HealthCheck(tuple(RecordFile(spec) for spec in specs), encoder, limits, given.seed, given.decode)
+    check = Survey(tuple(RecordFile(spec) for spec in specs), encoder, limits, given.seed, given.decode)
     is_exact = bool(given.model or given.tokenizer)
     report = check_all(check, args, num_workers=num_workers, is_exact=is_exact)
     print(format_report(report, args))

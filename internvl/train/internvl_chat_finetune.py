@@ -19,14 +19,15 @@ from transformers.utils.logging import disable_progress_bar
 
 from internvl.atomic import write_json
 from internvl.data.encode import SampleEncoder
-from internvl.data.loader import TileShare, TrainLoader, build_train_loader
+from internvl.data.loader import TrainLoader, build_train_loader
 from internvl.data.meta import load_meta
 from internvl.data.packing import PackingLimits
+from internvl.data.plan import RankShare, RowOptions, TileShare
 from internvl.errors import InternVLError
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.grid import Grid, build_grid
 from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, is_restart, read_rank_env
-from internvl.parallel.rank_watchdog import name_silent_ranks
+from internvl.parallel.rank_watchdog import name_missing_ranks
 from internvl.parallel.shared_row import SHARED_ATTENTION, SharedRow, register_shared_attention
 from internvl.train.arguments import (
     Arguments,
@@ -163,7 +164,7 @@ def _run_attempt(
     stop = StopAtStepEnd(request)
     for callback in (journal, stop):
         trainer.add_callback(callback)
-    with logging_redirect_tqdm(), name_silent_ranks():
+    with logging_redirect_tqdm(), name_missing_ranks():
         result = trainer.train(resume_from_checkpoint=checkpoint)
     if stop.stopped:
         journal.end("preempted", step=trainer.state.global_step)
@@ -273,23 +274,25 @@ def _build_loader(
     """The rows of this rank: streams r*A .. r*A + A - 1 of the R * A streams (A accumulation steps, R groups)."""
     encoder = build_encoder(args, tokenizer=tokenizer, num_image_token=num_image_token)
     limits = PackingLimits(args.max_packed_tokens, args.num_images_expected, args.max_buffer_size)
-    streams_per_rank = training.gradient_accumulation_steps
-    return build_train_loader(
-        load_meta(str(args.meta_path), data_root=args.data_root),
-        encoder,
-        num_streams=grid.data_size * streams_per_rank,
-        first_stream=grid.data_rank * streams_per_rank,
-        streams_per_rank=streams_per_rank,
-        share=TileShare(grid.group_rank, grid.group_size),
+    num_own = training.gradient_accumulation_steps
+    rows = RowOptions(
+        num_streams=grid.data_size * num_own,
         seed=training.seed if training.data_seed is None else training.data_seed,
         packing=limits if args.use_packed_ds else None,
         packing_policy=args.packing_policy,
         documents_per_row=training.per_device_train_batch_size,
+        data_order=args.data_order,
+        use_data_resampling=args.use_data_resampling,
+    )
+    first = grid.data_rank * num_own
+    return build_train_loader(
+        load_meta(str(args.meta_path), data_root=args.data_root),
+        encoder,
+        rows,
+        share=RankShare(range(first, first + num_own), TileShare(grid.group_rank, grid.group_size)),
         num_workers=training.dataloader_num_workers,
         skipped_path=training.skipped_path or Path(training.output_dir, "skipped.jsonl"),
         max_skipped=args.max_skipped,
-        data_order=args.data_order,
-        use_data_resampling=args.use_data_resampling,
     )
 
 

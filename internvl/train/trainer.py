@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer
 
 from internvl.atomic import write_json
-from internvl.data.cursor import merge_positions
-from internvl.data.loader import Batch, TrainLoader
+from internvl.data.collate import Batch
+from internvl.data.cursor import merge_states
+from internvl.data.loader import TrainLoader
 from internvl.model.constants import IGNORE_INDEX
 from internvl.model.loss import LossReduction, build_loss_weight
 from internvl.model.modeling_internvl_chat import InternVLChatModel
@@ -265,7 +266,7 @@ class V2PETrainer(Trainer):
             positions = gather_object([self.loader.state_dict(at)])
             self._collect_counts()
             if self.args.should_save:
-                write_json(folder / POSITION_FILE, merge_positions(positions), indent=None)
+                write_json(folder / POSITION_FILE, merge_states(positions), indent=None)
                 write_json(folder / TOTALS_FILE, self.totals.to_json(more_seconds=self.stopwatch.elapsed()))
             # Each rank has passed the gathering above, so its files are written; a node's first rank sees all of them.
             listings = gather_object([list_files(folder) if self.args.local_process_index == 0 else {}])

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from internvl.data.cursor import merge_positions
+from internvl.data.cursor import merge_states
 from internvl.data.loader import build_train_loader
 from internvl.data.packing import PackingLimits
+from internvl.data.plan import RowOptions
 
 NUM_STEPS = 200
 KILLS = (37, 90, 161)  # steps
@@ -25,12 +26,12 @@ def hash_batch(batch) -> str:
 
 
 def run_steps(loader, log: Path, state_path: Path) -> None:
-    """Go on from the saved state to the last step; save behind every step, as a checkpoint does."""
+    """Continue from the saved state to the last step; save after every step, as a checkpoint does."""
     first = 0
     if state_path.is_file():
         saved = json.loads(state_path.read_text())
         first = saved["step"]
-        loader.load_state_dict(merge_positions([saved["data"]]))
+        loader.load_state_dict(merge_states([saved["data"]]))
     batches = iter(loader)
     with log.open("a") as lines:
         for step in range(first, NUM_STEPS):
@@ -68,8 +69,8 @@ def test_a_run_that_is_killed_three_times_trains_on_the_same_batches(
     def make_loader(workers: int):
         limits = PackingLimits(max_tokens=500, max_tiles=12, max_open_rows=3)
         encoder = make_encoder(rope_pos_id_version="v2pe_rnd")
-        options = {"packing": limits, "packing_policy": policy, "num_workers": workers}
-        return build_train_loader([spec], encoder, num_streams=2, **options)
+        options = RowOptions(num_streams=2, packing=limits, packing_policy=policy)
+        return build_train_loader([spec], encoder, options, num_workers=workers)
 
     expected = [hash_batch(batch) for batch, _ in zip(make_loader(0), range(NUM_STEPS), strict=False)]
     log, state = tmp_path / "log", tmp_path / "state.json"

@@ -1,16 +1,17 @@
 import json
 import os
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
-from internvl.data.cursor import merge_positions
-from internvl.data.loader import TileShare, build_train_loader
+from internvl.data.cursor import merge_states
+from internvl.data.loader import build_train_loader
 from internvl.data.packing import PackingLimits
+from internvl.data.plan import ALL_TILES, RankShare, RowOptions, TileShare
 from internvl.errors import ConfigError, DataError
 from internvl.parallel.vision import split_tiles
 
@@ -45,7 +46,16 @@ def make_loader(make_encoder):
     def make(*specs, **options):
         version = {"rope_pos_id_version": "v2pe_rnd"}
         encoder = make_encoder(**(version | options.pop("encoder", {})))
-        return build_train_loader(specs, encoder, **({"num_streams": 1, "packing": LIMITS} | options))
+        options = {"num_streams": 1, "packing": LIMITS} | options
+        rows = RowOptions(
+            **{field.name: options.pop(field.name) for field in fields(RowOptions) if field.name in options}
+        )
+        share = None
+        if {"first_stream", "streams_per_rank", "tiles"} & options.keys():
+            first = options.pop("first_stream", 0)
+            streams = range(first, first + options.pop("streams_per_rank", rows.num_streams - first))
+            share = RankShare(streams, options.pop("tiles", ALL_TILES))
+        return build_train_loader(specs, encoder, rows, share=share, **options)
 
     return make
 
@@ -112,8 +122,8 @@ def test_every_epoch_has_every_document_once(make_loader, make_source, make_line
     names: list[str] = []
     for stream in range(num_streams):
         num_rows = len(list(loader.plan.plan_epoch(stream, 0)))
-        one = make_loader(*[file.spec for file in loader.plan.files], num_streams=num_streams, first_stream=stream)
-        one.dataset.streams = range(stream, stream + 1)
+        specs = [file.spec for file in loader.plan.files]
+        one = make_loader(*specs, num_streams=num_streams, first_stream=stream, streams_per_rank=1)
         names += [name for batch in take(one, num_rows) for name in read_names(batch)]
     assert sorted(names) == [name_of(row) for row in range(50)]
 
@@ -172,7 +182,7 @@ def test_without_packing_every_document_is_a_row(make_loader, make_source, make_
 
 def continue_from(loader, states):
     """As a checkpoint does it: through json, merged over ranks."""
-    loader.load_state_dict(merge_positions(json.loads(json.dumps(states))))
+    loader.load_state_dict(merge_states(json.loads(json.dumps(states))))
     return loader
 
 
@@ -206,13 +216,13 @@ def test_a_stopped_loader_continues_with_the_same_batches(
 @pytest.mark.parametrize("policy", ["best_fit", "balanced"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_rows_of_every_policy_continue_exactly(make_loader, make_source, make_lines, policy, workers):
-    """Documents that wait are part of the position; every one comes once in an epoch."""
+    """Documents that wait are part of the cursor; every one comes once in an epoch."""
     spec = make_source("a", make_lines(40))
     options = {"num_streams": 2, "packing_policy": policy, "num_workers": workers}
     batches = take(make_loader(spec, **options), 24)
     for number in (1, 7, 16):
         state = stop_after(make_loader(spec, **options), number)
-        assert any(position["open"] or position["ready"] for position in state["streams"].values())
+        assert any(cursor["open"] or cursor["ready"] for cursor in state["streams"].values())
         resumed = continue_from(make_loader(spec, **options), [state])
         assert_same(take(resumed, 24 - number), batches[number:])
     plan = make_loader(spec, **options).plan
@@ -224,10 +234,10 @@ def test_a_state_of_another_policy_is_refused(make_loader, make_source, make_lin
     spec = make_source("a", make_lines(12))
     state = stop_after(make_loader(spec), 1)
     with pytest.raises(ConfigError, match="packing_policy was 'greedy', now it is 'balanced'"):
-        make_loader(spec, packing_policy="balanced").load_state_dict(merge_positions([state]))
+        make_loader(spec, packing_policy="balanced").load_state_dict(merge_states([state]))
 
 
-def test_a_loader_can_be_stopped_behind_every_row(make_loader, make_source, make_lines):
+def test_a_loader_can_be_stopped_after_every_row(make_loader, make_source, make_lines):
     """Among them rows that were finished together, at the end of an epoch."""
     spec = make_source("a", make_lines(12))
     limits = PackingLimits(max_tokens=450, max_tiles=4, max_open_rows=4)
@@ -252,7 +262,7 @@ def test_other_numbers_of_ranks_continue_the_same_rows(make_loader, make_source,
     assert_same(take(single, 2), batches[15::4])
 
 
-def test_resuming_reads_no_document_before_the_position(make_loader, make_source, make_lines, monkeypatch):
+def test_resuming_reads_no_document_before_the_cursor(make_loader, make_source, make_lines, monkeypatch):
     spec = make_source("a", make_lines(60))
     state = stop_after(make_loader(spec), 8)
     resumed = continue_from(make_loader(spec), [state])
@@ -266,7 +276,7 @@ def test_resuming_reads_no_document_before_the_position(make_loader, make_source
 
 
 def test_a_state_is_small(make_loader, make_source, make_lines):
-    """It holds the numbers of open documents: as large behind many rows as behind few."""
+    """It holds the numbers of open documents: as large after many rows as after few."""
     loader = make_loader(make_source("a", make_lines(60)))
     sizes = []
     for number, _ in enumerate(loader):
@@ -281,11 +291,11 @@ def test_ranks_that_share_rows_have_one_state(make_loader, make_source, make_lin
     bad = {"conversations": conversation("<image> doc999 ", "a"), "image": "cut.png"}
     spec = make_source("a", [*make_lines(6), bad, unfit])
     options = {"packing": None, "documents_per_row": 3, "skipped_path": tmp_path / "skipped.jsonl"}
-    loaders = [make_loader(spec, **options, share=TileShare(rank, 2)) for rank in range(2)]
+    loaders = [make_loader(spec, **options, tiles=TileShare(rank, 2)) for rank in range(2)]
     states = [stop_after(loader, 3) for loader in loaders]
     assert sum(loader.ledger.num_skipped for loader in loaders) == 2
     listed = (tmp_path / "skipped.jsonl").read_text()
-    resumed = [continue_from(make_loader(spec, **options, share=TileShare(rank, 2)), states) for rank in range(2)]
+    resumed = [continue_from(make_loader(spec, **options, tiles=TileShare(rank, 2)), states) for rank in range(2)]
     assert [loader.ledger.num_seen for loader in resumed] == [loader.ledger.num_seen for loader in loaders]
     assert sum(loader.ledger.num_skipped for loader in resumed) == 2
     batches = [take(loader, 4) for loader in resumed]
@@ -327,7 +337,7 @@ def test_a_broken_state_is_refused(make_loader, make_source, make_lines):
     first, second = (state["streams"][name] for name in "01")
     with pytest.raises(ConfigError, match="cannot be read"):
         loader.load_state_dict(state | {"streams": {"0": {"skipped": 0}, "1": second}})
-    with pytest.raises(ConfigError, match=r"\[3, 1\] rows behind the streams"):
+    with pytest.raises(ConfigError, match=r"\[3, 1\] rows handed out per stream"):
         loader.load_state_dict(state | {"streams": {"0": first | {"rows": 3}, "1": second}})
 
 
@@ -460,7 +470,7 @@ def test_few_documents_say_nothing_about_the_share_of_bad_ones(make_loader, make
     assert len(take(loader, 20)) == 20
 
 
-def test_skips_behind_the_last_row_of_an_epoch_are_counted(make_loader, make_source, make_lines):
+def test_skips_after_the_last_row_of_an_epoch_are_counted(make_loader, make_source, make_lines):
     loader = make_loader(make_source("a", [*make_lines(4), "{"]), packing=None, data_order="sequential")
     take(loader, 4)
     assert (loader.ledger.num_seen, loader.ledger.num_skipped) == (4, 0)
@@ -497,7 +507,7 @@ def test_ranks_that_share_rows_load_the_same_rows_and_each_its_part_of_the_tiles
     lines = [line | {"data_augment": True} for line in make_lines(12)]  # JPEG qualities are drawn per image
     specs, options = [make_source("a", lines)], {"encoder": {"dynamic_image_size": True, "max_dynamic_patch": 4}}
     whole = take(make_loader(*specs, **options), 4)
-    parts = [take(make_loader(*specs, **options, share=TileShare(rank, size)), 4) for rank in range(size)]
+    parts = [take(make_loader(*specs, **options, tiles=TileShare(rank, size)), 4) for rank in range(size)]
     for number, batch in enumerate(whole):
         shares = [part[number] for part in parts]
         for share in shares:
@@ -526,7 +536,7 @@ def test_a_damaged_image_keeps_its_place_in_a_shared_row(
     for rank in range(2):
         path = tmp_path / f"skipped{rank}.jsonl"
         options = {"packing": None, "documents_per_row": 3, "data_order": "sequential", "num_workers": num_workers}
-        loader = make_loader(spec, **options, share=TileShare(rank, 2), skipped_path=path)
+        loader = make_loader(spec, **options, tiles=TileShare(rank, 2), skipped_path=path)
         batches += take(loader, 1)
         ledgers.append((loader.ledger.num_skipped, path.exists()))
     assert [batch["damaged_documents"].tolist() for batch in batches] == [[0, 0, 0], [0, 0, 1]]  # rank 1 has its tile
@@ -541,7 +551,7 @@ def test_a_document_unfit_for_planning_is_counted_by_the_first_rank_of_a_group(m
     spec = make_source("a", [*make_lines(4), unfit])
     counts = []
     for rank in range(2):
-        loader = make_loader(spec, packing=None, documents_per_row=4, share=TileShare(rank, 2))
+        loader = make_loader(spec, packing=None, documents_per_row=4, tiles=TileShare(rank, 2))
         take(loader, 3)
         counts.append(loader.ledger.num_skipped > 0)
     assert counts == [True, False]
@@ -566,7 +576,7 @@ def test_videos_are_planned_from_headers_and_loaded_frame_by_frame(
         for row, batch in zip(numbers, whole, strict=True)
     )
     assert sum(len(read_names(batch)) for batch in whole) > len(whole)
-    shares = [take(make_loader(source, share=TileShare(rank, 3), **options), 8) for rank in range(3)]
+    shares = [take(make_loader(source, tiles=TileShare(rank, 3), **options), 8) for rank in range(3)]
     for batch, parts in zip(whole, zip(*shares, strict=True), strict=True):
         assert all(torch.equal(part["input_ids"], batch["input_ids"]) for part in parts)
         assert torch.equal(torch.cat([part["pixel_values"] for part in parts]), batch["pixel_values"])

@@ -58,7 +58,7 @@ def test_a_data_root_is_the_only_place_looked_at(write_meta, tmp_path):
     meta = write_meta({"x": {"annotation": "a.jsonl", "root": "pictures"}})
     other = tmp_path / "other"
     other.mkdir()
-    with pytest.raises(ConfigError, match=r"annotation 'a\.jsonl' is no file; tried .*other"):
+    with pytest.raises(ConfigError, match=r"annotation 'a\.jsonl' is not a file; tried .*other"):
         load_meta(meta, data_root=other)
     assert load_meta(meta, data_root=tmp_path)[0].root == tmp_path / "pictures"
 
@@ -87,14 +87,14 @@ def test_a_root_may_be_a_url(write_meta, root):
         ({"anotation": "a.jsonl"}, "unknown key 'anotation'; did you mean 'annotation'"),
         ({"repeat": 2}, "unknown key 'repeat'; did you mean 'repeat_time'"),
         ({"repeat_time": 10**400}, "repeat_time is 1000"),
-        ({"annotation": "none.jsonl"}, "annotation 'none.jsonl' is no file"),
+        ({"annotation": "none.jsonl"}, "annotation 'none.jsonl' is not a file"),
         ({"annotation": "a.txt"}, r"annotation is 'a\.txt' \(str\), expected a path ending in \.jsonl, \.jsonl\.gz"),
         ({"annotation": "s3://bucket/a.jsonl"}, "annotation is 's3://bucket/a.jsonl', expected a path on this machine"),
         ({"annotation": 3}, r"annotation is 3 \(int\)"),
-        ({"root": "nowhere"}, "root 'nowhere' is no folder"),
+        ({"root": "nowhere"}, "root 'nowhere' is not a folder"),
         ({"root": "ftp://host/x"}, "root 'ftp://host/x' begins with ftp://, expected a path or one of http, https, s3"),
         ({"root": "cluster:s3://bucket/x"}, "expected a path on this machine"),
-        ({"root": "a.jsonl"}, r"root 'a\.jsonl' is no folder \(or archive\)"),
+        ({"root": "a.jsonl"}, r"root 'a\.jsonl' is not a folder \(or archive\)"),
         ({"root": "packed.tar.gz/x"}, "compressed tar file"),
         ({"http_root": "https://host/x"}, "http_root is 'https://host/x', expected a path on this machine"),
         ({"data_augment": 1}, r"data_augment is 1 \(int\), expected true or false"),

@@ -12,7 +12,7 @@ from internvl.data.encode import document_generator
 from internvl.data.packing import PackingLimits
 from internvl.data.records import RecordFile
 from internvl.data.storage.media import load_image
-from internvl.data.survey import HealthCheck, SourceReport
+from internvl.data.survey import SourceReport, Survey
 from internvl.errors import ConfigError, DataError, MissingDependencyError
 
 from .conftest import conversation
@@ -94,9 +94,9 @@ KINDS = {
         "not found",
     ),
     "empty file": (ask(image="empty.png"), "image", "cannot be read"),
-    "no picture": (ask(image="text.png"), "image", "no picture of a kind that pillow knows"),
-    "folder": (ask(image="folder.png"), "image", "no regular file"),
-    "pipe": (ask(image="pipe.png"), "image", "no regular file"),
+    "no picture": (ask(image="text.png"), "image", "not a picture of a kind that pillow knows"),
+    "folder": (ask(image="folder.png"), "image", "not a regular file"),
+    "pipe": (ask(image="pipe.png"), "image", "not a regular file"),
     "no width": (ask(image="flat.png"), "image", "flat.png"),
     "decompression bomb": (ask(image="bomb.png"), "image", "decompression bomb"),
     "text that explodes": (ask(image="text_bomb.png"), "image", "too large"),
@@ -121,7 +121,7 @@ KINDS = {
     "no film": (ask(video="text.mp4"), "video", "cannot be read"),
     "nul in the path of a film": (ask(video="a\0.mp4"), "video", "null"),
     "clip without end": (ask(video="film.mp4", clip=[0, 10**400]), "record", "'clip' is"),
-    "clip behind the end": (ask(video="film.mp4", clip=[100, 200]), "video", "no frame between"),
+    "clip after the end": (ask(video="film.mp4", clip=[100, 200]), "video", "no frame between"),
     "member of an archive": (ask(image="pictures.zip/in/whole.png"), GOOD, ""),
     "missing member": (ask(image="pictures.zip/in/none.png"), "missing", "not found"),
     "broken archive": (ask(image="broken.zip/in/whole.png"), "archive", "broken.zip cannot be read"),
@@ -158,7 +158,7 @@ def broken(tmp_path, make_source):
     return RecordFile(spec)
 
 
-def found_kinds(check: HealthCheck) -> dict[str, str]:
+def found_kinds(check: Survey) -> dict[str, str]:
     problems = [problem for report in check.run() for problem in report.problems]
     names = list(KINDS)
     return {names[problem.row]: problem.kind for problem in problems}
@@ -166,7 +166,7 @@ def found_kinds(check: HealthCheck) -> dict[str, str]:
 
 @pytest.mark.filterwarnings("error")
 def test_every_broken_kind_has_its_outcome(broken, make_encoder):
-    check = HealthCheck((broken,), make_encoder(max_seq_length=2000))
+    check = Survey((broken,), make_encoder(max_seq_length=2000))
     (report,) = check.run()
     expected = {name: kind for name, (_, kind, _) in KINDS.items() if kind is not GOOD}
     assert found_kinds(check) == expected
@@ -178,8 +178,8 @@ def test_every_broken_kind_has_its_outcome(broken, make_encoder):
 
 def test_decoding_finds_what_headers_hide(broken, make_encoder):
     encoder = make_encoder(max_seq_length=2000)
-    headers = found_kinds(HealthCheck((broken,), encoder))
-    assert found_kinds(HealthCheck((broken,), encoder, decodes=True)) == headers | BROKEN_WHEN_DECODED
+    headers = found_kinds(Survey((broken,), encoder))
+    assert found_kinds(Survey((broken,), encoder, decodes=True)) == headers | BROKEN_WHEN_DECODED
 
 
 def test_what_is_found_is_what_encoding_refuses(broken, make_encoder):
@@ -210,7 +210,7 @@ def test_documents_that_no_packed_row_can_hold_are_problems(make_source, make_im
     make_image("square.png", 28, 28)
     make_image("wide.png", 170, 28)
     file = RecordFile(make_source("sizes", [ask(image="square.png"), ask(image="wide.png")]))
-    (report,) = HealthCheck((file,), make_encoder(), PackingLimits(max_tokens=10_000, max_tiles=6)).run()
+    (report,) = Survey((file,), make_encoder(), PackingLimits(max_tokens=10_000, max_tiles=6)).run()
     assert [(problem.row, problem.kind) for problem in report.problems] == [(1, "length")]
     assert report.num_tiles.tolist() == [1]
 
@@ -219,7 +219,7 @@ def test_documents_that_no_packed_row_can_hold_are_problems(make_source, make_im
 def test_reports_come_in_the_order_of_the_rows(make_source, make_encoder, num_workers):
     lines = [{"conversations": conversation("q", "a" * (1 + i % 7))} for i in range(200)]
     files = tuple(RecordFile(make_source(name, lines[:count])) for name, count in (("a", 200), ("b", 0), ("c", 70)))
-    check = HealthCheck(files, make_encoder())
+    check = Survey(files, make_encoder())
     reports = list(check.run(num_workers=num_workers))
     assert [report.source for report in reports] == sorted(report.source for report in reports)
     for source, file in enumerate(files):
@@ -231,7 +231,7 @@ def test_reports_come_in_the_order_of_the_rows(make_source, make_encoder, num_wo
 def test_an_epoch_is_estimated_from_what_was_looked_at(make_source, make_encoder):
     good = {"conversations": conversation("q", "a")}
     file = RecordFile(make_source("half", [good, "no json"] * 50))
-    check = HealthCheck((file,), make_encoder())
+    check = Survey((file,), make_encoder())
     report = SourceReport("half", num_rows=100, num_documents=250)
     for chunk in check.run():
         report.add(chunk)
@@ -254,7 +254,7 @@ def test_what_concerns_all_rows_ends_the_check(make_source, make_encoder, monkey
     with pytest.raises(
         MissingDependencyError, match=r"^s3://bucket/a.png is in an object store: pip install fsspec s3fs$"
     ):
-        list(HealthCheck((file,), make_encoder()).run(num_workers=num_workers))
+        list(Survey((file,), make_encoder()).run(num_workers=num_workers))
 
 
 def test_an_annotation_that_changes_while_it_is_in_use_is_an_error(make_source, make_encoder):
@@ -262,4 +262,4 @@ def test_an_annotation_that_changes_while_it_is_in_use_is_an_error(make_source, 
     file = RecordFile(spec)
     spec.annotation.write_bytes(b"\n" + spec.annotation.read_bytes())
     with pytest.raises(ConfigError, match="was changed while it was in use; start again"):
-        list(HealthCheck((file,), make_encoder()).run())
+        list(Survey((file,), make_encoder()).run())

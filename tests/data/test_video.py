@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from internvl.data import video
 from internvl.data.video import (
     VideoClip,
+    VideoInfo,
     check_sampling,
     choose_frames,
+    decoding,
     find_clip,
+    headers,
     label_frames,
     list_frames,
     load_frames,
@@ -174,7 +176,7 @@ def test_a_header_gives_frames_rate_duration_and_size(files, name):
 def test_an_unchanged_file_is_opened_once_and_a_changed_one_again(tmp_path, monkeypatch):
     opened = []
     original = av.open
-    monkeypatch.setattr(video.av, "open", lambda *words, **options: opened.append(1) or original(*words, **options))
+    monkeypatch.setattr(headers.av, "open", lambda *words, **options: opened.append(1) or original(*words, **options))
     path = write_video(tmp_path / "a.mp4", 6)
     assert [read_video_info(path).num_frames for _ in range(3)] == [6, 6, 6]
     assert len(opened) == 2  # one of them wrote it
@@ -206,12 +208,12 @@ def test_pictures_are_those_of_the_wanted_frames(files, name, indices):
 def test_few_frames_of_a_long_video_are_sought_and_not_decoded_through(tmp_path, monkeypatch):
     path = write_video(tmp_path / "long.mp4", 600, gop=10)
     decoded = []
-    original = video._find_frame
+    original = decoding._find_frame
 
     def counting(frames, *rest):
         return original((decoded.append(1) or frame for frame in frames), *rest)
 
-    monkeypatch.setattr(video, "_find_frame", counting)
+    monkeypatch.setattr(decoding, "_find_frame", counting)
     assert seen(path, [5, 295, 599]) == [5, 95, 99]
     assert len(decoded) <= 30
 
@@ -223,14 +225,14 @@ def test_one_frame_is_held_at_a_time(files):
     frames.close()
 
 
-def test_a_seek_that_leads_behind_the_frame_starts_again(files, monkeypatch):
-    original = video._read_index
+def test_a_seek_that_leads_past_the_frame_starts_again(files, monkeypatch):
+    original = decoding.read_index
 
     def misleading(*stamp):
         index = original(*stamp)
         return replace(index, key_seeks=np.where(index.key_times > 0, index.key_times[-1], 0))
 
-    monkeypatch.setattr(video, "_read_index", misleading)
+    monkeypatch.setattr(decoding, "read_index", misleading)
     assert seen(files["mpeg4.mp4"], [2, 12, 39]) == [2, 12, 39]
 
 
@@ -359,30 +361,30 @@ def test_a_damaged_frame_is_refused_and_those_before_it_are_not(tmp_path):
         seen(path, range(40))
 
 
-def test_a_few_frames_missing_at_the_end_are_borne(files, monkeypatch):
+def test_a_few_frames_missing_at_the_end_are_tolerated(files, monkeypatch):
     path = files["mpeg4.mp4"]
-    original = video._read_info
+    original = headers._read_info
 
     def counting_more(*stamp):
         return replace(original(*stamp), num_frames=41)
 
-    monkeypatch.setattr(video, "_read_info", counting_more)
+    monkeypatch.setattr(headers, "_read_info", counting_more)
     assert seen(path, [20, 40]) == [20, 39]
-    monkeypatch.setattr(video, "_read_info", lambda *stamp: video.VideoInfo(60, 10.0, 6.0, 64, 48))
+    monkeypatch.setattr(headers, "_read_info", lambda *stamp: VideoInfo(60, 10.0, 6.0, 64, 48))
     with pytest.raises(DataError, match="header announces 60 frames, it holds 40"):
         seen(path, [59])
 
 
 def test_frames_are_counted_where_packets_have_no_times(files, monkeypatch):
-    original = video._read_index
+    original = decoding.read_index
 
     def without_times(*stamp):
         index = original(*stamp)
         return replace(index, times=index.times[:0])
 
-    monkeypatch.setattr(video, "_read_index", without_times)
+    monkeypatch.setattr(decoding, "read_index", without_times)
     assert seen(files["mpeg4.mp4"], [3, 9, 9, 2, 39]) == [3, 9, 9, 2, 39]
-    monkeypatch.setattr(video, "_read_info", lambda *stamp: video.VideoInfo(60, 10.0, 6.0, 64, 48))
+    monkeypatch.setattr(headers, "_read_info", lambda *stamp: VideoInfo(60, 10.0, 6.0, 64, 48))
     with pytest.raises(DataError, match="header announces 60 frames, it holds 40"):
         seen(files["mpeg4.mp4"], [1, 59])
 
@@ -394,7 +396,7 @@ def test_a_frame_that_does_not_exist_is_refused(files, index):
             list(load_frames(files[name], [0, index]))
 
 
-def test_a_clip_behind_the_end_is_refused(files, tmp_path):
+def test_a_clip_after_the_end_is_refused(files, tmp_path):
     varying = write_video(tmp_path / "vfr.mp4", 6, seconds=[0, 0.1, 0.2, 0.3, 2, 4])
     for path in (varying, files["mpeg4.mp4"]):
         with pytest.raises(DataError, match=r"has no frame between 4\.5 and 6 seconds"):

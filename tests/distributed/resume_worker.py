@@ -1,6 +1,6 @@
 """Runs the training entry several times in one process, with faults: argv[1] is a json list of [flags, faults].
 
-A fault [kind, step, rank] strikes in the given step, or in the save behind it:
+A fault [kind, step, rank] strikes in the given step, or in the save after it:
 
     raise   ends the run on all ranks with an exception; it is not started again
     kill    SIGKILL to the rank

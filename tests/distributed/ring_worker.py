@@ -47,7 +47,7 @@ class Case:
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     kernel: object = None
     scale: float | None = None
-    extra_padding: int = 0  # tokens behind the last document, before the row is padded
+    extra_padding: int = 0  # tokens after the last document, before the row is padded
     checkpoint: dict | None = None
 
 

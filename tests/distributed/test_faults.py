@@ -21,20 +21,20 @@ from tests.distributed.test_resume import assert_same_run
 from tests.distributed.test_training import zero_config
 from tests.train.tiny_run import clean_environment, flags, launch, make_data, read_losses, tail, train
 
-ROLL_CALL = Path(__file__).with_name("roll_call_worker.py")
+WATCHDOG = Path(__file__).with_name("rank_watchdog_worker.py")
 WORKER = Path(__file__).with_name("resume_worker.py")
 
 
 # Ranks
 
 
-def run_roll_call(missing: int, instead: str, *, num_ranks: int) -> list[tuple[int, str]]:
+def run_watchdog(missing: int, instead: str, *, num_ranks: int) -> list[tuple[int, str]]:
     """(exit code, log) of the ranks that stay; the missing one is ended afterwards."""
     port, ranks = str(find_free_port()), []
     for rank in range(num_ranks):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
         environ = clean_environment(**place, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        command = [sys.executable, str(ROLL_CALL), str(missing), instead]
+        command = [sys.executable, str(WATCHDOG), str(missing), instead]
         ranks.append(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True))
     try:
         logs = {rank: ranks[rank].communicate(timeout=120)[1] for rank in range(num_ranks) if rank != missing}
@@ -46,8 +46,8 @@ def run_roll_call(missing: int, instead: str, *, num_ranks: int) -> list[tuple[i
 
 
 @pytest.mark.parametrize("instead", ["hang", "die"])
-def test_ranks_that_wait_in_vain_name_the_one_that_is_missing(instead):
-    results = run_roll_call(1, instead, num_ranks=3)
+def test_waiting_ranks_name_the_one_that_is_missing(instead):
+    results = run_watchdog(1, instead, num_ranks=3)
     assert len(results) == 2
     for code, log in results:
         assert code == 1

@@ -35,7 +35,7 @@ def wait_for_step(output: Path, step: int, ranks: list[subprocess.Popen[str]]) -
         time.sleep(0.05)
 
 
-def test_a_signal_to_one_rank_stops_both_behind_a_checkpoint(checkpoint, meta, tmp_path):
+def test_a_signal_to_one_rank_stops_both_after_a_checkpoint(checkpoint, meta, tmp_path):
     output = tmp_path / "out"
     ranks = start_ranks(flags(checkpoint, meta, output, max_steps=100000, dataloader_num_workers=1))
     try:

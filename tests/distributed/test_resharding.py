@@ -113,5 +113,5 @@ def test_a_run_goes_on_with_another_number_of_ranks(runs, kind):
 
 
 def test_a_run_of_adapters_does_too(runs):
-    """Their dropout draws anew on other ranks."""
+    """Their dropout draws other numbers on other ranks."""
     runs.assert_moved("lora-zero2", tolerance=0.1)

@@ -37,9 +37,10 @@ def test_every_rank_finds_itself_at_its_place(shape):
     grids = [Grid(shape, rank) for rank in range(shape.world_size)]
     for grid in grids:
         assert (grid.data_rank, grid.group_rank) == divmod(grid.rank, shape.chunk_num)
-        assert grid.group_rank == grid.ring_rank * grid.ulysses_size + grid.ulysses_rank
+        place = shape.locate(grid.rank)
+        assert grid.group_rank == place.ring * shape.ulysses_degree + place.ulysses
         assert grid.data_size * grid.group_size == shape.world_size
-        assert grid.ring_size * grid.ulysses_size == grid.group_size
+    assert shape.ring_size * shape.ulysses_degree == shape.chunk_num
 
 
 def test_layout_of_the_picture():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from internvl.errors import ParallelError
-from internvl.parallel.ring_plan import RingPlan, build_plan
+from internvl.parallel.ring_plan import RingPlan, build_ring_plan
 from internvl.parallel.zigzag import build_local_indices, count_chunk_tokens
 
 LENGTHS = st.lists(st.sampled_from([0, 1, 1, 2, 3, 4, 7, 16]), max_size=10)
@@ -19,7 +19,7 @@ def build_plans(lengths: list[int], size: int, padding: int) -> tuple[list[RingP
     """The plan of every rank, and the place in the row of every token that it holds."""
     borders = [0, *accumulate(lengths)]
     num_tokens = 2 * count_chunk_tokens(borders[-1] + padding, size)
-    plans = [build_plan(borders, num_tokens=num_tokens, rank=rank, size=size) for rank in range(size)]
+    plans = [build_ring_plan(borders, num_tokens=num_tokens, rank=rank, size=size) for rank in range(size)]
     return plans, [build_local_indices(num_tokens * size, rank=r, size=size).tolist() for r in range(size)]
 
 
@@ -52,7 +52,7 @@ def test_every_row_that_is_fetched_is_sent(row):
             assert receiver.source == plan.rank
             assert step.lent == (receiver.block.keys if receiver.block else None)
     sent = sum(sum(plan.count_sent_rows()) for plan in plans)
-    assert sent == sum(sum(plan.count_fetched_rows()) for plan in plans)
+    assert sent == sum(sum(plan.count_received_rows()) for plan in plans)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 8])
@@ -84,16 +84,16 @@ def test_padding_belongs_to_no_document():
 
 
 def test_borders_may_be_a_tensor():
-    expected = build_plan([0, 3, 8], num_tokens=4, rank=1, size=2)
-    assert build_plan(torch.tensor([[0, 3, 8]], dtype=torch.int32), num_tokens=4, rank=1, size=2) == expected
+    expected = build_ring_plan([0, 3, 8], num_tokens=4, rank=1, size=2)
+    assert build_ring_plan(torch.tensor([0, 3, 8], dtype=torch.int32), num_tokens=4, rank=1, size=2) == expected
 
 
 @pytest.mark.parametrize("borders", [[], [1, 8], [0, 5, 3], [0, 9]])
 def test_borders_that_do_not_fit_the_shards_are_refused(borders):
     with pytest.raises(ParallelError, match="does not fit 2 ranks x 4 tokens"):
-        build_plan(borders, num_tokens=4, rank=0, size=2)
+        build_ring_plan(borders, num_tokens=4, rank=0, size=2)
 
 
 def test_an_odd_shard_is_refused():
     with pytest.raises(ParallelError, match="even"):
-        build_plan([0, 6], num_tokens=3, rank=0, size=2)
+        build_ring_plan([0, 6], num_tokens=3, rank=0, size=2)

@@ -23,7 +23,7 @@ def test_tiles_are_dealt_out_in_order_and_evenly(num_tiles, size):
 
 
 def test_wanted_tokens_of_the_picture():
-    """A and B behind two words, C behind one: 16 tokens, quarters of 4."""
+    """A and B after two words, C after one: 16 tokens, quarters of 4."""
     ids = torch.tensor([1, 1, *[VISUAL] * 8, 1, *[VISUAL] * 4, 1])
     first, second = locate_wanted(ids == VISUAL, shape=GridShape(2, 2))
     assert first.tolist() == [0, 1, 9, 10, 11]

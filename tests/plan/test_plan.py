@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from internvl.errors import ConfigError, ParallelError
 from internvl.model.modeling_internvl_chat import InternVLChatModel
-from internvl.parallel.ring_plan import build_plan
+from internvl.parallel.ring_plan import build_ring_plan
 from internvl.plan.__main__ import main
 from internvl.plan.cost import (
     count_pairs,
@@ -186,7 +186,7 @@ def test_documents_make_attention_cheaper():
 def test_ring_formula_counts_the_rows_that_the_ring_sends(size):
     length = 64
     sent = [
-        sum(build_plan([0, length], num_tokens=length // size, rank=rank, size=size).count_sent_rows())
+        sum(build_ring_plan([0, length], num_tokens=length // size, rank=rank, size=size).count_sent_rows())
         for rank in range(size)
     ]
     mean, most = ring_rows(length, size)

@@ -132,7 +132,7 @@ def test_nothing_usable_is_no_crash(meta, capsys):
         (("--tokenizer", "/nowhere"), "checkpoint folder /nowhere does not exist"),
         (("--force_image_size", "27"), "--force_image_size 27 is not a multiple"),
         (("--workers", "-1"), "--workers -1: expected 0 or larger"),
-        (("--data_root", "/nowhere"), "is no file; tried"),
+        (("--data_root", "/nowhere"), "is not a file; tried"),
         (("--conv_style", "none"), "unknown conversation template 'none'"),
     ],
 )
@@ -142,14 +142,14 @@ def test_what_cannot_be_checked_ends_with_code_2(meta, capsys, flags, message):
 
 
 def test_an_interrupted_check_reports_what_it_found(meta, monkeypatch, capsys):
-    run = check_data.HealthCheck.run
+    run = check_data.Survey.run
 
     def interrupt(self, **options):
         chunks = run(self, **options)
         yield next(chunks)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(check_data.HealthCheck, "run", interrupt)
+    monkeypatch.setattr(check_data.Survey, "run", interrupt)
     code, report = check(meta)
     assert code == 130
     assert (report["num_checked"], report["is_complete"]) == (30, False)

@@ -1,13 +1,13 @@
-"""Annotation files in all their forms, as lines of json that can be read in any order.
+"""Annotation files: every form of them as lines of json that can be read in any order.
 
     .jsonl      read where it lies
     .jsonl.gz   unpacked once
     .json       one array of records; its elements are written as lines once
     .parquet    the columns that a record has (`RECORD_KEYS`) are written as lines once
 
-A packed or columnar file gives no cheap access to single rows: a gzip stream has to be unpacked from its beginning on,
+A compressed or columnar file gives no cheap access to single rows: a gzip stream has to be unpacked from its beginning,
 and a shuffled epoch would read a parquet row group per record. So these are turned into jsonl once, in the cache
-folder (`internvl.data.storage.cache`), piece by piece in bounded memory; what is left is one form and one index. The
+folder (`internvl.data.storage.cache`), piece by piece in bounded memory, and everything after that knows one form. The
 price is disk space, about the size of the unpacked file.
 """
 
@@ -19,19 +19,23 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TextIO, TypeAlias
 
 from internvl.data.storage.cache import cache_folder, name_cached_file, note_unwritable, stamp_file, write_cached_file
 from internvl.data.storage.index import LineFile
 from internvl.errors import ConfigError, MissingDependencyError
 
+# What json.loads returns.
+JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
+JsonObject = dict[str, JsonValue]
+
 RECORD_KEYS = ("conversations", "image", "video", "clip")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 
-_END = b" \t\t \n"  # closes a converted file: a blank line, which one that was cut short or damaged does not end in
+_END = b" \t\t \n"  # ends a converted file: a blank line that a file cut short or damaged does not end in
 _CHUNK = 1 << 20  # bytes
 _TEXT_CHUNK = 1 << 16  # characters; what is left of it is copied for every element
-_LONGEST_ATOM = 16  # characters of a json text that make no sense alone, such as a half-read \\uD83D or -Infinity
+_LONGEST_ATOM = 16  # characters of json that make no sense when cut, such as a half-read \\uD83D or -Infinity
 _PARQUET_ROWS = 256  # held at a time
 _BLANK = re.compile(r"[ \t\r\n]*")
 _TO_ONE_LINE = str.maketrans("\r\n", "  ")
@@ -44,13 +48,13 @@ class AnnotationFile:
         path: A file that ends in one of `SUFFIXES`.
 
     Raises:
-        ConfigError: It cannot be read, or is no file of its kind.
+        ConfigError: It cannot be read, or is not a file of its kind.
         MissingDependencyError: It is a parquet file and pyarrow is not installed.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self._temporary: Any = None
+        self._temporary: IO[bytes] | None = None
         read = _find_reader(path)
         self._lines = LineFile(path if read is None else self._convert_once(read))
 
@@ -72,10 +76,10 @@ class AnnotationFile:
             return converted
         except OSError as error:
             note_unwritable(cache_folder(), error.strerror or str(error))
-        self._temporary = tempfile.NamedTemporaryFile(suffix=".jsonl")  # noqa: SIM115 (lives as long as this object)
-        _write_lines(self._temporary, self.path, read)
-        self._temporary.flush()
-        return Path(self._temporary.name)
+        file = self._temporary = tempfile.NamedTemporaryFile(suffix=".jsonl")  # noqa: SIM115 (lives as long as self)
+        _write_lines(file, self.path, read)
+        file.flush()
+        return Path(file.name)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -89,8 +93,8 @@ class AnnotationFile:
         """
         return self._lines[row]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_temporary": None}  # which the process that made it keeps
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_temporary": None}  # deleted by the process that made it, not by its workers
 
 
 _Reader = Callable[[Path], Iterator[bytes]]
@@ -154,18 +158,18 @@ def _read_array(path: Path) -> Iterator[bytes]:
         while not text.startswith("]"):
             if number:
                 if not text.startswith(","):
-                    raise ValueError(f"got {text[:20]!r} behind element {number - 1}, expected a comma or ]")
+                    raise ValueError(f"got {text[:20]!r} after element {number - 1}, expected a comma or ]")
                 text = _skip_blank(file, text[1:])
             element, text = _take_element(file, text, decoder, number)
             yield element.translate(_TO_ONE_LINE).encode() + b"\n"
             text = _skip_blank(file, text)
             number += 1
         if _skip_blank(file, text[1:]):
-            raise ValueError("something stands behind the closing ], expected nothing")
+            raise ValueError("got text after the closing ], expected nothing")
 
 
-def _skip_blank(file: Any, text: str) -> str:
-    """`text` without the blanks at its beginning, read on if nothing else is left; empty at the end of the file."""
+def _skip_blank(file: TextIO, text: str) -> str:
+    """`text` without leading blanks; reads more if nothing is left, and returns nothing at the end of the file."""
     while True:
         match = _BLANK.match(text)
         text = text[match.end() :] if match else text
@@ -176,30 +180,31 @@ def _skip_blank(file: Any, text: str) -> str:
             return ""
 
 
-def _take_element(file: Any, text: str, decoder: json.JSONDecoder, number: int) -> tuple[str, str]:
+def _take_element(file: TextIO, text: str, decoder: json.JSONDecoder, number: int) -> tuple[str, str]:
     """(json text of the element that `text` begins with, what follows it)."""
     while True:
         cause = "the file ends too early"
         try:
             _, stop = decoder.raw_decode(text)
-            if stop < len(text):  # a number that ends with the text may go on
+            # A number at the end of the text, such as the 1 of 1.5, may continue in the next chunk.
+            if text[stop : stop + 1] not in ("", ".", "e", "E") or len(text) - stop >= _LONGEST_ATOM:
                 return text[:stop], text[stop:]
         except json.JSONDecodeError as error:
             cause = str(error)
-            if not _may_go_on(error, text):
+            if not _may_continue(error, text):
                 break
         except RecursionError as error:
             cause = str(error)
             break
-        more = file.read(max(_TEXT_CHUNK, len(text)))  # doubled, so that long elements are not scanned over and over
+        more = file.read(max(_TEXT_CHUNK, len(text)))  # doubled, or a long element is scanned many times
         if not more:
             break
         text += more
-    raise ValueError(f"element {number} of the array is no json: {cause}")
+    raise ValueError(f"element {number} of the array is not json: {cause}")
 
 
-def _may_go_on(error: json.JSONDecodeError, text: str) -> bool:
-    """Whether the cause of an error may be that `text` was not read to its end."""
+def _may_continue(error: json.JSONDecodeError, text: str) -> bool:
+    """Whether the error may be due to the end of `text`, with more of the file to read."""
     return error.msg.startswith("Unterminated string") or error.pos >= len(text) - _LONGEST_ATOM
 
 

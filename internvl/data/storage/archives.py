@@ -1,11 +1,11 @@
-"""Members of tar and zip files, read where they lie.
+"""Archives: members of tar and zip files, read in place.
 
-    images.tar/train/a.jpg        a path that leads through an archive names one of its members
+    images.tar/train/a.jpg        a path through an archive names one of its members
 
-An archive is read through once, to find where its members begin; what is found is an index like that of an annotation
-(`internvl.data.storage.index`): 48 bytes per member, mapped from the cache, found by a digest of the member's name.
-After that a member costs one read. A member is read piece by piece, so its picture's header costs a few kilobytes,
-unless a zip file holds it deflated.
+An archive is read once as a whole, to find where its members begin. The result is an index as for annotations
+(`internvl.data.storage.index`): 48 bytes per member, mapped from the cache, searched by a digest of the member's name.
+After that a member costs one read. Members are read piece by piece, so the header of a picture costs a few kilobytes,
+unless the member is deflated.
 
 Compressed tar files cannot be read from the middle; unpack them, or make zip files of them.
 """
@@ -34,9 +34,9 @@ ARCHIVE_SUFFIXES = (".tar", ".zip")
 
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
-_ENCRYPTED = -1  # in place of a method
+_ENCRYPTED = -1  # stands for a method
 _MAX_INFLATED_BYTES = 1 << 30  # of one deflated member, which is held in memory
-_LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member, in front of its name and an extra field: their lengths
+_LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: the lengths of its name and of an extra field, which follow
 
 
 class Member(NamedTuple):
@@ -47,10 +47,10 @@ class Member(NamedTuple):
 
 
 def split_member(path: str | Path) -> Member | None:
-    """The member that a path means; None if it leads through no archive.
+    """The member that a path names; None if no part of the path is an archive.
 
     Raises:
-        DataError: It leads through a compressed tar file.
+        DataError: A part of the path is a compressed tar file.
     """
     parts = PurePath(path).parts
     for stop, part in enumerate(parts[:-1], start=1):
@@ -63,7 +63,7 @@ def split_member(path: str | Path) -> Member | None:
         if lower.endswith(_COMPRESSED_TARS):
             raise DataError(
                 f"{archive} is a compressed tar file, whose members cannot be read one by one; expected .tar or .zip: "
-                "unpack it or pack it anew",
+                "unpack it, or pack it again without compression",
                 kind="archive",
             )
         return Member(archive, "/".join(parts[stop:]))
@@ -107,7 +107,7 @@ class _Archive:
         if method not in (_STORED, _DEFLATED):
             got = "encrypted" if method == _ENCRYPTED else f"compressed by method {method}"
             raise DataError(
-                f"{self.path}/{name} is {got}, expected a member that is stored or deflated; pack the archive anew",
+                f"{self.path}/{name} is {got}, expected a member that is stored or deflated; pack the archive again",
                 kind="archive",
             )
         if method == _STORED:
@@ -128,7 +128,7 @@ class _Archive:
         raise FileNotFoundError(f"{self.path} has no member {name}")
 
     def _count_header_bytes(self, offset: int) -> int:
-        """What stands in front of a zip member's bytes; its length is told there only."""
+        """Bytes of a zip member's local header, whose length stands only in the header itself."""
         header = os.pread(self._descriptor, _LOCAL_HEADER.size, offset)
         if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
             raise DataError(f"archive {self.path} cannot be read: it ends too early; replace it", kind="archive")
@@ -198,7 +198,7 @@ def _find_tar_members(path: str) -> Iterator[_Place]:
     """Plain files of a tar file, in order."""
     with tarfile.open(path, "r:") as archive:
         for member in archive:
-            archive.members = []  # type: ignore[attr-defined]  # which would keep all of them
+            archive.members = []  # type: ignore[attr-defined]  # a tar file keeps all members it has read
             if member.isreg() and not member.issparse():
                 yield _Place(member.name, member.offset_data, member.size, member.size, _STORED)
 
@@ -225,6 +225,6 @@ def _sort_members(places: Iterator[_Place]) -> np.ndarray:
 
 
 def _digest(name: str) -> tuple[int, int]:
-    """Two int64 numbers that stand for a member's name (`./a` is `a`)."""
+    """A member's name as two int64 numbers (`./a` is `a`)."""
     plain = posixpath.normpath(name).lstrip("/")
     return struct.unpack("<qq", hashlib.blake2b(plain.encode(errors="surrogateescape"), digest_size=16).digest())

@@ -1,12 +1,11 @@
-"""Files that are made from data and can be made again: indexes, unpacked annotations, downloads.
+"""Cache folder: files that are made from data and can be made again (indexes, unpacked annotations, downloads).
 
 They lie in one folder and never beside the data: `$INTERNVL_CACHE`, else `$XDG_CACHE_HOME/internvl`, else
 `~/.cache/internvl` (a user without a home gets a temporary folder). It may be deleted whenever nothing runs.
 
-A file is written under a temporary name and renamed when it is complete, so processes that make the same file at the
-same time do not disturb each other, and a reader finds a whole file or none. Names hold a digest of the path that a
-file was made from and one of that file's size and time, so a changed original is never taken for the old one; what
-was made from older versions is removed.
+Files are written atomically, so processes may make the same file at the same time, and a reader finds a whole file or
+none. A name holds a digest of the path of the original and one of its size and time: a changed original gets a new
+file, and those of older versions are removed.
 """
 
 import hashlib
@@ -25,17 +24,11 @@ logger = logging.getLogger(__name__)
 
 
 class FileStamp(NamedTuple):
-    """One version of a file.
+    """One version of a file."""
 
-    Attributes:
-        path: Absolute path.
-        num_bytes: Its size.
-        mtime_ns: When it was last written.
-    """
-
-    path: str
+    path: str  # absolute
     num_bytes: int
-    mtime_ns: int
+    mtime_ns: int  # when it was last written
 
 
 def stamp_file(path: str | Path) -> FileStamp:
@@ -61,11 +54,11 @@ def cache_folder() -> Path:
 
 
 def name_cached_file(stamp: FileStamp, kind: str) -> Path:
-    """Where the file of one kind that is made from one version of a file is cached.
+    """Where the file that is made from the original `stamp` is cached.
 
     Args:
         stamp: The original.
-        kind: Subfolder, also the format: `lines-1` and `lines-2` do not meet.
+        kind: Subfolder and version of the format, such as `lines-1`.
     """
     origin = hashlib.sha256(os.fsencode(stamp.path)).hexdigest()[:24]
     version = hashlib.sha256(f"{stamp.num_bytes} {stamp.mtime_ns}".encode()).hexdigest()[:12]
@@ -74,7 +67,7 @@ def name_cached_file(stamp: FileStamp, kind: str) -> Path:
 
 @contextmanager
 def write_cached_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file that appears whole or not at all; files of older versions of its original are removed.
+    """Write a file that appears whole or not at all; files made from older versions of its original are removed.
 
     Raises:
         OSError: The folder cannot be written.
@@ -92,9 +85,9 @@ def write_cached_file(path: Path) -> Iterator[IO[bytes]]:
 
 @lru_cache(maxsize=64)
 def note_unwritable(folder: Path, cause: str) -> None:
-    """Say once that the cache cannot be used."""
+    """Warn once that the cache cannot be used."""
     logger.warning(
-        "cache folder %s cannot be written (%s); going on without it, which takes time at every start. Set "
+        "cache folder %s cannot be written (%s); continuing without it, which takes time at every start. Set "
         "INTERNVL_CACHE to a folder that can be written",
         folder,
         cause,

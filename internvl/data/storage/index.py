@@ -1,13 +1,13 @@
-"""Where things begin in a large file: found once, then mapped into memory.
+"""File index: where lines or archive members begin in a large file; built once, then mapped into memory.
 
-An index is a table of int64 numbers that follows from the content of a file: the borders of its lines, the places of
-an archive's members. Finding them reads the whole file; the result is kept in the cache folder and mapped from there,
-so that a second opening reads a few megabytes at most, and memory is the page cache's, shared by all processes.
+An index is a table of int64 numbers that follows from the content of a file. Building it reads the whole file; the
+result is kept in the cache folder and mapped from there, so that opening the file again reads a few megabytes at most,
+and all processes share the memory (the page cache).
 
     cached file    | magic, size and time of the original, shape, crc32 | int64 values, row by row |
 
-A cached file that was cut short, damaged, or made for another version of the original is made anew. Where the cache
-folder cannot be written the table stays in memory.
+A cached file that was cut short, damaged, or made for another version of the original is built again. Where the cache
+folder cannot be written, the table stays in memory.
 """
 
 import logging
@@ -17,7 +17,7 @@ import zlib
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def load_index(stamp: FileStamp, kind: str, build: Callable[[], np.ndarray]) -> 
 
     Args:
         stamp: The file.
-        kind: What the index is of; names its subfolder in the cache.
+        kind: Kind of index, the name of its subfolder in the cache.
         build: Makes the index: a two-dimensional array of int64.
 
     Returns:
@@ -95,6 +95,11 @@ def _map_table(path: Path, stamp: FileStamp) -> np.ndarray | None:
         return None
 
 
+class _LineFileState(TypedDict):
+    path: Path
+    stamp: FileStamp
+
+
 class LineFile:
     """The lines of a text file, by number; blank lines do not count.
 
@@ -121,7 +126,7 @@ class LineFile:
         return len(self._borders) - 1
 
     def __getitem__(self, number: int) -> bytes:
-        """One line; blank lines behind it may hang on.
+        """One line, possibly with blank lines after it.
 
         Raises:
             IndexError: There is no such line.
@@ -143,11 +148,11 @@ class LineFile:
             raise ConfigError(f"annotation {self.path} was changed while it was in use; start again")
         return descriptor
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to this process; a mapped table would be copied whole."""
+    def __getstate__(self) -> _LineFileState:
+        # Without what belongs to this process; a mapped table would be copied whole.
         return {"path": self.path, "stamp": self._stamp}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: _LineFileState) -> None:
         self.path, self._descriptor = state["path"], None
         self._open_index()
         if self._stamp != state["stamp"]:

@@ -1,8 +1,8 @@
-"""Pictures: where they are, how large they are, what they show.
+"""Media: pictures and videos, wherever they are, and the size and pixels of pictures.
 
 A picture or video is a file, a member of an archive (`images.zip/a.jpg`), or a URL; `open_media` opens all of them.
 `read_image_size` reads a header, `load_image` decodes. Neither applies the EXIF orientation, so both always agree (as
-does the public implementation). A file that ends early is an error, never a half-grey picture.
+in the public implementation). A file that ends early is an error, never a half-grey picture.
 """
 
 import os
@@ -40,7 +40,7 @@ _IMAGE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-_MODES_WITHOUT_RANGE = ("I", "F")  # 32-bit pixels: nothing says which value is white
+_MODES_WITHOUT_RANGE = ("I", "F")  # 32-bit pixels: the file does not say which value is white
 
 
 def resolve_image_path(
@@ -51,13 +51,13 @@ def resolve_image_path(
     http_root: Path | None = None,
     is_multi_image: bool = False,
 ) -> MediaPath:
-    """Find what a record's `image` or `video` entry means.
+    """Find the file that a record's `image` or `video` entry names.
 
     Args:
         image: Path (absolute, or relative to the root) or URL.
-        root: What relative paths are below: a folder, an archive, a folder in an archive, or a URL.
+        root: Base of relative paths: a folder, an archive, a folder in an archive, or a URL.
         root2: Used instead of `root` for records with several images.
-        http_root: Folder in which files of `http(s)://` URLs may be stored under the sha256 of the URL, in hex; one
+        http_root: Folder in which files of `http(s)://` URLs may be stored under the sha256 of the URL, in hex; a file
             that is not there is fetched.
         is_multi_image: Whether the record has a list of images.
 
@@ -84,7 +84,7 @@ def stamp_media(path: MediaPath) -> FileStamp:
     """The present version of a picture or video: its path, and size and time of the file that holds it.
 
     Raises:
-        OSError: It does not exist, or is no regular file.
+        OSError: It does not exist, or is not a regular file.
         DataError: It cannot be fetched, or its archive cannot be read.
     """
     local = find_local(path)
@@ -96,7 +96,7 @@ def stamp_media(path: MediaPath) -> FileStamp:
             raise
         status = os.stat(member.archive)
     if not stat.S_ISREG(status.st_mode):  # a pipe or a device might never end
-        raise OSError("it is no regular file")
+        raise OSError("it is not a regular file")
     return FileStamp(os.fspath(path), status.st_size, status.st_mtime_ns)
 
 
@@ -118,7 +118,7 @@ def open_media(path: MediaPath) -> BinaryIO:
 
 
 def find_local(path: MediaPath) -> str:
-    """The path on this machine, of a copy where `path` is a URL."""
+    """The path on this machine: that of a copy if `path` is a URL."""
     text = os.fspath(path)
     return text if find_scheme(text) is None else os.fspath(fetch_file(text))
 
@@ -129,7 +129,7 @@ def read_image_size(path: MediaPath) -> tuple[int, int]:
     A file that has not changed since it was last read is not opened again.
 
     Raises:
-        DataError: The file is missing, empty or no image.
+        DataError: The file is missing, empty or not an image.
     """
     with _image_errors(path):
         return _read_header(stamp_media(path))
@@ -146,14 +146,14 @@ def _read_header(stamp: FileStamp) -> tuple[int, int]:
 def load_image(path: MediaPath) -> Image.Image:
     """Decode a picture (the first frame) to RGB, as stored (EXIF orientation not applied).
 
-    Transparency is dropped: what is shown is the colour that stands behind it. 16-bit grey becomes the upper 8 bits.
+    The alpha channel is dropped and the colours are kept as stored. 16-bit grey becomes its upper 8 bits.
 
     Raises:
-        DataError: The file is missing, empty, no picture, damaged, cut short, too large (pillow's limit against
+        DataError: The file is missing, empty, not a picture, damaged, cut short, too large (pillow's limit against
             decompression bombs), or has 32-bit pixels.
     """
     with _image_errors(path):
-        stamp_media(path)  # refuses what is no file
+        stamp_media(path)  # refuses pipes and devices
         with open_media(path) as file, Image.open(file) as image:
             _check_header(path, image)
             image.load()
@@ -188,6 +188,6 @@ def _image_errors(path: MediaPath) -> Iterator[None]:
         raise DataError(message, kind="missing") from None
     except _IMAGE_ERRORS as error:
         unknown = isinstance(error, UnidentifiedImageError)
-        cause = "it is no picture of a kind that pillow knows" if unknown else str(error) or type(error).__name__
+        cause = "it is not a picture of a kind that pillow knows" if unknown else str(error) or type(error).__name__
         message = f"image {path} cannot be read: {cause}; replace the file or remove its record"
         raise DataError(message, kind="image") from error

@@ -1,14 +1,14 @@
-"""Folders of data that are gone for a while: a file server that restarts, a lost mount.
+"""Outages: data folders that are gone for a while, such as a file server that restarts or a lost mount.
 
 A picture that cannot be read is skipped. When the folder that should hold it is gone as well, skipping would run
-through the data set in seconds and end the run; so reading waits, and goes on with the same document:
+through the data set in seconds and end the run; so reading waits, and continues with the same document:
 
     picture missing -> its folder there? -> yes: skip the document
                                          -> no:  1 s, 2 s, 4 s, ... 30 s, ... until it is back -> read again
                                                  not back after 10 minutes: the run ends and may be started again
 
-A folder is gone if it cannot be listed, or is empty (as a mount point is without its mount). What was gone before the
-run began is no outage but a wrong path.
+A folder is gone if it cannot be listed, or is empty, as a mount point is without its mount. A folder that was gone
+before the run began is not an outage but a wrong path.
 """
 
 import logging
@@ -32,14 +32,13 @@ _BEARABLE_S = 600.0  # below the time limit of collectives (--ddp_timeout), in w
 
 
 class DataOutage(Exception):
-    """Data is out of reach for too long. Not an error of the user: starting again later may help."""
+    """Data was out of reach for too long. The user need not change anything: starting again later may help."""
 
 
 def find_folders(paths: Iterable[str | Path | None]) -> tuple[Path, ...]:
-    """What to watch for these paths: each of them, or the nearest of the folders above it that is there.
+    """The folders to watch for these files, folders, paths into archives and URLs (which are left out).
 
-    Args:
-        paths: Files, folders, paths into archives; URLs are left out.
+    Each path itself, or the nearest folder above it that is there.
     """
     local = [Path(path) for path in paths if path is not None and find_scheme(os.fspath(path)) is None]
     found = (next((path for path in (start, *start.parents) if is_there(path)), None) for start in local)
@@ -59,18 +58,13 @@ def is_there(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class OutageWatch:
-    """Repeats what failed because its data was out of reach.
+    """Repeats reads that failed because their data was out of reach."""
 
-    Attributes:
-        folders: What was there when the run began.
-        bearable_s: How long an outage may last, in seconds.
-    """
-
-    folders: tuple[Path, ...] = ()
-    bearable_s: float = _BEARABLE_S
+    folders: tuple[Path, ...] = ()  # what was there when the run began
+    bearable_s: float = _BEARABLE_S  # how long an outage may last, in seconds
 
     def read(self, action: Callable[[], T]) -> T:
-        """What `action` returns, once the data is there.
+        """The result of `action`, once the data is there.
 
         Raises:
             DataError, OSError: It failed while everything was there.

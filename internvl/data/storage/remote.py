@@ -1,10 +1,10 @@
-"""Pictures and videos behind URLs: fetched once, then read from the cache folder.
+"""Remote files: pictures and videos at URLs, fetched once and then read from the cache folder.
 
     https://host/a.jpg    the standard library
     s3://bucket/a.jpg     fsspec, with the package of the store (`_STORES`), which reads its own settings and keys
 
 A fetched file is stored under the sha256 of its URL, in hex, as in the folders that a meta file's `http_root` names.
-It is never fetched again; delete it when what stands behind the URL has changed.
+It is never fetched again; delete it when the file at the URL has changed.
 """
 
 import hashlib
@@ -42,13 +42,13 @@ _SAFE_IN_URLS = "%/:=&?~#+!$,;'@()*[]"
 
 
 def find_scheme(text: str) -> str | None:
-    """What stands in front of `://`, in lower case; None: a path on this machine."""
+    """The part of a URL before `://`, in lower case; None for a path on this machine."""
     match = _SCHEME.match(text)
     return match[1].lower() if match else None
 
 
 def is_web(scheme: str | None) -> bool:
-    """Whether a scheme is that of the web."""
+    """Whether a scheme is http or https."""
     return scheme in ("http", "https")
 
 
@@ -70,7 +70,7 @@ def name_url(url: str) -> str:
 
 
 def fetch_file(url: str) -> Path:
-    """The local copy of what stands behind a URL.
+    """The local copy of the file at a URL.
 
     Raises:
         DataError: It cannot be fetched.
@@ -87,7 +87,7 @@ def fetch_file(url: str) -> Path:
                 _copy(url, source, file)
         except OSError as error:
             raise ConfigError(
-                f"{path.parent} cannot be written ({error.strerror or error}), where what stands behind URLs is kept; "
+                f"{path.parent} cannot be written ({error.strerror or error}), where files from URLs are kept; "
                 "set INTERNVL_CACHE to a folder that can be written"
             ) from error
     return path
@@ -103,7 +103,7 @@ def _copy(url: str, source: BinaryIO, file: IO[bytes]) -> None:
             break
         file.write(piece)
     expected = getattr(source, "length", None)
-    if expected:  # bytes that http still owes
+    if expected:  # bytes that the server announced but did not send
         raise _unreachable(url, f"the connection ended {expected} bytes early")
 
 
@@ -130,7 +130,7 @@ def _open_web(url: str) -> BinaryIO:
             return urllib.request.urlopen(request, timeout=_TIMEOUT_S)
         except urllib.error.HTTPError as error:
             cause: Exception = error
-            if error.code < 500 and error.code != 429:  # the same the next time
+            if error.code < 500 and error.code != 429:  # would be the same the next time
                 break
         except ValueError as error:
             cause = error

@@ -20,11 +20,11 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from internvl.atomic import REMOVED_PREFIX, publish_folder, remove_folder, replace_files, write_json
+from internvl.data.cursor import LoaderState
 from internvl.errors import CheckpointError, ConfigError
 from internvl.train.checkpoint.resharding import resharded_folder
 
@@ -314,7 +314,7 @@ def _is_failed_write(error: Exception) -> bool:
     return isinstance(error, SafetensorError) or bool(_FAILED_WRITE.search(str(error)))
 
 
-def read_position(checkpoint: Path) -> dict[str, Any]:
+def read_position(checkpoint: Path) -> LoaderState:
     """The position of the training data in a checkpoint.
 
     Raises:

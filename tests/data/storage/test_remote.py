@@ -119,7 +119,7 @@ def test_a_url_fetched_by_many_at_once_is_whole(server, cache):
     assert len(list(cache.iterdir())) == 1
 
 
-def test_videos_can_be_behind_urls(server, tmp_path):
+def test_videos_can_be_at_urls(server, tmp_path):
     film = write_video(tmp_path / "film.mp4", 30)
     server.files["/film.mp4"] = film.read_bytes()
     assert read_video_info(f"{server.url}/film.mp4") == read_video_info(film)

@@ -16,6 +16,7 @@ from PIL import Image
 from eval.tasks.registry import find_task
 from internvl.data.loader import build_train_loader
 from internvl.data.meta import load_meta
+from internvl.data.plan import RowOptions
 from internvl.synth.corpus.lengths import load_model_reader, parse_length
 from internvl.synth.miniature.sentences import read_paragraphs
 from internvl.synth.needles import haystack, long_mr
@@ -80,7 +81,7 @@ def reader(checkpoint):
 
 
 def take_batches(meta, encoder, number):
-    loader = build_train_loader(load_meta(meta), encoder, num_streams=1)
+    loader = build_train_loader(load_meta(meta), encoder, RowOptions(num_streams=1))
     batches = iter(loader)
     return [next(batches) for _ in range(number)], loader
 

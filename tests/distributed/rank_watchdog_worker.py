@@ -8,13 +8,13 @@ import torch
 import torch.distributed as dist
 
 from internvl.parallel.launch import init_distributed, read_rank_env
-from internvl.parallel.rank_watchdog import name_silent_ranks
+from internvl.parallel.rank_watchdog import name_missing_ranks
 
 if __name__ == "__main__":
     logging.basicConfig()
     env = read_rank_env()
     init_distributed(env, device="cpu", timeout_s=8)
-    with name_silent_ranks(sign_within_s=4):
+    with name_missing_ranks(report_within_s=4):
         dist.barrier()
         if env.rank == int(sys.argv[1]):
             if sys.argv[2] == "die":
