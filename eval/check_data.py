@@ -18,7 +18,7 @@ from eval.core.media import find_broken_media, is_there, list_media
 from eval.core.sample import PackedImage, Sample, check_answers
 from eval.core.task import Task
 from eval.run.options import RunOptions
-from eval.tasks.registry import FAMILIES, select_tasks
+from eval.tasks.registry import GROUPS, select_tasks
 from internvl.errors import DataError, EvalError, InternVLError
 
 logger = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--show", type=int, default=3, metavar="N", help="missing files named per task (%(default)s)")
     args = parser.parse_args(argv)
     try:
-        tasks = select_tasks(",".join(FAMILIES) if args.tasks == "all" else args.tasks)
+        tasks = select_tasks(",".join(GROUPS) if args.tasks == "all" else args.tasks)
         states = [_report(check_task(task, args.data_root, open_media=args.open), args.show) for task in tasks]
     except InternVLError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -9,7 +9,7 @@ letter of an option, so `Answer: C` is A.
 import re
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
-from typing import Any
+from typing import TypedDict
 
 from eval.metrics import exact
 from eval.metrics.protocol import Protocol
@@ -29,7 +29,14 @@ _ANSWER_IS = re.compile(r"answer\s+is\s+\**([abcd])\**", re.IGNORECASE)
 _SCIENCEQA = re.compile(r"The answer is ([A-Z]).")  # any character behind the letter, as officially
 
 
-def label_options(texts: Sequence[Any]) -> dict[str, str]:
+class Answer(TypedDict):
+    """Gold answer of a multiple-choice question: the right letter, and the text of every option by letter."""
+
+    letter: object
+    options: dict[str, str]
+
+
+def label_options(texts: Sequence[object]) -> dict[str, str]:
     """Options by letter, in order.
 
     Raises:
@@ -40,7 +47,7 @@ def label_options(texts: Sequence[Any]) -> dict[str, str]:
     return {letter: read_text(text) for letter, text in zip(ascii_uppercase, texts, strict=False)}
 
 
-def score(answer: Any, response: str | None, *, options: Mapping[str, Any], protocol: Protocol) -> float:
+def score(answer: object, response: str | None, *, options: Mapping[str, object], protocol: Protocol) -> float:
     """1 if the response names the right letter (MMBench, CCBench; source: VLMEvalKit, V2PE).
 
     Args:
@@ -54,7 +61,9 @@ def score(answer: Any, response: str | None, *, options: Mapping[str, Any], prot
     return float(bool(letter) and letter in read_golds(answer))
 
 
-def score_scienceqa(answer: Any, response: str | None, *, options: Mapping[str, Any], protocol: Protocol) -> float:
+def score_scienceqa(
+    answer: object, response: str | None, *, options: Mapping[str, object], protocol: Protocol
+) -> float:
     """1 if the response names the right letter, ScienceQA's own sentence included.
 
     `official`: the letter of a single `The answer is X.` as in ScienceQA's scorer; where that draws an option at
@@ -69,7 +78,7 @@ def score_scienceqa(answer: Any, response: str | None, *, options: Mapping[str, 
     return float(letter in read_golds(answer))
 
 
-def score_ai2d(answer: Any, response: str | None, *, options: Mapping[str, Any], protocol: Protocol) -> float:
+def score_ai2d(answer: object, response: str | None, *, options: Mapping[str, object], protocol: Protocol) -> float:
     """1 if the response names the right letter; `upstream` compares the whole response with it (`eval.metrics.exact`).
 
     Args:
@@ -83,7 +92,7 @@ def score_ai2d(answer: Any, response: str | None, *, options: Mapping[str, Any],
     return score(answer, response, options=options, protocol=protocol)
 
 
-def cut_letter(response: str | None, options: Mapping[str, Any]) -> str:
+def cut_letter(response: str | None, options: Mapping[str, object]) -> str:
     """V2PE's rule, on which an empty response is empty instead of an error.
 
     A single character is itself; a first character that labels an option is it; else the letter of the first option
@@ -97,7 +106,7 @@ def cut_letter(response: str | None, options: Mapping[str, Any]) -> str:
     return next((letter for letter, text in options.items() if read_text(text) in said), said)
 
 
-def find_letter(response: str | None, options: Mapping[str, Any]) -> str | None:
+def find_letter(response: str | None, options: Mapping[str, object]) -> str | None:
     """VLMEvalKit's rule.
 
     Returns:
@@ -111,7 +120,7 @@ def find_letter(response: str | None, options: Mapping[str, Any]) -> str | None:
     return _find_label(said, options) or _find_stated_label(said, options) or _find_option_text(said, options)
 
 
-def _find_label(said: str, options: Mapping[str, Any]) -> str | None:
+def _find_label(said: str, options: Mapping[str, object]) -> str | None:
     """The only option letter that stands alone, unless more than a few words follow it."""
     tokens = said.translate(_SEPARATORS).split()
     found = [letter for letter in options if letter in tokens]
@@ -121,13 +130,13 @@ def _find_label(said: str, options: Mapping[str, Any]) -> str | None:
     return NO_ANSWER if not found and NO_ANSWER in tokens else None
 
 
-def _find_stated_label(said: str, options: Mapping[str, Any]) -> str | None:
+def _find_stated_label(said: str, options: Mapping[str, object]) -> str | None:
     match = _ANSWER_IS.search(said)
     letter = match[1].upper() if match else None
     return letter if letter in options else None
 
 
-def _find_option_text(said: str, options: Mapping[str, Any]) -> str | None:
+def _find_option_text(said: str, options: Mapping[str, object]) -> str | None:
     """The only option whose text occurs, if the response is not much longer than all options together."""
     texts = {letter: read_text(text) for letter, text in options.items()}
     said = said.lower()

@@ -1,11 +1,9 @@
 """Equality of short answers: OCR-VQA, AI2D as published by V2PE, and GQA."""
 
-from typing import Any
-
 from eval.metrics.text import read_golds, read_text
 
 
-def score(answer: Any, response: str | None) -> float:
+def score(answer: object, response: str | None) -> float:
     """1 if the response equals an accepted answer, both stripped and in lower case (V2PE, InternVL, VLMEvalKit).
 
     Punctuation counts: `A.` does not equal `A`.
@@ -14,7 +12,7 @@ def score(answer: Any, response: str | None) -> float:
     return float(any(gold.strip().lower() == said for gold in read_golds(answer)))
 
 
-def score_gqa(answer: Any, response: str | None) -> float:
+def score_gqa(answer: object, response: str | None) -> float:
     """1 if the normalised response equals the answer: GQA's `eval.py` behind the conversion that upstream makes."""
     return float(normalise_gqa(response) in read_golds(answer))
 

@@ -45,7 +45,7 @@ def find_metric(task: str) -> Metric:
     return METRICS.get(task, "RACC")
 
 
-def score(answer: Any, response: str | None, *, task: str, protocol: Protocol, lexicon: Lexicon) -> float:
+def score(answer: object, response: str | None, *, task: str, protocol: Protocol, lexicon: Lexicon) -> float:
     """Score one response.
 
     Args:
@@ -101,7 +101,7 @@ def _compute_f1(rows: Iterable[tuple[Hashable, tuple[list[str], str]]]) -> float
 
 
 def _prepare(
-    answer: Any, response: str | None, *, task: str, protocol: Protocol, lexicon: Lexicon
+    answer: object, response: str | None, *, task: str, protocol: Protocol, lexicon: Lexicon
 ) -> tuple[list[str], str]:
     texts = [*read_golds(answer), read_text(response)]
     if protocol == "upstream":

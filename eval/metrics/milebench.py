@@ -61,7 +61,7 @@ def find_rule(set_name: str, question_type: str) -> Rule:
     raise ValueError(f"question type of {set_name} is {question_type!r}, expected open-ended or multi-choice")
 
 
-def score(answer: Any, response: str | None, *, rule: Rule, choices: Sequence[Any] = ()) -> float:
+def score(answer: object, response: str | None, *, rule: Rule, choices: Sequence[object] = ()) -> float:
     """Score one response by the official rule.
 
     Args:
@@ -79,7 +79,7 @@ def score(answer: Any, response: str | None, *, rule: Rule, choices: Sequence[An
     return max((_score_one(gold, response, rule, choices) for gold in read_golds(answer)), default=0.0)
 
 
-def _score_one(answer: str, response: str | None, rule: Rule, choices: Sequence[Any]) -> float:
+def _score_one(answer: str, response: str | None, rule: Rule, choices: Sequence[object]) -> float:
     if rule == "choice":
         return score_choice(answer, response, choices=choices)
     gold, said = process(answer), process(response)
@@ -88,18 +88,18 @@ def _score_one(answer: str, response: str | None, rule: Rule, choices: Sequence[
     return float(gold in said.split() if rule == "needle" else gold in said)
 
 
-def process(text: Any) -> str:
+def process(text: object) -> str:
     """Flattened, without punctuation and quotation marks around it, in lower case."""
     return remove_punctuation(flatten_whitespace(read_text(text))).strip("'").strip('"').strip().lower()
 
 
-def score_choice(answer: Any, response: str | None, *, choices: Sequence[Any]) -> float:
+def score_choice(answer: object, response: str | None, *, choices: Sequence[object]) -> float:
     """1 if `match_option` gives the label of the first option equal to the answer."""
     texts = [process(choice) for choice in choices]
     return float(match_option(process(response), texts) == label_option(_find_answer(answer, texts)))
 
 
-def _find_answer(answer: Any, texts: Sequence[str]) -> int:
+def _find_answer(answer: object, texts: Sequence[str]) -> int:
     gold = process(answer)
     if gold not in texts:
         raise ValueError(f"the answer {gold!r} is not among the {len(texts)} choices: {', '.join(texts)[:200]}")
@@ -154,7 +154,7 @@ def _find_leftmost(text: str, candidates: Sequence[str]) -> str | None:
     return candidates[min(places)[1]] if places else None
 
 
-def score_choice_robust(answer: Any, response: str | None, *, choices: Sequence[Any]) -> float:
+def score_choice_robust(answer: object, response: str | None, *, choices: Sequence[object]) -> float:
     """1 if the response names a right option: its letter by `find_letter`, or its text alone; empty is wrong."""
     texts = [process(choice) for choice in choices]
     indices, said = {_find_answer(gold, texts) for gold in read_golds(answer)}, process(response)

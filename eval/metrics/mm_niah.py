@@ -13,8 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.metrics.protocol import PROTOCOLS as PROTOCOLS
-from eval.metrics.protocol import Protocol as Protocol
+from eval.metrics.protocol import Protocol
 from eval.metrics.text import (
     NUMBERS_TO_NINETY,
     contains_word,
@@ -31,7 +30,7 @@ DEPTH_STEP = 0.2  # divided by in binary floating point: depth 0.6 falls into ce
 NUM_TASKS_FOR_OVERALL = 6
 
 
-def is_correct(answer: int | str | list[Any], response: str | None, *, protocol: Protocol) -> float:
+def is_correct(answer: object, response: str | None, protocol: Protocol) -> float:
     """Score one response.
 
     Args:
@@ -130,15 +129,15 @@ def find_length_bin(context_length: float, edges: Sequence[int]) -> int:
     return bisect_right(edges, context_length)
 
 
-def find_depth_cell(placed_depth: float | Sequence[float]) -> int:
+def find_depth_cell(placed_depth: float | Sequence[object]) -> int:
     """Cell of a needle's depth (several needles: of their mean), 0 at the start of the context.
 
     Raises:
         ValueError: No depth, no number, or outside 0..1.
     """
     depths = [placed_depth] if isinstance(placed_depth, (int, float)) else list(placed_depth)
-    are_numbers = bool(depths) and all(isinstance(depth, (int, float)) for depth in depths)
-    depth = sum(depths) / len(depths) if are_numbers else -1.0
+    numbers = [depth for depth in depths if isinstance(depth, (int, float))]
+    depth = sum(numbers) / len(depths) if numbers and len(numbers) == len(depths) else -1.0
     if not 0.0 <= depth <= 1.0:
         raise ValueError(f"placed_depth must be one or several numbers in 0..1, got {placed_depth!r}")
     return int((0.99 if depth == 1.0 else depth) / DEPTH_STEP)
@@ -209,11 +208,11 @@ def summarise_grid(grid: Grid) -> dict[str, Any]:
     }
 
 
-def average_tasks(scores_by_task: dict[str, Sequence[float]]) -> list[float] | None:
+def average_tasks(scores: Sequence[Sequence[float]]) -> list[float] | None:
     """Official `overall`: mean over the six tasks per length bin; None for any other number of tasks."""
-    if len(scores_by_task) != NUM_TASKS_FOR_OVERALL:
+    if len(scores) != NUM_TASKS_FOR_OVERALL:
         return None
-    return [round(sum(column) / NUM_TASKS_FOR_OVERALL, 6) for column in zip(*scores_by_task.values(), strict=True)]
+    return [round(sum(column) / NUM_TASKS_FOR_OVERALL, 6) for column in zip(*scores, strict=True)]
 
 
 def format_length(num_tokens: int) -> str:

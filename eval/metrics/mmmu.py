@@ -7,7 +7,6 @@ is wrong, where the official script draws an option at random. `upstream` (Inter
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from eval.metrics.choice import cut_letter
 from eval.metrics.protocol import Protocol
@@ -46,7 +45,11 @@ _NUMBER_FORMS = (
 
 
 def score(
-    answer: Any, response: str | None, *, options: Mapping[str, Any] | None = None, protocol: Protocol = "official"
+    answer: object,
+    response: str | None,
+    *,
+    options: Mapping[str, object] | None = None,
+    protocol: Protocol = "official",
 ) -> float:
     """Score one response.
 
@@ -65,7 +68,7 @@ def score(
     return float(letter in read_golds(answer))
 
 
-def find_option(response: str | None, options: Mapping[str, Any]) -> str | None:
+def find_option(response: str | None, options: Mapping[str, object]) -> str | None:
     """Official multiple-choice parse: `(B)`, else ` B `, else in more than five words the text of an option.
 
     Of several candidates the one that occurs last wins.
@@ -93,7 +96,7 @@ def _find_last(said: str, written: Mapping[str, str]) -> str | None:
     return max(places, key=lambda key: places[key]) if places else None
 
 
-def score_open(answer: Any, response: str | None) -> float:
+def score_open(answer: object, response: str | None) -> float:
     """1 if a parsed piece of the response holds an accepted text or equals an accepted number."""
     golds = {form for gold in read_golds(answer) for form in normalise(gold)}
     texts = [gold for gold in golds if isinstance(gold, str)]

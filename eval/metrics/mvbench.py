@@ -6,7 +6,6 @@ right as well: under `official` it is wrong here, under `upstream` it stays righ
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from eval.metrics.protocol import Protocol
 from eval.metrics.text import read_golds, read_text
@@ -14,7 +13,7 @@ from eval.metrics.text import read_golds, read_text
 WHOLE_VIDEO_S = 100_000
 
 
-def score(answer: Any, response: str | None, *, protocol: Protocol) -> float:
+def score(answer: object, response: str | None, protocol: Protocol) -> float:
     """Score one response.
 
     Args:

@@ -7,7 +7,6 @@ F1 scores, times 100. Where the official script would divide by zero a metric is
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from eval.metrics.estimate import Estimate
 from eval.metrics.text import read_golds, read_text
@@ -21,7 +20,7 @@ def parse_yes_no(response: str | None) -> str:
     return "no" if _NEGATIONS.intersection(words) else "yes"
 
 
-def score(answer: Any, response: str | None) -> float:
+def score(answer: object, response: str | None) -> float:
     """1 if the parsed response equals the label; a label other than `no` means yes."""
     label = "no" if read_golds(answer) == ["no"] else "yes"
     return float(parse_yes_no(response) == label)
@@ -60,20 +59,12 @@ def estimate_f1(metrics: Mapping[str, float]) -> Estimate:
     return Estimate(metrics["f1"], spread, int(right + wrong + metrics["TN"]))
 
 
-def summarise(rows: Iterable[tuple[str, str, float]]) -> dict[str, Any]:
-    """Metrics by category from `(category, label, score)`.
-
-    Returns:
-        `by_category` (see `summarise_category`) and `mean_f1`, the number that InternVL and V2PE publish as POPE.
-    """
+def summarise(rows: Iterable[tuple[str, str, float]]) -> dict[str, dict[str, float]]:
+    """Metrics of every category, sorted by name, from `(category, label, score)`."""
     categories: dict[str, list[tuple[str, float]]] = {}
     for category, label, right in rows:
         categories.setdefault(category, []).append((label, right))
-    by_category: Mapping[str, dict[str, float]] = {
-        category: summarise_category(members) for category, members in sorted(categories.items())
-    }
-    f1 = [metrics["f1"] for metrics in by_category.values()]
-    return {"by_category": by_category, "mean_f1": _divide(math.fsum(f1), len(f1))}
+    return {category: summarise_category(members) for category, members in sorted(categories.items())}
 
 
 def _divide(part: float, whole: float) -> float:

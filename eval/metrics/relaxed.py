@@ -4,15 +4,13 @@
 hands the two over in the wrong order, as Qwen-VL, InternVL and V2PE do: the error is relative to the model's answer.
 """
 
-from typing import Any
-
 from eval.metrics.protocol import Protocol
 from eval.metrics.text import read_golds, read_text
 
 TOLERANCE = 0.05
 
 
-def score(answer: Any, response: str | None, *, protocol: Protocol) -> float:
+def score(answer: object, response: str | None, protocol: Protocol) -> float:
     """Best relaxed match over the accepted answers.
 
     Args:

@@ -15,13 +15,13 @@ from eval.metrics.text import read_golds, read_text
 IMAGE_TYPES = range(1, 10)
 
 
-def score(answer: Any, response: str | None, *, protocol: Protocol) -> float:
+def score(answer: object, response: str | None, protocol: Protocol) -> float:
     """1 if the response's letter equals the annotated one."""
-    letter = find_letter(response, protocol=protocol)
+    letter = find_letter(response, protocol)
     return float(bool(letter) and letter in read_golds(answer))
 
 
-def find_letter(response: str | None, *, protocol: Protocol) -> str:
+def find_letter(response: str | None, protocol: Protocol) -> str:
     """First character, under `official` of the stripped text in upper case; empty for an empty response."""
     said = read_text(response)
     return said[:1] if protocol == "upstream" else said.strip()[:1].upper()

@@ -6,7 +6,6 @@ included: scores are only comparable when the quirks are kept.
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 ARTICLES = frozenset({"a", "an", "the"})
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -48,12 +47,12 @@ _CONTRACTION_TABLE = """
 CONTRACTIONS: Mapping[str, str] = dict(pair.split("=") for pair in _CONTRACTION_TABLE.split())
 
 
-def read_text(value: Any) -> str:
+def read_text(value: object) -> str:
     """Text of an answer field: nothing for None, numbers as they are written."""
     return "" if value is None else str(value)
 
 
-def read_golds(answer: Any) -> list[str]:
+def read_golds(answer: object) -> list[str]:
     """Accepted answers of a field that holds one or a list of them; none for None."""
     if isinstance(answer, (list, tuple)):
         return [read_text(gold) for gold in answer]

@@ -37,7 +37,7 @@ def find_letter(response: str | None) -> str:
     return match[0] if match else ""
 
 
-def score(answer: Any, response: str | None) -> float:
+def score(answer: object, response: str | None) -> float:
     """1 if the letter is right; no letter is wrong."""
     letter = find_letter(response)
     return float(bool(letter) and letter in read_golds(answer))

@@ -6,7 +6,6 @@ it compares raw, case-sensitive text when all people gave the same answer.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from eval.metrics.protocol import Protocol
 from eval.metrics.text import (
@@ -22,12 +21,12 @@ from eval.metrics.text import (
 AGREEING_PEOPLE = 3
 
 
-def score(answer: Any, response: str | None, *, protocol: Protocol) -> float:
+def score(answer: object, response: str | None, protocol: Protocol) -> float:
     """VQAv2, OKVQA, VizWiz: `score_vqa` under `official`, `score_m4c` under `upstream`."""
     return score_vqa(answer, response) if protocol == "official" else score_m4c(answer, response)
 
 
-def score_m4c(answer: Any, response: str | None) -> float:
+def score_m4c(answer: object, response: str | None) -> float:
     """TextVQA under both protocols.
 
     Args:
@@ -41,7 +40,7 @@ def score_m4c(answer: Any, response: str | None) -> float:
     return share_of_people(golds, normalise_m4c(read_text(response)))
 
 
-def score_vqa(answer: Any, response: str | None) -> float:
+def score_vqa(answer: object, response: str | None) -> float:
     """VQAv2, OKVQA, VizWiz: text is normalised only where people differ; arguments as in `score_m4c`."""
     golds = [flatten_whitespace(gold) for gold in read_golds(answer)]
     said = flatten_whitespace(read_text(response))

@@ -35,7 +35,7 @@ class Value:
     normalised: str
 
 
-def score(answer: Any, response: Any) -> float:
+def score(answer: object, response: object) -> float:
     """1 if both sets of values agree; either may be one value or a list."""
     golds, saids = read_values(read_golds(answer)), read_values(read_golds(response))
     agree = len(golds) == len(saids) and all(any(matches(gold, said) for said in saids) for gold in golds)
