@@ -1,9 +1,9 @@
-"""MM-NIAH: is an answer right, and which accuracy does a set of answers have by context length and needle depth?
+"""MM-NIAH: scores answers, and averages scores by context length and needle depth.
 
-Two protocols, because published V2PE numbers were made with a scorer that differs from the benchmark's own:
-`official` is OpenGVLab/MM-NIAH `calculate_scores.py`; `upstream` is its copy in OpenGVLab/V2PE, which also accepts
-`left`/`right` for options and compares text answers up to their first period (so `3.5` equals `3.9`): its scores can
-only be higher. Inputs on which those scripts stop with an exception count as wrong here.
+There are two protocols, because the published V2PE numbers were made with a scorer that differs from the benchmark's
+own. `official` is `calculate_scores.py` of OpenGVLab/MM-NIAH. `upstream` is its copy in OpenGVLab/V2PE, which also
+accepts `left` and `right` for options and compares text answers up to their first period, so `3.5` equals `3.9`. Its
+scores are never lower. Inputs that crash those scripts count as wrong here.
 """
 
 import json
@@ -11,7 +11,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from eval.metrics.protocol import Protocol
 from eval.metrics.text import (
@@ -39,10 +38,10 @@ def is_correct(answer: object, response: str | None, protocol: Protocol) -> floa
         protocol: Whose rule.
 
     Returns:
-        0 or 1; for a list answer the share of its places that are right.
+        0 or 1; for counts the share of them that is right.
 
     Raises:
-        TypeError: The answer is of no kind that MM-NIAH has.
+        TypeError: The answer has another type.
     """
     response = read_text(response).strip(".")
     if isinstance(answer, int):
@@ -70,21 +69,21 @@ def _is_option(answer: int, response: str, protocol: Protocol) -> bool:
 
 
 def _cut_sentence(text: str) -> str:
-    """Lower case, without `the answer is` and `*`, up to the first period; commas go only where a period was."""
+    """Lower case, without `the answer is` and `*`, up to the first period."""
     text = text.lower().replace("the answer is", "").replace("*", "")
     head, period, _ = text.partition(".")
-    return head.replace(",", "").strip() if period else text
+    return head.replace(",", "").strip() if period else text  # commas stay without a period, as officially
 
 
-def _share_of_counts(answer: list[Any], response: str) -> float:
+def _share_of_counts(answer: list[object], response: str) -> float:
     counts = _parse_counts(response)
     if not answer or counts is None:
         return 0.0
     return sum(given == gold for given, gold in zip(counts, answer, strict=False)) / len(answer)
 
 
-def _parse_counts(response: str) -> list[Any] | None:
-    """The list in a JSON response; the lists of an object are joined; None for anything else."""
+def _parse_counts(response: str) -> list[object] | None:
+    """The list in a JSON response, or the joined lists of an object; None for everything else."""
     try:
         parsed = json.loads(response.replace("json", "").replace("```", "").strip())
     except (ValueError, RecursionError):
@@ -120,7 +119,7 @@ class Grid:
 
     @property
     def num_empty_cells(self) -> int:
-        """Cells at or above the first edge that hold no sample; the official score counts them as 0."""
+        """Cells from the first edge on without a sample; the official score counts them as 0."""
         return sum(count == 0 for row in self.counts[1:] for count in row)
 
 
@@ -130,10 +129,10 @@ def find_length_bin(context_length: float, edges: Sequence[int]) -> int:
 
 
 def find_depth_cell(placed_depth: float | Sequence[object]) -> int:
-    """Cell of a needle's depth (several needles: of their mean), 0 at the start of the context.
+    """Cell of a needle's depth, or of the mean depth of several needles; 0 is the start of the context.
 
     Raises:
-        ValueError: No depth, no number, or outside 0..1.
+        ValueError: There is no depth, or one is not a number or outside 0..1.
     """
     depths = [placed_depth] if isinstance(placed_depth, (int, float)) else list(placed_depth)
     numbers = [depth for depth in depths if isinstance(depth, (int, float))]
@@ -163,7 +162,7 @@ def build_grid(
 
 
 def score_length_bins(grid: Grid) -> list[float]:
-    """Official score per length bin: mean of the depth cells, empty cells counted as 0, rounded to 6 digits."""
+    """Official score per length bin: mean over depth cells, rounded to 6 digits. Empty cells count as 0."""
     means = (
         [s / n if n else 0.0 for s, n in zip(sums, counts, strict=True)]
         for sums, counts in zip(grid.score_sums[1:], grid.counts[1:], strict=True)
@@ -174,18 +173,16 @@ def score_length_bins(grid: Grid) -> list[float]:
 def spread_length_bins(
     score_sums: Sequence[Sequence[float]], square_sums: Sequence[Sequence[float]], counts: Sequence[Sequence[int]]
 ) -> list[float]:
-    """Standard error per length bin of a mean over its depth cells, from the rows of a `Grid`.
-
-    Cells are independent; an empty one is 0 by rule and adds nothing.
-    """
+    """Standard error per length bin of a mean over its depth cells, from the rows of a `Grid`."""
+    # Cells are independent. An empty cell is 0 by rule, not by chance, and adds nothing.
     return [
         math.sqrt(sum(max(0.0, q / n - (s / n) ** 2) / n for s, q, n in zip(*cells, strict=True) if n)) / len(cells[0])
         for cells in zip(score_sums, square_sums, counts, strict=True)
     ]
 
 
-def summarise_grid(grid: Grid) -> dict[str, Any]:
-    """Everything that the two published scripts report for one task, under their names, and what they hide.
+def summarise_grid(grid: Grid) -> dict[str, object]:
+    """Everything that the two published scripts report for one task, under their names, and standard errors.
 
     Returns:
         `scores` (official, per length bin) and `average` (their mean) with their standard errors `scores_stderr` and

@@ -1,12 +1,11 @@
-"""SEED-Bench image questions: the first character names the option (Li et al. 2023, arXiv 2307.16125).
+"""SEED-Bench image questions: the first character of a response is its option (Li et al. 2023, arXiv 2307.16125).
 
 The benchmark's own evaluation ranks options by likelihood and generates nothing; `official` is the usual generative
 reading (lmms-eval: stripped, any case), `upstream` V2PE's `calculation.py`: the raw first character, case-sensitive.
-An empty response is wrong; upstream's script ends on it.
+An empty response is wrong here; upstream's script crashes on it.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 from eval.metrics.estimate import estimate_groups
 from eval.metrics.protocol import Protocol
@@ -27,11 +26,11 @@ def find_letter(response: str | None, protocol: Protocol) -> str:
     return said[:1] if protocol == "upstream" else said.strip()[:1].upper()
 
 
-def summarise(rows: Iterable[tuple[int, float]]) -> dict[str, Any]:
+def summarise(rows: Iterable[tuple[int, float]]) -> dict[str, object]:
     """Accuracy by question type from `(type number, score)`.
 
     Returns:
-        `by_type` (types that have questions), `total`, `image` (types 1 to 9), `video` (the others), each with
+        `by_type` (types that have questions), `total`, `image` (types 1 to 9) and `video` (the others), each with
         `score`, `stderr` and `count`; None where there is no question.
     """
     rows = sorted(rows)
