@@ -28,25 +28,15 @@ GUIDE = "docs/evaluation.md"
 
 @dataclass(frozen=True)
 class DataState:
-    """State of a task's data.
-
-    Attributes:
-        task: The task.
-        missing_files: Missing files of questions or answers, and missing folders.
-        fault: What is wrong with the files; empty: nothing.
-        num_samples: Number of questions.
-        num_media: Number of different pictures and videos, including those inside the annotation file.
-        missing_media: Pictures and videos that do not exist.
-        broken_media: Why others cannot be read.
-    """
+    """State of a task's data."""
 
     task: Task
-    missing_files: tuple[Path, ...] = ()
-    fault: str = ""
+    missing_files: tuple[Path, ...] = ()  # of questions or answers; and missing folders
+    fault: str = ""  # what is wrong with the files; empty: nothing
     num_samples: int = 0
-    num_media: int = 0
+    num_media: int = 0  # different pictures and videos, including those inside the annotation file
     missing_media: tuple[Path, ...] = ()
-    broken_media: tuple[str, ...] = ()
+    broken_media: tuple[str, ...] = ()  # why pictures or videos that exist cannot be read
 
     @property
     def is_complete(self) -> bool:

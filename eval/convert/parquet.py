@@ -35,11 +35,7 @@ def read_rows(paths: Sequence[Path], *, columns: Sequence[str]) -> Iterator[dict
 
 
 def find_files(folder: Path, pattern: str) -> list[Path]:
-    """Files below a folder, sorted by path.
-
-    Raises:
-        DataError: There are none.
-    """
+    """Files below a folder, sorted by path. Raises DataError if there are none."""
     paths = sorted(folder.rglob(pattern))
     if not paths:
         raise DataError(f"no file {pattern} below {folder.absolute()}")

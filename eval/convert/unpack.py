@@ -51,17 +51,11 @@ _BLOCK_BYTES = 512  # two blocks of zeros end a tar archive
 
 @dataclass(frozen=True)
 class Member:
-    """A file of an archive.
+    """A file of an archive."""
 
-    Attributes:
-        name: As in the archive.
-        size: In bytes.
-        time_s: Time of its last change in seconds since 1970; 0 where the archive does not say.
-    """
-
-    name: str
-    size: int
-    time_s: int
+    name: str  # as in the archive
+    size: int  # in bytes
+    time_s: int  # time of its last change in seconds since 1970; 0 where the archive does not say
 
 
 def unpack(archives: Sequence[Path], out: Path) -> int:
@@ -90,11 +84,7 @@ def unpack(archives: Sequence[Path], out: Path) -> int:
 
 
 def group_parts(archives: Sequence[Path]) -> dict[str, list[Path]]:
-    """Archives by name, each with its parts in order.
-
-    Raises:
-        DataError: A file or a part of an archive is missing.
-    """
+    """Archives by name, each with its parts in order. Raises DataError if a file or a part is missing."""
     groups: dict[str, list[Path]] = {}
     for path in sorted(archives):
         if not path.is_file():

@@ -33,22 +33,15 @@ Record = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Original:
-    """One original file.
+    """One original file."""
 
-    Attributes:
-        file: The file, below the data root.
-        out: The jsonl file.
-        key: Where the file keeps its records; empty: the file is the list of records, or an object of them.
-        image: Path of a picture below the data root, with fields of the record in braces.
-        fields: Field of the jsonl file -> field of a record. `number` is the record's place in its list, or its key.
-        people: File for the answers of a record's people; None: there are none, or they are published separately.
-    """
-
-    file: str
-    out: str
-    key: str
-    image: str
+    file: str  # below the data root
+    out: str  # likewise, the jsonl file
+    key: str  # where the file keeps its records; empty: the file is the list of records, or an object of them
+    image: str  # path of a picture below the data root, with fields of the record in braces
+    # Field of the jsonl file -> field of a record. `number` is the record's place in its list, or its key.
     fields: Mapping[str, str]
+    # File for the answers of a record's people; None: there are none, or they are published separately.
     people: str | None = None
 
 

@@ -37,11 +37,7 @@ class Answer(TypedDict):
 
 
 def label_options(texts: Sequence[object]) -> dict[str, str]:
-    """Options by letter, in order.
-
-    Raises:
-        ValueError: More options than letters.
-    """
+    """Options by letter, in order. Raises ValueError if there are more options than letters."""
     if len(texts) > len(ascii_uppercase):
         raise ValueError(f"{len(texts)} options, expected at most {len(ascii_uppercase)} (one per letter)")
     return {letter: read_text(text) for letter, text in zip(ascii_uppercase, texts, strict=False)}

@@ -10,15 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Annotation:
-    """One value of a field.
+    """One value of a field."""
 
-    Attributes:
-        key: Document and field.
-        forms: Spellings of the value.
-    """
-
-    key: Hashable
-    forms: frozenset[str]
+    key: Hashable  # document and field
+    forms: frozenset[str]  # spellings of the value
 
 
 def compute_f1(predictions: Sequence[Annotation], references: Sequence[Annotation]) -> dict[str, float]:

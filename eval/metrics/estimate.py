@@ -19,16 +19,10 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of scores.
-
-    Attributes:
-        score: The mean.
-        stderr: Its standard error. For a plain mean that is `sqrt(variance / count)`, the binomial one for scores
-            that are 0 or 1.
-        count: Number of scores.
-    """
+    """A mean of scores."""
 
     score: float
+    # Standard error; for a plain mean sqrt(variance / count), which is the binomial one where scores are 0 or 1.
     stderr: float
     count: int
 
@@ -39,11 +33,7 @@ def read_estimate(numbers: Mapping[str, Any]) -> Estimate:
 
 
 def estimate_mean(scores: Sequence[float]) -> Estimate:
-    """Mean and standard error.
-
-    Raises:
-        EvalError: Nothing to average.
-    """
+    """Mean and standard error. Raises EvalError without scores."""
     if not scores:
         raise EvalError("cannot average zero scores")
     count = len(scores)
@@ -67,11 +57,7 @@ def estimate_share(part: float, whole: int) -> Estimate:
 
 
 def estimate_clusters(clusters: Iterable[Sequence[float]]) -> Estimate:
-    """Mean of all scores, where only scores of different clusters are independent.
-
-    Raises:
-        EvalError: Nothing to average.
-    """
+    """Mean of all scores, where only scores of different clusters are independent. Raises EvalError without scores."""
     sizes = [(math.fsum(scores), len(scores)) for scores in clusters]
     count = sum(size for _, size in sizes)
     if not count:
@@ -82,11 +68,7 @@ def estimate_clusters(clusters: Iterable[Sequence[float]]) -> Estimate:
 
 
 def average_estimates(parts: Sequence[Estimate]) -> Estimate:
-    """Mean of independent means with equal weights.
-
-    Raises:
-        EvalError: Nothing to average.
-    """
+    """Mean of independent means with equal weights. Raises EvalError without parts."""
     if not parts:
         raise EvalError("cannot average zero scores")
     return Estimate(
@@ -97,11 +79,7 @@ def average_estimates(parts: Sequence[Estimate]) -> Estimate:
 
 
 def pool_estimates(parts: Sequence[Estimate]) -> Estimate:
-    """Mean of independent means, weighted so that every question counts the same.
-
-    Raises:
-        EvalError: Nothing to average.
-    """
+    """Mean of independent means in which every question counts the same. Raises EvalError without questions."""
     count = sum(part.count for part in parts)
     if not count:
         raise EvalError("cannot average zero scores")

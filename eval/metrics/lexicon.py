@@ -47,19 +47,12 @@ class Lexicon(Protocol):
 
 @dataclass(frozen=True)
 class WordNetLexicon:
-    """NLTK's word list and WordNet 3.0.
-
-    Attributes:
-        words: The word list.
-        nouns: WordNet's nouns, as lemmas.
-        irregular: Base forms of irregular plurals (`noun.exc`).
-        name: For reports.
-    """
+    """NLTK's word list and WordNet 3.0."""
 
     words: frozenset[str] = field(repr=False)
-    nouns: frozenset[str] = field(repr=False)
-    irregular: Mapping[str, tuple[str, ...]] = field(repr=False)
-    name: str = "wordnet"
+    nouns: frozenset[str] = field(repr=False)  # lemmas of WordNet
+    irregular: Mapping[str, tuple[str, ...]] = field(repr=False)  # base forms of irregular plurals (`noun.exc`)
+    name: str = "wordnet"  # for reports
 
     def find_root(self, stem: str) -> str | None:
         """The first word among the stem (`walk`), the stem without a doubled letter (`run`) and the stem with `e`."""

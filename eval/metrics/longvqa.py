@@ -46,7 +46,7 @@ def find_metric(task: str) -> Metric:
 
 
 def score(answer: object, response: str | None, *, task: str, protocol: Protocol, lexicon: Lexicon) -> float:
-    """Score one response.
+    """Score of one response in 0..1; for F1 and BLEU4, `score_corpus` gives the number of a whole set.
 
     Args:
         answer: One accepted text or several.
@@ -54,10 +54,6 @@ def score(answer: object, response: str | None, *, task: str, protocol: Protocol
         task: Name of the set.
         protocol: `upstream` rewrites both texts first.
         lexicon: Used under `upstream` only.
-
-    Returns:
-        0..1. For F1 whether the value is right, for BLEU4 the score of this response alone; `score_corpus` gives the
-        number of a whole set.
     """
     golds, said = _prepare(answer, response, task=task, protocol=protocol, lexicon=lexicon)
     metric = find_metric(task)

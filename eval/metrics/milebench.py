@@ -58,16 +58,13 @@ def find_rule(set_name: str, question_type: str) -> Rule:
 
 
 def score(answer: object, response: str | None, *, rule: Rule, choices: Sequence[object] = ()) -> float:
-    """Score one response by the official rule.
+    """Score of one response by the official rule: 0 or 1, for `rouge` 0..1.
 
     Args:
-        answer: The accepted text (for `choice` one of `choices`).
+        answer: One accepted text or several; for `choice` each is one of `choices`.
         response: What the model said.
         rule: See `find_rule`.
         choices: Texts of the options, without letters.
-
-    Returns:
-        0 or 1; for `rouge` 0..1.
 
     Raises:
         ValueError: The answer is not among the choices.

@@ -30,15 +30,12 @@ NUM_TASKS_FOR_OVERALL = 6
 
 
 def is_correct(answer: object, response: str | None, protocol: Protocol) -> float:
-    """Score one response.
+    """Score of one response: 0 or 1, for counts the share of them that is right.
 
     Args:
         answer: Option index (int), list of counts, or open text.
         response: What the model said.
         protocol: Whose rule.
-
-    Returns:
-        0 or 1; for counts the share of them that is right.
 
     Raises:
         TypeError: The answer has another type.
@@ -103,19 +100,13 @@ def _normalise(text: str, protocol: Protocol) -> str:
 
 @dataclass(frozen=True)
 class Grid:
-    """Sums of scores, of their squares, and counts by context length and needle depth.
+    """Sums of scores, of their squares, and counts by context length and needle depth."""
 
-    Attributes:
-        edges: Left edges of the length bins in tokens; the last bin has no right edge.
-        score_sums: `len(edges) + 1` rows of `NUM_DEPTHS` cells; row 0 lies below the first edge.
-        square_sums: Sum of the squares of the scores in each cell.
-        counts: Number of samples in each cell.
-    """
-
-    edges: tuple[int, ...]
+    edges: tuple[int, ...]  # left edges of the length bins in tokens; the last bin has no right edge
+    # `len(edges) + 1` rows of `NUM_DEPTHS` cells; row 0 is below the first edge.
     score_sums: tuple[tuple[float, ...], ...]
-    square_sums: tuple[tuple[float, ...], ...]
-    counts: tuple[tuple[int, ...], ...]
+    square_sums: tuple[tuple[float, ...], ...]  # sum of the squares of the scores in each cell
+    counts: tuple[tuple[int, ...], ...]  # number of samples in each cell
 
     @property
     def num_empty_cells(self) -> int:

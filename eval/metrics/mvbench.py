@@ -28,11 +28,7 @@ def score(answer: object, response: str | None, protocol: Protocol) -> float:
 def find_frame_range(bound: Sequence[float] | None, *, fps: float, last: int, first: int = 0) -> tuple[int, int]:
     """First and last frame of a clip by the published rule. The range may run backwards where a clip starts too late.
 
-    Args:
-        bound: Start and end in seconds; None for the whole video.
-        fps: Frames per second.
-        last: Number of the last frame. For a folder of frames, how many there are.
-        first: Number of the first frame. For a folder of frames, 1.
+    `bound` is start and end in seconds, None for the whole video. Frames of a folder are numbered from 1.
     """
     start, end = bound or (-WHOLE_VIDEO_S, WHOLE_VIDEO_S)
     return max(first, round(start * fps)), min(round(end * fps), last)

@@ -9,11 +9,7 @@ PROTOCOLS: tuple[Protocol, ...] = ("official", "upstream")
 
 
 def read_protocol(name: str) -> Protocol:
-    """A protocol by its name in files and on the command line.
-
-    Raises:
-        EvalError: There is no such protocol.
-    """
+    """A protocol by its name in files and on the command line. Raises EvalError if there is none of that name."""
     for protocol in PROTOCOLS:
         if name == protocol:
             return protocol

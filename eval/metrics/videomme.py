@@ -45,23 +45,14 @@ def score(answer: object, response: str | None) -> float:
 
 @dataclass(frozen=True)
 class Answered:
-    """One scored question.
+    """One scored question."""
 
-    Attributes:
-        duration: `short`, `medium` or `long`.
-        domain: One of six.
-        sub_category: One of thirty.
-        task_type: One of twelve.
-        is_right: Whether the letter is right.
-        has_letter: Whether the response had one.
-    """
-
-    duration: str
-    domain: str
-    sub_category: str
-    task_type: str
-    is_right: bool
-    has_letter: bool
+    duration: str  # `short`, `medium` or `long`
+    domain: str  # one of six
+    sub_category: str  # one of thirty
+    task_type: str  # one of twelve
+    is_right: bool  # whether the letter is right
+    has_letter: bool  # whether the response had one
 
 
 class Table(TypedDict):

@@ -22,16 +22,10 @@ _UNKNOWN = -1
 
 @dataclass(frozen=True)
 class Value:
-    """One value of an answer.
+    """One value of an answer."""
 
-    Attributes:
-        kind: What the text reads as.
-        content: The number, `(year, month, day)`, or the normalised text.
-        normalised: The normalised text.
-    """
-
-    kind: Literal["number", "date", "text"]
-    content: float | tuple[int, int, int] | str
+    kind: Literal["number", "date", "text"]  # what the text reads as
+    content: float | tuple[int, int, int] | str  # number, (year, month, day), or normalised text
     normalised: str
 
 

@@ -26,12 +26,14 @@ def _score(answer: choice.Answer, response: str, protocol: Protocol) -> float:
 
 
 FAMILY = collect_tasks(
-    make_image_task(
-        "vqa/ai2d-test",
-        QuestionFile("ai2diagram/test_vlmevalkit.jsonl", AnsweredRecord, _ask, max_num=6),
-        version=1,
-        source="https://huggingface.co/OpenGVLab/InternVL (ai2diagram; pictures from https://allenai.org/data/diagrams)",
-        max_new_tokens=10,
-        score_answer=_score,
-    )
+    [
+        make_image_task(
+            "vqa/ai2d-test",
+            QuestionFile("ai2diagram/test_vlmevalkit.jsonl", AnsweredRecord, _ask, max_num=6),
+            version=1,
+            source="https://huggingface.co/OpenGVLab/InternVL (ai2diagram; pictures from https://allenai.org/data/diagrams)",
+            max_new_tokens=10,
+            score_answer=_score,
+        )
+    ]
 )

@@ -6,4 +6,4 @@ DATA_ROOT/mmbench/CCBench_legacy.tsv                 index, question, A-D, answe
 from eval.tasks.mmbench import CHINESE_SENTENCE, make_table_task
 from eval.tasks.questions import collect_tasks
 
-FAMILY = collect_tasks(make_table_task("ccbench/dev", "CCBench_legacy.tsv", CHINESE_SENTENCE))
+FAMILY = collect_tasks([make_table_task("ccbench/dev", "CCBench_legacy.tsv", CHINESE_SENTENCE)])

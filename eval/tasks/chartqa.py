@@ -24,7 +24,7 @@ def summarise(results: Results) -> dict[str, object]:
 
 
 FAMILY = collect_tasks(
-    *(
+    (
         make_image_task(
             f"vqa/chartqa-test-{part}",
             QuestionFile(f"chartqa/test_{part}.jsonl", AnsweredRecord, ask_answered, max_num=12),

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from eval.core.fields import read_object
@@ -22,25 +21,19 @@ class _AnswerFile:
     data: list[_Entry]
 
 
-def read_answers(data_root: Path, *, file: str) -> Mapping[str, list[object]]:
-    """Accepted answers by question id.
-
-    Raises:
-        DataError: A field is missing or of another type.
-    """
-    return {str(entry.questionId): entry.answers for entry in read_object(data_root / file, _AnswerFile).data}
+def read_answers(path: Path) -> Mapping[str, list[object]]:
+    """Accepted answers by question id. Raises DataError for a bad field."""
+    return {str(entry.questionId): entry.answers for entry in read_object(path, _AnswerFile).data}
 
 
 def make_document_task(name: str, file: str, *, source: str, answers: str | None, max_num: int) -> Task:
     """One split; without a file of answers there is a file to upload instead of a score."""
-    read = partial(read_answers, file=answers) if answers else None
     return make_image_task(
         name,
-        QuestionFile(file, QuestionRecord, ask_briefly, max_num=max_num, read_answers=read),
+        QuestionFile(file, QuestionRecord, ask_briefly, max_num, answer_file=answers, read_answers=read_answers),
         version=1,
         source=source,
         max_new_tokens=100,
         score_answer=use_one_rule(anls.score),
-        more_files=(Path(answers),) if answers else (),
         upload=None if answers else upload_list(questionId="id", answer="response"),
     )

@@ -10,14 +10,12 @@ from eval.tasks.document import make_document_task
 from eval.tasks.questions import collect_tasks
 
 FAMILY = collect_tasks(
-    *(
-        make_document_task(
-            f"vqa/docvqa-{split}",
-            f"docvqa/{split}.jsonl",
-            source="https://www.docvqa.org/datasets/docvqa",
-            answers=answers,
-            max_num=18,
-        )
-        for split, answers in (("val", "docvqa/val/val_v1.0.json"), ("test", None))
+    make_document_task(
+        f"vqa/docvqa-{split}",
+        f"docvqa/{split}.jsonl",
+        source="https://www.docvqa.org/datasets/docvqa",
+        answers=answers,
+        max_num=18,
     )
+    for split, answers in (("val", "docvqa/val/val_v1.0.json"), ("test", None))
 )

@@ -18,7 +18,7 @@ from eval.metrics.estimate import estimate_groups
 from eval.tasks.questions import QuestionFile, QuestionRecord, ask_briefly, collect_tasks, make_image_task, use_one_rule
 from internvl.errors import DataError
 
-QUESTIONS = "gqa/testdev_balanced_questions.json"
+ANSWERS = "gqa/testdev_balanced_questions.json"
 
 
 class _Answer(TypedDict):
@@ -37,14 +37,14 @@ class _Entry:
     types: _Types
 
 
-def read_answers(data_root: Path) -> Mapping[str, _Answer]:
+def read_answers(path: Path) -> Mapping[str, _Answer]:
     """Answers by question id."""
     answers: dict[str, _Answer] = {}
-    for key, value in read_json(data_root / QUESTIONS, dict).items():
+    for key, value in read_json(path, dict).items():
         try:
             entry = parse_record(_Entry, value)
         except DataError as error:
-            raise DataError(f"question {key}: {error}", source=str(data_root / QUESTIONS)) from error
+            raise DataError(f"question {key}: {error}", source=str(path)) from error
         answers[str(key)] = {"text": entry.answer, "kind": "open" if entry.types.structural == "query" else "binary"}
     return answers
 
@@ -62,17 +62,18 @@ def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> d
 def _make(name: str, file: str) -> Task:
     return make_image_task(
         name,
-        QuestionFile(f"gqa/{file}", QuestionRecord, ask_briefly, max_num=6, read_answers=read_answers),
+        QuestionFile(f"gqa/{file}", QuestionRecord, ask_briefly, 6, answer_file=ANSWERS, read_answers=read_answers),
         version=1,
         source="https://cs.stanford.edu/people/dorarad/gqa/download.html",
         max_new_tokens=10,
         score_answer=use_one_rule(_score),
         aggregate=aggregate,
-        more_files=(Path(QUESTIONS),),
     )
 
 
 FAMILY = collect_tasks(
-    _make("vqa/gqa-testdev", "llava_gqa_testdev_balanced_qwen_format.jsonl"),
-    _make("vqa/gqa-testdev-balanced", "test_balanced.jsonl"),
+    [
+        _make("vqa/gqa-testdev", "llava_gqa_testdev_balanced_qwen_format.jsonl"),
+        _make("vqa/gqa-testdev-balanced", "test_balanced.jsonl"),
+    ]
 )

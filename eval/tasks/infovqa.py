@@ -10,14 +10,12 @@ from eval.tasks.document import make_document_task
 from eval.tasks.questions import collect_tasks
 
 FAMILY = collect_tasks(
-    *(
-        make_document_task(
-            f"vqa/infovqa-{split}",
-            f"infographicsvqa/{split}.jsonl",
-            source="https://www.docvqa.org/datasets/infographicvqa",
-            answers=answers,
-            max_num=24,
-        )
-        for split, answers in (("val", "infographicsvqa/infographicsVQA_val_v1.0_withQT.json"), ("test", None))
+    make_document_task(
+        f"vqa/infovqa-{split}",
+        f"infographicsvqa/{split}.jsonl",
+        source="https://www.docvqa.org/datasets/infographicvqa",
+        answers=answers,
+        max_num=24,
     )
+    for split, answers in (("val", "infographicsvqa/infographicsVQA_val_v1.0_withQT.json"), ("test", None))
 )

@@ -67,7 +67,7 @@ def read_samples(data_root: Path, *, annotation: Path, images: Path) -> list[Sam
 def _build(record: _Record, images: Path) -> Sample:
     if len(record.conversations) < 2:
         raise DataError(f"conversations has {len(record.conversations)} turns, expected a question and an answer")
-    question, answer = (parse_record(_Turn, turn, place="conversations.").value for turn in record.conversations[:2])
+    question, answer = (parse_record(_Turn, turn, place=("conversations",)).value for turn in record.conversations[:2])
     names = [record.image] if isinstance(record.image, str) else record.image
     length = record.metadata.context_length
     return Sample(

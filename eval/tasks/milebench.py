@@ -128,11 +128,7 @@ def _list_choices(choices: Sequence[object], set_name: str, prompts: str) -> str
 
 
 def _place_images(text: str, num_images: int, combined: bool) -> str:
-    """`<image>` for every mark; pictures without one come first.
-
-    Raises:
-        DataError: More marks than pictures.
-    """
+    """`<image>` for every mark; pictures without a mark come first. Raises DataError for marks without a picture."""
     if combined:
         parts = _MARK.split(text)
         marked = "".join(f"{part}<Image {number}> " for number, part in enumerate(parts[:-1], start=1)) + parts[-1]

@@ -34,25 +34,17 @@ from internvl.model.constants import IMAGE_PLACEHOLDER
 MAX_NEW_TOKENS = 16
 _NAME = re.compile(r"(?P<stem>(retrieval|counting|reasoning)-(text|image)(-[a-z0-9_-]+)?)-(?P<split>val|test)")
 
-
 Answer = int | str | list[object]  # index of the right option, open text, or counts
 
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """What differs between the benchmark's own evaluation and V2PE's.
+    """What differs between the benchmark's own evaluation and V2PE's."""
 
-    Attributes:
-        joint: Text between context and question.
-        counting_ending: Text after a counting question.
-        counting_tokens: Limit of a counting answer in tokens.
-        max_num: Tiles per image.
-    """
-
-    joint: str
-    counting_ending: str
-    counting_tokens: int
-    max_num: int
+    joint: str  # text between context and question
+    counting_ending: str  # text after a counting question
+    counting_tokens: int  # limit of a counting answer in tokens
+    max_num: int  # tiles per image
 
 
 STYLES = {
@@ -83,11 +75,7 @@ class _Record:
 def read_samples(
     data_root: Path, *, annotation: Path, images: Path, style: PromptStyle, is_counting: bool
 ) -> list[Sample]:
-    """All samples of one task.
-
-    Raises:
-        DataError: A record is wrong; the message names file and row.
-    """
+    """All samples of a task. Raises DataError for a bad record."""
     path, folder = data_root / annotation, data_root / images
 
     def build(row: int, record: _Record) -> Sample:

@@ -117,8 +117,10 @@ def make_table_task(name: str, file: str, sentence: str) -> Task:
 
 
 FAMILY = collect_tasks(
-    make_table_task("mmbench/dev-en", "mmbench_dev_20230712.tsv", OPTION_SENTENCE),
-    make_table_task("mmbench/dev-cn", "mmbench_dev_cn_20231003.tsv", CHINESE_SENTENCE),
-    make_table_task("mmbench/test-en", "mmbench_test_en_20231003.tsv", OPTION_SENTENCE),
-    make_table_task("mmbench/test-cn", "mmbench_test_cn_20231003.tsv", CHINESE_SENTENCE),
+    [
+        make_table_task("mmbench/dev-en", "mmbench_dev_20230712.tsv", OPTION_SENTENCE),
+        make_table_task("mmbench/dev-cn", "mmbench_dev_cn_20231003.tsv", CHINESE_SENTENCE),
+        make_table_task("mmbench/test-en", "mmbench_test_en_20231003.tsv", OPTION_SENTENCE),
+        make_table_task("mmbench/test-cn", "mmbench_test_cn_20231003.tsv", CHINESE_SENTENCE),
+    ]
 )

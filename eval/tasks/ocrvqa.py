@@ -14,15 +14,13 @@ from eval.tasks.questions import (
 )
 
 FAMILY = collect_tasks(
-    *(
-        make_image_task(
-            f"vqa/ocrvqa-{split}",
-            QuestionFile(f"ocrvqa/ocrvqa_{split}.jsonl", AnsweredRecord, ask_answered, max_num=6),
-            version=1,
-            source="https://ocr-vqa.github.io",
-            max_new_tokens=100,
-            score_answer=use_one_rule(exact.score),
-        )
-        for split in ("val", "test")
+    make_image_task(
+        f"vqa/ocrvqa-{split}",
+        QuestionFile(f"ocrvqa/ocrvqa_{split}.jsonl", AnsweredRecord, ask_answered, max_num=6),
+        version=1,
+        source="https://ocr-vqa.github.io",
+        max_new_tokens=100,
+        score_answer=use_one_rule(exact.score),
     )
+    for split in ("val", "test")
 )

@@ -8,10 +8,12 @@ from eval.tasks.questions import collect_tasks
 from eval.tasks.soft_vqa import make_soft_task
 
 FAMILY = collect_tasks(
-    make_soft_task(
-        "vqa/okvqa-val",
-        "okvqa/okvqa_val.jsonl",
-        source="https://okvqa.allenai.org/download.html",
-        answers="okvqa/mscoco_val2014_annotations.json",
-    )
+    [
+        make_soft_task(
+            "vqa/okvqa-val",
+            "okvqa/okvqa_val.jsonl",
+            source="https://okvqa.allenai.org/download.html",
+            answers="okvqa/mscoco_val2014_annotations.json",
+        )
+    ]
 )

@@ -9,7 +9,7 @@ docs/decisions/adding_a_benchmark.md has a whole example.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,42 +37,26 @@ Results = Mapping[str, Mapping[str, Any]]  # contents of scores.json by name of 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one picture.
+    """One question about one picture."""
 
-    Attributes:
-        image: Path of the picture, see `find_image`.
-        text: The question as it is sent, without `<image>`.
-        answer: Gold answer; None where it is not public or stands in a file of answers.
-        id: Unique within the file; None for the number of the line.
-        metadata: What scoring and reports need later.
-    """
-
-    image: str
-    text: str
-    answer: object = None
-    id: str | int | None = None
-    metadata: Mapping[str, object] = field(default_factory=dict)
+    image: str  # path of the picture, see `find_image`
+    text: str  # the question as it is sent, without `<image>`
+    answer: object = None  # gold answer; None where it is not public or stands in a file of answers
+    id: str | int | None = None  # unique within the file; None for the number of the line
+    metadata: Mapping[str, object] = field(default_factory=dict)  # what scoring and reports need later
 
 
 @dataclass(frozen=True)
 class QuestionFile(Generic[R]):
-    """A jsonl file whose lines are questions about one picture.
+    """A jsonl file whose lines are questions about one picture."""
 
-    Attributes:
-        file: Path below the data root.
-        record: Dataclass of a line; its annotations are checked.
-        ask: Line -> question.
-        max_num: Tiles per image.
-        read_answers: Data root -> gold answers by question id, where they are in a file of their own.
-        image_folder: Folder of pictures whose path does not start with `data/`.
-    """
-
-    file: str
-    record: type[R]
-    ask: Callable[[R], Question]
-    max_num: int
-    read_answers: Callable[[Path], Mapping[str, object]] | None = None
-    image_folder: str = ""
+    file: str  # path below the data root
+    record: type[R]  # dataclass of a line; its annotations are checked
+    ask: Callable[[R], Question]  # line -> question
+    max_num: int  # tiles per image
+    answer_file: str | None = None  # where answers are in a file of their own
+    read_answers: Callable[[Path], Mapping[str, object]] = lambda path: {}  # that file -> answers by question id
+    image_folder: str = ""  # folder of pictures whose path does not start with `data/`
 
 
 @dataclass(frozen=True)
@@ -99,23 +83,15 @@ def ask_briefly(record: QuestionRecord) -> Question:
 
 
 def ask_answered(record: AnsweredRecord) -> Question:
-    """As `ask_briefly`, with the line's own answer.
-
-    Raises:
-        DataError: The list of answers is empty.
-    """
+    """As `ask_briefly`, with the line's own answer. Raises DataError for an empty list of answers."""
     if record.answer == []:
         raise DataError("the list of answers is empty, expected at least one")
     return Question(record.image, f"{record.question} {SHORT_SENTENCE}", record.answer)
 
 
 def read_questions(data_root: Path, *, questions: QuestionFile[R]) -> list[Sample]:
-    """All samples of a file.
-
-    Raises:
-        DataError: A record is wrong; the message names file and row.
-    """
-    answers = questions.read_answers(data_root) if questions.read_answers else None
+    """All samples of a file. Raises DataError for a bad record."""
+    answers = None if questions.answer_file is None else questions.read_answers(data_root / questions.answer_file)
 
     def build(row: int, record: R) -> Sample:
         question = questions.ask(record)
@@ -139,11 +115,7 @@ def _find_answer(answers: Mapping[str, object], question_id: str) -> object:
 
 
 def put_images_first(question: str, num_images: int) -> str:
-    """`<image>` and a line break per image, then the question; a question that places its images itself stays as it is.
-
-    Raises:
-        DataError: The question places another number of images.
-    """
+    """The question after a line of `<image>` per image; one that places all its images itself stays as it is."""
     num_placed = question.count(IMAGE_PLACEHOLDER)
     if num_placed == num_images:
         return question
@@ -195,6 +167,7 @@ def make_image_task(
         max_num=questions.max_num,
         score_answer=score_answer,
         protocols=PROTOCOLS,
+        more_files=() if questions.answer_file is None else (Path(questions.answer_file),),
         **options,
     )
 
@@ -221,7 +194,9 @@ def upload_list(**names: str) -> Upload:
     return Upload("upload.json", render)
 
 
-def collect_tasks(*tasks: Task, summarise: Callable[[Results], dict[str, object]] = lambda results: {}) -> TaskFamily:
+def collect_tasks(
+    tasks: Iterable[Task], *, summarise: Callable[[Results], dict[str, object]] = lambda results: {}
+) -> TaskFamily:
     """A family of tasks that do not depend on the prompt style."""
     by_name = {task.name.partition("/")[2]: task for task in tasks}
     return TaskFamily(names=tuple(by_name), make=lambda name, prompts: by_name.get(name), summarise=summarise)

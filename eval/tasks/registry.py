@@ -55,11 +55,7 @@ def find_task(name: str, *, prompts: str = "upstream") -> Task:
 
 
 def select_tasks(patterns: str, *, prompts: str = "upstream") -> list[Task]:
-    """Tasks of a comma-separated list of names, groups and patterns, each once, in order.
-
-    Raises:
-        ConfigError: An entry that matches nothing.
-    """
+    """Tasks of a comma-separated list of names, groups and patterns. Raises ConfigError if an entry matches nothing."""
     names: list[str] = []
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
         names += _expand(pattern)

@@ -42,12 +42,14 @@ def _score(answer: choice.Answer, response: str, protocol: Protocol) -> float:
 
 
 FAMILY = collect_tasks(
-    make_image_task(
-        "scienceqa/test",
-        QuestionFile("scienceqa/scienceqa_test_img.jsonl", _Record, _ask, max_num=6),
-        version=1,
-        source="https://scienceqa.github.io (jsonl file: https://huggingface.co/OpenGVLab/InternVL)",
-        max_new_tokens=100,
-        score_answer=_score,
-    )
+    [
+        make_image_task(
+            "scienceqa/test",
+            QuestionFile("scienceqa/scienceqa_test_img.jsonl", _Record, _ask, max_num=6),
+            version=1,
+            source="https://scienceqa.github.io (jsonl file: https://huggingface.co/OpenGVLab/InternVL)",
+            max_new_tokens=100,
+            score_answer=_score,
+        )
+    ]
 )

@@ -16,8 +16,6 @@ from eval.metrics.protocol import Protocol
 from eval.tasks.questions import Question, QuestionFile, collect_tasks, make_image_task
 from internvl.errors import DataError
 
-QUESTIONS = "SEED/SEED-Bench.json"
-
 
 class _Answer(TypedDict):
     letter: str
@@ -43,9 +41,8 @@ class _AnswerFile:
     questions: list[_Entry]
 
 
-def read_answers(data_root: Path) -> Mapping[str, _Answer]:
+def read_answers(path: Path) -> Mapping[str, _Answer]:
     """Answers by question id."""
-    path = data_root / QUESTIONS
     try:
         return {
             str(entry.question_id): {"letter": entry.answer, "type": int(entry.question_type_id)}
@@ -71,14 +68,23 @@ def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> d
 
 
 FAMILY = collect_tasks(
-    make_image_task(
-        "seed/image",
-        QuestionFile("SEED/seed.jsonl", _Record, _ask, max_num=6, read_answers=read_answers, image_folder="SEED"),
-        version=1,
-        source="https://huggingface.co/datasets/AILab-CVC/SEED-Bench",
-        max_new_tokens=100,
-        score_answer=_score,
-        aggregate=aggregate,
-        more_files=(Path(QUESTIONS),),
-    )
+    [
+        make_image_task(
+            "seed/image",
+            QuestionFile(
+                "SEED/seed.jsonl",
+                _Record,
+                _ask,
+                max_num=6,
+                answer_file="SEED/SEED-Bench.json",
+                read_answers=read_answers,
+                image_folder="SEED",
+            ),
+            version=1,
+            source="https://huggingface.co/datasets/AILab-CVC/SEED-Bench",
+            max_new_tokens=100,
+            score_answer=_score,
+            aggregate=aggregate,
+        )
+    ]
 )

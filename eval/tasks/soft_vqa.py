@@ -5,7 +5,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from eval.core.fields import read_object
@@ -14,7 +13,7 @@ from eval.metrics import vqa
 from eval.tasks.questions import SHORT_SENTENCE, Question, QuestionFile, QuestionRecord, Rule, make_image_task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # VQAv2 has two million of them
 class _Person:
     answer: str
 
@@ -30,13 +29,9 @@ class _AnswerFile:
     annotations: list[_Annotation]
 
 
-def read_answers(data_root: Path, *, file: str) -> Mapping[str, list[str]]:
-    """All people's answers by question id.
-
-    Raises:
-        DataError: A field is missing or of another type.
-    """
-    annotations = read_object(data_root / file, _AnswerFile).annotations
+def read_answers(path: Path) -> Mapping[str, list[str]]:
+    """All people's answers by question id. Raises DataError for a bad field."""
+    annotations = read_object(path, _AnswerFile).annotations
     return {str(entry.question_id): [person.answer for person in entry.answers] for entry in annotations}
 
 
@@ -56,14 +51,12 @@ def make_soft_task(
         metadata = {"image": Path(record.image).name}  # VizWiz uploads are keyed by it
         return Question(record.image, f"{record.question} {instruction}", id=record.question_id, metadata=metadata)
 
-    read = partial(read_answers, file=answers) if answers else None
     return make_image_task(
         name,
-        QuestionFile(file, QuestionRecord, ask, max_num=6, read_answers=read),
+        QuestionFile(file, QuestionRecord, ask, max_num=6, answer_file=answers, read_answers=read_answers),
         version=1,
         source=source,
         max_new_tokens=10,
         score_answer=score_answer,
-        more_files=(Path(answers),) if answers else (),
         upload=upload,
     )

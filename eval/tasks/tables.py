@@ -44,11 +44,7 @@ def _allow_long_cells() -> Iterator[None]:
 
 
 def find_content(image: str, by_index: Mapping[str, Mapping[str, str]]) -> str:
-    """The base64 text of a row's `image`, which may name another row that holds it.
-
-    Raises:
-        DataError: There is no picture.
-    """
+    """The base64 text of a row's `image`, which may name the row that holds it. Raises DataError without a picture."""
     if len(image) <= _MAX_REFERENCE_LENGTH and image in by_index:
         image = by_index[image].get("image", "")
     if not image:

@@ -10,17 +10,15 @@ from eval.tasks.questions import collect_tasks, use_one_rule
 from eval.tasks.soft_vqa import make_soft_task
 
 FAMILY = collect_tasks(
-    *(
-        make_soft_task(
-            name,
-            f"textvqa/{file}",
-            source="https://textvqa.org/dataset",
-            answers="textvqa/textvqa_val_annotations.json",
-            score_answer=use_one_rule(vqa.score_m4c),
-        )
-        for name, file in (
-            ("vqa/textvqa-val", "textvqa_val.jsonl"),
-            ("vqa/textvqa-val-ocr", "textvqa_val_llava.jsonl"),
-        )
+    make_soft_task(
+        name,
+        f"textvqa/{file}",
+        source="https://textvqa.org/dataset",
+        answers="textvqa/textvqa_val_annotations.json",
+        score_answer=use_one_rule(vqa.score_m4c),
+    )
+    for name, file in (
+        ("vqa/textvqa-val", "textvqa_val.jsonl"),
+        ("vqa/textvqa-val-ocr", "textvqa_val_llava.jsonl"),
     )
 )

@@ -153,4 +153,4 @@ def _make(name: str, with_subtitles: bool) -> Task:
     )
 
 
-FAMILY = collect_tasks(_make("test", False), _make("test-subtitles", True))
+FAMILY = collect_tasks([_make("test", False), _make("test-subtitles", True)])

@@ -10,15 +10,13 @@ from eval.tasks.questions import SHORT_SENTENCE, collect_tasks, upload_list
 from eval.tasks.soft_vqa import make_soft_task
 
 FAMILY = collect_tasks(
-    *(
-        make_soft_task(
-            f"vqa/vizwiz-{split}",
-            f"vizwiz/vizwiz_{split}.jsonl",
-            source="https://vizwiz.org/tasks-and-datasets/vqa/",
-            answers=answers,
-            instruction=f"When the provided information is insufficient, respond with 'Unanswerable'. {SHORT_SENTENCE}",
-            upload=None if answers else upload_list(image="image", answer="response"),
-        )
-        for split, answers in (("val", "vizwiz/vizwiz_val_annotations.json"), ("test", None))
+    make_soft_task(
+        f"vqa/vizwiz-{split}",
+        f"vizwiz/vizwiz_{split}.jsonl",
+        source="https://vizwiz.org/tasks-and-datasets/vqa/",
+        answers=answers,
+        instruction=f"When the provided information is insufficient, respond with 'Unanswerable'. {SHORT_SENTENCE}",
+        upload=None if answers else upload_list(image="image", answer="response"),
     )
+    for split, answers in (("val", "vizwiz/vizwiz_val_annotations.json"), ("test", None))
 )

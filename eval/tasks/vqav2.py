@@ -10,14 +10,12 @@ from eval.tasks.questions import collect_tasks, upload_list
 from eval.tasks.soft_vqa import make_soft_task
 
 FAMILY = collect_tasks(
-    *(
-        make_soft_task(
-            f"vqa/vqav2-{split}",
-            f"vqav2/vqav2_{split}.jsonl",
-            source="https://visualqa.org/download.html",
-            answers=answers,
-            upload=None if answers else upload_list(question_id="id", answer="response"),
-        )
-        for split, answers in (("val", "vqav2/v2_mscoco_val2014_annotations.json"), ("testdev", None))
+    make_soft_task(
+        f"vqa/vqav2-{split}",
+        f"vqav2/vqav2_{split}.jsonl",
+        source="https://visualqa.org/download.html",
+        answers=answers,
+        upload=None if answers else upload_list(question_id="id", answer="response"),
     )
+    for split, answers in (("val", "vqav2/v2_mscoco_val2014_annotations.json"), ("testdev", None))
 )
