@@ -55,7 +55,7 @@ def _is_option(answer: int, response: str, protocol: Protocol) -> bool:
     if response.isdigit():
         try:
             return int(response) == answer
-        except ValueError:  # superscripts and the like count as digits, but are no numbers
+        except ValueError:  # superscripts are digits to `isdigit`, but not to `int`
             return False
     letter = _cut_sentence(response).strip()
     for direction, option in (("left", "a"), ("right", "b")):

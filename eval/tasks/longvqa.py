@@ -3,8 +3,8 @@
     DATA_ROOT/V2PE-Data/val/long_vqa_32k/val_long_vqa_SET_16_32.jsonl     also 32_40 (40k) ... 56_64 (64k)
     DATA_ROOT/V2PE-Data/image/long_vqa/{image,paste}/SET/val/             pictures
 
-A record has id, image (list) and conversations; its first turn is the prompt as it is, its second the answer. The
-metrics differ from those of the original sets, and `upstream` rewrites answers: read the numbers as a trend only.
+The first turn of a record's conversation is the prompt as it is sent, the second is the answer. The metrics differ from
+those of the original sets, and `upstream` rewrites answers, so the numbers show trends only.
 """
 
 import re

@@ -4,9 +4,9 @@
     DATA_ROOT/MileBench/SET/images/                      pictures
     DATA_ROOT/MileBench/SET/SET_combined_1.json          all pictures of a sample on one canvas: task SET-combined-1
 
-Prompts: `upstream` closes options with the sentence of the other multiple-choice sets and stops after 32 tokens,
-`official` with `Your answer is: ` after 512. Contexts are never cut (upstream keeps their last 512,000 tokens). With
-combined pictures the canvas comes first and `<Image 3> ` stands where its third picture was, as officially.
+Prompts: `upstream` ends with the sentence of the other multiple-choice sets and allows 32 tokens, `official` ends with
+`Your answer is: ` and allows 512. Contexts are never cut (upstream keeps their last 512,000 tokens). With combined
+pictures the canvas comes first and `<Image 3> ` marks the place of its third picture, as officially.
 """
 
 import re
@@ -22,14 +22,7 @@ from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import milebench
 from eval.metrics.estimate import estimate_groups, estimate_mean, read_estimate
 from eval.metrics.protocol import PROTOCOLS
-from eval.tasks.questions import (
-    OPTION_SENTENCE,
-    Results,
-    estimate_cost,
-    find_numbers,
-    letter_options,
-    use_one_rule,
-)
+from eval.tasks.questions import OPTION_SENTENCE, Results, estimate_cost, find_numbers, letter_options, use_one_rule
 from internvl.errors import DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
 
@@ -122,7 +115,7 @@ def _find_instruction(instructions: list[object] | dict[str, object], key: str |
 def _list_choices(choices: Sequence[object], set_name: str, prompts: str) -> str:
     if not choices:
         return ""
-    # GPR1200 shows its options as they are: they are numbers of pictures.
+    # As officially, the options of GPR1200 get no letters.
     lines = "\n".join(map(str, choices)) if set_name == "GPR1200" else letter_options(choices)
     return f"\nChoice list: \n{lines}{ENDINGS[prompts]}"
 

@@ -38,7 +38,7 @@ Answer = int | str | list[object]  # index of the right option, open text, or co
 
 
 @dataclass(frozen=True)
-class PromptStyle:
+class NeedlePrompt:
     """What differs between the benchmark's own evaluation and V2PE's."""
 
     joint: str  # text between context and question
@@ -48,8 +48,8 @@ class PromptStyle:
 
 
 STYLES = {
-    "official": PromptStyle(joint="\n", counting_ending=f"\n{SHORT_SENTENCE}", counting_tokens=32, max_num=1),
-    "upstream": PromptStyle(joint="", counting_ending="", counting_tokens=320, max_num=5),
+    "official": NeedlePrompt(joint="\n", counting_ending=f"\n{SHORT_SENTENCE}", counting_tokens=32, max_num=1),
+    "upstream": NeedlePrompt(joint="", counting_ending="", counting_tokens=320, max_num=5),
 }
 
 
@@ -73,7 +73,7 @@ class _Record:
 
 
 def read_samples(
-    data_root: Path, *, annotation: Path, images: Path, style: PromptStyle, is_counting: bool
+    data_root: Path, *, annotation: Path, images: Path, style: NeedlePrompt, is_counting: bool
 ) -> list[Sample]:
     """All samples of a task. Raises DataError for a bad record."""
     path, folder = data_root / annotation, data_root / images
@@ -84,7 +84,7 @@ def read_samples(
     return parse_rows(path, read_records(path), _Record, build)
 
 
-def _build(record: _Record, *, images: Path, style: PromptStyle, is_counting: bool) -> Sample:
+def _build(record: _Record, *, images: Path, style: NeedlePrompt, is_counting: bool) -> Sample:
     num_placeholders = (record.context + record.question).count(IMAGE_PLACEHOLDER)
     if num_placeholders != len(record.images_list):
         raise DataError(

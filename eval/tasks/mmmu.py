@@ -105,7 +105,7 @@ def _read_list(value: object, name: str) -> list[object]:
     try:
         parsed = ast.literal_eval(value) if isinstance(value, str) else value
     except (ValueError, SyntaxError) as error:
-        raise DataError(f"the field {name!r} is no list: {value!r}") from error
+        raise DataError(f"the field {name!r} is not a list: {value!r}") from error
     if not isinstance(parsed, list):
         raise DataError(f"the field {name!r} is a {type(parsed).__name__}, expected a list")
     return parsed

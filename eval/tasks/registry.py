@@ -20,7 +20,7 @@ PROMPT_STYLES: tuple[str, ...] = get_args(PromptStyle)
 GROUPS: dict[str, tuple[str, ...]] = {
     "mm_niah": ("mm_niah",),
     "mm_niah_long": ("mm_niah_long",),
-    "vqa": (*("chartqa", "docvqa", "infovqa", "ai2d", "textvqa", "vqav2", "okvqa", "vizwiz", "gqa", "ocrvqa"),),
+    "vqa": ("chartqa", "docvqa", "infovqa", "ai2d", "textvqa", "vqav2", "okvqa", "vizwiz", "gqa", "ocrvqa"),
     "scienceqa": ("scienceqa",),
     "pope": ("pope",),
     "seed": ("seed",),
