@@ -1,8 +1,8 @@
-"""`python -m eval.check_data TASKS`: which benchmarks are complete, what is missing, and where it is expected.
+"""`python -m eval.check_data TASKS`: shows which benchmarks are complete, what is missing, and where it is expected.
 
-    files of questions and answers there? -> read them -> pictures and videos there? -> with --open: can they be read?
+    do the files of questions exist? -> read them -> do pictures and videos exist? -> with --open: can they be read?
 
-Nothing is loaded or changed. docs/evaluation.md says where everything comes from.
+It loads no model and changes nothing. docs/evaluation.md says where everything comes from.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from eval.core.media import find_broken_media, is_there, list_media
 from eval.core.sample import PackedImage, Sample, check_answers
 from eval.core.task import Task
 from eval.run.options import RunOptions
-from eval.tasks.registry import FAMILIES, select_tasks
+from eval.tasks.registry import GROUPS, select_tasks
 from internvl.errors import DataError, EvalError, InternVLError
 
 logger = logging.getLogger(__name__)
@@ -28,25 +28,15 @@ GUIDE = "docs/evaluation.md"
 
 @dataclass(frozen=True)
 class DataState:
-    """What there is of a task's data.
-
-    Attributes:
-        task: The task.
-        missing_files: Files (of questions, answers) and folders that are not there.
-        fault: What is wrong with files that are there; empty: nothing.
-        num_samples: Questions.
-        num_media: Different pictures and videos that they ask about, those inside the annotation file included.
-        missing_media: Those that are not there.
-        broken_media: Why some of those that are there cannot be read.
-    """
+    """State of a task's data."""
 
     task: Task
-    missing_files: tuple[Path, ...] = ()
-    fault: str = ""
+    missing_files: tuple[Path, ...] = ()  # of questions or answers; and missing folders
+    fault: str = ""  # what is wrong with the files; empty: nothing
     num_samples: int = 0
-    num_media: int = 0
+    num_media: int = 0  # different pictures and videos, including those inside the annotation file
     missing_media: tuple[Path, ...] = ()
-    broken_media: tuple[str, ...] = ()
+    broken_media: tuple[str, ...] = ()  # why pictures or videos that exist cannot be read
 
     @property
     def is_complete(self) -> bool:
@@ -68,7 +58,7 @@ class DataState:
         return f"complete: {counts}"
 
     def list_problems(self, limit: int) -> list[str]:
-        """What is missing or broken, a line each, at most `limit` lines per kind."""
+        """What is missing or broken, one line each and at most `limit` lines per kind."""
         lines = [f"missing file: {path}" for path in self.missing_files]
         lines += [self.fault] if self.fault else []
         lines += _shorten([f"missing: {path}" for path in self.missing_media], limit)
@@ -82,7 +72,7 @@ def _shorten(lines: list[str], limit: int) -> list[str]:
 
 
 def check_task(task: Task, data_root: Path, *, open_media: bool = False) -> DataState:
-    """What there is of a task's data; faults are part of the result."""
+    """State of a task's data. Faults are part of the result, not errors."""
     missing = [data_root / file for file in task.files if not (data_root / file).is_file()]
     missing += [data_root / folder for folder in task.folders if not (data_root / folder).is_dir()]
     if missing:
@@ -119,13 +109,13 @@ def _show_progress(samples: Sequence[Sample], task: Task) -> Iterable[Sample]:
 
 
 def skip_missing(options: RunOptions) -> tuple[RunOptions, list[DataState]]:
-    """The run without tasks whose data is missing, and those tasks; without `--skip_missing` the run as it is.
+    """With `--skip_missing`: the run without tasks whose data is missing, and those tasks.
 
-    With `--fail_missing` a task stays if only pictures or videos are missing: questions about them fail.
+    With `--fail_missing` a task stays if only pictures or videos are missing; the questions about them fail.
 
     Raises:
         EvalError: No task is left.
-        DataError: A file is there but broken.
+        DataError: A file exists but is broken.
     """
     if not options.skip_missing:
         return options, []
@@ -150,7 +140,7 @@ def describe_skipped(skipped: Sequence[DataState]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 1 when something is missing, 2 for an error of the user's."""
+    """Entry point; returns the exit code: 1 if something is missing, 2 for an error that the user can fix."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.check_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -167,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--show", type=int, default=3, metavar="N", help="missing files named per task (%(default)s)")
     args = parser.parse_args(argv)
     try:
-        tasks = select_tasks(",".join(FAMILIES) if args.tasks == "all" else args.tasks)
+        tasks = select_tasks(",".join(GROUPS) if args.tasks == "all" else args.tasks)
         states = [_report(check_task(task, args.data_root, open_media=args.open), args.show) for task in tasks]
     except InternVLError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,1 +1,1 @@
-"""Published forms of benchmarks -> the files that `eval.tasks` read."""
+"""Converters: published forms of benchmarks -> the files that `eval.tasks` reads."""

@@ -19,17 +19,17 @@ def run_converter(
     out: str,
     argv: Sequence[str] | None,
 ) -> int:
-    """Read the command line, convert, say what was written.
+    """Read the command line, convert, and report what was written.
 
     Args:
-        convert: (published folder, folder to write) -> number of questions by file name.
-        name: Of the module, below `eval.convert`.
-        description: For `--help`.
-        out: Folder to write unless told otherwise.
+        convert: (published folder, output folder) -> number of questions by file name.
+        name: Name of the module below `eval.convert`.
+        description: Text of `--help`.
+        out: Default output folder.
         argv: Command line; None: the process's.
 
     Returns:
-        The exit code (2 for an error of the user's).
+        The exit code: 2 for an error that the user can fix.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     parser = argparse.ArgumentParser(

@@ -5,7 +5,7 @@
 
     MMMU-parquet/SUBJECT/{dev,validation,test}-00000-of-00001.parquet   ->   {dev,validation,test}.jsonl, images/SPLIT/
 
-Pictures keep their bytes. A split is written when all of it was read; splits that are not there are left out.
+Pictures keep their bytes. A split is written once all of it was read. Missing splits are left out.
 """
 
 import io
@@ -13,7 +13,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -39,7 +38,7 @@ def convert(folder: Path, out: Path) -> dict[str, int]:
         Number of questions by file.
 
     Raises:
-        DataError: No parquet files, a missing column, an id that comes twice, a picture that is none.
+        DataError: There are no parquet files, a column is missing, an id occurs twice, or a picture cannot be read.
         EvalError: A file cannot be written.
         MissingDependencyError: pyarrow is not installed.
     """
@@ -59,11 +58,11 @@ def convert(folder: Path, out: Path) -> dict[str, int]:
 
 
 def _convert_split(split: str, paths: Sequence[Path], out: Path) -> int:
-    seen: set[str] = set()
+    seen: set[object] = set()
     with open_result(out / f"{split}.jsonl") as file:
         for row in read_rows(paths, columns=COLUMNS):
             if row["id"] in seen:
-                raise DataError(f"id {row['id']!r} comes twice in split {split}")
+                raise DataError(f"id {row['id']!r} occurs twice in split {split}")
             seen.add(row["id"])
             record = {name: row[name] for name in _KEPT if name in row}
             for number in range(1, MAX_IMAGES + 1):
@@ -74,14 +73,14 @@ def _convert_split(split: str, paths: Sequence[Path], out: Path) -> int:
     return len(seen)
 
 
-def _write_picture(picture: dict[str, Any], name: str, out: Path) -> str:
+def _write_picture(picture: object, name: str, out: Path) -> str:
     """Write a picture; returns its path below `out`."""
-    content = picture.get("bytes") or b""
+    content = (picture.get("bytes") if isinstance(picture, dict) else None) or b""
     try:
         with Image.open(io.BytesIO(content)) as image:
             ending = str(image.format).lower()
     except UnidentifiedImageError as error:
-        raise DataError(f"{name}: the {len(content)} bytes are no picture") from error
+        raise DataError(f"{name}: the {len(content)} bytes are not a picture") from error
     path = place_inside(f"images/{name}.{ending}", out)
     with open_result(path) as file:
         file.write(content)

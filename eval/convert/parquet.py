@@ -1,8 +1,7 @@
-"""Rows of parquet files, a few in memory at a time."""
+"""Parquet files, read a few rows at a time."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -11,15 +10,11 @@ from internvl.errors import DataError, MissingDependencyError
 _ROWS_AT_A_TIME = 16  # a row may hold seven pictures
 
 
-def read_rows(paths: Sequence[Path], *, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """All rows of several files, in order, with a progress bar.
-
-    Args:
-        paths: Files.
-        columns: Columns that every file must have.
+def read_rows(paths: Sequence[Path], *, columns: Sequence[str]) -> Iterator[dict[str, object]]:
+    """All rows of several files, in order, with a progress bar. Every file must have the given columns.
 
     Raises:
-        DataError: A file is no parquet file, or lacks a column.
+        DataError: A file is not a parquet file or lacks a column.
         MissingDependencyError: pyarrow is not installed.
     """
     try:
@@ -40,11 +35,7 @@ def read_rows(paths: Sequence[Path], *, columns: Sequence[str]) -> Iterator[dict
 
 
 def find_files(folder: Path, pattern: str) -> list[Path]:
-    """Files below a folder, sorted by path.
-
-    Raises:
-        DataError: None.
-    """
+    """Files below a folder, sorted by path. Raises DataError if there are none."""
     paths = sorted(folder.rglob(pattern))
     if not paths:
         raise DataError(f"no file {pattern} below {folder.absolute()}")

@@ -1,11 +1,11 @@
-"""Unpack zip and tar archives, also in parts, so that nothing is written outside of the folder.
+"""Unpacks zip and tar archives, whole or in parts, and writes nothing outside of the output folder.
 
     python -m eval.convert.unpack MileBench_part*.tar.gz --out dataset/benchmark/MileBench
     python -m eval.convert.unpack long_vqa.tar.gz.part* --out dataset/benchmark/V2PE-Data/image
 
-Files alone are taken: a link, a device or a name that leads out of the folder is an error. Every file takes its name
-when it is whole, and files that are there already (same size and time) are not written again: a broken-off run can be
-started again.
+Only files are unpacked; a link, a device or a name that leads out of the folder is an error. A file gets its name when
+it is whole, and files that exist already (same size and time) are not written again. An interrupted run can therefore
+be started again.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from tqdm import tqdm
 
@@ -40,38 +40,32 @@ _BROKEN = (
     tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError,
     RuntimeError,
 )  # fmt: skip
-_COMPRESSIONS: Mapping[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_COMPRESSIONS: Mapping[bytes, Callable[[IO[bytes]], object]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
 _MAX_TIME_S = 2**33  # later times, which not every file system takes, count as unknown
 _BLOCK_BYTES = 512  # two blocks of zeros end a tar archive
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file of an archive.
+    """A file of an archive."""
 
-    Attributes:
-        name: As in the archive.
-        size: In bytes.
-        time_s: Time of its last change, seconds since 1970; 0 where the archive does not say.
-    """
-
-    name: str
-    size: int
-    time_s: int
+    name: str  # as in the archive
+    size: int  # in bytes
+    time_s: int  # time of its last change in seconds since 1970; 0 where the archive does not say
 
 
 def unpack(archives: Sequence[Path], out: Path) -> int:
-    """Unpack archives into a folder.
-
-    Args:
-        archives: Files, parts of one archive among them (`x.tar.gz.partaa`, `x.tar.gz.partab`, ...).
-        out: The folder.
+    """Unpack archives into a folder; some may be parts of one archive (`x.tar.gz.partaa`, `x.tar.gz.partab`, ...).
 
     Returns:
-        Number of files, those that were there already included.
+        Number of files, including those that existed already.
 
     Raises:
-        DataError: An archive is broken or lacks a part, or holds something that is no file inside of the folder.
+        DataError: An archive is broken or lacks a part, or holds something other than files inside of the folder.
         EvalError: A file cannot be written.
     """
     num_files = 0
@@ -90,11 +84,7 @@ def unpack(archives: Sequence[Path], out: Path) -> int:
 
 
 def group_parts(archives: Sequence[Path]) -> dict[str, list[Path]]:
-    """Archives by name, each with its parts in order.
-
-    Raises:
-        DataError: A file is missing, or a part between others.
-    """
+    """Archives by name, each with its parts in order. Raises DataError if a file or a part is missing."""
     groups: dict[str, list[Path]] = {}
     for path in sorted(archives):
         if not path.is_file():
@@ -116,7 +106,7 @@ def _check_parts(name: str, parts: Sequence[Path]) -> None:
 
 
 class Joined(io.RawIOBase):
-    """Parts of a file as one, which can be read and, for zip archives, searched; a bar shows how far it was read."""
+    """Several parts as one file that can be read and, for zip archives, searched, with a progress bar."""
 
     def __init__(self, parts: Sequence[Path]):
         self._files = [part.open("rb") for part in parts]
@@ -131,7 +121,7 @@ class Joined(io.RawIOBase):
 
     @property
     def num_bytes(self) -> int:
-        """Of all parts."""
+        """Size of all parts together."""
         return sum(self._sizes)
 
     def seekable(self) -> bool:
@@ -139,11 +129,11 @@ class Joined(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Bytes from the beginning of the first part."""
+        """Bytes from the start of the first part."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As of any file."""
+        """As for any file."""
         origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: sum(self._sizes)}[whence]
         if origin + offset < 0:
             raise OSError(f"there is no position {origin + offset}")
@@ -151,7 +141,7 @@ class Joined(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """As of any file; ends at the end of a part."""
+        """As for any file; one call reads no further than the end of a part."""
         start = 0
         for file, size in zip(self._files, self._sizes, strict=True):
             if self._position < start + size:
@@ -174,7 +164,7 @@ class Joined(io.RawIOBase):
 
 
 def _read_tar(stream: Joined) -> Iterator[tuple[Member, IO[bytes]]]:
-    """Files of an archive, compressed or not; unlike tarfile alone, notices one that ends between two of its files."""
+    """Files of an archive, compressed or not."""
     file: IO[bytes] = io.BufferedReader(stream, 2**20)
     head = file.read(6)
     file.seek(0)
@@ -196,6 +186,7 @@ def _read_tar(stream: Joined) -> Iterator[tuple[Member, IO[bytes]]]:
 
 
 def _check_end(file: IO[bytes], num_bytes: int) -> None:
+    # tarfile alone does not notice an archive that was cut between two of its files.
     file.seek(max(0, num_bytes - 2 * _BLOCK_BYTES))
     if any(file.read()):
         raise tarfile.ReadError("its end is missing")
@@ -222,7 +213,7 @@ def _read_time(info: zipfile.ZipInfo) -> int:
 
 
 def _write(member: Member, source: IO[bytes], path: Path) -> None:
-    if os.path.isfile(path):  # that of pathlib raises for a name that is too long
+    if os.path.isfile(path):  # Path.is_file raises for a name that is too long
         status = path.stat()
         if (status.st_size, int(status.st_mtime)) == (member.size, member.time_s):
             return
@@ -235,12 +226,12 @@ def _write(member: Member, source: IO[bytes], path: Path) -> None:
 def _read_piece(source: IO[bytes]) -> bytes:
     try:
         return source.read(2**20)
-    except OSError as error:  # not one of writing
+    except OSError as error:  # to distinguish it from an error of writing
         raise EOFError(str(error)) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code (2 for an error of the user's)."""
+    """Entry point; returns the exit code: 2 for an error that the user can fix."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     parser = argparse.ArgumentParser(
         prog="python -m eval.convert.unpack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

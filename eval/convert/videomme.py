@@ -8,11 +8,10 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from eval.convert.command import run_converter
 from eval.convert.parquet import find_files, read_rows
-from eval.core.output import open_result
+from eval.core.output import write_result
 
 VIDEO_COLUMNS = ("video_id", "duration", "domain", "sub_category", "videoID")
 QUESTION_COLUMNS = ("question_id", "task_type", "question", "options", "answer")
@@ -25,20 +24,19 @@ def convert(folder: Path, out: Path) -> dict[str, int]:
         Number of questions by file.
 
     Raises:
-        DataError: No parquet file, or a missing column.
+        DataError: There is no parquet file, or a column is missing.
         EvalError: The file cannot be written.
         MissingDependencyError: pyarrow is not installed.
     """
-    videos: dict[str, dict[str, Any]] = {}
-    num_questions = 0
+    videos: dict[str, dict[str, object]] = {}
+    questions: dict[str, list[dict[str, object]]] = {}
     for row in read_rows(find_files(folder, "test-*.parquet"), columns=(*VIDEO_COLUMNS, *QUESTION_COLUMNS)):
-        video = {name: row[name] for name in VIDEO_COLUMNS}
-        record = videos.setdefault(str(row["video_id"]), {**video, "questions": []})
-        record["questions"].append({name: row[name] for name in QUESTION_COLUMNS})
-        num_questions += 1
-    with open_result(out / "videomme.json") as file:
-        file.write((json.dumps(list(videos.values()), ensure_ascii=False, indent=1) + "\n").encode())
-    return {"videomme.json": num_questions}
+        number = str(row["video_id"])
+        videos.setdefault(number, {name: row[name] for name in VIDEO_COLUMNS})
+        questions.setdefault(number, []).append({name: row[name] for name in QUESTION_COLUMNS})
+    content = [{**video, "questions": questions[number]} for number, video in videos.items()]
+    write_result(out / "videomme.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    return {"videomme.json": sum(map(len, questions.values()))}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

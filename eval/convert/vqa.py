@@ -1,7 +1,7 @@
-"""Original question files of VQA benchmarks -> the jsonl files that `eval.tasks` read.
+"""Original question files of VQA benchmarks -> the jsonl files that `eval.tasks` reads.
 
-For when the converted files that docs/evaluation.md links cannot be had. Every set whose original file is in its folder
-is converted, in place; files that are there already are left alone.
+For users who cannot get the converted files that docs/evaluation.md links. Every set whose original file is in its
+folder is converted in place. Files that exist already are left alone.
 
     python -m eval.convert.vqa dataset/benchmark --out dataset/benchmark
 
@@ -18,124 +18,81 @@ is converted, in place; files that are there already are left alone.
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from eval.convert.command import run_converter
 from eval.convert.files import write_line
-from eval.core.output import open_result
-from eval.core.records import read_json, require_field
+from eval.core.output import open_result, write_result
+from eval.core.records import read_json
 from internvl.errors import DataError
 
-Record = Mapping[str, Any]
+Record = Mapping[str, object]
 
 
 @dataclass(frozen=True)
 class Original:
-    """One original file.
+    """One original file."""
 
-    Attributes:
-        file: The file, below the data root.
-        out: The jsonl file.
-        list_records: Content -> records.
-        find_image: Record -> picture, below the data root.
-        fields: Field of the jsonl file -> field of a record.
-        people: File for the answers of a record's people; None: there are none, or they are in a file of their own.
-    """
-
-    file: str
-    out: str
-    list_records: Callable[[Any], Iterable[Record]]
-    find_image: Callable[[Record], str]
+    file: str  # below the data root
+    out: str  # likewise, the jsonl file
+    key: str  # where the file keeps its records; empty: the file is the list of records, or an object of them
+    image: str  # path of a picture below the data root, with fields of the record in braces
+    # Field of the jsonl file -> field of a record. `number` is the record's place in its list, or its key.
     fields: Mapping[str, str]
+    # File for the answers of a record's people; None: there are none, or they are published separately.
     people: str | None = None
-
-
-def _listed(name: str) -> Callable[[Any], Iterable[Record]]:
-    return lambda content: require_field(content, name, list)
-
-
-def _numbered(content: Any) -> Iterator[Record]:
-    return ({**record, "number": number} for number, record in enumerate(content))
-
-
-def _named(folder: str, field: str, ending: str = "") -> Callable[[Record], str]:
-    return lambda record: f"{folder}/{record[field]}{ending}"
-
-
-def _coco(folder: str, split: str) -> Callable[[Record], str]:
-    return lambda record: f"{folder}/COCO_{split}_{int(record['image_id']):012d}.jpg"
 
 
 _DOCUMENT = {"question": "question", "question_id": "questionId"}
 _COCO = {"question": "question", "question_id": "question_id"}
 _CHART = {"question": "query", "answer": "label", "question_id": "number"}
+_PHOTO = {"question": "question", "question_id": "number"}
+_SCENE = {"question": "question", "answer": "answer", "question_id": "number"}
+_POSTERS, _POSTER = "infographicsvqa/infographicsVQA", "infographicsvqa/infographicsvqa_images/{image_local_name}"
 _CHARTS = "chartqa/ChartQA Dataset/test"
+_COCO_QUESTIONS = "OpenEnded_mscoco_{}_questions.json"
+_COCO_IMAGE = "/COCO_{}_{{image_id:0>12}}.jpg"
+_VAL, _TEST = (_COCO_IMAGE.format(split) for split in ("val2014", "test2015"))
 
 ORIGINALS = (
-    *(
-        Original(
-            f"docvqa/{split}/{split}_v1.0.json", f"docvqa/{split}.jsonl", _listed("data"),
-            _named(f"docvqa/{split}", "image"), _DOCUMENT,
-        )
-        for split in ("val", "test")
-    ),
-    *(
-        Original(
-            f"infographicsvqa/infographicsVQA_{name}.json", f"infographicsvqa/{split}.jsonl", _listed("data"),
-            _named("infographicsvqa/infographicsvqa_images", "image_local_name"), _DOCUMENT,
-        )
-        for split, name in (("val", "val_v1.0_withQT"), ("test", "test_v1.0"))
-    ),
-    *(
-        Original(
-            f"{_CHARTS}/test_{part}.json", f"chartqa/test_{part}.jsonl", _numbered,
-            _named(f"{_CHARTS}/png", "imgname"), _CHART,
-        )
-        for part in ("human", "augmented")
+    Original("docvqa/val/val_v1.0.json", "docvqa/val.jsonl", "data", "docvqa/val/{image}", _DOCUMENT),
+    Original("docvqa/test/test_v1.0.json", "docvqa/test.jsonl", "data", "docvqa/test/{image}", _DOCUMENT),
+    Original(f"{_POSTERS}_val_v1.0_withQT.json", "infographicsvqa/val.jsonl", "data", _POSTER, _DOCUMENT),
+    Original(f"{_POSTERS}_test_v1.0.json", "infographicsvqa/test.jsonl", "data", _POSTER, _DOCUMENT),
+    Original(f"{_CHARTS}/test_human.json", "chartqa/test_human.jsonl", "", _CHARTS + "/png/{imgname}", _CHART),
+    Original(f"{_CHARTS}/test_augmented.json", "chartqa/test_augmented.jsonl", "", _CHARTS + "/png/{imgname}", _CHART),
+    Original(
+        f"vqav2/v2_{_COCO_QUESTIONS.format('val2014')}", "vqav2/vqav2_val.jsonl", "questions",
+        f"vqav2/val2014{_VAL}", _COCO,
     ),
     Original(
-        "vqav2/v2_OpenEnded_mscoco_val2014_questions.json", "vqav2/vqav2_val.jsonl", _listed("questions"),
-        _coco("vqav2/val2014", "val2014"), _COCO,
+        f"vqav2/v2_{_COCO_QUESTIONS.format('test-dev2015')}", "vqav2/vqav2_testdev.jsonl", "questions",
+        f"vqav2/test2015{_TEST}", _COCO,
     ),
     Original(
-        "vqav2/v2_OpenEnded_mscoco_test-dev2015_questions.json", "vqav2/vqav2_testdev.jsonl", _listed("questions"),
-        _coco("vqav2/test2015", "test2015"), _COCO,
+        f"okvqa/{_COCO_QUESTIONS.format('val2014')}", "okvqa/okvqa_val.jsonl", "questions",
+        f"okvqa/val2014{_VAL}", _COCO,
     ),
     Original(
-        "okvqa/OpenEnded_mscoco_val2014_questions.json", "okvqa/okvqa_val.jsonl", _listed("questions"),
-        _coco("okvqa/val2014", "val2014"), _COCO,
+        "textvqa/TextVQA_0.5.1_val.json", "textvqa/textvqa_val.jsonl", "data",
+        "textvqa/train_images/{image_id}.jpg", _COCO, "textvqa/textvqa_val_annotations.json",
     ),
     Original(
-        "textvqa/TextVQA_0.5.1_val.json", "textvqa/textvqa_val.jsonl", _listed("data"),
-        _named("textvqa/train_images", "image_id", ".jpg"), _COCO, "textvqa/textvqa_val_annotations.json",
+        "vizwiz/annotations/val.json", "vizwiz/vizwiz_val.jsonl", "",
+        "vizwiz/val/{image}", _PHOTO, "vizwiz/vizwiz_val_annotations.json",
     ),
-    *(
-        Original(
-            f"vizwiz/annotations/{split}.json", f"vizwiz/vizwiz_{split}.jsonl", _numbered,
-            _named(f"vizwiz/{split}", "image"),
-            {"question": "question", "question_id": "number"},
-            "vizwiz/vizwiz_val_annotations.json" if split == "val" else None,
-        )
-        for split in ("val", "test")
-    ),
+    Original("vizwiz/annotations/test.json", "vizwiz/vizwiz_test.jsonl", "", "vizwiz/test/{image}", _PHOTO),
     Original(
-        "gqa/testdev_balanced_questions.json", "gqa/llava_gqa_testdev_balanced_qwen_format.jsonl",
-        lambda content: [{**record, "number": key} for key, record in content.items()],
-        _named("gqa/images", "imageId", ".jpg"),
-        {"question": "question", "answer": "answer", "question_id": "number"},
+        "gqa/testdev_balanced_questions.json", "gqa/llava_gqa_testdev_balanced_qwen_format.jsonl", "",
+        "gqa/images/{imageId}.jpg", _SCENE,
     ),
 )  # fmt: skip
 
 
 def convert(folder: Path, out: Path) -> dict[str, int]:
-    """Convert every original file that is there and has no jsonl file yet.
-
-    Args:
-        folder: Data root with the original files.
-        out: Data root to write into.
+    """Convert every original file below the data root `folder` that has no jsonl file below `out` yet.
 
     Returns:
         Number of questions by file.
@@ -155,39 +112,39 @@ def convert(folder: Path, out: Path) -> dict[str, int]:
 
 def _convert_file(original: Original, folder: Path, out: Path) -> int:
     path = folder / original.file
-    content = read_json(path, object)
-    count = 0
-    people: list[dict[str, Any]] = []
+    row = -1
+    people: list[Record] = []
     with open_result(out / original.out) as file:
-        for count, record in enumerate(_read(original, content, path), start=1):
+        for row, record in enumerate(_list_records(original, path)):
             try:
                 line = {name: record[field] for name, field in original.fields.items()}
-                write_line(file, {"image": f"data/{original.find_image(record)}", **line})
+                write_line(file, {"image": f"data/{original.image.format_map(record)}", **line})
                 if original.people is not None:
                     people.append(_list_people(line["question_id"], record["answers"]))
             except (KeyError, TypeError, ValueError) as error:
-                raise DataError(f"the record has no usable field {error}", source=str(path), row=count - 1) from error
-        if original.people is not None:
-            _write_people(out / original.people, people)
-    return count
+                raise DataError(f"the record has no usable field {error}", source=str(path), row=row) from error
+    if original.people is not None and not (out / original.people).exists():
+        write_result(out / original.people, json.dumps({"annotations": people}, ensure_ascii=False) + "\n")
+    return row + 1
 
 
-def _read(original: Original, content: Any, path: Path) -> Iterable[Record]:
+def _list_records(original: Original, path: Path) -> Iterator[Record]:
+    content = read_json(path, object)
     try:
-        return original.list_records(content)
-    except (DataError, TypeError, AttributeError) as error:
-        raise DataError(f"the file is not of the published form ({error})", source=str(path)) from error
+        entries = content[original.key] if original.key else content
+        for number, record in entries.items() if isinstance(entries, dict) else enumerate(entries):
+            yield {**record, "number": number}
+    except KeyError as error:
+        raise DataError(f"the field {error} is missing", source=str(path)) from error
+    except (TypeError, AttributeError) as error:
+        raise DataError(f"the file does not have its published form ({error})", source=str(path)) from error
 
 
-def _list_people(question_id: Any, answers: Sequence[Any]) -> dict[str, Any]:
+def _list_people(question_id: object, answers: object) -> Record:
+    if not isinstance(answers, list):
+        raise TypeError("'answers'")
     texts = [answer["answer"] if isinstance(answer, dict) else answer for answer in answers]
     return {"question_id": question_id, "answers": [{"answer": text} for text in texts]}
-
-
-def _write_people(path: Path, people: Sequence[Record]) -> None:
-    if not path.exists():
-        with open_result(path) as file:
-            file.write((json.dumps({"annotations": people}, ensure_ascii=False) + "\n").encode())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

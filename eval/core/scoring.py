@@ -13,6 +13,7 @@ from eval.core.output import write_result
 from eval.core.sample import Prediction
 from eval.core.task import Scored, Task
 from eval.metrics.estimate import estimate_mean
+from eval.metrics.protocol import read_protocol
 from internvl.errors import ConfigError, EvalError
 
 SCORES_NAME = "scores.json"
@@ -71,7 +72,9 @@ def score_predictions(
     scored = []
     for prediction in predictions:
         score = score_prediction(task, prediction, protocol=protocol)
-        scored.append(Scored(score, prediction.metadata, prediction.answer, prediction.response, protocol))
+        scored.append(
+            Scored(score, prediction.metadata, prediction.answer, prediction.response, read_protocol(protocol))
+        )
     return {
         **vars(estimate_mean([item.score for item in scored])),
         **_count(predictions),
@@ -88,7 +91,7 @@ def score_prediction(task: Task, prediction: Prediction, *, protocol: str) -> fl
     if prediction.failure is not None:
         return 0.0
     try:
-        return task.score_answer(prediction.answer, prediction.response, protocol)
+        return task.score_answer(prediction.answer, prediction.response, read_protocol(protocol))
     except (TypeError, ValueError) as error:
         raise EvalError(f"{task.name}, sample {prediction.id!r}: cannot be scored: {error}") from error
 

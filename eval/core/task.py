@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.core.sample import Prediction, Sample
+from eval.metrics.protocol import Protocol
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Scored:
     metadata: Mapping[str, Any]
     answer: Any = None
     response: str = ""
-    protocol: str = "official"
+    protocol: Protocol = "official"
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class Task:
     read_samples: Callable[[Path], list[Sample]]
     max_new_tokens: int
     max_num: int
-    score_answer: Callable[[Any, str, str], float]
-    protocols: tuple[str, ...] = ("official",)
+    score_answer: Callable[[Any, str, Protocol], float]
+    protocols: tuple[Protocol, ...] = ("official",)
     aggregate: Callable[[Sequence[Scored], Sequence[int] | None], dict[str, Any]] = lambda scored, edges: {}
     details: Mapping[str, Any] = field(default_factory=dict)
     more_files: tuple[Path, ...] = ()

@@ -1,9 +1,9 @@
 """Corpus BLEU-4 on Penn Treebank tokens, as the COCO caption evaluation computes it (pycocoevalcap).
 
-That package calls Stanford's tokenizer (a Java program) and brings 100 MB of other metrics. `tokenise` is a rewriting
-of the tokenizer's rules for captions and short answers. On 600 lines of English prose and captions it agreed with the
-Java program but for 10 lines (file names, version numbers, abbreviations of states). `score_corpus` is the formula of
-Papineni et al. 2002 with the package's smoothing.
+That package needs Stanford's tokenizer (a Java program) and brings 100 MB of other metrics. `tokenise` rewrites the
+tokenizer's rules for captions and short answers. On 600 lines of English prose and captions it agreed with the Java
+program except in 10 (file names, version numbers, abbreviations of states). `score_corpus` is the formula of Papineni
+et al. 2002 with the package's smoothing.
 """
 
 import math
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 MAX_N = 4
 _SMALL, _TINY = 1e-9, 1e-15
-# Tokens that the caption evaluation drops. Brackets stay: it lists them in upper case, but the tokens are lower case.
+# Tokens that the caption evaluation drops. Its list has brackets in upper case; tokens are lower case, so they stay.
 _DROPPED = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
 _FOLDED = (
     ("“", '"'), ("”", '"'), ("’", "'"), ("‘", "'"), ("…", "..."), ("–", "--"), ("—", "--"), ("½", "1/2"), ("¼", "1/4"),
@@ -57,7 +57,7 @@ def tokenise(text: str) -> list[str]:
 
 
 def split_ptb(text: str) -> list[str]:
-    """Lower-case Penn Treebank tokens; quotation marks become two backquotes or two apostrophes."""
+    """Lower-case Penn Treebank tokens. Quotation marks become two backquotes or two apostrophes."""
     text = text.lower()
     for old, new in _FOLDED:
         text = text.replace(old, new)
@@ -68,7 +68,7 @@ def split_ptb(text: str) -> list[str]:
 
 
 def _is_opening(text: str, start: int) -> bool:
-    """Whether a quotation mark at this place opens: text follows it, and none stands before it."""
+    """Whether the quotation mark at `start` opens: text follows it and none comes right before it."""
     before, after = text[start - 1 : start], text[start + 1 : start + 2]
     return (not before or before.isspace() or before in "([{-/") and bool(after) and not after.isspace()
 
@@ -88,11 +88,9 @@ def _rewrite(token: str, *, is_opening: bool) -> list[str]:
 
 
 def score_corpus(pairs: Iterable[tuple[Sequence[str], str]]) -> float:
-    """BLEU-4 of a whole corpus, 0..1.
+    """BLEU-4 of a whole corpus in 0..1, from `(references, response)` per sample.
 
-    Args:
-        pairs: `(references, response)` per sample; of several references the one closest in length counts for the
-            brevity penalty.
+    For the brevity penalty, the reference whose length is closest to the response's counts.
     """
     num_right, num_said = [0] * MAX_N, [0] * MAX_N
     said_length = gold_length = 0

@@ -1,48 +1,19 @@
-"""F1 of extracted fields: the DUE benchmark's DeepForm and Kleister Charity, and V2PE's simplified copy of it.
+"""F1 of extracted fields: the DUE benchmark's rule for DeepForm and Kleister Charity, and V2PE's simplified copy.
 
-A field value matches a reference of the same key if they share a form of writing. Values are consumed one by one:
-precision counts the predictions that still find a reference, recall the references that still find a prediction.
+A value matches a reference of the same key if they share a spelling. A value is used up by its match: precision is the
+share of predictions that find an unused reference, recall the share of references that find an unused prediction.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from eval.metrics.text import read_golds
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """One value of a field.
+    """One value of a field."""
 
-    Attributes:
-        key: Document and field.
-        forms: Ways to write the value.
-    """
-
-    key: Hashable
-    forms: frozenset[str]
-
-
-def score_documents(documents: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, float]:
-    """Corpus F1 as the DUE evaluator computes it.
-
-    Args:
-        documents: `(prediction, reference)` per document: values by key, and by key a list of lists of forms.
-
-    Returns:
-        `precision`, `recall` and `F1`, in 0..1, over the values of all documents.
-    """
-    predictions: list[Annotation] = []
-    references: list[Annotation] = []
-    for number, (prediction, reference) in enumerate(documents):
-        predictions += (
-            Annotation((number, key), frozenset({value})) for key in prediction for value in read_golds(prediction[key])
-        )
-        references += (
-            Annotation((number, key), frozenset(read_golds(forms))) for key in reference for forms in reference[key]
-        )
-    return compute_f1(predictions, references)
+    key: Hashable  # document and field
+    forms: frozenset[str]  # spellings of the value
 
 
 def compute_f1(predictions: Sequence[Annotation], references: Sequence[Annotation]) -> dict[str, float]:
@@ -53,7 +24,7 @@ def compute_f1(predictions: Sequence[Annotation], references: Sequence[Annotatio
 
 
 def _share_matched(items: Sequence[Annotation], others: Iterable[Annotation]) -> float:
-    """Share of items that find one of the others that no item before them took."""
+    """Share of items that match one of the others which no earlier item used up."""
     left: dict[Hashable, list[Annotation]] = {}
     for other in others:
         left.setdefault(other.key, []).append(other)

@@ -1,8 +1,8 @@
-"""Means with their standard errors, of single scores and of other means.
+"""Means with standard errors, of single scores and of other means.
 
     scores of questions  --estimate_mean-->  a task  --average_estimates, pool_estimates-->  a suite
 
-Questions, and the tasks of a mean, are taken as independent: the variance of a sum is the sum of variances.
+Questions and tasks are taken as independent, so the variance of a sum is the sum of variances.
 """
 
 import math
@@ -14,35 +14,26 @@ from typing import Any, TypeVar
 from internvl.errors import EvalError
 
 Name = TypeVar("Name", bound=Hashable)
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of scores.
-
-    Attributes:
-        score: The mean.
-        stderr: Its standard error, of a plain mean `sqrt(variance / count)`; for right-or-wrong scores the binomial
-            one.
-        count: Number of scores.
-    """
+    """A mean of scores."""
 
     score: float
+    # Standard error; for a plain mean sqrt(variance / count), which is the binomial one where scores are 0 or 1.
     stderr: float
     count: int
 
 
 def read_estimate(numbers: Mapping[str, Any]) -> Estimate:
-    """The estimate in a record of `score`, `stderr`, `count` and perhaps more."""
+    """The estimate in an object with `score`, `stderr`, `count` and perhaps more."""
     return Estimate(numbers["score"], numbers["stderr"], numbers["count"])
 
 
 def estimate_mean(scores: Sequence[float]) -> Estimate:
-    """Mean and standard error.
-
-    Raises:
-        EvalError: Nothing to average.
-    """
+    """Mean and standard error. Raises EvalError without scores."""
     if not scores:
         raise EvalError("cannot average zero scores")
     count = len(scores)
@@ -51,8 +42,8 @@ def estimate_mean(scores: Sequence[float]) -> Estimate:
     return Estimate(mean, math.sqrt(variance / count), count)
 
 
-def estimate_groups(rows: Iterable[tuple[Name, float]]) -> dict[Name, dict[str, Any]]:
-    """`score`, `stderr` and `count` of every group from `(group, score)`, in the order in which groups come."""
+def estimate_groups(rows: Iterable[tuple[Name, float]]) -> dict[Name, dict[str, float]]:
+    """`score`, `stderr` and `count` of every group from `(group, score)`, in order of appearance."""
     groups: dict[Name, list[float]] = {}
     for name, score in rows:
         groups.setdefault(name, []).append(score)
@@ -60,34 +51,24 @@ def estimate_groups(rows: Iterable[tuple[Name, float]]) -> dict[Name, dict[str, 
 
 
 def estimate_share(part: float, whole: int) -> Estimate:
-    """`part` right ones of `whole` right or wrong ones; 0 of none."""
+    """Share of `part` right scores among `whole`; 0 of none."""
     share = part / whole if whole else 0.0
     return Estimate(share, math.sqrt(share * (1 - share) / whole) if whole else 0.0, whole)
 
 
 def estimate_clusters(clusters: Iterable[Sequence[float]]) -> Estimate:
-    """Mean of all scores, where only those of different clusters are independent.
-
-    The standard error is that of a ratio: `sqrt(sum((s - mean * n)^2)) / sum(n)` over clusters of `n` scores that add
-    up to `s`.
-
-    Raises:
-        EvalError: Nothing to average.
-    """
+    """Mean of all scores, where only scores of different clusters are independent. Raises EvalError without scores."""
     sizes = [(math.fsum(scores), len(scores)) for scores in clusters]
     count = sum(size for _, size in sizes)
     if not count:
         raise EvalError("cannot average zero scores")
     mean = math.fsum(total for total, _ in sizes) / count
+    # Standard error of a ratio: sqrt(sum((s - mean * n)^2)) / sum(n) over clusters of n scores with the sum s.
     return Estimate(mean, math.sqrt(math.fsum((total - mean * size) ** 2 for total, size in sizes)) / count, count)
 
 
 def average_estimates(parts: Sequence[Estimate]) -> Estimate:
-    """Mean of independent means, each of which counts the same.
-
-    Raises:
-        EvalError: Nothing to average.
-    """
+    """Mean of independent means with equal weights. Raises EvalError without parts."""
     if not parts:
         raise EvalError("cannot average zero scores")
     return Estimate(
@@ -98,11 +79,7 @@ def average_estimates(parts: Sequence[Estimate]) -> Estimate:
 
 
 def pool_estimates(parts: Sequence[Estimate]) -> Estimate:
-    """Mean of independent means, in which every question counts the same.
-
-    Raises:
-        EvalError: Nothing to average.
-    """
+    """Mean of independent means in which every question counts the same. Raises EvalError without questions."""
     count = sum(part.count for part in parts)
     if not count:
         raise EvalError("cannot average zero scores")
@@ -111,9 +88,9 @@ def pool_estimates(parts: Sequence[Estimate]) -> Estimate:
 
 
 def bootstrap_stderr(
-    items: Sequence[Any], statistic: Callable[[Sequence[Any]], float], *, num_draws: int = 200, seed: int = 0
+    items: Sequence[Item], statistic: Callable[[Sequence[Item]], float], *, num_draws: int = 200, seed: int = 0
 ) -> float:
-    """Standard error of a statistic that is no mean: its spread over samples drawn with replacement."""
+    """Standard error of a statistic that is not a mean: its spread over samples drawn with replacement."""
     generator = random.Random(seed)
     values = [statistic(generator.choices(items, k=len(items))) for _ in range(num_draws)]
     mean = math.fsum(values) / num_draws
@@ -121,7 +98,7 @@ def bootstrap_stderr(
 
 
 def wilson_interval(score: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Confidence interval of a share (Wilson 1927): sensible at 0 and 1 too, where the standard error is 0."""
+    """Confidence interval of a share (Wilson 1927), which has a width at 0 and 1, where the standard error is 0."""
     spread = z * math.sqrt(score * (1 - score) / count + z**2 / (4 * count**2))
     centre, scale = score + z**2 / (2 * count), 1 + z**2 / count
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)

@@ -1,8 +1,8 @@
-"""English words for the answer rewriting of Long-VQA: is this a word, and what is the singular of this noun?
+"""English dictionary for the answer rewriting of Long-VQA: roots of `-ing` forms and singulars of nouns.
 
-The published scorer asks NLTK's word list and WordNet. Their data (`python -m nltk.downloader words wordnet`) are read
-here as files, so NLTK itself is not needed and its version does not matter. Without them `RuleLexicon` answers by
-spelling: scores then differ a little from the published scorer's, and reports must name the lexicon.
+The published scorer uses NLTK's word list and WordNet. This module reads their data files (`python -m nltk.downloader
+words wordnet`), so it does not need NLTK and does not depend on its version. Without the files, `RuleLexicon` goes by
+spelling. Scores then differ slightly from the published scorer's, so reports name the lexicon.
 """
 
 import os
@@ -29,56 +29,45 @@ _SUFFIXES = (
 
 
 class Lexicon(Protocol):
-    """What the rewriting asks.
-
-    Attributes:
-        name: For reports.
-    """
+    """What the rewriting needs to know."""
 
     @property
     def name(self) -> str:
-        """See the class."""
+        """For reports."""
         ...
 
     def find_root(self, stem: str) -> str | None:
-        """The word to which `ing` was added, from lower-case text without the `ing`; None if there is none."""
+        """The word to which `ing` was added, from its lower-case text without the `ing`; None if there is none."""
         ...
 
     def find_singular(self, noun: str) -> str:
-        """Base form of a lower-case noun; the text itself if there is none."""
+        """Base form of a lower-case noun; the noun itself if there is none."""
         ...
 
 
 @dataclass(frozen=True)
 class WordNetLexicon:
-    """NLTK's word list and WordNet 3.0.
-
-    Attributes:
-        words: Word list.
-        nouns: Lemmas of WordNet's nouns.
-        irregular: Base forms of irregular plurals (`noun.exc`).
-        name: For reports.
-    """
+    """NLTK's word list and WordNet 3.0."""
 
     words: frozenset[str] = field(repr=False)
-    nouns: frozenset[str] = field(repr=False)
-    irregular: Mapping[str, tuple[str, ...]] = field(repr=False)
-    name: str = "wordnet"
+    nouns: frozenset[str] = field(repr=False)  # lemmas of WordNet
+    irregular: Mapping[str, tuple[str, ...]] = field(repr=False)  # base forms of irregular plurals (`noun.exc`)
+    name: str = "wordnet"  # for reports
 
     def find_root(self, stem: str) -> str | None:
-        """The stem (`walk`), the stem without a doubled letter (`run`), or the stem and e (`make`): the first word."""
+        """The first word among the stem (`walk`), the stem without a doubled letter (`run`) and the stem with `e`."""
         candidates = [stem, *([stem[:-1]] if stem[-2:-1] == stem[-1:] else []), f"{stem}e"]
         return next((form for form in candidates if form in self.words), None)
 
     def find_singular(self, noun: str) -> str:
-        """The shortest known one of the noun and its base forms, as NLTK's WordNetLemmatizer chooses (3.10)."""
+        """The shortest known form among the noun and its base forms, as in NLTK's WordNetLemmatizer (3.10)."""
         regular = (noun.removesuffix(old) + new for old, new in _SUFFIXES if noun.endswith(old))
         candidates = (noun, *self.irregular.get(noun, regular))
         return min((form for form in candidates if form in self.nouns), key=len, default=noun)
 
 
 def find_nltk_folders() -> list[Path]:
-    """Where NLTK keeps its data: NLTK_DATA, the home folder, the Python installation, the usual system folders."""
+    """Folders where NLTK keeps its data: NLTK_DATA, home, the Python installation, and the usual system folders."""
     named = [Path(part) for part in os.environ.get("NLTK_DATA", "").split(os.pathsep) if part]
     prefixes = [Path(sys.prefix), *(Path(sys.prefix) / part for part in ("share", "lib"))]
     system = [Path(part) for part in ("/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib")]
@@ -88,8 +77,7 @@ def find_nltk_folders() -> list[Path]:
 def load_lexicon(folders: Iterable[Path] | None = None) -> Lexicon:
     """The exact lexicon if a folder has NLTK's `words` and `wordnet` (unpacked or as zip files), else the rules.
 
-    Args:
-        folders: Folders in the form of `nltk_data`; None for `find_nltk_folders`.
+    `folders` have the layout of `nltk_data`; None stands for `find_nltk_folders()`.
     """
     corpora = [Path(folder) / "corpora" for folder in (find_nltk_folders() if folders is None else folders)]
     words = _read_first(corpora, "words", ("en", "en-basic"))
@@ -104,7 +92,7 @@ def load_lexicon(folders: Iterable[Path] | None = None) -> Lexicon:
 
 
 def _read_first(corpora: Iterable[Path], name: str, files: tuple[str, ...]) -> list[str] | None:
-    """Texts of the files of one corpus from the first folder that has the first of them; others may be missing."""
+    """Texts of a corpus's files, from the first folder with the first of them; other files may be missing."""
     for folder in corpora:
         if (folder / name / files[0]).is_file():
             paths = [folder / name / file for file in files]

@@ -1,17 +1,17 @@
-"""Long-VQA, V2PE's own benchmark: 17 sets of document and picture questions put into long contexts (arXiv 2412.09616).
+"""Long-VQA, V2PE's own benchmark: 17 sets of document and picture questions in long contexts (arXiv 2412.09616).
 
-Under `upstream` both the answer and the response are first rewritten (`rectify`), as in the published numbers. The
-rewriting loses much: `Norway` and `North Korea` both become `no`. Under `official` the same metrics are taken of the
-texts as they are; neither number compares with those of the original single-picture sets, whose metrics differ.
+`upstream` first rewrites both the answer and the response (`rectify`), as for the published numbers. The rewriting
+loses much: `Norway` and `North Korea` both become `no`. `official` applies the same metrics to the texts as they are.
+Neither number is comparable with those of the original single-picture sets, whose metrics differ.
 
-    RACC   relaxed accuracy, as of ChartQA             EACC  equal text            ANLS  strict: above 0.5, not from 0.5
+    RACC   relaxed accuracy, as in ChartQA             EACC  equal text            ANLS  strict: above 0.5, not from 0.5
     F1     of (id, value) pairs over the corpus        WTQ   denotation accuracy   TEXTVQA  M4C soft accuracy
     BLEU4  over the corpus
 """  # fmt: skip
 
 import re
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from rapidfuzz.distance import Levenshtein
 
@@ -23,7 +23,7 @@ from eval.metrics.text import NUMBERS_TO_NINETY, normalise_m4c, read_golds, read
 from eval.metrics.vqa import share_of_people
 
 Metric = Literal["RACC", "EACC", "ANLS", "TEXTVQA", "F1", "WTQ", "BLEU4"]
-Row = tuple[Hashable, Any, str | None]
+Row = tuple[Hashable, object, str | None]
 
 METRICS: dict[str, Metric] = {
     **dict.fromkeys(("chartqa", "clevr", "dvqa", "gqa", "ocrvqa"), "RACC"),
@@ -41,23 +41,19 @@ _WITH_UNIT = re.compile(r"([0-9]+\.?[0-9]*)\s+[A-Za-z\s]+")
 
 
 def find_metric(task: str) -> Metric:
-    """Metric of a set; RACC for a set that the published script does not know."""
+    """Metric of a set; RACC for sets that the published script does not know."""
     return METRICS.get(task, "RACC")
 
 
-def score(answer: Any, response: str | None, *, task: str, protocol: Protocol, lexicon: Lexicon) -> float:
-    """Score one response.
+def score(answer: object, response: str | None, *, task: str, protocol: Protocol, lexicon: Lexicon) -> float:
+    """Score of one response in 0..1; for F1 and BLEU4, `score_corpus` gives the number of a whole set.
 
     Args:
-        answer: The accepted text (or several).
+        answer: One accepted text or several.
         response: What the model said.
         task: Name of the set.
-        protocol: `upstream` rewrites both sides first.
-        lexicon: See `eval.metrics.lexicon`; read under `upstream` only.
-
-    Returns:
-        0..1. For F1 whether the value is right, for BLEU4 that of this response alone: `score_corpus` has the number
-        of a whole set.
+        protocol: `upstream` rewrites both texts first.
+        lexicon: Used under `upstream` only.
     """
     golds, said = _prepare(answer, response, task=task, protocol=protocol, lexicon=lexicon)
     metric = find_metric(task)
@@ -74,13 +70,9 @@ def score(answer: Any, response: str | None, *, task: str, protocol: Protocol, l
 
 
 def score_corpus(rows: Sequence[Row], *, task: str, protocol: Protocol, lexicon: Lexicon) -> float:
-    """The published number of a set, as a share in 0..1.
+    """The published number of a set in 0..1, from `(id, answer, response)` per sample.
 
-    Args:
-        rows: `(id, answer, response)` per sample. For F1 a repeated id is one document with several values.
-        task: Name of the set.
-        protocol: As of `score`.
-        lexicon: As of `score`.
+    For F1, samples with the same id are one document with several values. The other arguments are those of `score`.
     """
     metric = find_metric(task)
     if metric not in ("F1", "BLEU4"):
@@ -101,7 +93,7 @@ def _compute_f1(rows: Iterable[tuple[Hashable, tuple[list[str], str]]]) -> float
 
 
 def _prepare(
-    answer: Any, response: str | None, *, task: str, protocol: Protocol, lexicon: Lexicon
+    answer: object, response: str | None, *, task: str, protocol: Protocol, lexicon: Lexicon
 ) -> tuple[list[str], str]:
     texts = [*read_golds(answer), read_text(response)]
     if protocol == "upstream":
@@ -120,7 +112,8 @@ def _clean_value(text: str) -> str:
 
 
 def relaxed_accuracy(gold: str, said: str) -> float:
-    """As of ChartQA; that either number may not be 0 there changes nothing (0 is never within 5 % of another one)."""
+    """ChartQA's rule."""
+    # The published copy also requires that neither number is 0, which changes nothing: 0 is within 5 % of no other one.
     return float(is_close(gold, said))
 
 
@@ -130,7 +123,7 @@ def exact_accuracy(gold: str, said: str) -> float:
 
 
 def strict_anls(gold: str, said: str) -> float:
-    """`1 - distance / longer length` if the distance is below half of that length, else 0; two empty texts give 0."""
+    """`1 - distance / longer length` if the distance is below half of that length, else 0. Two empty texts give 0."""
     length = max(len(gold), len(said))
     distance = Levenshtein.distance(gold, said) / length if length else 1.0
     return 1.0 - distance if distance < MAX_ANLS_DISTANCE else 0.0
@@ -146,10 +139,13 @@ def _anls_of_lower_case(gold: str, said: str) -> float:
 def rectify(text: str, *, task: str, lexicon: Lexicon) -> str:
     """V2PE's rewriting of answers and responses before scoring.
 
-    All sets: stripped, then without periods at the ends. svqa: a first letter A to D alone. tabfact: `Yes` or `No` for
-    what starts so. docvqa, textvqa, textcaps, kleistercharity: nothing more. Others: yes and no as in tabfact; number
-    words up to twenty; commas inside numbers and units behind numbers go, then one percent sign and outer brackets;
-    `ing` goes where a word remains; singular of every word, in lower case; `a/b` and `a:b` become a decimal number.
+    In all sets, spaces and then periods are stripped from the ends. svqa keeps only a first letter A to D, tabfact only
+    a first `Yes` or `No`. docvqa, textvqa, textcaps and kleistercharity change nothing more. The others:
+
+    1. shorten yes and no as in tabfact, and write number words up to twenty as digits
+    2. drop commas inside numbers, units after numbers, one percent sign, and outer brackets
+    3. drop `ing` where a word remains, and put every word into the singular, in lower case
+    4. write `a/b` and `a:b` as a decimal number
     """
     text = text.strip().strip(".")
     if task == "svqa":

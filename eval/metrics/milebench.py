@@ -1,14 +1,14 @@
 """MileBench: 29 sets of many pictures (Song et al. 2024, arXiv 2404.18532; rule of the benchmark's `evaluate.py`).
 
-V2PE's copy of the scorer gives the same numbers, so `score` has no protocol. It has one trap: an empty response to a
-multiple-choice question counts as option C. `score_choice_robust` is what an honest letter extraction gives.
+V2PE's copy of the scorer gives the same numbers, so `score` has no protocol. The rule has one trap: an empty response
+to a multiple-choice question counts as option C. `score_choice_robust` scores without it.
 
-The benchmark's code computes no averages over sets; `average_sets` gives both readings of the published ones.
+The benchmark's code averages no sets; `average_sets` gives both readings of the published averages.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from eval.metrics.choice import find_letter, label_options
 from eval.metrics.estimate import Estimate, average_estimates
@@ -41,11 +41,7 @@ SETS: tuple[str, ...] = tuple(name for tasks in TASK_GROUPS.values() for names i
 
 
 def find_rule(set_name: str, question_type: str) -> Rule:
-    """Which rule scores a set.
-
-    Args:
-        set_name: Name of the set.
-        question_type: `open-ended` or `multi-choice`, from the set's own file.
+    """Which rule scores a set, from its name and the question type in its file (`open-ended` or `multi-choice`).
 
     Raises:
         ValueError: Another question type.
@@ -61,17 +57,14 @@ def find_rule(set_name: str, question_type: str) -> Rule:
     raise ValueError(f"question type of {set_name} is {question_type!r}, expected open-ended or multi-choice")
 
 
-def score(answer: Any, response: str | None, *, rule: Rule, choices: Sequence[Any] = ()) -> float:
-    """Score one response by the official rule.
+def score(answer: object, response: str | None, *, rule: Rule, choices: Sequence[object] = ()) -> float:
+    """Score of one response by the official rule: 0 or 1, for `rouge` 0..1.
 
     Args:
-        answer: The accepted text (for `choice` one of `choices`).
+        answer: One accepted text or several; for `choice` each is one of `choices`.
         response: What the model said.
         rule: See `find_rule`.
         choices: Texts of the options, without letters.
-
-    Returns:
-        0 or 1; for `rouge` 0..1.
 
     Raises:
         ValueError: The answer is not among the choices.
@@ -79,7 +72,7 @@ def score(answer: Any, response: str | None, *, rule: Rule, choices: Sequence[An
     return max((_score_one(gold, response, rule, choices) for gold in read_golds(answer)), default=0.0)
 
 
-def _score_one(answer: str, response: str | None, rule: Rule, choices: Sequence[Any]) -> float:
+def _score_one(answer: str, response: str | None, rule: Rule, choices: Sequence[object]) -> float:
     if rule == "choice":
         return score_choice(answer, response, choices=choices)
     gold, said = process(answer), process(response)
@@ -88,18 +81,18 @@ def _score_one(answer: str, response: str | None, rule: Rule, choices: Sequence[
     return float(gold in said.split() if rule == "needle" else gold in said)
 
 
-def process(text: Any) -> str:
-    """Flattened, without punctuation and quotation marks around it, in lower case."""
+def process(text: object) -> str:
+    """Lower case on one line, without punctuation and without quotation marks around the text."""
     return remove_punctuation(flatten_whitespace(read_text(text))).strip("'").strip('"').strip().lower()
 
 
-def score_choice(answer: Any, response: str | None, *, choices: Sequence[Any]) -> float:
-    """1 if `match_option` gives the label of the first option equal to the answer."""
+def score_choice(answer: object, response: str | None, *, choices: Sequence[object]) -> float:
+    """1 if `match_option` gives the label of the first option that equals the answer."""
     texts = [process(choice) for choice in choices]
     return float(match_option(process(response), texts) == label_option(_find_answer(answer, texts)))
 
 
-def _find_answer(answer: Any, texts: Sequence[str]) -> int:
+def _find_answer(answer: object, texts: Sequence[str]) -> int:
     gold = process(answer)
     if gold not in texts:
         raise ValueError(f"the answer {gold!r} is not among the {len(texts)} choices: {', '.join(texts)[:200]}")
@@ -107,7 +100,7 @@ def _find_answer(answer: Any, texts: Sequence[str]) -> int:
 
 
 def label_option(index: int) -> str:
-    """A ... Z, AA ... AZ, BA ... BZ; further ones run on through the character table (`B[`), as officially."""
+    """A ... Z, AA ... AZ, BA ... BZ; after that the characters after Z (`B[`), as officially."""
     if index < 26:
         return chr(65 + index)
     return "A" + chr(65 + index - 26) if index < 52 else "B" + chr(65 + index - 52)
@@ -116,17 +109,12 @@ def label_option(index: int) -> str:
 def match_option(said: str, texts: Sequence[str]) -> str:
     """Official `match_choice` on processed texts.
 
-    1. the leftmost `label text`: its first character; 2. the leftmost option text, spaces ignored: the label of the
-    option (the earlier of two that start there; none if its text holds a character that is special in regular
-    expressions, because the official code compares it with its escaped form); 3. a response that is a label; 4. all
-    characters that are labels, joined.
+    1. the first character of the leftmost `label text`
+    2. the label of the leftmost option text, spaces ignored (the earlier of two options at one place)
+    3. the response, if it is a label
+    4. all characters that are labels, joined, which may equal no label
 
-    Args:
-        said: The processed response.
-        texts: The processed options.
-
-    Returns:
-        A label, or letters that equal none; `C` for an empty response.
+    An empty response is `C`.
     """
     if not said:
         return OPTION_OF_EMPTY
@@ -136,6 +124,7 @@ def match_option(said: str, texts: Sequence[str]) -> str:
         return labelled[0].upper()
     compact = {label: text.replace(" ", "") for label, text in zip(labels, map(process, texts), strict=True)}
     hit = _find_leftmost(said.replace(" ", ""), list(compact.values()))
+    # The official code compares with the escaped text, so options with special characters of regular expressions fail.
     if hit is not None and not _SPECIAL.intersection(hit):
         for label, text in compact.items():
             if text == hit.strip():
@@ -149,13 +138,13 @@ _SPECIAL = frozenset("\\.^$*+?{}[]|()")
 
 
 def _find_leftmost(text: str, candidates: Sequence[str]) -> str | None:
-    """The candidate that occurs first in the text; of two at one place the one listed first."""
+    """The candidate that occurs first in the text; of two at one place, the one listed first."""
     places = [(text.find(candidate), order) for order, candidate in enumerate(candidates) if candidate in text]
     return candidates[min(places)[1]] if places else None
 
 
-def score_choice_robust(answer: Any, response: str | None, *, choices: Sequence[Any]) -> float:
-    """1 if the response names a right option: its letter by `find_letter`, or its text alone; empty is wrong."""
+def score_choice_robust(answer: object, response: str | None, *, choices: Sequence[object]) -> float:
+    """1 if the response is the text of a right option or names its letter (`find_letter`); empty is wrong."""
     texts = [process(choice) for choice in choices]
     indices, said = {_find_answer(gold, texts) for gold in read_golds(answer)}, process(response)
     if not said:
@@ -171,30 +160,12 @@ def find_level(num_images: int) -> str:
     return LEVELS[0] if num_images < 6 else LEVELS[1] if num_images <= 31 else LEVELS[2]
 
 
-def summarise_levels(rows: Iterable[tuple[int, float]]) -> dict[str, Any]:
-    """Mean score and count by number of pictures from `(number of pictures, score)`.
-
-    Returns:
-        `score` and, by level, `by_level` (mean, 0 without samples) and `counts` (sum of scores, number of samples).
-    """
-    rows = list(rows)
-    levels = {level: [right for number, right in rows if find_level(number) == level] for level in LEVELS}
-    return {
-        "score": _mean([right for _, right in rows]) or 0.0,
-        "by_level": {level: _mean(scores) or 0.0 for level, scores in levels.items()},
-        "counts": {level: (math.fsum(scores), len(scores)) for level, scores in levels.items()},
-    }
-
-
 def average_sets(scores: Mapping[str, Estimate]) -> dict[str, dict[str, Estimate | None]]:
-    """T, S, NI and their mean, by both readings of the published table.
-
-    Args:
-        scores: Score of every set by name, with its standard error.
+    """T, S, NI and their mean, by both readings of the published table, from the score of every set.
 
     Returns:
         `by_set` (mean over the sets of a group) and `by_task` (mean over the group's tasks, each the mean of its
-        sets); each has `T`, `S`, `NI` and `average`, None where a set is missing.
+        sets). Each has `T`, `S`, `NI` and `average`; None where a set is missing.
     """
     return {
         "by_set": _average(scores, lambda tasks: [scores[name] for names in tasks.values() for name in names]),
@@ -215,23 +186,12 @@ def _average(
     return averages | {"average": average_estimates(known) if len(known) == len(TASK_GROUPS) else None}
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
-
-
 def plan_canvases(num_images: int, *, max_images: int) -> list[tuple[int, tuple[int, int]]]:
-    """The combined-image setting: how many pictures go on each canvas, and its size.
+    """The combined-image setting: `(number of pictures, (width, height) in px)` of every canvas.
 
-        5 pictures on one canvas:   1 2 3      cells of 800 x 800 px, row by row, the rest black
-                                    4 5
-
-    Args:
-        num_images: Pictures of the sample.
-        max_images: Largest number of canvases.
-
-    Returns:
-        `(number of pictures, (width, height) in px)` per canvas.
-    """  # fmt: skip
+    5 pictures on one canvas:   1 2 3      cells of 800 x 800 px, row by row, the rest black
+                                4 5
+    """
     per_canvas = (num_images - 1) // max_images + 1
     groups = [min(per_canvas, num_images - start) for start in range(0, num_images, max(per_canvas, 1))]
     return [(group, _measure_canvas(group)) for group in groups]

@@ -1,9 +1,9 @@
-"""MM-NIAH: is an answer right, and which accuracy does a set of answers have by context length and needle depth?
+"""MM-NIAH: scores answers, and averages scores by context length and needle depth.
 
-Two protocols, because published V2PE numbers were made with a scorer that differs from the benchmark's own:
-`official` is OpenGVLab/MM-NIAH `calculate_scores.py`; `upstream` is its copy in OpenGVLab/V2PE, which also accepts
-`left`/`right` for options and compares text answers up to their first period (so `3.5` equals `3.9`): its scores can
-only be higher. Inputs on which those scripts stop with an exception count as wrong here.
+There are two protocols, because the published V2PE numbers were made with a scorer that differs from the benchmark's
+own. `official` is `calculate_scores.py` of OpenGVLab/MM-NIAH. `upstream` is its copy in OpenGVLab/V2PE, which also
+accepts `left` and `right` for options and compares text answers up to their first period, so `3.5` equals `3.9`. Its
+scores are never lower. Inputs that crash those scripts count as wrong here.
 """
 
 import json
@@ -11,10 +11,8 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from eval.metrics.protocol import PROTOCOLS as PROTOCOLS
-from eval.metrics.protocol import Protocol as Protocol
+from eval.metrics.protocol import Protocol
 from eval.metrics.text import (
     NUMBERS_TO_NINETY,
     contains_word,
@@ -31,19 +29,16 @@ DEPTH_STEP = 0.2  # divided by in binary floating point: depth 0.6 falls into ce
 NUM_TASKS_FOR_OVERALL = 6
 
 
-def is_correct(answer: int | str | list[Any], response: str | None, *, protocol: Protocol) -> float:
-    """Score one response.
+def is_correct(answer: object, response: str | None, protocol: Protocol) -> float:
+    """Score of one response: 0 or 1, for counts the share of them that is right.
 
     Args:
         answer: Option index (int), list of counts, or open text.
         response: What the model said.
         protocol: Whose rule.
 
-    Returns:
-        0 or 1; for a list answer the share of its places that are right.
-
     Raises:
-        TypeError: The answer is of no kind that MM-NIAH has.
+        TypeError: The answer has another type.
     """
     response = read_text(response).strip(".")
     if isinstance(answer, int):
@@ -60,7 +55,7 @@ def _is_option(answer: int, response: str, protocol: Protocol) -> bool:
     if response.isdigit():
         try:
             return int(response) == answer
-        except ValueError:  # superscripts and the like count as digits, but are no numbers
+        except ValueError:  # superscripts are digits to `isdigit`, but not to `int`
             return False
     letter = _cut_sentence(response).strip()
     for direction, option in (("left", "a"), ("right", "b")):
@@ -71,21 +66,21 @@ def _is_option(answer: int, response: str, protocol: Protocol) -> bool:
 
 
 def _cut_sentence(text: str) -> str:
-    """Lower case, without `the answer is` and `*`, up to the first period; commas go only where a period was."""
+    """Lower case, without `the answer is` and `*`, up to the first period."""
     text = text.lower().replace("the answer is", "").replace("*", "")
     head, period, _ = text.partition(".")
-    return head.replace(",", "").strip() if period else text
+    return head.replace(",", "").strip() if period else text  # commas stay without a period, as officially
 
 
-def _share_of_counts(answer: list[Any], response: str) -> float:
+def _share_of_counts(answer: list[object], response: str) -> float:
     counts = _parse_counts(response)
     if not answer or counts is None:
         return 0.0
     return sum(given == gold for given, gold in zip(counts, answer, strict=False)) / len(answer)
 
 
-def _parse_counts(response: str) -> list[Any] | None:
-    """The list in a JSON response; the lists of an object are joined; None for anything else."""
+def _parse_counts(response: str) -> list[object] | None:
+    """The list in a JSON response, or the joined lists of an object; None for everything else."""
     try:
         parsed = json.loads(response.replace("json", "").replace("```", "").strip())
     except (ValueError, RecursionError):
@@ -105,23 +100,17 @@ def _normalise(text: str, protocol: Protocol) -> str:
 
 @dataclass(frozen=True)
 class Grid:
-    """Sums of scores, of their squares, and counts by context length and needle depth.
+    """Sums of scores, of their squares, and counts by context length and needle depth."""
 
-    Attributes:
-        edges: Left edges of the length bins in tokens; the last bin has no right edge.
-        score_sums: `len(edges) + 1` rows of `NUM_DEPTHS` cells; row 0 lies below the first edge.
-        square_sums: Sum of the squares of the scores in each cell.
-        counts: Number of samples in each cell.
-    """
-
-    edges: tuple[int, ...]
+    edges: tuple[int, ...]  # left edges of the length bins in tokens; the last bin has no right edge
+    # `len(edges) + 1` rows of `NUM_DEPTHS` cells; row 0 is below the first edge.
     score_sums: tuple[tuple[float, ...], ...]
-    square_sums: tuple[tuple[float, ...], ...]
-    counts: tuple[tuple[int, ...], ...]
+    square_sums: tuple[tuple[float, ...], ...]  # sum of the squares of the scores in each cell
+    counts: tuple[tuple[int, ...], ...]  # number of samples in each cell
 
     @property
     def num_empty_cells(self) -> int:
-        """Cells at or above the first edge that hold no sample; the official score counts them as 0."""
+        """Cells from the first edge on without a sample; the official score counts them as 0."""
         return sum(count == 0 for row in self.counts[1:] for count in row)
 
 
@@ -130,15 +119,15 @@ def find_length_bin(context_length: float, edges: Sequence[int]) -> int:
     return bisect_right(edges, context_length)
 
 
-def find_depth_cell(placed_depth: float | Sequence[float]) -> int:
-    """Cell of a needle's depth (several needles: of their mean), 0 at the start of the context.
+def find_depth_cell(placed_depth: float | Sequence[object]) -> int:
+    """Cell of a needle's depth, or of the mean depth of several needles; 0 is the start of the context.
 
     Raises:
-        ValueError: No depth, no number, or outside 0..1.
+        ValueError: There is no depth, or one is not a number or outside 0..1.
     """
     depths = [placed_depth] if isinstance(placed_depth, (int, float)) else list(placed_depth)
-    are_numbers = bool(depths) and all(isinstance(depth, (int, float)) for depth in depths)
-    depth = sum(depths) / len(depths) if are_numbers else -1.0
+    numbers = [depth for depth in depths if isinstance(depth, (int, float))]
+    depth = sum(numbers) / len(depths) if numbers and len(numbers) == len(depths) else -1.0
     if not 0.0 <= depth <= 1.0:
         raise ValueError(f"placed_depth must be one or several numbers in 0..1, got {placed_depth!r}")
     return int((0.99 if depth == 1.0 else depth) / DEPTH_STEP)
@@ -164,7 +153,7 @@ def build_grid(
 
 
 def score_length_bins(grid: Grid) -> list[float]:
-    """Official score per length bin: mean of the depth cells, empty cells counted as 0, rounded to 6 digits."""
+    """Official score per length bin: mean over depth cells, rounded to 6 digits. Empty cells count as 0."""
     means = (
         [s / n if n else 0.0 for s, n in zip(sums, counts, strict=True)]
         for sums, counts in zip(grid.score_sums[1:], grid.counts[1:], strict=True)
@@ -175,18 +164,16 @@ def score_length_bins(grid: Grid) -> list[float]:
 def spread_length_bins(
     score_sums: Sequence[Sequence[float]], square_sums: Sequence[Sequence[float]], counts: Sequence[Sequence[int]]
 ) -> list[float]:
-    """Standard error per length bin of a mean over its depth cells, from the rows of a `Grid`.
-
-    Cells are independent; an empty one is 0 by rule and adds nothing.
-    """
+    """Standard error per length bin of a mean over its depth cells, from the rows of a `Grid`."""
+    # Cells are independent. An empty cell is 0 by rule, not by chance, and adds nothing.
     return [
         math.sqrt(sum(max(0.0, q / n - (s / n) ** 2) / n for s, q, n in zip(*cells, strict=True) if n)) / len(cells[0])
         for cells in zip(score_sums, square_sums, counts, strict=True)
     ]
 
 
-def summarise_grid(grid: Grid) -> dict[str, Any]:
-    """Everything that the two published scripts report for one task, under their names, and what they hide.
+def summarise_grid(grid: Grid) -> dict[str, object]:
+    """Everything that the two published scripts report for one task, under their names, and standard errors.
 
     Returns:
         `scores` (official, per length bin) and `average` (their mean) with their standard errors `scores_stderr` and
@@ -209,11 +196,11 @@ def summarise_grid(grid: Grid) -> dict[str, Any]:
     }
 
 
-def average_tasks(scores_by_task: dict[str, Sequence[float]]) -> list[float] | None:
+def average_tasks(scores: Sequence[Sequence[float]]) -> list[float] | None:
     """Official `overall`: mean over the six tasks per length bin; None for any other number of tasks."""
-    if len(scores_by_task) != NUM_TASKS_FOR_OVERALL:
+    if len(scores) != NUM_TASKS_FOR_OVERALL:
         return None
-    return [round(sum(column) / NUM_TASKS_FOR_OVERALL, 6) for column in zip(*scores_by_task.values(), strict=True)]
+    return [round(sum(column) / NUM_TASKS_FOR_OVERALL, 6) for column in zip(*scores, strict=True)]
 
 
 def format_length(num_tokens: int) -> str:

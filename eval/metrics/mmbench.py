@@ -1,12 +1,11 @@
 """MMBench and CCBench: circular evaluation (Liu et al. 2023, arXiv 2307.06281; rule of VLMEvalKit).
 
-A question is asked once per rotation of its options; the rotations have the indices i, i + 1000000, i + 2000000 ...
-The question counts as right only if every pass is right: without a judge, a pass whose letter cannot be inferred is
-wrong. Passes are scored by `eval.metrics.choice.score`. The old CCBench file has one pass a question.
+A question is asked once per rotation of its options; the rotations have the indices i, i + 1000000, i + 2000000 ... A
+question counts as right only if every pass is right. VLMEvalKit asks a judge where no letter can be inferred; here such
+a pass is wrong. Passes are scored by `eval.metrics.choice.score`. The old CCBench file has one pass per question.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from eval.metrics.estimate import Estimate, estimate_clusters, estimate_groups, estimate_mean
 
@@ -14,7 +13,7 @@ INDEX_STEP = 1_000_000
 
 
 def find_question(index: int | str) -> int:
-    """Number of the question that a pass belongs to."""
+    """The question that a pass belongs to."""
     return int(index) % INDEX_STEP
 
 
@@ -27,8 +26,8 @@ def merge_passes(rows: Iterable[tuple[int | str, float]]) -> dict[int, float]:
     return questions
 
 
-def summarise(rows: Iterable[tuple[int | str, float, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Circular accuracy, all passes alone, and both kinds of category.
+def summarise(rows: Iterable[tuple[int | str, float, Mapping[str, object]]]) -> dict[str, object]:
+    """Circular accuracy, plain accuracy of all passes, and both kinds of category.
 
     Args:
         rows: `(index, score, fields)` per pass; of the fields, `category` and `l2-category` are read where present.
@@ -59,6 +58,6 @@ def summarise(rows: Iterable[tuple[int | str, float, Mapping[str, Any]]]) -> dic
     }
 
 
-def _estimate_by(questions: Mapping[int, float], names: Mapping[int, Any]) -> dict[str, dict[str, Any]]:
+def _estimate_by(questions: Mapping[int, float], names: Mapping[int, object]) -> dict[str, dict[str, float]]:
     rows = ((str(names[key]), score) for key, score in questions.items() if names[key] is not None)
     return estimate_groups(sorted(rows))

@@ -1,13 +1,12 @@
-"""MMMU: parsing of responses, comparison, and the table by subject (Yue et al. 2023, arXiv 2311.16502).
+"""MMMU: finds the answer in a response and makes the table by subject (Yue et al. 2023, arXiv 2311.16502).
 
 `official` is the benchmark's `mmmu/utils/eval_utils.py` with one change: a multiple-choice response without an option
-is wrong, where the official script draws an option at random. `upstream` (InternVL, V2PE) takes the letter by
-`eval.metrics.choice.cut_letter`; open questions are parsed alike under both.
+is wrong, where the official script draws an option at random. `upstream` (InternVL, V2PE) finds the letter by
+`eval.metrics.choice.cut_letter`. Open questions are parsed the same way under both.
 """
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from eval.metrics.choice import cut_letter
 from eval.metrics.protocol import Protocol
@@ -46,32 +45,23 @@ _NUMBER_FORMS = (
 
 
 def score(
-    answer: Any, response: str | None, *, options: Mapping[str, Any] | None = None, protocol: Protocol = "official"
+    answer: object,
+    response: str | None,
+    *,
+    options: Mapping[str, object] | None = None,
+    protocol: Protocol = "official",
 ) -> float:
-    """Score one response.
-
-    Args:
-        answer: Letter, or accepted answers of an open question.
-        response: What the model said.
-        options: Text of every option by letter; none for an open question.
-        protocol: Whose letter extraction.
-
-    Returns:
-        0 or 1.
-    """
+    """1 if the response names the right letter, or an accepted answer of an open question (one without options)."""
     if not options:
         return score_open(answer, response)
     letter = find_option(response, options) if protocol == "official" else cut_letter(response, options)
     return float(letter in read_golds(answer))
 
 
-def find_option(response: str | None, options: Mapping[str, Any]) -> str | None:
+def find_option(response: str | None, options: Mapping[str, object]) -> str | None:
     """Official multiple-choice parse: `(B)`, else ` B `, else in more than five words the text of an option.
 
-    Of several candidates the one that occurs last wins.
-
-    Returns:
-        A letter; None where the official script draws one at random.
+    Of several candidates the last one wins. None where the official script draws a letter at random.
     """
     said = read_text(response)
     for mark in ",.!?;:'":
@@ -88,13 +78,13 @@ def find_option(response: str | None, options: Mapping[str, Any]) -> str | None:
 
 
 def _find_last(said: str, written: Mapping[str, str]) -> str | None:
-    """Key of the text whose last occurrence starts last; the first key of equals."""
+    """Key of the text whose last occurrence starts last; the first of equals."""
     places = {key: said.rfind(text) for key, text in written.items() if text in said}
     return max(places, key=lambda key: places[key]) if places else None
 
 
-def score_open(answer: Any, response: str | None) -> float:
-    """1 if a parsed piece of the response holds an accepted text or equals an accepted number."""
+def score_open(answer: object, response: str | None) -> float:
+    """1 if a parsed piece of the response contains an accepted text or equals an accepted number."""
     golds = {form for gold in read_golds(answer) for form in normalise(gold)}
     texts = [gold for gold in golds if isinstance(gold, str)]
     for piece in parse_open(response):
@@ -104,18 +94,14 @@ def score_open(answer: Any, response: str | None) -> float:
 
 
 def parse_open(response: str | None) -> set[str | float]:
-    """What an open response may mean: the tails behind words such as `answer `, and every number in them.
-
-    Returns:
-        Normalised texts and numbers (`normalise`).
-    """
+    """What an open response may mean: the tails after words such as `answer `, and every number in them."""
     pieces = _find_key_pieces(read_text(response))
     numbers = [number for piece in pieces for form in _NUMBER_FORMS for number in form.findall(piece)]
     return {form for text in (*pieces, *numbers) for form in normalise(text)}
 
 
 def _find_key_pieces(response: str) -> list[str]:
-    """The shortest tail of every line that has an indicator (in the last line `=` is one too), else the whole."""
+    """The shortest tail of every line with an indicator (in the last line `=` is one as well), else the whole text."""
     whole = response.strip().strip(".").lower()
     lines = whole.split("\n")
     tails = [_find_shortest_tail(line, is_last=number == len(lines)) for number, line in enumerate(lines, start=1)]
@@ -133,7 +119,10 @@ def _find_shortest_tail(line: str, *, is_last: bool) -> str:
 
 
 def normalise(text: str) -> list[str | float]:
-    """A number rounded to two places; a single character with a space on either side; else lower case."""
+    """A number rounded to two places; else the text in lower case.
+
+    A single character gets a space before or after it: as a bare character it would be found in almost any text.
+    """
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]
@@ -148,11 +137,11 @@ def find_subject(data_id: str) -> str:
 
 
 def summarise(rows: Iterable[tuple[str, float]]) -> dict[str, dict[str, float]]:
-    """The official table from `(id, score)`: accuracy by domain, subject and overall, each a mean over questions.
+    """The official table from `(id, score)`: accuracy over questions by domain, by subject and overall.
 
     Returns:
         `{"num": count, "acc": accuracy rounded to three places}` under `Overall-<domain>` (all six), every subject
-        that has questions, and `Overall`. As in the official script, an id without a known subject counts nowhere.
+        that has questions, and `Overall`. As in the official script, ids of unknown subjects are ignored.
     """
     scores: dict[str, list[float]] = {}
     for data_id, score_ in rows:

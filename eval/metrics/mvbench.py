@@ -1,12 +1,11 @@
 """MVBench: is the first word of the response the right option? (Li et al. 2023, arXiv 2311.17005)
 
-`official` is `check_ans` of the benchmark's notebook, `upstream` V2PE's copy, which first deletes every `Answer: `.
-Either substring of the other counts, so `(`, `)` and `.` are right. The published rules take an empty response for
-right as well: under `official` it is wrong here, under `upstream` it stays right (the published number).
+`official` is `check_ans` of the benchmark's notebook, `upstream` V2PE's copy, which first deletes every `Answer: `. A
+word is right if either contains the other, so `(`, `)` and `.` are right. The published rules also accept an empty
+response: under `official` it is wrong here, under `upstream` it stays right, as in the published number.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from eval.metrics.protocol import Protocol
 from eval.metrics.text import read_golds, read_text
@@ -14,17 +13,8 @@ from eval.metrics.text import read_golds, read_text
 WHOLE_VIDEO_S = 100_000
 
 
-def score(answer: Any, response: str | None, *, protocol: Protocol) -> float:
-    """Score one response.
-
-    Args:
-        answer: `(B) text of the option`.
-        response: What the model said.
-        protocol: Whose rule.
-
-    Returns:
-        0 or 1.
-    """
+def score(answer: object, response: str | None, protocol: Protocol) -> float:
+    """1 if the response is right; `answer` has the form `(B) text of the option`."""
     said = read_text(response)
     if protocol == "official" and not said.strip():
         return 0.0
@@ -36,13 +26,9 @@ def score(answer: Any, response: str | None, *, protocol: Protocol) -> float:
 
 
 def find_frame_range(bound: Sequence[float] | None, *, fps: float, last: int, first: int = 0) -> tuple[int, int]:
-    """First and last frame of a clip by the published rule; the range may run backwards behind the video's end.
+    """First and last frame of a clip by the published rule. The range may run backwards where a clip starts too late.
 
-    Args:
-        bound: Start and end in seconds; None for the whole video.
-        fps: Frames per second.
-        last: Number of the last frame (of a folder of frames: how many there are).
-        first: Number of the first frame (of a folder of frames: 1).
+    `bound` is start and end in seconds, None for the whole video. Frames of a folder are numbered from 1.
     """
     start, end = bound or (-WHOLE_VIDEO_S, WHOLE_VIDEO_S)
     return max(first, round(start * fps)), min(round(end * fps), last)

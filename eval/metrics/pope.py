@@ -1,13 +1,12 @@
 """POPE: does the picture hold the object? (Li et al. 2023, arXiv 2305.10355; rule of the benchmark's `evaluate.py`)
 
-The parse is the official one under both protocols: whatever holds no `no`, `No` or `not` is a yes, the empty response
-included. Metrics are taken per category with yes as the positive class; the published number is the mean of the three
-F1 scores, times 100. Where the official script would divide by zero a metric is 0.
+Both protocols parse as the official script does: a response without `no`, `No` or `not` is a yes, even an empty one.
+Metrics are computed per category with yes as the positive class; the published number is the mean of the three F1
+scores, times 100. A metric is 0 where the official script would divide by zero.
 """
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from eval.metrics.estimate import Estimate
 from eval.metrics.text import read_golds, read_text
@@ -16,19 +15,19 @@ _NEGATIONS = frozenset({"No", "not", "no"})
 
 
 def parse_yes_no(response: str | None) -> str:
-    """`no` if the text before the first period, commas deleted, has a negation between single spaces, else `yes`."""
+    """`no` if a word before the first period is a negation, else `yes`; commas are deleted first."""
     words = read_text(response).partition(".")[0].replace(",", "").split(" ")
     return "no" if _NEGATIONS.intersection(words) else "yes"
 
 
-def score(answer: Any, response: str | None) -> float:
-    """1 if the parsed response equals the label; a label other than `no` means yes."""
+def score(answer: object, response: str | None) -> float:
+    """1 if the parsed response equals the label; every label except `no` means yes."""
     label = "no" if read_golds(answer) == ["no"] else "yes"
     return float(parse_yes_no(response) == label)
 
 
 def summarise_category(rows: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Metrics of one category from `(label, score)`; a wrong score means the other answer was given.
+    """Metrics of one category from `(label, score)`; score 0 means that the other answer was given.
 
     Returns:
         `TP`, `FP`, `TN`, `FN`, `acc`, `precision`, `recall`, `f1` and `yes_ratio` (share of predictions).
@@ -50,30 +49,20 @@ def summarise_category(rows: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 def estimate_f1(metrics: Mapping[str, float]) -> Estimate:
-    """F1 of one category with its standard error, from `summarise_category`.
-
-    With E wrong answers of either kind, F1 is `2 TP / (2 TP + E)`. Its variance to first order (delta method, answers
-    as draws of the four outcomes) is `4 TP E (TP + E) / (2 TP + E)^4`.
-    """
+    """F1 of one category with its standard error, from `summarise_category`."""
+    # With E wrong answers of either kind, F1 is 2 TP / (2 TP + E). Its variance to first order (delta method, answers
+    # as draws of the four outcomes) is 4 TP E (TP + E) / (2 TP + E)^4.
     right, wrong = metrics["TP"], metrics["FP"] + metrics["FN"]
     spread = _divide(2 * math.sqrt(right * wrong * (right + wrong)), (2 * right + wrong) ** 2)
     return Estimate(metrics["f1"], spread, int(right + wrong + metrics["TN"]))
 
 
-def summarise(rows: Iterable[tuple[str, str, float]]) -> dict[str, Any]:
-    """Metrics by category from `(category, label, score)`.
-
-    Returns:
-        `by_category` (see `summarise_category`) and `mean_f1`, the number that InternVL and V2PE publish as POPE.
-    """
+def summarise(rows: Iterable[tuple[str, str, float]]) -> dict[str, dict[str, float]]:
+    """Metrics of every category, sorted by name, from `(category, label, score)`."""
     categories: dict[str, list[tuple[str, float]]] = {}
     for category, label, right in rows:
         categories.setdefault(category, []).append((label, right))
-    by_category: Mapping[str, dict[str, float]] = {
-        category: summarise_category(members) for category, members in sorted(categories.items())
-    }
-    f1 = [metrics["f1"] for metrics in by_category.values()]
-    return {"by_category": by_category, "mean_f1": _divide(math.fsum(f1), len(f1))}
+    return {category: summarise_category(members) for category, members in sorted(categories.items())}
 
 
 def _divide(part: float, whole: float) -> float:

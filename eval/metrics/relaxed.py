@@ -1,10 +1,8 @@
-"""Relaxed accuracy of ChartQA: numbers may be off by 5 %, text must be equal (Masry et al. 2022, arXiv 2203.10244).
+"""Relaxed accuracy of ChartQA: numbers may differ by 5 %, text must be equal (Masry et al. 2022, arXiv 2203.10244).
 
 `official` measures the error relative to the accepted answer, as pix2struct, VLMEvalKit and lmms-eval do. `upstream`
-hands the two over in the wrong order, as Qwen-VL, InternVL and V2PE do: the error is relative to the model's answer.
+passes the two in the wrong order, as Qwen-VL, InternVL and V2PE do, so its error is relative to the model's answer.
 """
-
-from typing import Any
 
 from eval.metrics.protocol import Protocol
 from eval.metrics.text import read_golds, read_text
@@ -12,18 +10,9 @@ from eval.metrics.text import read_golds, read_text
 TOLERANCE = 0.05
 
 
-def score(answer: Any, response: str | None, *, protocol: Protocol) -> float:
-    """Best relaxed match over the accepted answers.
-
-    Args:
-        answer: One accepted answer or several.
-        response: What the model said; stripped first (the accepted answers are not).
-        protocol: Whose order of arguments.
-
-    Returns:
-        0 or 1.
-    """
-    said = read_text(response).strip()
+def score(answer: object, response: str | None, protocol: Protocol) -> float:
+    """1 if the response matches one of the accepted answers."""
+    said = read_text(response).strip()  # the accepted answers are not stripped
     pairs = ((gold, said) if protocol == "official" else (said, gold) for gold in read_golds(answer))
     return float(any(is_close(reference, value) for reference, value in pairs))
 
@@ -37,7 +26,7 @@ def is_close(reference: str, value: str) -> bool:
 
 
 def parse_number(text: str) -> float | None:
-    """What `float` reads, `42%` as 0.42; None for anything else (so for `1,234` and `$5`)."""
+    """What `float` reads, and `42%` as 0.42; None for everything else, `1,234` and `$5` included."""
     try:
         return float(text.rstrip("%")) / 100.0 if text.endswith("%") else float(text)
     except ValueError:

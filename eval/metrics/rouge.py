@@ -1,8 +1,8 @@
 """ROUGE-L as the package `rouge` 1.0.1 computes it, which MileBench's scorer uses.
 
-Written out here because that package recurses once per word (a long response ends it), takes any text as an error
-whose sentences are all empty, and is not maintained. Its rule is not Lin's (2004): sentences end at every period, and
-words are counted once, so `a` and `a a a a` are equal.
+Written here because that package is not maintained, recurses once per word (a long response crashes it) and fails on
+texts whose sentences are all empty. Its rule is not Lin's (2004): sentences end at every period, and each word counts
+once, so `a` and `a a a a` are equal.
 """
 
 from collections.abc import Sequence
@@ -30,9 +30,10 @@ def _split_sentences(text: str) -> list[list[str]]:
 
 
 def find_common_words(one: Sequence[str], other: Sequence[str]) -> list[str]:
-    """A longest common subsequence; of several the one that a walk from the ends finds which prefers to drop words
-    of `other`.
-    """  # fmt: skip
+    """A longest common subsequence.
+
+    Of several, the one found by walking back from the ends, dropping words of `other` first.
+    """
     lengths = [[0] * (len(other) + 1)]
     for word in one:
         above, row = lengths[-1], [0]

@@ -1,9 +1,9 @@
-"""Roots of `-ing` forms and singulars of nouns by English spelling, for where no dictionary is at hand.
+"""Spelling rules for the roots of `-ing` forms and the singulars of nouns, where no dictionary is installed.
 
-The rules follow what NLTK's word list and WordNet give, oddities included (`was` is the plural of `wa`), so that the
-rewriting of Long-VQA changes little without them. Compared with WordNet 3.0: the singular of regular plurals differs
-for 3 % of the 4,600 nouns that its counts call frequent, the root of `-ing` forms for 9 % of 3,106 (all of WordNet's
-lemmas standing in for NLTK's word list).
+The rules imitate NLTK's word list and WordNet, oddities included (`was` is the plural of `wa`), so that the rewriting
+of Long-VQA changes little without them. Compared with WordNet 3.0, singulars of regular plurals differ for 3 % of the
+4,600 nouns that it counts as frequent. Roots of `-ing` forms differ for 9 % of 3,106, measured with all of WordNet's
+lemmas in place of NLTK's word list.
 """
 
 import re
@@ -39,7 +39,7 @@ _NO_PLURAL_TABLE = """
     surroundings proceeds clothes remains diabetes biceps binoculars hercules moses lucas abdomen specimen
     businessmen los yes
 """
-# Stems that are words although their spelling says otherwise, and stems of words that only look like -ing forms.
+# Stems that are words although the rules say otherwise, and stems of words that only look like -ing forms.
 _WHOLE_STEMS = frozenset(_STEM_TABLE.split())
 _NO_STEMS = frozenset(("someth", "anyth", "everyth", "lightn"))
 _SINGULARS: Mapping[str, str] = {
@@ -51,7 +51,7 @@ _ENDS_THAT_LOSE_ES = (
     *("cuses", "tuses", "ruses", "puses", "nuses", "diuses"),
 )
 _VOWELS = frozenset("aeiouy")
-# Ends of stems that no English word has without an e behind it: of any length; of stems with one vowel; of longer ones.
+# Endings that English words do not have without an e after them: of any stem; of stems with one vowel; of longer stems.
 _DROPPED_E = re.compile(
     r"[vcu]$|[^aeiourwly]l$|(dg|ang|ung|lg|rg|[aeiou]z)$|[^su]s$|[aeiou]us$"
     r"|^[^aeiouy]*[aeiouy][bdgklmnprt]$"
@@ -61,16 +61,12 @@ _DROPPED_E = re.compile(
 
 @dataclass(frozen=True)
 class RuleLexicon:
-    """Spelling rules and the most frequent exceptions.
-
-    Attributes:
-        name: For reports.
-    """
+    """Spelling rules and their most frequent exceptions."""
 
     name: str = "rules"
 
     def find_root(self, stem: str) -> str | None:
-        """The stem, repaired where its spelling shows that a letter was doubled or an e was dropped."""
+        """The stem, without a doubled letter and with a dropped e where its spelling shows one."""
         if stem in _WHOLE_STEMS:
             return stem
         if stem in _NO_STEMS or not stem.isalpha() or not _VOWELS.intersection(stem):

@@ -1,12 +1,11 @@
-"""Answer normalisation of the official VQA evaluation, in the small steps that other benchmarks combine differently.
+"""Answer normalisation of the official VQA evaluation, in small steps that other benchmarks combine differently.
 
-The rules (punctuation, periods, number words, articles, contractions) are those of GT-Vision-Lab/VQA, its quirks
-included: scores are only comparable when the quirks are kept.
+The rules (punctuation, periods, number words, articles, contractions) are those of GT-Vision-Lab/VQA. Its quirks are
+kept, because scores are comparable only with them.
 """
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 ARTICLES = frozenset({"a", "an", "the"})
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -48,33 +47,33 @@ _CONTRACTION_TABLE = """
 CONTRACTIONS: Mapping[str, str] = dict(pair.split("=") for pair in _CONTRACTION_TABLE.split())
 
 
-def read_text(value: Any) -> str:
-    """Text of an answer field: nothing for None, numbers as they are written."""
+def read_text(value: object) -> str:
+    """Text of an answer field: empty for None, numbers as they are written."""
     return "" if value is None else str(value)
 
 
-def read_golds(answer: Any) -> list[str]:
-    """Accepted answers of a field that holds one or a list of them; none for None."""
+def read_golds(answer: object) -> list[str]:
+    """Accepted answers of a field that holds one of them or a list; empty for None."""
     if isinstance(answer, (list, tuple)):
         return [read_text(gold) for gold in answer]
     return [] if answer is None else [read_text(answer)]
 
 
 def flatten_whitespace(text: str) -> str:
-    """Newlines and tabs become spaces; the ends are stripped."""
+    """Replace newlines and tabs by spaces and strip the ends."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def split_possessives(text: str) -> str:
-    """The pre-step of the TextVQA (M4C) scorer: lower case, no `,` and `?`, `'s` set apart, stripped."""
+    """First step of the TextVQA (M4C) scorer: lower case, no `,` and `?`, a space before `'s`, stripped."""
     return text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
 
 
 def remove_punctuation(text: str) -> str:
-    """Delete or blank every punctuation mark, then delete periods that no digit follows.
+    """Delete punctuation marks or replace them by spaces, then delete periods that no digit follows.
 
-    A mark is deleted when it touches a space somewhere in `text`, or when `text` holds a comma between digits;
-    otherwise each occurrence becomes a space. At most `MAX_REMOVED_PERIODS` periods go.
+    A mark is deleted if it touches a space somewhere in `text`, or if `text` has a comma between digits; otherwise
+    each occurrence becomes a space.
     """
     has_grouped_digits = re.search(r"\d,\d", text) is not None
     cleaned = text
@@ -85,18 +84,16 @@ def remove_punctuation(text: str) -> str:
 
 
 def normalise_words(text: str, numbers: Mapping[str, str]) -> str:
-    """Lower-case the words, turn number words into digits, drop articles, restore apostrophes, join by one space.
+    """Lower case, digits for number words, no articles, apostrophes restored, words joined by one space.
 
-    Args:
-        text: Text without punctuation.
-        numbers: Number words to digits (`NUMBERS_TO_TEN` or `NUMBERS_TO_NINETY`, benchmarks differ).
+    Benchmarks differ in `numbers`: `NUMBERS_TO_TEN` or `NUMBERS_TO_NINETY`.
     """
     words = (numbers.get(word, word) for word in text.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 def normalise_m4c(text: str) -> str:
-    """The whole chain of the TextVQA (M4C, EvalAI) scorer."""
+    """All steps of the TextVQA (M4C, EvalAI) scorer."""
     return normalise_words(remove_punctuation(flatten_whitespace(split_possessives(text))), NUMBERS_TO_TEN)
 
 

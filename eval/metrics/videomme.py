@@ -1,14 +1,14 @@
 """Video-MME: the letter in a response, and accuracy by kind (Fu et al. 2024, arXiv 2405.21075).
 
-The extraction is the official `eval_your_results.py`, two glued prefixes of its list included. Official accuracy
-leaves responses without a letter out of the denominator; `summarise` gives it beside the one that counts them as wrong.
-V2PE published a number but no script, so there is no `upstream` protocol.
+Letters are extracted as in the official `eval_your_results.py`, which misses commas in its list of prefixes. Official
+accuracy leaves responses without a letter out of the denominator. `summarise` also gives the accuracy that counts them
+as wrong. V2PE published a number but no script, so the `upstream` protocol has no rule of its own.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from eval.metrics.estimate import estimate_share
 from eval.metrics.text import read_golds, read_text
@@ -18,7 +18,7 @@ _PREFIXES = (
     "The correct answer is",
     "The answer is",
     "The answer",
-    "The best option isThe correct option is",
+    "The best option isThe correct option is",  # two prefixes each, as in the official list
     "Best answer:Best option:",
     "Answer:",
     "Option:",
@@ -29,7 +29,7 @@ _LETTER = re.compile("[ABCD]")
 
 
 def find_letter(response: str | None) -> str:
-    """First of A, B, C, D anywhere behind the known prefixes (`Dogs` is D); empty if there is none."""
+    """The first of A, B, C, D after the known prefixes are deleted (`Dogs` is D); empty if there is none."""
     said = read_text(response).strip()
     for prefix in _PREFIXES:
         said = said.replace(prefix, "")
@@ -37,38 +37,38 @@ def find_letter(response: str | None) -> str:
     return match[0] if match else ""
 
 
-def score(answer: Any, response: str | None) -> float:
-    """1 if the letter is right; no letter is wrong."""
+def score(answer: object, response: str | None) -> float:
+    """1 if the letter is right; a response without a letter is wrong."""
     letter = find_letter(response)
     return float(bool(letter) and letter in read_golds(answer))
 
 
 @dataclass(frozen=True)
 class Answered:
-    """One scored question.
+    """One scored question."""
 
-    Attributes:
-        duration: `short`, `medium` or `long`.
-        domain: One of six.
-        sub_category: One of thirty.
-        task_type: One of twelve.
-        is_right: Whether the letter is right.
-        has_letter: Whether the response had one.
-    """
-
-    duration: str
-    domain: str
-    sub_category: str
-    task_type: str
-    is_right: bool
-    has_letter: bool
+    duration: str  # `short`, `medium` or `long`
+    domain: str  # one of six
+    sub_category: str  # one of thirty
+    task_type: str  # one of twelve
+    is_right: bool  # whether the letter is right
+    has_letter: bool  # whether the response had one
 
 
-def summarise(rows: Iterable[Answered]) -> dict[str, Any]:
+class Table(TypedDict):
+    """Numbers of one duration: by name of the kind, and overall."""
+
+    domain: dict[str, dict[str, float]]
+    sub_category: dict[str, dict[str, float]]
+    task_type: dict[str, dict[str, float]]
+    overall: dict[str, float]
+
+
+def summarise(rows: Iterable[Answered]) -> dict[str, Table]:
     """Accuracy for every duration and `all`: by `domain`, `sub_category`, `task_type` and `overall`.
 
     Returns:
-        Under each duration, the three tables by name and `overall`; an entry has `accuracy` (responses without a
+        Under each duration, the three tables by name and `overall`. An entry has `accuracy` (responses without a
         letter are wrong) and `official` (they are left out; 0 if no response has one) with their standard errors
         `stderr` and `official_stderr`, `count` and `num_without_letter`.
     """
@@ -78,15 +78,21 @@ def summarise(rows: Iterable[Answered]) -> dict[str, Any]:
     return {name: _summarise_group(members) for name, members in groups.items()}
 
 
-def _summarise_group(rows: list[Answered]) -> dict[str, Any]:
-    tables: dict[str, Any] = {}
-    for kind in ("domain", "sub_category", "task_type"):
-        names = dict.fromkeys(getattr(row, kind) for row in rows)
-        tables[kind] = {name: _describe([row for row in rows if getattr(row, kind) == name]) for name in names}
-    return tables | {"overall": _describe(rows)}
+def _summarise_group(rows: Sequence[Answered]) -> Table:
+    return {
+        "domain": _describe_each(rows, lambda row: row.domain),
+        "sub_category": _describe_each(rows, lambda row: row.sub_category),
+        "task_type": _describe_each(rows, lambda row: row.task_type),
+        "overall": _describe(rows),
+    }
 
 
-def _describe(rows: list[Answered]) -> Mapping[str, float]:
+def _describe_each(rows: Sequence[Answered], read_name: Callable[[Answered], str]) -> dict[str, dict[str, float]]:
+    names = dict.fromkeys(map(read_name, rows))
+    return {name: _describe([row for row in rows if read_name(row) == name]) for name in names}
+
+
+def _describe(rows: Sequence[Answered]) -> dict[str, float]:
     num_right = sum(row.is_right for row in rows)
     num_with_letter = sum(row.has_letter for row in rows)
     whole, with_letter = estimate_share(num_right, len(rows)), estimate_share(num_right, num_with_letter)

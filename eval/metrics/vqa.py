@@ -1,12 +1,11 @@
-"""Soft accuracy against ten human answers: VQAv2, OKVQA, VizWiz and TextVQA.
+"""Soft accuracy against ten human answers: VQAv2, OK-VQA, VizWiz and TextVQA.
 
-Two published scorers. `score_m4c` (MMF/M4C, EvalAI) normalises every answer and is official for TextVQA; published
-V2PE and InternVL numbers use it for all four. `score_vqa` (GT-Vision-Lab/VQA) is official for VQAv2, OKVQA and VizWiz:
-it compares raw, case-sensitive text when all people gave the same answer.
+There are two published scorers. `score_m4c` (MMF/M4C, EvalAI) normalises every answer. It is official for TextVQA, and
+published V2PE and InternVL numbers use it for all four sets. `score_vqa` (GT-Vision-Lab/VQA) is official for the other
+three. It compares raw, case-sensitive text where all people gave the same answer.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from eval.metrics.protocol import Protocol
 from eval.metrics.text import (
@@ -22,30 +21,22 @@ from eval.metrics.text import (
 AGREEING_PEOPLE = 3
 
 
-def score(answer: Any, response: str | None, *, protocol: Protocol) -> float:
-    """VQAv2, OKVQA, VizWiz: `score_vqa` under `official`, `score_m4c` under `upstream`."""
+def score(answer: object, response: str | None, protocol: Protocol) -> float:
+    """VQAv2, OK-VQA, VizWiz: `score_vqa` under `official`, `score_m4c` under `upstream`."""
     return score_vqa(answer, response) if protocol == "official" else score_m4c(answer, response)
 
 
-def score_m4c(answer: Any, response: str | None) -> float:
-    """TextVQA under both protocols.
-
-    Args:
-        answer: The people's answers (ten in the published sets).
-        response: What the model said.
-
-    Returns:
-        Share in 0..1. An answer that normalises to nothing equals another one that does (`the` and `a`).
-    """
+def score_m4c(answer: object, response: str | None) -> float:
+    """TextVQA's rule: a share in 0..1. Answers that normalise to nothing (`the` and `a`) equal each other."""
     golds = [normalise_m4c(gold) for gold in read_golds(answer)]
     return share_of_people(golds, normalise_m4c(read_text(response)))
 
 
-def score_vqa(answer: Any, response: str | None) -> float:
-    """VQAv2, OKVQA, VizWiz: text is normalised only where people differ; arguments as in `score_m4c`."""
+def score_vqa(answer: object, response: str | None) -> float:
+    """VQAv2's rule: a share in 0..1."""
     golds = [flatten_whitespace(gold) for gold in read_golds(answer)]
     said = flatten_whitespace(read_text(response))
-    if len(set(golds)) > 1:
+    if len(set(golds)) > 1:  # as officially, nothing is normalised where all people agree
         golds, said = [_normalise(gold) for gold in golds], _normalise(said)
     return share_of_people(golds, said)
 
@@ -55,9 +46,9 @@ def _normalise(text: str) -> str:
 
 
 def share_of_people(golds: Sequence[str], said: str) -> float:
-    """Mean over people of `min(1, others who said it / 3)`; 1 when all people said it, be it only one.
+    """Mean over people of `min(1, others who said it / 3)`; 1 when everybody said it, even if that is one person.
 
-    With ten answers: one person 0.3, two 0.6, three 0.9, four or more 1.
+    Of ten people, one who said it gives 0.3, two give 0.6, three 0.9, four or more 1.
     """
     num_people, num_agreeing = len(golds), golds.count(said)
     if not num_agreeing:

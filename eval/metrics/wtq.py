@@ -1,7 +1,7 @@
 """Denotation accuracy of WikiTableQuestions (Pasupat and Liang 2015; rule of the official `evaluator.py`).
 
-An answer is a set of values: numbers, dates (`2001-5-6`, unknown parts `xx`) or text. It is right if it has as many
-different values as the accepted set and every accepted value is matched by one of them.
+An answer is a set of values: numbers, dates (`2001-5-6`, unknown parts `xx`) or text. A response is right if it has as
+many different values as the accepted set and each accepted value matches one of them.
 """
 
 import math
@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from eval.metrics.text import read_golds
 
@@ -22,20 +22,14 @@ _UNKNOWN = -1
 
 @dataclass(frozen=True)
 class Value:
-    """One value of an answer.
+    """One value of an answer."""
 
-    Attributes:
-        kind: What the text could be read as.
-        content: The number, `(year, month, day)`, or normalised text.
-        normalised: The normalised text.
-    """
-
-    kind: Literal["number", "date", "text"]
-    content: Any
+    kind: Literal["number", "date", "text"]  # what the text reads as
+    content: float | tuple[int, int, int] | str  # number, (year, month, day), or normalised text
     normalised: str
 
 
-def score(answer: Any, response: Any) -> float:
+def score(answer: object, response: object) -> float:
     """1 if both sets of values agree; either may be one value or a list."""
     golds, saids = read_values(read_golds(answer)), read_values(read_golds(response))
     agree = len(golds) == len(saids) and all(any(matches(gold, said) for said in saids) for gold in golds)
@@ -43,8 +37,8 @@ def score(answer: Any, response: Any) -> float:
 
 
 def read_values(texts: Iterable[str]) -> list[Value]:
-    """The different values of some texts, the first of equals."""
-    values: dict[tuple[str, Any], Value] = {}
+    """The different values of some texts, each once."""
+    values: dict[tuple[str, object], Value] = {}
     for text in texts:
         value = read_value(text)
         values.setdefault((value.kind, value.content), value)
@@ -52,7 +46,7 @@ def read_values(texts: Iterable[str]) -> list[Value]:
 
 
 def read_value(text: str) -> Value:
-    """A number if `int` or `float` reads it, else a date, else text; a date of a year alone is a number."""
+    """A number if `int` or `float` reads the text, else a date, else text. A date that is a year alone is a number."""
     normalised = normalise(text)
     number = _read_number(text)
     if number is not None:
@@ -67,23 +61,23 @@ def read_value(text: str) -> Value:
 
 
 def matches(gold: Value, said: Value) -> bool:
-    """Equal normalised text, numbers closer than 1e-6, or the same date."""
+    """Whether two values are equal normalised text, numbers closer than 1e-6, or the same date."""
     if gold.normalised == said.normalised:
         return True
     if gold.kind != said.kind or gold.kind == "text":
         return False
-    return gold.content == said.content or (gold.kind == "number" and _is_close(gold.content, said.content))
+    one, other = gold.content, said.content
+    return one == other or (isinstance(one, (int, float)) and isinstance(other, (int, float)) and _is_close(one, other))
 
 
 def _is_close(one: float, other: float) -> bool:
     try:
         return abs(one - other) < _TOLERANCE
-    except OverflowError:  # a whole number beyond floats against a float
+    except OverflowError:  # a whole number too large for a float
         return False
 
 
 def _read_number(text: str) -> int | float | None:
-    """Numbers within 1e-6 of a whole one become it."""
     number: int | float
     try:
         number = int(text)
@@ -95,7 +89,7 @@ def _read_number(text: str) -> int | float | None:
     if isinstance(number, float):
         if not math.isfinite(number):
             return None
-        if abs(number - round(number)) < _TOLERANCE:
+        if abs(number - round(number)) < _TOLERANCE:  # the official rule makes these whole
             return int(number)
     return number
 
@@ -114,7 +108,7 @@ def _read_date(text: str) -> tuple[int, int, int] | None:
 
 
 def normalise(text: str) -> str:
-    """Without accents, citations, details in parentheses, outer quotation marks and one final period; lower case."""
+    """Lower case, without accents, citations, details in parentheses, outer quotation marks and one final period."""
     letters = unicodedata.normalize("NFKD", text)
     text = "".join(letter for letter in letters if unicodedata.category(letter) != "Mn").translate(_FOLDED)
     while True:

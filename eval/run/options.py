@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from eval.core.scoring import check_length_edges
-from eval.tasks.registry import FAMILIES, PROMPT_STYLES, list_task_names
+from eval.tasks.registry import GROUPS, PROMPT_STYLES, list_task_names
 from internvl.errors import ConfigError
 from internvl.infer.context_parallel import check_shareable
 from internvl.infer.session import check_batchable
@@ -164,7 +164,7 @@ def _build_parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done; 2 could not start or go on (what was answered is kept); 3 done, but more questions "
         "of a task failed than --max_failed allows. torchrun turns any but 0 into 1.",
     )
-    known = ", ".join(FAMILIES)
+    known = ", ".join(GROUPS)
     versions = ", ".join(ROPE_POS_ID_VERSIONS)
     add = parser.add_argument
     add("--checkpoint", required=True, type=Path, help="folder of the model")

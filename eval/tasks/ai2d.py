@@ -4,47 +4,36 @@ DATA_ROOT/ai2diagram/test_vlmevalkit.jsonl           image, question (with optio
 """
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, cast
 
 from eval.metrics import choice
 from eval.metrics.protocol import Protocol
-from eval.tasks.questions import QuestionFile, Record, ask_with, make_image_task, own_answer
+from eval.tasks.questions import AnsweredRecord, Question, QuestionFile, ask_answered, collect_tasks, make_image_task
 
-VERSION = 1
-SOURCE = "https://huggingface.co/OpenGVLab/InternVL (ai2diagram; pictures from https://allenai.org/data/diagrams)"
 _OPTION = re.compile(r"^([A-Z])[.:)] *(.*)$", re.MULTILINE)
 
 
-def _read_answer(record: Record, golds: Mapping[str, Any]) -> dict[str, Any]:
-    """The letter, and the options that the lines of the question name."""
-    return {"letter": own_answer(record, golds), "options": dict(_OPTION.findall(record["question"]))}
+def _ask(record: AnsweredRecord) -> Question:
+    """The question as it is, with the options that its lines name."""
+    options = dict(_OPTION.findall(record.question))
+    answer = {"letter": ask_answered(record).answer, "options": options}
+    chance = {"chance": 1 / len(_OPTION.findall(record.question))} if options else {}
+    return Question(record.image, record.question, answer, metadata=chance)
 
 
-def _count_options(record: Record) -> dict[str, Any]:
-    options = _OPTION.findall(record["question"])
-    return {"chance": 1 / len(options)} if options else {}
+def _score(answer: choice.Answer, response: str, protocol: Protocol) -> float:
+    """The letter (`official`), or equal text."""
+    return choice.score_ai2d(answer["letter"], response, options=answer["options"], protocol=protocol)
 
 
-def _score(answer: Any, response: str, protocol: str) -> float:
-    return choice.score_ai2d(answer["letter"], response, options=answer["options"], protocol=cast(Protocol, protocol))
-
-
-TASKS = (
-    make_image_task(
-        "vqa/ai2d-test",
-        version=VERSION,
-        source=SOURCE,
-        layout=QuestionFile(
-            annotation=Path("ai2diagram", "test_vlmevalkit.jsonl"),
-            max_num=6,
-            make_prompt=ask_with(""),
-            read_answer=_read_answer,
-            read_metadata=_count_options,
-            id_field=None,
-        ),
-        max_new_tokens=10,
-        score_answer=_score,
-    ),
+FAMILY = collect_tasks(
+    [
+        make_image_task(
+            "vqa/ai2d-test",
+            QuestionFile("ai2diagram/test_vlmevalkit.jsonl", AnsweredRecord, _ask, max_num=6),
+            version=1,
+            source="https://huggingface.co/OpenGVLab/InternVL (ai2diagram; pictures from https://allenai.org/data/diagrams)",
+            max_new_tokens=10,
+            score_answer=_score,
+        )
+    ]
 )

@@ -3,24 +3,19 @@
     DATA_ROOT/docvqa/{val,test}.jsonl                    image, question, question_id
     DATA_ROOT/docvqa/val/val_v1.0.json                   data: questionId, answers
 
-The answers of the test split are not public: the run leaves the file that the Robust Reading Competition takes.
+The answers of the test split are not public; a run leaves the file that the Robust Reading Competition accepts.
 """
 
-from pathlib import Path
-
 from eval.tasks.document import make_document_task
+from eval.tasks.questions import collect_tasks
 
-VERSION = 1
-SOURCE = "https://www.docvqa.org/datasets/docvqa"
-
-TASKS = tuple(
+FAMILY = collect_tasks(
     make_document_task(
         f"vqa/docvqa-{split}",
-        version=VERSION,
-        source=SOURCE,
-        annotation=Path("docvqa", f"{split}.jsonl"),
-        answers=Path("docvqa", "val", "val_v1.0.json") if split == "val" else None,
+        f"docvqa/{split}.jsonl",
+        source="https://www.docvqa.org/datasets/docvqa",
+        answers=answers,
         max_num=18,
     )
-    for split in ("val", "test")
+    for split, answers in (("val", "docvqa/val/val_v1.0.json"), ("test", None))
 )

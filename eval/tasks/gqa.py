@@ -6,64 +6,74 @@ DATA_ROOT/gqa/testdev_balanced_questions.json                         by questio
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from eval.core.records import read_json, require_field
+from eval.core.fields import parse_record
+from eval.core.records import read_json
 from eval.core.task import Scored, Task
 from eval.metrics import exact
 from eval.metrics.estimate import estimate_groups
-from eval.tasks.questions import SHORT_SENTENCE, QuestionFile, ask_with, listed_answer, make_image_task
+from eval.tasks.questions import QuestionFile, QuestionRecord, ask_briefly, collect_tasks, make_image_task, use_one_rule
 from internvl.errors import DataError
 
-VERSION = 1
-SOURCE = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
-QUESTIONS = Path("gqa", "testdev_balanced_questions.json")
+ANSWERS = "gqa/testdev_balanced_questions.json"
 
 
-def read_golds(data_root: Path) -> Mapping[str, dict[str, str]]:
-    """Answer and kind (`binary` or `open`) by question id."""
-    golds = {}
-    for key, entry in read_json(data_root / QUESTIONS, dict).items():
+class _Answer(TypedDict):
+    text: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class _Types:
+    structural: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    answer: str
+    types: _Types
+
+
+def read_answers(path: Path) -> Mapping[str, _Answer]:
+    """Answers by question id."""
+    answers: dict[str, _Answer] = {}
+    for key, value in read_json(path, dict).items():
         try:
-            structure = require_field(require_field(entry, "types", dict), "structural", str)
-            kind = "open" if structure == "query" else "binary"
-            golds[str(key)] = {"text": require_field(entry, "answer", str), "kind": kind}
+            entry = parse_record(_Entry, value)
         except DataError as error:
-            raise DataError(f"question {key}: {error}", source=str(data_root / QUESTIONS)) from error
-    return golds
+            raise DataError(f"question {key}: {error}", source=str(path)) from error
+        answers[str(key)] = {"text": entry.answer, "kind": "open" if entry.types.structural == "query" else "binary"}
+    return answers
 
 
-def _score(answer: Any, response: str, protocol: str) -> float:
+def _score(answer: _Answer, response: str) -> float:
+    """GQA's rule."""
     return exact.score_gqa(answer["text"], response)
 
 
-def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, Any]:
+def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, object]:
     """Accuracy on yes-or-no and choice questions (`binary`) and on all others (`open`)."""
     return {"by_kind": estimate_groups((item.answer["kind"], item.score) for item in scored)}
 
 
 def _make(name: str, file: str) -> Task:
-    layout = QuestionFile(
-        annotation=Path("gqa", file),
-        max_num=6,
-        make_prompt=ask_with(SHORT_SENTENCE),
-        read_answer=listed_answer,
-        read_golds=read_golds,
-    )
     return make_image_task(
         name,
-        version=VERSION,
-        source=SOURCE,
-        layout=layout,
+        QuestionFile(f"gqa/{file}", QuestionRecord, ask_briefly, 6, answer_file=ANSWERS, read_answers=read_answers),
+        version=1,
+        source="https://cs.stanford.edu/people/dorarad/gqa/download.html",
         max_new_tokens=10,
-        score_answer=_score,
+        score_answer=use_one_rule(_score),
         aggregate=aggregate,
-        more_files=(QUESTIONS,),
     )
 
 
-TASKS = (
-    _make("vqa/gqa-testdev", "llava_gqa_testdev_balanced_qwen_format.jsonl"),
-    _make("vqa/gqa-testdev-balanced", "test_balanced.jsonl"),
+FAMILY = collect_tasks(
+    [
+        _make("vqa/gqa-testdev", "llava_gqa_testdev_balanced_qwen_format.jsonl"),
+        _make("vqa/gqa-testdev-balanced", "test_balanced.jsonl"),
+    ]
 )

@@ -3,24 +3,19 @@
     DATA_ROOT/infographicsvqa/{val,test}.jsonl                            image, question, question_id
     DATA_ROOT/infographicsvqa/infographicsVQA_val_v1.0_withQT.json        data: questionId, answers
 
-The answers of the test split are not public: the run leaves the file that the Robust Reading Competition takes.
+The answers of the test split are not public; a run leaves the file that the Robust Reading Competition accepts.
 """
 
-from pathlib import Path
-
 from eval.tasks.document import make_document_task
+from eval.tasks.questions import collect_tasks
 
-VERSION = 1
-SOURCE = "https://www.docvqa.org/datasets/infographicvqa"
-
-TASKS = tuple(
+FAMILY = collect_tasks(
     make_document_task(
         f"vqa/infovqa-{split}",
-        version=VERSION,
-        source=SOURCE,
-        annotation=Path("infographicsvqa", f"{split}.jsonl"),
-        answers=Path("infographicsvqa", "infographicsVQA_val_v1.0_withQT.json") if split == "val" else None,
+        f"infographicsvqa/{split}.jsonl",
+        source="https://www.docvqa.org/datasets/infographicvqa",
+        answers=answers,
         max_num=24,
     )
-    for split in ("val", "test")
+    for split, answers in (("val", "infographicsvqa/infographicsVQA_val_v1.0_withQT.json"), ("test", None))
 )

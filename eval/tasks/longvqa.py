@@ -3,28 +3,27 @@
     DATA_ROOT/V2PE-Data/val/long_vqa_32k/val_long_vqa_SET_16_32.jsonl     also 32_40 (40k) ... 56_64 (64k)
     DATA_ROOT/V2PE-Data/image/long_vqa/{image,paste}/SET/val/             pictures
 
-A record has id, image (list) and conversations; its first turn is the prompt as it is, its second the answer. The
-metrics differ from those of the original sets, and `upstream` rewrites answers: read the numbers as a trend only.
+The first turn of a record's conversation is the prompt as it is sent, the second is the answer. The metrics differ from
+those of the original sets, and `upstream` rewrites answers, so the numbers show trends only.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, cast
 
-from eval.core.records import optional_field, require_field
+from eval.core.fields import parse_record, parse_rows
+from eval.core.records import read_records
 from eval.core.sample import Sample
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import longvqa
-from eval.metrics.estimate import average_estimates, bootstrap_stderr, read_estimate
+from eval.metrics.estimate import bootstrap_stderr
 from eval.metrics.lexicon import Lexicon, load_lexicon
-from eval.metrics.protocol import Protocol
-from eval.tasks.questions import Record, estimate_cost, put_images_first, read_rows
+from eval.metrics.protocol import PROTOCOLS, Protocol
+from eval.tasks.questions import Results, average_tasks, estimate_cost, put_images_first
 from internvl.errors import DataError
 
-VERSION = 1
-SOURCE = "https://huggingface.co/datasets/OpenGVLab/V2PE-Data"
 FOLDER = Path("V2PE-Data")
 LENGTHS = {"32k": "16_32", "40k": "32_40", "48k": "40_48", "56k": "48_56", "64k": "56_64"}
 MAX_NUM = 12
@@ -41,52 +40,65 @@ _OWN_PICTURES = ("deepform", "docvqa", "infovqa", "kleistercharity", "svqa", "vi
 _CORPUS_METRICS = ("F1", "BLEU4")
 
 
+@dataclass(frozen=True)
+class _Turn:
+    value: str
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    context_length: float | None = None
+
+
+@dataclass(frozen=True)
+class _Record:
+    id: str | int
+    image: str | list[object]
+    conversations: list[object]
+    metadata: _Metadata = _Metadata()
+
+
 def read_samples(data_root: Path, *, annotation: Path, images: Path) -> list[Sample]:
     """All samples of a file. Raises DataError for a bad record."""
-    return read_rows(data_root / annotation, lambda _, record: _build(record, data_root / images))
+    path, folder = data_root / annotation, data_root / images
+    return parse_rows(path, read_records(path), _Record, lambda _, record: _build(record, folder))
 
 
-def _build(record: Record, images: Path) -> Sample:
-    turns = require_field(record, "conversations", list)
-    if len(turns) < 2:
-        raise DataError(f"conversations has {len(turns)} turns, expected a question and an answer")
-    question, answer = (require_field(turn, "value", str) for turn in turns[:2])
-    names = require_field(record, "image", (str, list))
-    names = [names] if isinstance(names, str) else names
-    metadata = optional_field(record, "metadata", dict) or {}
-    length = optional_field(metadata, "context_length", (int, float))
-    cost = estimate_cost(question, len(names) * (MAX_NUM + 1)) if length is None else float(length)
+def _build(record: _Record, images: Path) -> Sample:
+    if len(record.conversations) < 2:
+        raise DataError(f"conversations has {len(record.conversations)} turns, expected a question and an answer")
+    question, answer = (parse_record(_Turn, turn, place=("conversations",)).value for turn in record.conversations[:2])
+    names = [record.image] if isinstance(record.image, str) else record.image
+    length = record.metadata.context_length
     return Sample(
-        id=str(require_field(record, "id", (str, int))),
+        id=str(record.id),
         prompt=put_images_first(question, len(names)),
         images=tuple(images / str(name) for name in names),
         answer=answer,
-        metadata={"id": str(record["id"]), "question": question[-500:], "context_length": length},
-        cost=cost,
+        metadata={"id": str(record.id), "question": question[-500:], "context_length": length},
+        cost=estimate_cost(question, len(names) * (MAX_NUM + 1)) if length is None else float(length),
     )
 
 
-@lru_cache(maxsize=1)
+@cache
 def _read_lexicon() -> Lexicon:
     return load_lexicon()
 
 
-def _score(answer: Any, response: str, protocol: str, *, set_name: str) -> float:
-    lexicon = _read_lexicon()
-    return longvqa.score(answer, response, task=set_name, protocol=cast(Protocol, protocol), lexicon=lexicon)
+def _score(answer: str, response: str, protocol: Protocol, *, set_name: str) -> float:
+    return longvqa.score(answer, response, task=set_name, protocol=protocol, lexicon=_read_lexicon())
 
 
-def _aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None, *, set_name: str) -> dict[str, Any]:
+def _aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None, *, set_name: str) -> dict[str, object]:
     """Name of the metric; where it belongs to the whole set, its value is the score."""
     metric, lexicon = longvqa.find_metric(set_name), _read_lexicon()
-    numbers: dict[str, Any] = {"metric": metric, "lexicon": lexicon.name}
+    numbers: dict[str, object] = {"metric": metric, "lexicon": lexicon.name}
     if metric not in _CORPUS_METRICS:
         return numbers
 
     def compute(items: Sequence[Scored]) -> float:
         rows = [(item.metadata["id"], item.answer, item.response) for item in items]
-        protocol = cast(Protocol, items[0].protocol)
-        return longvqa.score_corpus(rows, task=set_name, protocol=protocol, lexicon=lexicon)
+        return longvqa.score_corpus(rows, task=set_name, protocol=items[0].protocol, lexicon=lexicon)
 
     return {**numbers, "score": compute(scored), "stderr": bootstrap_stderr(scored, compute, num_draws=50)}
 
@@ -111,29 +123,22 @@ def make_task(name: str, prompts: str) -> Task | None:
     annotation = find_annotation_file(set_name, length)
     return Task(
         name=f"longvqa/{name}",
-        version=VERSION,
-        source=SOURCE,
+        version=1,
+        source="https://huggingface.co/datasets/OpenGVLab/V2PE-Data",
         annotation=annotation,
         read_samples=partial(read_samples, annotation=annotation, images=find_images(set_name)),
         max_new_tokens=MAX_NEW_TOKENS[set_name],
         max_num=MAX_NUM,
         score_answer=partial(_score, set_name=set_name),
-        protocols=("official", "upstream"),
+        protocols=PROTOCOLS,
         aggregate=partial(_aggregate, set_name=set_name),
     )
 
 
-def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(results: Results) -> dict[str, object]:
     """Mean over the sets of every length that is complete, by protocol."""
-    summary: dict[str, Any] = {}
-    for length in LENGTHS:
-        names = [f"{set_name}-{length}" for set_name in SETS]
-        if all(name in results for name in names):
-            summary[length] = {
-                protocol: vars(average_estimates([read_estimate(results[name]["results"][protocol]) for name in names]))
-                for protocol in results[names[0]]["results"]
-            }
-    return summary
+    means = {length: average_tasks(results, [f"{name}-{length}" for name in SETS]) for length in LENGTHS}
+    return {length: mean for length, mean in means.items() if mean}
 
 
 FAMILY = TaskFamily(

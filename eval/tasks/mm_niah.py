@@ -5,7 +5,7 @@
 
 A record has id, images_list, context, question, answer (text, option index, or list of counts) and meta with
 placed_depth, context_length, choices, choices_image_path; data sets of our own builders add `meta.chance`, the chance
-level. Two prompt styles: `upstream` is what published V2PE numbers were made with, `official` the benchmark's own.
+level. Prompts: the published V2PE numbers were made with `upstream`, `official` is the benchmark's own.
 """
 
 import json
@@ -13,144 +13,133 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any, cast
+from typing import Any
 
-from eval.core.records import optional_field, require_field
+from eval.core.fields import parse_rows
+from eval.core.records import read_records
 from eval.core.sample import Sample
 from eval.core.scoring import score_by_length
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import mm_niah as metric
 from eval.metrics.estimate import Estimate, average_estimates
-from eval.tasks.questions import read_rows
+from eval.metrics.protocol import PROTOCOLS
+from eval.tasks.questions import OPTION_SENTENCE, SHORT_SENTENCE, Results, find_numbers, letter_options
 from internvl.errors import DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
 
-VERSION = 1
-SOURCE = "https://github.com/OpenGVLab/MM-NIAH"
-OPTION_SENTENCE = "\nAnswer with the option's letter from the given choices directly."
-SHORT_SENTENCE = "\nAnswer the question using a single word or phrase."
 MAX_NEW_TOKENS = 16
 _NAME = re.compile(r"(?P<stem>(retrieval|counting|reasoning)-(text|image)(-[a-z0-9_-]+)?)-(?P<split>val|test)")
 
+Answer = int | str | list[object]  # index of the right option, open text, or counts
+
 
 @dataclass(frozen=True)
-class PromptStyle:
-    """What differs between the benchmark's own evaluation and the one of V2PE.
+class NeedlePrompt:
+    """What differs between the benchmark's own evaluation and V2PE's."""
 
-    Attributes:
-        joint: Text between context and question.
-        counting_sentence: Text behind a counting question.
-        counting_tokens: Limit of a counting answer in tokens.
-        max_num: Tiles per image.
-    """
-
-    joint: str
-    counting_sentence: str
-    counting_tokens: int
-    max_num: int
+    joint: str  # text between context and question
+    counting_ending: str  # text after a counting question
+    counting_tokens: int  # limit of a counting answer in tokens
+    max_num: int  # tiles per image
 
 
 STYLES = {
-    "official": PromptStyle(joint="\n", counting_sentence=SHORT_SENTENCE, counting_tokens=32, max_num=1),
-    "upstream": PromptStyle(joint="", counting_sentence="", counting_tokens=320, max_num=5),
+    "official": NeedlePrompt(joint="\n", counting_ending=f"\n{SHORT_SENTENCE}", counting_tokens=32, max_num=1),
+    "upstream": NeedlePrompt(joint="", counting_ending="", counting_tokens=320, max_num=5),
 }
 
 
+@dataclass(frozen=True)
+class _Meta:
+    placed_depth: float | list[object]
+    context_length: float
+    choices: list[object] = field(default_factory=list)
+    choices_image_path: list[object] = field(default_factory=list)
+    chance: float | None = None
+
+
+@dataclass(frozen=True)
+class _Record:
+    id: str | int
+    images_list: list[object]
+    context: str
+    question: str
+    answer: str | int | list[object]
+    meta: _Meta
+
+
 def read_samples(
-    data_root: Path, *, annotation: Path, images: Path, style: PromptStyle, is_counting: bool
+    data_root: Path, *, annotation: Path, images: Path, style: NeedlePrompt, is_counting: bool
 ) -> list[Sample]:
-    """All samples of one task.
+    """All samples of a task. Raises DataError for a bad record."""
+    path, folder = data_root / annotation, data_root / images
 
-    Raises:
-        DataError: A record is wrong; the message names file and row.
-    """
-    folder = data_root / images
-    return read_rows(
-        data_root / annotation,
-        lambda _, record: build_sample(record, images=folder, style=style, is_counting=is_counting),
-    )
+    def build(row: int, record: _Record) -> Sample:
+        return _build(record, images=folder, style=style, is_counting=is_counting)
+
+    return parse_rows(path, read_records(path), _Record, build)
 
 
-def build_sample(record: dict[str, Any], *, images: Path, style: PromptStyle, is_counting: bool) -> Sample:
-    """One record as a question.
-
-    Raises:
-        DataError: A field is missing, of a wrong type, or contradicts another.
-    """
-    meta = require_field(record, "meta", dict)
-    context, question = require_field(record, "context", str), require_field(record, "question", str)
-    files = require_field(record, "images_list", list)
-    num_placeholders = (context + question).count(IMAGE_PLACEHOLDER)
-    if num_placeholders != len(files):
-        raise DataError(f"{num_placeholders} {IMAGE_PLACEHOLDER} in context and question, {len(files)} in images_list")
-    answer = _read_answer(record, is_counting=is_counting)
-    options, option_images = _read_options(meta)
+def _build(record: _Record, *, images: Path, style: NeedlePrompt, is_counting: bool) -> Sample:
+    num_placeholders = (record.context + record.question).count(IMAGE_PLACEHOLDER)
+    if num_placeholders != len(record.images_list):
+        raise DataError(
+            f"{num_placeholders} {IMAGE_PLACEHOLDER} in context and question, {len(record.images_list)} in images_list"
+        )
+    answer = _read_answer(record.answer, is_counting=is_counting)
+    options = _list_options(record.meta)
     if options and isinstance(answer, int) and not 0 <= answer < len(options):
         raise DataError(f"the answer is {answer}, expected an index of one of {len(options)} options")
-    metadata = _read_metadata(meta, num_options=len(options))
-    prompt = context + style.joint + question + _close_question(answer, options, style)
+    if options:
+        ending = f"\n{letter_options(options)}\n{OPTION_SENTENCE}"
+    else:
+        ending = style.counting_ending if isinstance(answer, list) else f"\n{SHORT_SENTENCE}"
     return Sample(
-        id=str(require_field(record, "id", (str, int))),
-        prompt=prompt,
-        images=tuple(images / str(name) for name in [*files, *option_images]),
+        id=str(record.id),
+        prompt=record.context + style.joint + record.question + ending,
+        images=tuple(images / str(name) for name in [*record.images_list, *record.meta.choices_image_path]),
         answer=answer,
-        metadata={**metadata, "question": question},
-        cost=float(metadata["context_length"]),
+        metadata={**_read_metadata(record.meta, num_options=len(options)), "question": record.question},
+        cost=float(record.meta.context_length),
     )
 
 
-def _close_question(answer: Any, options: Sequence[str], style: PromptStyle) -> str:
-    if options:
-        lines = (f"\n{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
-        return "".join(lines) + OPTION_SENTENCE
-    return style.counting_sentence if isinstance(answer, list) else SHORT_SENTENCE
-
-
-def _read_options(meta: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """(text of every option, image files of the options)."""
-    choices, choice_images = (optional_field(meta, name, list) or [] for name in ("choices", "choices_image_path"))
-    if choices and choice_images:
+def _list_options(meta: _Meta) -> list[str]:
+    """The options as the prompt lists them."""
+    if meta.choices and meta.choices_image_path:
         raise DataError("meta has choices and choices_image_path, expected one of them")
-    options = [str(choice) for choice in choices] or [IMAGE_PLACEHOLDER] * len(choice_images)
+    texts = [str(choice) for choice in meta.choices]
+    if any(IMAGE_PLACEHOLDER in text for text in texts):
+        raise DataError(f"a text option holds {IMAGE_PLACEHOLDER}, which stands for an image that is not listed")
+    options = texts or [IMAGE_PLACEHOLDER] * len(meta.choices_image_path)
     if len(options) > len(ascii_uppercase):
         raise DataError(f"{len(options)} options, expected at most {len(ascii_uppercase)} (one per letter)")
-    if any(IMAGE_PLACEHOLDER in str(choice) for choice in choices):
-        raise DataError(f"a text option holds {IMAGE_PLACEHOLDER}, which stands for an image that is not listed")
-    return options, list(choice_images)
+    return options
 
 
-def _read_answer(record: dict[str, Any], *, is_counting: bool) -> Any:
-    """The gold answer; a counting record may hold its list as JSON text."""
-    answer = require_field(record, "answer", (str, int, list))
+def _read_answer(answer: Answer, *, is_counting: bool) -> Answer:
     if is_counting and not isinstance(answer, list):
         with suppress(ValueError):
-            answer = json.loads(str(answer))
+            answer = json.loads(str(answer))  # published records hold some lists as JSON text
     if is_counting != isinstance(answer, list) or answer == []:
         expected = "a list of counts" if is_counting else "text or an option index"
         raise DataError(f"the answer is {answer!r}, expected {expected}")
     return answer
 
 
-def _read_metadata(meta: dict[str, Any], *, num_options: int) -> dict[str, Any]:
-    depth = require_field(meta, "placed_depth", (int, float, list))
-    try:
-        metric.find_depth_cell(depth)
-    except ValueError as error:
-        raise DataError(str(error)) from error
-    chance = meta.get("chance")
-    if chance is None and num_options:
-        chance = 1 / num_options
-    if chance is not None and not (isinstance(chance, (int, float)) and 0 <= chance <= 1):
+def _read_metadata(meta: _Meta, *, num_options: int) -> dict[str, object]:
+    metric.find_depth_cell(meta.placed_depth)
+    chance = 1 / num_options if meta.chance is None and num_options else meta.chance
+    if chance is not None and not 0 <= chance <= 1:
         raise DataError(f"meta.chance is {chance!r}, expected a share in 0..1")
-    length = require_field(meta, "context_length", (int, float))
-    return {"context_length": length, "placed_depth": depth, "chance": chance}
+    return {"context_length": meta.context_length, "placed_depth": meta.placed_depth, "chance": chance}
 
 
-def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, Any]:
+def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, object]:
     """Accuracy by length with standard errors, the depth x length grid, and the published scripts' own numbers."""
     edges = tuple(length_edges or metric.LENGTH_EDGES)
     rows = [(item.metadata["context_length"], item.metadata["placed_depth"], item.score) for item in scored]
@@ -168,11 +157,6 @@ def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> d
     }
 
 
-def score_answer(answer: Any, response: str, protocol: str) -> float:
-    """Score of one response, see `eval.metrics.mm_niah.is_correct`."""
-    return metric.is_correct(answer, response, protocol=cast(metric.Protocol, protocol))
-
-
 def make_task(name: str, prompts: str) -> Task | None:
     """The task `name` (for example `retrieval-text-test`); None when there is none of that name."""
     match = _NAME.fullmatch(name)
@@ -184,40 +168,36 @@ def make_task(name: str, prompts: str) -> Task | None:
     is_counting = name.startswith("counting")
     return Task(
         name=f"mm_niah/{name}",
-        version=VERSION,
-        source=SOURCE,
+        version=1,
+        source="https://github.com/OpenGVLab/MM-NIAH",
         annotation=annotation,
         read_samples=partial(
             read_samples, annotation=annotation, images=folder / "images", style=style, is_counting=is_counting
         ),
         max_new_tokens=style.counting_tokens if is_counting else MAX_NEW_TOKENS,
         max_num=style.max_num,
-        score_answer=score_answer,
-        protocols=metric.PROTOCOLS,
+        score_answer=metric.is_correct,
+        protocols=PROTOCOLS,
         aggregate=aggregate,
         details={"prompts": prompts},
     )
 
 
 def read_spreads(numbers: Mapping[str, Any]) -> list[float]:
-    """Standard error of one task's score per length bin.
-
-    Args:
-        numbers: What `aggregate` gave; without squares, as earlier versions wrote it, scores are taken as 0 or 1.
-    """
+    """Standard error of one task's score per length bin, from what `aggregate` gave."""
     grid = numbers["by_depth_and_length"]
-    squares = grid.get("square_sums", grid["score_sums"])
+    squares = grid.get("square_sums", grid["score_sums"])  # earlier versions wrote no squares; 0 and 1 are their own
     return metric.spread_length_bins(grid["score_sums"][1:], squares[1:], grid["counts"][1:])
 
 
 def read_published(numbers: Mapping[str, Any]) -> Estimate:
-    """The published score of one task; the lengths below the first bin do not count in it."""
+    """The published score of one task; lengths below the first bin do not count in it."""
     spreads = read_spreads(numbers)
     num_questions = sum(map(sum, numbers["by_depth_and_length"]["counts"][1:]))
     return Estimate(numbers["published_form"]["average"], math.hypot(*spreads) / len(spreads), num_questions)
 
 
-def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(results: Results) -> dict[str, object]:
     """The published table per split and protocol, once all six tasks are there.
 
     Returns:
@@ -225,27 +205,31 @@ def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         tasks and all bins) and `average` (of both), each with `score`, `stderr` and `count` (of questions in the bins);
         the reading of the table's last columns is an inference from published rows.
     """
-    summary: dict[str, Any] = {}
+    summary: dict[str, object] = {}
     for split in ("val", "test"):
         names = [name for name in FAMILY.names if name.endswith(split)]
-        if not all(name in results for name in names):
-            continue
-        for protocol in metric.PROTOCOLS:
-            numbers = {name: results[name]["results"][protocol] for name in names}
-            forms = {name: entry["published_form"] for name, entry in numbers.items()}
-            means = {
-                needle: average_estimates([read_published(numbers[name]) for name in names if f"-{needle}-" in name])
-                for needle in ("text", "image")
-            }
-            columns = zip(*map(read_spreads, numbers.values()), strict=True)
-            summary.setdefault(split, {})[protocol] = {
-                "overall": metric.average_tasks({name: form["scores"] for name, form in forms.items()}),
-                "overall_stderr": [math.hypot(*column) / len(column) for column in columns],
-                "context_ranges": forms[names[0]]["context_ranges"],
-                **{needle: vars(mean) for needle, mean in means.items()},
-                "average": vars(average_estimates(list(means.values()))),
-            }
+        tables = {protocol: _summarise(names, rows) for protocol, rows in find_numbers(results, names).items()}
+        if tables:
+            summary[split] = tables
     return summary
+
+
+def _summarise(names: Sequence[str], numbers: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+    forms = [entry["published_form"] for entry in numbers]
+    means = {
+        needle: average_estimates(
+            [read_published(entry) for name, entry in zip(names, numbers, strict=True) if f"-{needle}-" in name]
+        )
+        for needle in ("text", "image")
+    }
+    columns = zip(*map(read_spreads, numbers), strict=True)
+    return {
+        "overall": metric.average_tasks([form["scores"] for form in forms]),
+        "overall_stderr": [math.hypot(*column) / len(column) for column in columns],
+        "context_ranges": forms[0]["context_ranges"],
+        **{needle: vars(mean) for needle, mean in means.items()},
+        "average": vars(average_estimates(list(means.values()))),
+    }
 
 
 FAMILY = TaskFamily(

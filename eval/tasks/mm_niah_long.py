@@ -4,29 +4,26 @@
     ... long_mr_256k/..._128_256.jsonl, long_mr_512k/..._256_512.jsonl, long_mr_1m/..._512_1200.jsonl
     DATA_ROOT/MM-NIAH/mm_niah_test/images/               pictures, those of MM-NIAH's test split
 
-Records, prompts and scoring are those of `mm_niah`; pictures have up to twelve tiles. Answers are generated. Published
-numbers were not: there the gold answer is part of the input, and the most probable token at each of its places is what
-the model "said". That measure is the task with `-teacher-forced` behind its name. It is too high for answers of
-several tokens, whose beginnings are given away; the letter of an option is one token, for which it is fair.
+Records, prompts and scoring are those of `mm_niah`; pictures have up to twelve tiles. Here answers are generated. The
+published numbers were measured otherwise: the gold answer was part of the input, and the most probable token at each of
+its places counted as the response. That measure is the task whose name ends in `-teacher-forced`. It is too high for
+answers of several tokens, whose beginnings are given away, and fair for the letter of an option, which is one token.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
 
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import mm_niah as metric
 from eval.metrics.estimate import read_estimate
+from eval.metrics.protocol import PROTOCOLS
 from eval.tasks import mm_niah
+from eval.tasks.questions import Results, find_numbers
 
-VERSION = 1
-SOURCE = (
-    "https://huggingface.co/datasets/OpenGVLab/V2PE-Data (pictures: https://huggingface.co/datasets/OpenGVLab/MM-NIAH)"
-)
 FOLDER = Path("V2PE-Data", "val")
 IMAGES = Path("MM-NIAH", "mm_niah_test", "images")
 LENGTHS = {"128k": "64_128", "256k": "128_256", "512k": "256_512", "1M": "512_1200"}
@@ -36,13 +33,13 @@ TEACHER_FORCED = "-teacher-forced"
 _NAME = re.compile(r"(?P<kind>retrieval|reasoning)-(?P<needle>text|image)-test-(?P<length>128k|256k|512k|1M)")
 
 
-def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, Any]:
-    """As of `mm_niah`, in length bins that tell 64k from 1M."""
+def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, object]:
+    """The numbers of `mm_niah`, in length bins that distinguish 64k from 1M."""
     return mm_niah.aggregate(scored, length_edges or LENGTH_EDGES)
 
 
-def write_gold(answer: Any) -> str:
-    """The text that a model which is right says: the letter of an option, or the answer."""
+def write_gold(answer: mm_niah.Answer) -> str:
+    """What a model says that is right: the letter of an option, or the answer itself."""
     return ascii_uppercase[answer] if isinstance(answer, int) else str(answer)
 
 
@@ -56,32 +53,35 @@ def make_task(name: str, prompts: str) -> Task | None:
     annotation = FOLDER / f"long_mr_{length.lower()}" / file
     return Task(
         name=f"mm_niah_long/{name}",
-        version=VERSION,
-        source=SOURCE,
+        version=1,
+        source=(
+            "https://huggingface.co/datasets/OpenGVLab/V2PE-Data "
+            "(pictures: https://huggingface.co/datasets/OpenGVLab/MM-NIAH)"
+        ),
         annotation=annotation,
         read_samples=partial(
             mm_niah.read_samples, annotation=annotation, images=IMAGES, style=style, is_counting=False
         ),
         max_new_tokens=mm_niah.MAX_NEW_TOKENS,
         max_num=MAX_NUM,
-        score_answer=mm_niah.score_answer,
-        protocols=metric.PROTOCOLS,
+        score_answer=metric.is_correct,
+        protocols=PROTOCOLS,
         aggregate=aggregate,
         details={"prompts": prompts},
         write_gold=write_gold if name.endswith(TEACHER_FORCED) else None,
     )
 
 
-def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Accuracy of every kind of question by length, as far as there are results, by way of answering and protocol."""
-    summary: dict[str, Any] = {}
+def summarise(results: Results) -> dict[str, object]:
+    """Accuracy by way of answering, protocol, kind of question and length, as far as there are results."""
+    summary: dict[str, dict[str, dict[str, dict[str, object]]]] = {}
     for suffix, label in (("", "generated"), (TEACHER_FORCED, "teacher_forced")):
         for name in FAMILY.names:
             kind, _, length = name.rpartition("-test-")
-            for protocol, result in results.get(name + suffix, {}).get("results", {}).items():
+            for protocol, (numbers,) in find_numbers(results, [name + suffix]).items():
                 table = summary.setdefault(label, {}).setdefault(protocol, {})
-                table.setdefault(kind, {})[length] = vars(read_estimate(result))
-    return summary
+                table.setdefault(kind, {})[length] = vars(read_estimate(numbers))
+    return {**summary}
 
 
 FAMILY = TaskFamily(

@@ -3,34 +3,24 @@
 DATA_ROOT/ocrvqa/ocrvqa_{val,test}.jsonl             image, question, answer
 """
 
-from pathlib import Path
-from typing import Any
-
 from eval.metrics import exact
-from eval.tasks.questions import SHORT_SENTENCE, QuestionFile, ask_with, make_image_task, own_answer
+from eval.tasks.questions import (
+    AnsweredRecord,
+    QuestionFile,
+    ask_answered,
+    collect_tasks,
+    make_image_task,
+    use_one_rule,
+)
 
-VERSION = 1
-SOURCE = "https://ocr-vqa.github.io"
-
-
-def _score(answer: Any, response: str, protocol: str) -> float:
-    return exact.score(answer, response)
-
-
-TASKS = tuple(
+FAMILY = collect_tasks(
     make_image_task(
         f"vqa/ocrvqa-{split}",
-        version=VERSION,
-        source=SOURCE,
-        layout=QuestionFile(
-            annotation=Path("ocrvqa", f"ocrvqa_{split}.jsonl"),
-            max_num=6,
-            make_prompt=ask_with(SHORT_SENTENCE),
-            read_answer=own_answer,
-            id_field=None,
-        ),
+        QuestionFile(f"ocrvqa/ocrvqa_{split}.jsonl", AnsweredRecord, ask_answered, max_num=6),
+        version=1,
+        source="https://ocr-vqa.github.io",
         max_new_tokens=100,
-        score_answer=_score,
+        score_answer=use_one_rule(exact.score),
     )
     for split in ("val", "test")
 )

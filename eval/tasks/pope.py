@@ -4,73 +4,86 @@
     DATA_ROOT/pope/coco/coco_pope_CATEGORY.json          one object per line: question_id, image, text, label
     DATA_ROOT/pope/val2014/                              pictures
 
-Prompts: upstream sends a space behind every question, `official` does not.
+Prompts: upstream sends a space after every question, `official` does not.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from eval.core.records import read_records, require_field
+from eval.core.fields import parse_rows
+from eval.core.records import read_records
+from eval.core.sample import Sample
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import pope
 from eval.metrics.estimate import average_estimates, estimate_mean, estimate_share
-from eval.tasks.questions import QuestionFile, Record, make_image_task
+from eval.metrics.protocol import PROTOCOLS
+from eval.tasks.questions import Question, QuestionFile, read_questions, use_one_rule
 from internvl.errors import DataError
 
-VERSION = 1
-SOURCE = "https://github.com/AoiDragon/POPE/tree/main/output/coco (questions: LLaVA's eval.zip; pictures: COCO val2014)"
-CATEGORIES = ("random", "popular", "adversarial")
-LABELS = {category: Path("pope", "coco", f"coco_pope_{category}.json") for category in CATEGORIES}
+FILE = "pope/llava_pope_test.jsonl"
+LABELS = {name: Path("pope", "coco", f"coco_pope_{name}.json") for name in ("random", "popular", "adversarial")}
+MAX_NUM = 6
 
 
-def read_labels(data_root: Path) -> Mapping[str, str]:
-    """Label by category, picture and question; and by category and question id."""
-    labels = {}
-    for category, path in LABELS.items():
-        for record in read_records(data_root / path):
-            label = require_field(record, "label", str)
-            image, text = (require_field(record, name, str) for name in ("image", "text"))
-            labels[_key(category, image, text)] = label
-            labels.setdefault(_key(category, "id", str(record.get("question_id"))), label)
+@dataclass(frozen=True)
+class _Record:
+    question_id: str | int
+    image: str
+    text: str
+    category: str
+
+
+@dataclass(frozen=True)
+class _Label:
+    image: str
+    text: str
+    label: str
+    question_id: object = None
+
+
+def read_samples(data_root: Path, *, ending: str) -> list[Sample]:
+    """All questions, `ending` after each. Raises DataError for a bad record."""
+    ask = partial(_ask, labels=_read_labels(data_root), ending=ending)
+    questions = QuestionFile(FILE, _Record, ask, MAX_NUM, image_folder="pope/val2014")
+    return read_questions(data_root, questions=questions)
+
+
+def _ask(record: _Record, *, labels: Mapping[tuple[str, ...], str], ending: str) -> Question:
+    category = record.category
+    if category not in LABELS:
+        raise DataError(f"the category is {category!r}, expected one of {', '.join(LABELS)}")
+    text = record.text.partition("\n")[0].strip()
+    # Some files number the questions differently, so the text decides and the id is the fallback.
+    keys = ((category, record.image, text), (category, str(record.question_id)))
+    label = next((labels[key] for key in keys if key in labels), None)
+    if label is None:
+        raise DataError(f"no label for {text!r} about {record.image} in coco_pope_{category}.json")
+    metadata = {"category": category, "chance": 0.5}
+    return Question(record.image, record.text + ending, label, id=record.question_id, metadata=metadata)
+
+
+def _read_labels(data_root: Path) -> Mapping[tuple[str, ...], str]:
+    """Label by (category, picture, question), and by (category, question id)."""
+    labels: dict[tuple[str, ...], str] = {}
+    for category, file in LABELS.items():
+        path = data_root / file
+        for entry in parse_rows(path, read_records(path), _Label, lambda row, entry: entry):
+            labels[category, entry.image, entry.text.strip()] = entry.label
+            labels.setdefault((category, str(entry.question_id)), entry.label)
     return labels
 
 
-def _key(*parts: str) -> str:
-    return "\n".join(part.strip() for part in parts)
-
-
-def _read_answer(record: Record, labels: Mapping[str, str]) -> str:
-    """The label of the same question; files of other makers number questions anew, so the text decides."""
-    category, question = _read_category(record)["category"], require_field(record, "text", str).partition("\n")[0]
-    keys = (_key(category, record["image"], question), _key(category, "id", str(record["question_id"])))
-    label = next((labels[key] for key in keys if key in labels), None)
-    if label is None:
-        raise DataError(f"no label for {question!r} about {record['image']} in coco_pope_{category}.json")
-    return label
-
-
-def _read_category(record: Record) -> dict[str, Any]:
-    category = require_field(record, "category", str)
-    if category not in CATEGORIES:
-        raise DataError(f"the category is {category!r}, expected one of {', '.join(CATEGORIES)}")
-    return {"category": category, "chance": 0.5}
-
-
-def _score(answer: Any, response: str, protocol: str) -> float:
-    return pope.score(answer, response)
-
-
-def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, Any]:
+def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, object]:
     """The published number, the mean of three F1 scores; accuracy, F1 and share of yes by category."""
-    rows = [(item.metadata["category"], item.answer, item.score) for item in scored]
-    numbers = pope.summarise(rows)
-    f1 = {category: pope.estimate_f1(metrics) for category, metrics in numbers["by_category"].items()}
-    mean, accuracy = average_estimates(list(f1.values())), estimate_mean([row[2] for row in rows])
+    by_category = pope.summarise((item.metadata["category"], item.answer, item.score) for item in scored)
+    f1 = {category: pope.estimate_f1(metrics) for category, metrics in by_category.items()}
+    mean, accuracy = average_estimates(list(f1.values())), estimate_mean([item.score for item in scored])
     return {
         "by_category": {
             category: {**metrics, "f1_stderr": f1[category].stderr, "acc_stderr": _spread_accuracy(metrics)}
-            for category, metrics in numbers["by_category"].items()
+            for category, metrics in by_category.items()
         },
         "mean_f1": mean.score,
         "accuracy": accuracy.score,
@@ -89,22 +102,19 @@ def make_task(name: str, prompts: str) -> Task | None:
     """`test` alone."""
     if name != "test":
         return None
-    ending = " " if prompts == "upstream" else ""
-    return make_image_task(
-        "pope/test",
-        version=VERSION,
-        source=SOURCE,
-        layout=QuestionFile(
-            annotation=Path("pope", "llava_pope_test.jsonl"),
-            max_num=6,
-            make_prompt=lambda record: require_field(record, "text", str) + ending,
-            read_answer=_read_answer,
-            read_golds=read_labels,
-            read_metadata=_read_category,
-            image_folder=Path("pope", "val2014"),
+    return Task(
+        name="pope/test",
+        version=1,
+        source=(
+            "https://github.com/AoiDragon/POPE/tree/main/output/coco "
+            "(questions: LLaVA's eval.zip; pictures: COCO val2014)"
         ),
+        annotation=Path(FILE),
+        read_samples=partial(read_samples, ending=" " if prompts == "upstream" else ""),
         max_new_tokens=100,
-        score_answer=_score,
+        max_num=MAX_NUM,
+        score_answer=use_one_rule(pope.score),
+        protocols=PROTOCOLS,
         aggregate=aggregate,
         more_files=tuple(LABELS.values()),
         details={"prompts": prompts},

@@ -1,18 +1,26 @@
-"""What single-picture benchmarks share: a jsonl file of questions, pictures below the data root, answers beside it.
+"""What benchmarks share: questions about one picture, option lists, file uploads, families of tasks and their averages.
 
-{"image": "data/chartqa/test/png/1.png", "question": "How many?", "question_id": 1, "answer": "3"}
+Most benchmarks are a jsonl file of questions about one picture each. Such a benchmark says which fields a line has and
+what is asked about it; the rest happens here:
+
+    line --parse_record--> record --ask--> Question --read_questions--> Sample
+
+docs/decisions/adding_a_benchmark.md has a whole example.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from eval.core.records import read_records, require_field
+from eval.core.fields import parse_rows
+from eval.core.records import read_records
 from eval.core.sample import Prediction, Sample
 from eval.core.task import Task, TaskFamily, Upload
+from eval.metrics.estimate import average_estimates, read_estimate
+from eval.metrics.protocol import PROTOCOLS, Protocol
 from internvl.errors import DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
 
@@ -21,85 +29,93 @@ OPTION_SENTENCE = "Answer with the option's letter from the given choices direct
 TOKENS_PER_TILE = 256
 CHARACTERS_PER_TOKEN = 4
 
-Record = dict[str, Any]
+A = TypeVar("A")
+R = TypeVar("R")
+Rule = Callable[[A, str, Protocol], float]  # gold answer, response, protocol -> score in 0..1
+Results = Mapping[str, Mapping[str, Any]]  # contents of scores.json by name of the task, without the group
 
 
 @dataclass(frozen=True)
-class QuestionFile:
-    """How the lines of a jsonl file become samples.
+class Question:
+    """One question about one picture."""
 
-    Attributes:
-        annotation: The file, below the data root.
-        max_num: Tiles per image, for the estimated cost.
-        make_prompt: Record -> question as it is sent, without `<image>`.
-        read_answer: (record, golds) -> gold answer, None where it is not public.
-        read_golds: Data root -> answers by question id, where they are in a file of their own.
-        read_metadata: Record -> further metadata.
-        id_field: Field with the unique id; None: the number of the line.
-        image_folder: Where pictures are whose path does not start with `data/`.
-    """
-
-    annotation: Path
-    max_num: int
-    make_prompt: Callable[[Record], str]
-    read_answer: Callable[[Record, Mapping[str, Any]], Any]
-    read_golds: Callable[[Path], Mapping[str, Any]] | None = None
-    read_metadata: Callable[[Record], dict[str, Any]] = lambda record: {}
-    id_field: str | None = "question_id"
-    image_folder: Path = Path()
+    image: str  # path of the picture, see `find_image`
+    text: str  # the question as it is sent, without `<image>`
+    answer: object = None  # gold answer; None where it is not public or stands in a file of answers
+    id: str | int | None = None  # unique within the file; None for the number of the line
+    metadata: Mapping[str, object] = field(default_factory=dict)  # what scoring and reports need later
 
 
-def read_questions(data_root: Path, *, layout: QuestionFile) -> list[Sample]:
-    """All samples of a file.
+@dataclass(frozen=True)
+class QuestionFile(Generic[R]):
+    """A jsonl file whose lines are questions about one picture."""
 
-    Raises:
-        DataError: A record is wrong; the message names file and row.
-    """
-    path = data_root / layout.annotation
-    golds = layout.read_golds(data_root) if layout.read_golds else {}
-    return read_rows(path, lambda row, record: _build_sample(row, record, data_root, layout, golds))
-
-
-def read_rows(path: Path, build: Callable[[int, Record], Sample]) -> list[Sample]:
-    """One sample per record of a jsonl file.
-
-    Raises:
-        DataError: A record is wrong; the message names file and row.
-    """
-    return build_rows(path, read_records(path), build=build)
+    file: str  # path below the data root
+    record: type[R]  # dataclass of a line; its annotations are checked
+    ask: Callable[[R], Question]  # line -> question
+    max_num: int  # tiles per image
+    answer_file: str | None = None  # where answers are in a file of their own
+    read_answers: Callable[[Path], Mapping[str, object]] = lambda path: {}  # that file -> answers by question id
+    image_folder: str = ""  # folder of pictures whose path does not start with `data/`
 
 
-def build_rows(path: Path, records: Sequence[Record], *, build: Callable[[int, Record], Sample]) -> list[Sample]:
-    """One sample per record; errors name the file and the row."""
-    samples = []
-    for row, record in enumerate(records):
-        try:
-            samples.append(build(row, record))
-        except (DataError, ValueError) as error:
-            raise DataError(str(error), source=str(path), row=row) from error
-    return samples
+@dataclass(frozen=True)
+class QuestionRecord:
+    """The usual line of a file whose answers are elsewhere or not public."""
+
+    image: str
+    question: str
+    question_id: str | int
 
 
-def _build_sample(row: int, record: Record, data_root: Path, layout: QuestionFile, golds: Mapping[str, Any]) -> Sample:
-    question = layout.make_prompt(record)
-    image = find_image(require_field(record, "image", str), data_root=data_root, folder=layout.image_folder)
-    sample_id = row if layout.id_field is None else require_field(record, layout.id_field, (str, int))
-    return Sample(
-        id=str(sample_id),
-        prompt=put_images_first(question, 1),
-        images=(image,),
-        answer=layout.read_answer(record, golds),
-        metadata={"question": question, **layout.read_metadata(record)},
-        cost=estimate_cost(question, layout.max_num + 1),
-    )
+@dataclass(frozen=True)
+class AnsweredRecord:
+    """The usual line of a file with answers: one accepted text, or a list of them."""
+
+    image: str
+    question: str
+    answer: str | int | float | list[object]
+
+
+def ask_briefly(record: QuestionRecord) -> Question:
+    """The question, and the request for a short answer."""
+    return Question(record.image, f"{record.question} {SHORT_SENTENCE}", id=record.question_id)
+
+
+def ask_answered(record: AnsweredRecord) -> Question:
+    """As `ask_briefly`, with the line's own answer. Raises DataError for an empty list of answers."""
+    if record.answer == []:
+        raise DataError("the list of answers is empty, expected at least one")
+    return Question(record.image, f"{record.question} {SHORT_SENTENCE}", record.answer)
+
+
+def read_questions(data_root: Path, *, questions: QuestionFile[R]) -> list[Sample]:
+    """All samples of a file. Raises DataError for a bad record."""
+    answers = None if questions.answer_file is None else questions.read_answers(data_root / questions.answer_file)
+
+    def build(row: int, record: R) -> Sample:
+        question = questions.ask(record)
+        return Sample(
+            id=str(row if question.id is None else question.id),
+            prompt=put_images_first(question.text, 1),
+            images=(find_image(question.image, data_root=data_root, folder=questions.image_folder),),
+            answer=question.answer if answers is None else _find_answer(answers, str(question.id)),
+            metadata={"question": question.text, **question.metadata},
+            cost=estimate_cost(question.text, questions.max_num + 1),  # one more: the thumbnail
+        )
+
+    path = data_root / questions.file
+    return parse_rows(path, read_records(path), questions.record, build)
+
+
+def _find_answer(answers: Mapping[str, object], question_id: str) -> object:
+    if question_id not in answers:
+        raise DataError(f"question_id {question_id} is not in the file of answers; both files must be of one split")
+    return answers[question_id]
 
 
 def put_images_first(question: str, num_images: int) -> str:
-    """The question behind `<image>` and a line break; one that places its image itself stays as it is.
-
-    Raises:
-        DataError: It places another number of images.
-    """
+    """The question after a line of `<image>` per image; one that places all its images itself stays as it is."""
     num_placed = question.count(IMAGE_PLACEHOLDER)
     if num_placed == num_images:
         return question
@@ -108,92 +124,63 @@ def put_images_first(question: str, num_images: int) -> str:
     return f"{IMAGE_PLACEHOLDER}\n" * num_images + question
 
 
-def find_image(name: str, *, data_root: Path, folder: Path = Path()) -> Path:
-    """Where a picture is: `data/x/1.png` is DATA_ROOT/x/1.png, other relative paths lie below `folder`."""
+def find_image(name: str, *, data_root: Path, folder: str = "") -> Path:
+    """Where a picture is: `data/x/1.png` is DATA_ROOT/x/1.png, other relative paths are below `folder`."""
     path = Path(name)
-    if path.parts[:1] == ("data",):
-        return data_root.joinpath(*path.parts[1:])
-    return data_root / folder / path
+    # Published files were written for a working directory whose `data` folder holds the benchmarks.
+    return data_root.joinpath(*path.parts[1:]) if path.parts[:1] == ("data",) else data_root / folder / path
 
 
 def estimate_cost(text: str, num_tiles: int) -> float:
-    """Tokens of a prompt, roughly."""
+    """Rough number of prompt tokens. It orders the queue (long prompts first) and nothing else."""
     return num_tiles * TOKENS_PER_TILE + len(text) / CHARACTERS_PER_TOKEN
 
 
-def ask_with(suffix: str) -> Callable[[Record], str]:
-    """A prompt maker: the question, one space, the sentence; the question alone without one."""
-    return lambda record: " ".join(filter(None, (require_field(record, "question", str), suffix)))
-
-
-def own_answer(record: Record, golds: Mapping[str, Any]) -> Any:
-    """The record's own answer: text, or a list of accepted texts.
-
-    Raises:
-        DataError: There is none.
-    """
-    answer = require_field(record, "answer", (str, int, float, list))
-    if answer == []:
-        raise DataError("the list of answers is empty, expected at least one")
-    return answer
-
-
-def no_answer(record: Record, golds: Mapping[str, Any]) -> None:
-    """For splits whose answers are not public."""
-
-
-def listed_answer(record: Record, golds: Mapping[str, Any]) -> Any:
-    """The answer of the record's question id in a file of answers.
-
-    Raises:
-        DataError: The file has none.
-    """
-    key = str(require_field(record, "question_id", (str, int)))
-    if key not in golds:
-        raise DataError(f"question_id {key} is not in the file of answers; both files must be of one split")
-    return golds[key]
-
-
-def letter_options(options: Sequence[str]) -> str:
+def letter_options(options: Sequence[object]) -> str:
     """`A. first`, `B. second`, ... on lines of their own."""
     return "\n".join(f"{chr(65 + index)}. {option}" for index, option in enumerate(options))
 
 
+def use_one_rule(score: Callable[[A, str], float]) -> Rule[A]:
+    """The scorer of a benchmark whose rule is the same under every protocol."""
+    return lambda answer, response, protocol: score(answer, response)
+
+
 def make_image_task(
     name: str,
+    questions: QuestionFile[R],
     *,
     version: int,
     source: str,
-    layout: QuestionFile,
     max_new_tokens: int,
-    score_answer: Callable[[Any, str, str], float],
+    score_answer: Rule[Any],
     **options: Any,
 ) -> Task:
-    """A task on a jsonl file of questions; `options` are further fields of `Task`."""
+    """A task on a file of questions; `options` are further fields of `Task`."""
     return Task(
         name=name,
         version=version,
         source=source,
-        annotation=layout.annotation,
-        read_samples=partial(read_questions, layout=layout),
+        annotation=Path(questions.file),
+        read_samples=partial(read_questions, questions=questions),
         max_new_tokens=max_new_tokens,
-        max_num=layout.max_num,
+        max_num=questions.max_num,
         score_answer=score_answer,
-        protocols=("official", "upstream"),
+        protocols=PROTOCOLS,
+        more_files=() if questions.answer_file is None else (Path(questions.answer_file),),
         **options,
     )
 
 
-def upload_list(name: str, **names: str) -> Upload:
-    """A JSON list with an object per answer.
+def upload_list(**names: str) -> Upload:
+    """`upload.json`: a JSON list with one object per answer.
 
     Args:
-        name: File name.
-        **names: Key of the object -> `id`, `response`, or a field of the sample's metadata. Ids of digits become
-            numbers.
+        **names: Key of the object -> `id`, `response`, or a field of the sample's metadata. Ids that consist of digits
+            are written as numbers.
     """
 
-    def read(prediction: Prediction, field: str) -> Any:
+    def read(prediction: Prediction, field: str) -> object:
         if field == "response":
             return prediction.response
         if field == "id":
@@ -204,10 +191,27 @@ def upload_list(name: str, **names: str) -> Upload:
         rows = [{key: read(prediction, field) for key, field in names.items()} for prediction in predictions]
         return json.dumps(rows, ensure_ascii=False) + "\n"
 
-    return Upload(name, render)
+    return Upload("upload.json", render)
 
 
-def collect_tasks(*tasks: Task, **options: Any) -> TaskFamily:
-    """A family of tasks that do not depend on the prompt style; `options` are further fields of `TaskFamily`."""
+def collect_tasks(
+    tasks: Iterable[Task], *, summarise: Callable[[Results], dict[str, object]] = lambda results: {}
+) -> TaskFamily:
+    """A family of tasks that do not depend on the prompt style."""
     by_name = {task.name.partition("/")[2]: task for task in tasks}
-    return TaskFamily(names=tuple(by_name), make=lambda name, prompts: by_name.get(name), **options)
+    return TaskFamily(names=tuple(by_name), make=lambda name, prompts: by_name.get(name), summarise=summarise)
+
+
+def find_numbers(results: Results, names: Sequence[str]) -> dict[str, list[Mapping[str, Any]]]:
+    """The numbers of some tasks by protocol, in the order of `names`; empty unless every task is there."""
+    if not all(name in results for name in names):
+        return {}
+    return {
+        protocol: [results[name]["results"][protocol] for name in names] for protocol in results[names[0]]["results"]
+    }
+
+
+def average_tasks(results: Results, names: Sequence[str]) -> dict[str, object]:
+    """Mean over some tasks by protocol, with its standard error; empty unless every task is there."""
+    numbers = find_numbers(results, names)
+    return {protocol: vars(average_estimates(list(map(read_estimate, rows)))) for protocol, rows in numbers.items()}

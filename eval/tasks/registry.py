@@ -1,46 +1,36 @@
 """Tasks by name: `group/task`, a group alone, or a pattern such as `mm_niah/*-text-test`.
 
-Upstream's names are understood, too: `mmmu-val` is `mmmu/val`, `vqa-chartqa-test` is both parts of it.
+Names of the upstream scripts are understood as well: `mmmu-val` is `mmmu/val`, `vqa-chartqa-test` is both parts of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
+from importlib import import_module
 from typing import Any, Literal, get_args
 
 from eval.core.task import Task, TaskFamily
-from eval.tasks import (
-    longvqa,
-    milebench,
-    mm_niah,
-    mm_niah_long,
-    mmbench,
-    mmmu,
-    mvbench,
-    pope,
-    scienceqa,
-    seed,
-    videomme,
-    vqa,
-)
+from eval.tasks.questions import Results
 from internvl.errors import ConfigError
 
 PromptStyle = Literal["upstream", "official"]
 PROMPT_STYLES: tuple[str, ...] = get_args(PromptStyle)
 
-FAMILIES: Mapping[str, TaskFamily] = {
-    "mm_niah": mm_niah.FAMILY,
-    "mm_niah_long": mm_niah_long.FAMILY,
-    "vqa": vqa.FAMILY,
-    "scienceqa": scienceqa.FAMILY,
-    "pope": pope.FAMILY,
-    "seed": seed.FAMILY,
-    "mmmu": mmmu.FAMILY,
-    "mmbench": mmbench.FAMILY,
-    "ccbench": mmbench.CCBENCH_FAMILY,
-    "milebench": milebench.FAMILY,
-    "longvqa": longvqa.FAMILY,
-    "mvbench": mvbench.FAMILY,
-    "videomme": videomme.FAMILY,
+# Group -> modules of eval/tasks, each with a FAMILY of tasks. A new benchmark is a file there and a name here.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "mm_niah": ("mm_niah",),
+    "mm_niah_long": ("mm_niah_long",),
+    "vqa": ("chartqa", "docvqa", "infovqa", "ai2d", "textvqa", "vqav2", "okvqa", "vizwiz", "gqa", "ocrvqa"),
+    "scienceqa": ("scienceqa",),
+    "pope": ("pope",),
+    "seed": ("seed",),
+    "mmmu": ("mmmu",),
+    "mmbench": ("mmbench",),
+    "ccbench": ("ccbench",),
+    "milebench": ("milebench",),
+    "longvqa": ("longvqa",),
+    "mvbench": ("mvbench",),
+    "videomme": ("videomme",),
 }
 
 
@@ -57,18 +47,15 @@ def find_task(name: str, *, prompts: str = "upstream") -> Task:
     if prompts not in PROMPT_STYLES:
         raise ConfigError(f"unknown prompt style {prompts!r}; expected one of {', '.join(PROMPT_STYLES)}")
     group, _, rest = name.partition("/")
-    task = FAMILIES[group].make(rest, prompts) if group in FAMILIES else None
-    if task is None:
-        raise ConfigError(f"unknown task {name!r}; {_describe_known(name)}")
-    return task
+    for family in _load_families(group):
+        task = family.make(rest, prompts)
+        if task is not None:
+            return task
+    raise ConfigError(f"unknown task {name!r}; {_describe_known(name)}")
 
 
 def select_tasks(patterns: str, *, prompts: str = "upstream") -> list[Task]:
-    """Tasks of a comma-separated list of names, groups and patterns, each once, in order.
-
-    Raises:
-        ConfigError: An entry that matches nothing.
-    """
+    """Tasks of a comma-separated list of names, groups and patterns. Raises ConfigError if an entry matches nothing."""
     names: list[str] = []
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
         names += _expand(pattern)
@@ -77,24 +64,41 @@ def select_tasks(patterns: str, *, prompts: str = "upstream") -> list[Task]:
     return [find_task(name, prompts=prompts) for name in dict.fromkeys(names)]
 
 
-def list_task_names() -> list[str]:
+def list_task_names(groups: Iterable[str] = GROUPS) -> list[str]:
     """Full names of all tasks that a wildcard can select."""
-    return [f"{group}/{name}" for group, family in FAMILIES.items() for name in family.names]
+    return [f"{group}/{name}" for group in groups for family in _load_families(group) for name in family.names]
 
 
-def summarise_groups(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise_groups(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, object]]:
     """Numbers over several tasks, by group, from the contents of scores.json files made under one setting."""
     by_group: dict[str, dict[str, Mapping[str, Any]]] = {}
     for result in results:
         group, _, name = result["task"].partition("/")
         by_group.setdefault(group, {})[name] = result
-    return {group: FAMILIES[group].summarise(tasks) for group, tasks in by_group.items() if group in FAMILIES}
+    return {group: _summarise(group, tasks) for group, tasks in by_group.items() if group in GROUPS}
+
+
+def _summarise(group: str, results: Results) -> dict[str, object]:
+    return {key: numbers for family in _load_families(group) for key, numbers in family.summarise(results).items()}
+
+
+def _load_families(group: str) -> list[TaskFamily]:
+    return [_load_family(module) for module in GROUPS.get(group, ())]
+
+
+@cache
+def _load_family(module: str) -> TaskFamily:
+    # Imported on demand: evaluating one benchmark does not load the libraries of the others.
+    family: TaskFamily = import_module(f"eval.tasks.{module}").FAMILY
+    return family
 
 
 def _expand(pattern: str) -> list[str]:
-    wildcard = f"{pattern}/*" if pattern in FAMILIES else pattern
+    group = pattern.partition("/")[0]
+    wildcard = f"{pattern}/*" if pattern in GROUPS else pattern
     if any(sign in wildcard for sign in "*?["):
-        names = [name for name in list_task_names() if fnmatchcase(name, wildcard)]
+        known = list_task_names([group] if group in GROUPS else GROUPS)
+        names = [name for name in known if fnmatchcase(name, wildcard)]
         if not names:
             raise ConfigError(f"no task matches {pattern!r}; {_describe_known(pattern)}")
         return names
@@ -110,6 +114,6 @@ def _find_upstream(name: str) -> list[str]:
 def _describe_known(pattern: str) -> str:
     """The tasks of the pattern's group; all groups where there is no such group."""
     group = pattern.partition("/")[0]
-    if group in FAMILIES:
-        return f"known: {', '.join(f'{group}/{name}' for name in FAMILIES[group].names)}"
-    return f"known groups: {', '.join(FAMILIES)}; python -m eval.run --list prints all tasks"
+    if group in GROUPS:
+        return f"known: {', '.join(list_task_names([group]))}"
+    return f"known groups: {', '.join(GROUPS)}; python -m eval.run --list prints all tasks"

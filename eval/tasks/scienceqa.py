@@ -3,61 +3,53 @@
 DATA_ROOT/scienceqa/scienceqa_test_img.jsonl         image, question, hint, choices, answer (index)
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import dataclass
 
-from eval.core.records import require_field
 from eval.metrics import choice
 from eval.metrics.protocol import Protocol
-from eval.tasks.questions import OPTION_SENTENCE, QuestionFile, Record, collect_tasks, letter_options, make_image_task
+from eval.tasks.questions import OPTION_SENTENCE, Question, QuestionFile, collect_tasks, letter_options, make_image_task
 from internvl.errors import DataError
 
-VERSION = 1
-SOURCE = "https://scienceqa.github.io (jsonl file: https://huggingface.co/OpenGVLab/InternVL)"
+
+@dataclass(frozen=True)
+class _Record:
+    image: str
+    question: str
+    choices: list[object]
+    answer: int
+    hint: object = ""
 
 
-def _make_prompt(record: Record) -> str:
-    hint = str(record.get("hint") or "")
-    lines = [require_field(record, "question", str), letter_options(_read_choices(record)), OPTION_SENTENCE]
-    return "\n".join([hint, *lines] if hint else lines)
-
-
-def _read_choices(record: Record) -> list[Any]:
-    choices = require_field(record, "choices", list)
-    if not choices:
+def _ask(record: _Record) -> Question:
+    """Hint, question, options and instruction, a line each."""
+    if not record.choices:
         raise DataError("the record has no choices, expected at least one")
-    return choices
-
-
-def _read_answer(record: Record, golds: Mapping[str, Any]) -> dict[str, Any]:
-    options = choice.label_options(_read_choices(record))
-    index = require_field(record, "answer", int)
-    if not 0 <= index < len(options):
-        raise DataError(f"the answer is {index}, expected an index of one of {len(options)} choices")
-    return {"letter": list(options)[index], "options": options}
-
-
-def _score(answer: Any, response: str, protocol: str) -> float:
-    return choice.score_scienceqa(
-        answer["letter"], response, options=answer["options"], protocol=cast(Protocol, protocol)
+    options = choice.label_options(record.choices)
+    if not 0 <= record.answer < len(options):
+        raise DataError(f"the answer is {record.answer}, expected an index of one of {len(options)} choices")
+    lines = [str(record.hint or ""), record.question, letter_options(record.choices), OPTION_SENTENCE]
+    return Question(
+        record.image,
+        "\n".join(lines if lines[0] else lines[1:]),
+        {"letter": list(options)[record.answer], "options": options},
+        metadata={"chance": 1 / len(options)},
     )
+
+
+def _score(answer: choice.Answer, response: str, protocol: Protocol) -> float:
+    """The letter, also from ScienceQA's own sentence (`official`)."""
+    return choice.score_scienceqa(answer["letter"], response, options=answer["options"], protocol=protocol)
 
 
 FAMILY = collect_tasks(
-    make_image_task(
-        "scienceqa/test",
-        version=VERSION,
-        source=SOURCE,
-        layout=QuestionFile(
-            annotation=Path("scienceqa", "scienceqa_test_img.jsonl"),
-            max_num=6,
-            make_prompt=_make_prompt,
-            read_answer=_read_answer,
-            read_metadata=lambda record: {"chance": 1 / len(record["choices"])},
-            id_field=None,
-        ),
-        max_new_tokens=100,
-        score_answer=_score,
-    )
+    [
+        make_image_task(
+            "scienceqa/test",
+            QuestionFile("scienceqa/scienceqa_test_img.jsonl", _Record, _ask, max_num=6),
+            version=1,
+            source="https://scienceqa.github.io (jsonl file: https://huggingface.co/OpenGVLab/InternVL)",
+            max_new_tokens=100,
+            score_answer=_score,
+        )
+    ]
 )

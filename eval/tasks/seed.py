@@ -5,63 +5,86 @@ DATA_ROOT/SEED/SEED-Bench.json                       question_type, questions: q
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TypedDict
 
-from eval.core.records import read_json, require_field
+from eval.core.fields import read_object
 from eval.core.task import Scored
 from eval.metrics import seed
 from eval.metrics.protocol import Protocol
-from eval.tasks.questions import QuestionFile, collect_tasks, listed_answer, make_image_task
+from eval.tasks.questions import Question, QuestionFile, collect_tasks, make_image_task
 from internvl.errors import DataError
 
-VERSION = 1
-SOURCE = "https://huggingface.co/datasets/AILab-CVC/SEED-Bench"
-QUESTIONS = Path("SEED", "SEED-Bench.json")
+
+class _Answer(TypedDict):
+    letter: str
+    type: int
 
 
-def read_golds(data_root: Path) -> Mapping[str, dict[str, Any]]:
-    """Letter and number of the question type by question id."""
-    path = data_root / QUESTIONS
-    content = read_json(path, dict)
+@dataclass(frozen=True)
+class _Record:
+    question_id: str | int
+    image: str
+    text: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    question_id: str | int
+    answer: str
+    question_type_id: str | int
+
+
+@dataclass(frozen=True)
+class _AnswerFile:
+    questions: list[_Entry]
+
+
+def read_answers(path: Path) -> Mapping[str, _Answer]:
+    """Answers by question id."""
     try:
         return {
-            str(require_field(entry, "question_id", (str, int))): {
-                "letter": require_field(entry, "answer", str),
-                "type": int(require_field(entry, "question_type_id", (str, int))),
-            }
-            for entry in require_field(content, "questions", list)
+            str(entry.question_id): {"letter": entry.answer, "type": int(entry.question_type_id)}
+            for entry in read_object(path, _AnswerFile).questions
         }
-    except (DataError, ValueError) as error:
-        raise DataError(str(error), source=str(path)) from error
+    except ValueError as error:
+        raise DataError(f"a question_type_id is not a number ({error})", source=str(path)) from error
 
 
-def _score(answer: Any, response: str, protocol: str) -> float:
-    return seed.score(answer["letter"], response, protocol=cast(Protocol, protocol))
+def _ask(record: _Record) -> Question:
+    """The text as it is; all questions have four options."""
+    return Question(record.image, record.text, id=record.question_id, metadata={"chance": 0.25})
 
 
-def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, Any]:
+def _score(answer: _Answer, response: str, protocol: Protocol) -> float:
+    """The letter."""
+    return seed.score(answer["letter"], response, protocol)
+
+
+def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, object]:
     """Accuracy by question type; `image` is the published number."""
     return seed.summarise([(item.answer["type"], item.score) for item in scored])
 
 
 FAMILY = collect_tasks(
-    make_image_task(
-        "seed/image",
-        version=VERSION,
-        source=SOURCE,
-        layout=QuestionFile(
-            annotation=Path("SEED", "seed.jsonl"),
-            max_num=6,
-            make_prompt=lambda record: require_field(record, "text", str),
-            read_answer=listed_answer,
-            read_golds=read_golds,
-            read_metadata=lambda record: {"chance": 0.25},
-            image_folder=Path("SEED"),
-        ),
-        max_new_tokens=100,
-        score_answer=_score,
-        aggregate=aggregate,
-        more_files=(QUESTIONS,),
-    )
+    [
+        make_image_task(
+            "seed/image",
+            QuestionFile(
+                "SEED/seed.jsonl",
+                _Record,
+                _ask,
+                max_num=6,
+                answer_file="SEED/SEED-Bench.json",
+                read_answers=read_answers,
+                image_folder="SEED",
+            ),
+            version=1,
+            source="https://huggingface.co/datasets/AILab-CVC/SEED-Bench",
+            max_new_tokens=100,
+            score_answer=_score,
+            aggregate=aggregate,
+        )
+    ]
 )

@@ -1,84 +1,62 @@
-"""What TextVQA, VQAv2, OKVQA and VizWiz share: ten answers of people for every question, in a file of their own.
+"""What TextVQA, VQAv2, OK-VQA and VizWiz share: ten people's answers to every question, in a file of their own.
 
 {"annotations": [{"question_id": 1, "answers": [{"answer": "red"}, ... ten of them]}]}
 """
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
-from eval.core.records import read_json, require_field
-from eval.core.task import Task
+from eval.core.fields import read_object
+from eval.core.task import Task, Upload
 from eval.metrics import vqa
-from eval.metrics.protocol import Protocol
-from eval.tasks.questions import (
-    SHORT_SENTENCE,
-    QuestionFile,
-    ask_with,
-    listed_answer,
-    make_image_task,
-    no_answer,
-)
-from internvl.errors import DataError
+from eval.tasks.questions import SHORT_SENTENCE, Question, QuestionFile, QuestionRecord, Rule, make_image_task
 
 
-def score_text(answer: Any, response: str, protocol: str) -> float:
-    """TextVQA's rule under both protocols."""
-    return vqa.score_m4c(answer, response)
+@dataclass(frozen=True, slots=True)  # VQAv2 has two million of them
+class _Person:
+    answer: str
 
 
-def score_open(answer: Any, response: str, protocol: str) -> float:
-    """VQAv2, OKVQA, VizWiz: the official rule, or TextVQA's, which published V2PE numbers use."""
-    return vqa.score(answer, response, protocol=cast(Protocol, protocol))
+@dataclass(frozen=True)
+class _Annotation:
+    question_id: str | int
+    answers: list[_Person]
 
 
-def read_people(data_root: Path, *, path: Path) -> Mapping[str, list[str]]:
-    """All people's answers by question id.
+@dataclass(frozen=True)
+class _AnswerFile:
+    annotations: list[_Annotation]
 
-    Raises:
-        DataError: A field is missing or of another type.
-    """
-    content = read_json(data_root / path, dict)
-    try:
-        entries = require_field(content, "annotations", list)
-        return {
-            str(require_field(entry, "question_id", (str, int))): [
-                require_field(person, "answer", str) for person in require_field(entry, "answers", list)
-            ]
-            for entry in entries
-        }
-    except DataError as error:
-        raise DataError(str(error), source=str(data_root / path)) from error
+
+def read_answers(path: Path) -> Mapping[str, list[str]]:
+    """All people's answers by question id. Raises DataError for a bad field."""
+    annotations = read_object(path, _AnswerFile).annotations
+    return {str(entry.question_id): [person.answer for person in entry.answers] for entry in annotations}
 
 
 def make_soft_task(
     name: str,
+    file: str,
     *,
-    version: int,
     source: str,
-    annotation: Path,
-    answers: Path | None,
-    score_answer: Any = score_open,
-    suffix: str = SHORT_SENTENCE,
-    **options: Any,
+    answers: str | None,
+    score_answer: Rule[list[str]] = vqa.score,
+    instruction: str = SHORT_SENTENCE,
+    upload: Upload | None = None,
 ) -> Task:
     """One split; without a file of answers it has no score."""
-    layout = QuestionFile(
-        annotation=annotation,
-        max_num=6,
-        make_prompt=ask_with(suffix),
-        read_answer=listed_answer if answers else no_answer,
-        read_golds=partial(read_people, path=answers) if answers else None,
-        read_metadata=lambda record: {"image": Path(record["image"]).name},
-    )
+
+    def ask(record: QuestionRecord) -> Question:
+        metadata = {"image": Path(record.image).name}  # VizWiz uploads are keyed by it
+        return Question(record.image, f"{record.question} {instruction}", id=record.question_id, metadata=metadata)
+
     return make_image_task(
         name,
-        version=version,
+        QuestionFile(file, QuestionRecord, ask, max_num=6, answer_file=answers, read_answers=read_answers),
+        version=1,
         source=source,
-        layout=layout,
         max_new_tokens=10,
         score_answer=score_answer,
-        more_files=(answers,) if answers else (),
-        **options,
+        upload=upload,
     )

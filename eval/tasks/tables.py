@@ -1,9 +1,9 @@
-"""Tab-separated annotation files with pictures as base64 text (MMBench, CCBench)."""
+"""Tab-separated annotation files whose pictures are base64 text (MMBench, CCBench)."""
 
 import csv
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,13 +14,13 @@ _MAX_REFERENCE_LENGTH = 64  # a shorter `image` is the index of the row that hol
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows by column name; cells that are empty or `nan` are left out.
+    """Rows by column name, without cells that are empty or `nan`.
 
     Raises:
         DataError: Not UTF-8 or something else, no rows, or a row with another number of cells than the header.
     """
     text = read_text(path)
-    with _long_cells():
+    with _allow_long_cells():
         header, *rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t")) or [[]]
     if not rows:
         raise DataError("the file holds no rows", source=str(path))
@@ -34,8 +34,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 @contextmanager
-def _long_cells() -> Iterator[None]:
-    """The csv module refuses cells above 128 KiB; its limit is raised for the time of one file."""
+def _allow_long_cells() -> Iterator[None]:
+    # The csv module refuses cells above 128 KiB, and pictures are longer. Its limit is global, so it is put back.
     limit = csv.field_size_limit(sys.maxsize)
     try:
         yield
@@ -43,13 +43,8 @@ def _long_cells() -> Iterator[None]:
         csv.field_size_limit(limit)
 
 
-def find_content(row: dict[str, str], by_index: dict[str, dict[str, str]]) -> str:
-    """The base64 text of a row's picture, which may be that of another row.
-
-    Raises:
-        DataError: There is none.
-    """
-    image = row.get("image", "")
+def find_content(image: str, by_index: Mapping[str, Mapping[str, str]]) -> str:
+    """The base64 text of a row's `image`, which may name the row that holds it. Raises DataError without a picture."""
     if len(image) <= _MAX_REFERENCE_LENGTH and image in by_index:
         image = by_index[image].get("image", "")
     if not image:

@@ -5,21 +5,17 @@ DATA_ROOT/textvqa/textvqa_val_llava.jsonl            the same with recognised te
 DATA_ROOT/textvqa/textvqa_val_annotations.json       ten answers per question
 """
 
-from pathlib import Path
+from eval.metrics import vqa
+from eval.tasks.questions import collect_tasks, use_one_rule
+from eval.tasks.soft_vqa import make_soft_task
 
-from eval.tasks.soft_vqa import make_soft_task, score_text
-
-VERSION = 1
-SOURCE = "https://textvqa.org/dataset"
-
-TASKS = tuple(
+FAMILY = collect_tasks(
     make_soft_task(
         name,
-        version=VERSION,
-        source=SOURCE,
-        annotation=Path("textvqa", file),
-        answers=Path("textvqa", "textvqa_val_annotations.json"),
-        score_answer=score_text,
+        f"textvqa/{file}",
+        source="https://textvqa.org/dataset",
+        answers="textvqa/textvqa_val_annotations.json",
+        score_answer=use_one_rule(vqa.score_m4c),
     )
     for name, file in (
         ("vqa/textvqa-val", "textvqa_val.jsonl"),

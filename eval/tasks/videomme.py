@@ -4,25 +4,26 @@
     DATA_ROOT/Video-MME/data/VIDEO.mp4                   videos, by `videoID` if records have one, else by `video_id`
     DATA_ROOT/Video-MME/subtitle/VIDEO.srt               subtitles; a video without a file has none
 
-With subtitles, those that are on screen at the sampled frames stand in front of the question. V2PE published a number
+With subtitles, those that are on screen at the sampled frames come before the question. V2PE published a number
 but neither prompt nor number of frames; the prompt is the official one, and 16 frames are taken as for MVBench.
 """
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from eval.core.records import read_json, require_field
+from eval.core.fields import parse_rows
+from eval.core.records import read_json
 from eval.core.sample import Sample
 from eval.core.task import Scored, Task
 from eval.metrics import videomme
-from eval.tasks.questions import Record, collect_tasks, estimate_cost
+from eval.metrics.protocol import PROTOCOLS
+from eval.tasks.questions import collect_tasks, estimate_cost, use_one_rule
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip, choose_frames, read_video_info
 from internvl.errors import DataError
 
-VERSION = 1
 SOURCE = "https://huggingface.co/datasets/lmms-lab/Video-MME"
 FOLDER = Path("Video-MME")
 ANNOTATION = FOLDER / "videomme.json"
@@ -37,47 +38,61 @@ _TIME = r"(\d+):(\d\d):(\d\d)[,.](\d{1,3})"
 _SPAN = re.compile(rf"{_TIME}\s*-->\s*{_TIME}")
 
 
+@dataclass(frozen=True)
+class _VideoQuestion:
+    question_id: str | int
+    task_type: str
+    question: str
+    options: list[object]
+    answer: str
+
+
+@dataclass(frozen=True)
+class _VideoRecord:
+    video_id: str | int
+    duration: str
+    domain: str
+    sub_category: str
+    questions: list[_VideoQuestion]
+    videoID: object = None
+
+
 def read_samples(data_root: Path, *, with_subtitles: bool) -> list[Sample]:
     """All questions. Raises DataError for a bad record."""
-    samples: list[Sample] = []
-    path, subtitles = data_root / ANNOTATION, data_root / FOLDER / "subtitle"
-    if with_subtitles and not subtitles.is_dir():
-        raise DataError(f"no subtitles, expected in {subtitles}; get them from {SOURCE}")
-    for row, record in enumerate(read_json(path, list)):
-        try:
-            samples += _build(record, data_root / FOLDER, with_subtitles)
-        except DataError as error:
-            raise DataError(str(error), source=str(path), row=row) from error
-    return samples
+    path, folder = data_root / ANNOTATION, data_root / FOLDER
+    if with_subtitles and not (folder / "subtitle").is_dir():
+        raise DataError(f"no subtitles, expected in {folder / 'subtitle'}; get them from {SOURCE}")
+    videos = parse_rows(
+        path, read_json(path, list), _VideoRecord, lambda _, record: _build(record, folder, with_subtitles)
+    )
+    return [sample for samples in videos for sample in samples]
 
 
-def _build(record: Record, folder: Path, with_subtitles: bool) -> list[Sample]:
-    number = require_field(record, "video_id", (str, int))
-    name = str(record.get("videoID") or number)
+def _build(record: _VideoRecord, folder: Path, with_subtitles: bool) -> list[Sample]:
+    name = str(record.videoID or record.video_id)
     video = folder / "data" / f"{name}.mp4"
-    kinds = {key: require_field(record, key, str) for key in ("duration", "domain", "sub_category")}
     lead = _list_subtitles(video, folder / "subtitle" / f"{name}.srt") if with_subtitles else ""
-    samples = []
-    for entry in require_field(record, "questions", list):
-        options = require_field(entry, "options", list)
-        text = INSTRUCTION + require_field(entry, "question", str) + "\n" + "\n".join(map(str, options)) + ENDING
-        samples.append(
-            Sample(
-                id=str(require_field(entry, "question_id", (str, int))),
-                prompt=f"{VIDEO_PLACEHOLDER}\n{lead}{text}",
-                images=(),
-                answer=require_field(entry, "answer", str),
-                metadata={
-                    "question": text,
-                    **kinds,
-                    "task_type": require_field(entry, "task_type", str),
-                    "chance": 1 / max(1, len(options)),
-                },
-                cost=estimate_cost(lead + text, NUM_FRAMES),
-                videos=(VideoClip(video),),
-            )
-        )
-    return samples
+    return [_ask(entry, record, video, lead) for entry in record.questions]
+
+
+def _ask(entry: _VideoQuestion, record: _VideoRecord, video: Path, lead: str) -> Sample:
+    text = INSTRUCTION + entry.question + "\n" + "\n".join(map(str, entry.options)) + ENDING
+    return Sample(
+        id=str(entry.question_id),
+        prompt=f"{VIDEO_PLACEHOLDER}\n{lead}{text}",
+        images=(),
+        answer=entry.answer,
+        metadata={
+            "question": text,
+            "duration": record.duration,
+            "domain": record.domain,
+            "sub_category": record.sub_category,
+            "task_type": entry.task_type,
+            "chance": 1 / max(1, len(entry.options)),
+        },
+        cost=estimate_cost(lead + text, NUM_FRAMES),
+        videos=(VideoClip(video),),
+    )
 
 
 def _list_subtitles(video: Path, file: Path) -> str:
@@ -108,11 +123,7 @@ def _read_seconds(parts: Sequence[str]) -> float:
     return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + int(fraction) / 10 ** len(fraction)
 
 
-def _score(answer: Any, response: str, protocol: str) -> float:
-    return videomme.score(answer, response)
-
-
-def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, Any]:
+def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, object]:
     """Accuracy by duration and kind; `official` in each leaves out responses without a letter."""
     rows = [
         videomme.Answered(
@@ -128,18 +139,18 @@ def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> d
 def _make(name: str, with_subtitles: bool) -> Task:
     return Task(
         name=f"videomme/{name}",
-        version=VERSION,
+        version=1,
         source=SOURCE,
         annotation=ANNOTATION,
         read_samples=partial(read_samples, with_subtitles=with_subtitles),
         max_new_tokens=16,
         max_num=1,
-        score_answer=_score,
-        protocols=("official", "upstream"),
+        score_answer=use_one_rule(videomme.score),
+        protocols=PROTOCOLS,
         aggregate=aggregate,
         num_frames=NUM_FRAMES,
         folders=(FOLDER / "subtitle",) if with_subtitles else (),
     )
 
 
-FAMILY = collect_tasks(_make("test", False), _make("test-subtitles", True))
+FAMILY = collect_tasks([_make("test", False), _make("test-subtitles", True)])

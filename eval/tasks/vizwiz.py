@@ -3,27 +3,20 @@
     DATA_ROOT/vizwiz/vizwiz_{val,test}.jsonl             image, question, question_id
     DATA_ROOT/vizwiz/vizwiz_val_annotations.json         ten answers per question
 
-The answers of the test split are not public: the run leaves the file that the challenge's server takes.
+The answers of the test split are not public; a run leaves the file that the challenge's server accepts.
 """
 
-from pathlib import Path
-
-from eval.tasks.questions import SHORT_SENTENCE, upload_list
+from eval.tasks.questions import SHORT_SENTENCE, collect_tasks, upload_list
 from eval.tasks.soft_vqa import make_soft_task
 
-VERSION = 1
-SOURCE = "https://vizwiz.org/tasks-and-datasets/vqa/"
-SUFFIX = f"When the provided information is insufficient, respond with 'Unanswerable'. {SHORT_SENTENCE}"
-
-TASKS = tuple(
+FAMILY = collect_tasks(
     make_soft_task(
         f"vqa/vizwiz-{split}",
-        version=VERSION,
-        source=SOURCE,
-        annotation=Path("vizwiz", f"vizwiz_{split}.jsonl"),
-        answers=Path("vizwiz", "vizwiz_val_annotations.json") if split == "val" else None,
-        suffix=SUFFIX,
-        upload=None if split == "val" else upload_list("upload.json", image="image", answer="response"),
+        f"vizwiz/vizwiz_{split}.jsonl",
+        source="https://vizwiz.org/tasks-and-datasets/vqa/",
+        answers=answers,
+        instruction=f"When the provided information is insufficient, respond with 'Unanswerable'. {SHORT_SENTENCE}",
+        upload=None if answers else upload_list(image="image", answer="response"),
     )
-    for split in ("val", "test")
+    for split, answers in (("val", "vizwiz/vizwiz_val_annotations.json"), ("test", None))
 )

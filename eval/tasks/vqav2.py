@@ -3,31 +3,19 @@
     DATA_ROOT/vqav2/vqav2_{val,testdev}.jsonl                             image, question, question_id
     DATA_ROOT/vqav2/v2_mscoco_val2014_annotations.json                    ten answers per question of val
 
-The answers of test-dev are not public: the run leaves the file that the challenge's server takes.
+The answers of test-dev are not public; a run leaves the file that the challenge's server accepts.
 """
 
-from pathlib import Path
-
-from eval.tasks.questions import upload_list
+from eval.tasks.questions import collect_tasks, upload_list
 from eval.tasks.soft_vqa import make_soft_task
 
-VERSION = 1
-SOURCE = "https://visualqa.org/download.html"
-
-TASKS = (
+FAMILY = collect_tasks(
     make_soft_task(
-        "vqa/vqav2-val",
-        version=VERSION,
-        source=SOURCE,
-        annotation=Path("vqav2", "vqav2_val.jsonl"),
-        answers=Path("vqav2", "v2_mscoco_val2014_annotations.json"),
-    ),
-    make_soft_task(
-        "vqa/vqav2-testdev",
-        version=VERSION,
-        source=SOURCE,
-        annotation=Path("vqav2", "vqav2_testdev.jsonl"),
-        answers=None,
-        upload=upload_list("upload.json", question_id="id", answer="response"),
-    ),
+        f"vqa/vqav2-{split}",
+        f"vqav2/vqav2_{split}.jsonl",
+        source="https://visualqa.org/download.html",
+        answers=answers,
+        upload=None if answers else upload_list(question_id="id", answer="response"),
+    )
+    for split, answers in (("val", "vqav2/v2_mscoco_val2014_annotations.json"), ("testdev", None))
 )

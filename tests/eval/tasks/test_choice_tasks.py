@@ -194,7 +194,7 @@ def test_mmmu_test_leaves_an_upload(data_root):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"options": "__import__('os')"}, "'options' is no list"),
+        ({"options": "__import__('os')"}, "'options' is not a list"),
         ({"options": "[]"}, "question_type is 'multiple-choice' with 0 options"),
         ({"answer": "C"}, "the answer is 'C', expected one of A, B"),
         ({"answer": ["B"]}, r"the answer is \['B'\], expected one of A, B"),

@@ -89,7 +89,7 @@ def change(record, **fields):
         ("retrieval-text", lambda r: change(r, meta={**r["meta"], "placed_depth": 1.5}), "placed_depth"),
         ("retrieval-text", lambda r: change(r, meta={**r["meta"], "placed_depth": ["x"]}), "placed_depth must be"),
         ("retrieval-text", lambda r: change(r, meta={**r["meta"], "chance": 3}), "meta.chance"),
-        ("retrieval-text", lambda r: change(r, meta={"placed_depth": 0}), "'context_length' is missing"),
+        ("retrieval-text", lambda r: change(r, meta={"placed_depth": 0}), "'meta.context_length' is missing"),
         (
             "retrieval-image",
             lambda r: change(r, meta={**r["meta"], "choices": ["a"], "choices_image_path": ["1.png"]}),
@@ -97,7 +97,7 @@ def change(record, **fields):
         ),
         ("retrieval-image", lambda r: change(r, meta={**r["meta"], "choices": list(range(27))}), "27 options"),
         ("retrieval-image", lambda r: change(r, meta={**r["meta"], "choices": ["<image>"]}), "text option"),
-        ("retrieval-image", lambda r: change(r, meta={**r["meta"], "choices": "ab"}), "'choices' is a str"),
+        ("retrieval-image", lambda r: change(r, meta={**r["meta"], "choices": "ab"}), "'meta.choices' is a str"),
         (
             "retrieval-image",
             lambda r: change(r, answer=2, meta={**r["meta"], "choices": ["a", "b"]}),

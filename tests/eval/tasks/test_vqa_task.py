@@ -167,7 +167,7 @@ def test_answers_of_another_split_are_named(data_root):
     with pytest.raises(DataError, match="question_id 3 is not in the file of answers"):
         data_root.read("vqa/okvqa-val")
     data_root.write_json("okvqa/mscoco_val2014_annotations.json", {"annotations": [{"question_id": 3}]})
-    with pytest.raises(DataError, match="'answers' is missing"):
+    with pytest.raises(DataError, match=r"'annotations\[0\]\.answers' is missing"):
         data_root.read("vqa/okvqa-val")
 
 
