@@ -17,7 +17,8 @@ from internvl.model.constants import SPECIAL_TOKENS
 from internvl.model.conversation import get_conversation
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
 from internvl.synth.miniature.sentences import read_paragraphs
-from internvl.synth.miniature.vocabulary import SHORT_ANSWER_SENTENCE, list_words
+from internvl.synth.miniature.vocabulary import list_words
+from internvl.synth.questions import SHORT_ANSWER_SENTENCE
 
 # In the order of their ids in InternVL2-2B: the chat markers, then the image and grounding tokens.
 ADDED_TOKENS = ("<|im_end|>", "<|im_start|>", *SPECIAL_TOKENS)

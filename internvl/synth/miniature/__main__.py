@@ -1,34 +1,26 @@
-"""Multimodal retrieval data sets: of any corpus folder at any length, or a small one that needs nothing but packages.
+"""A small multimodal retrieval set that needs nothing but packages, for models that a CPU can train.
 
-    python -m internvl.synth.needles.long_mr --corpus FOLDER --help    needles in your own texts and images
-
-Without --corpus: long contexts of real photographs with needles of text and digits, for models that a CPU can train.
-
-    python -m internvl.synth.needles.long_mr --out dataset --tokenizer pretrained/InternVL2-Tiny
+    python -m internvl.synth.miniature --out dataset --tokenizer pretrained/InternVL2-Tiny
 
     dataset/annotation/long_mr_NAME/   train_long_mr_MIN_MAX.jsonl, meta.json (all), meta_MIN_MAX.json (one each)
     dataset/image/long_mr_NAME/train/  the images of the training samples
     dataset/benchmark/MM-NIAH/mm_niah_test/{annotations,images}/   test items at several lengths
 
-The form is that of V2PE-Data and of MM-NIAH; the task follows the idea of both, at a size that a CPU can train on.
-Photographs, digits and filler sentences of training and test are different ones. The same arguments give the same
-files. Nothing half-written is ever in place, and finished data is not made twice.
+Contexts are real photographs with needles of text and digits. The form is that of V2PE-Data and of MM-NIAH; the task
+follows the idea of both. Training and test share no photograph, digit or filler sentence. The same arguments give the
+same files. Nothing half-written is ever in place, and finished data is not made twice.
 """
 
 import argparse
-import logging
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from internvl.errors import InternVLError
-from internvl.synth.miniature.long_mr_dataset import BUILDER, LongMRSpec, Reader, build_dataset
-from internvl.synth.miniature.training_set import TrainFile
-from internvl.synth.needles import long_mr_corpus
-
-logger = logging.getLogger(__name__)
+from internvl.synth.command import make_data_root_parser, run_builder
+from internvl.synth.miniature.miniature_set import BUILDER, MiniatureSpec, build_miniature
+from internvl.synth.miniature.training_records import TrainFile
+from internvl.synth.model_reader import load_model_reader
 
 DEFAULT_TRAIN = ("0-2:8000", "0-8:6000", "0-32:12000", "0-48:6000")
 
@@ -50,25 +42,14 @@ def parse_train_file(text: str) -> TrainFile:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {BUILDER}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--corpus", metavar="FOLDER", help="make the data set of this folder instead, with options of its own: "
-        f"python -m {BUILDER} --corpus FOLDER --help")  # fmt: skip
-    add("--out", type=Path, default=Path("dataset"), help="data root (default: %(default)s)")
-    add("--name", default="tiny", help="the folders are called long_mr_NAME (default: %(default)s)")
-    add("--tokenizer", type=Path, default=Path("pretrained/InternVL2-Tiny"), metavar="CKPT",
-        help="checkpoint whose tokenizer and tile size are used (default: %(default)s)")  # fmt: skip
-    add("--seed", type=int, default=0, help="the same seed gives the same files (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace data that this command made with other arguments")
+    parser = make_data_root_parser(BUILDER, __doc__, name="long_mr_NAME", reads="tokenizer and tile size are used")
     _add_context_options(parser.add_argument_group("contexts"))
     _add_train_options(parser.add_argument_group("training"))
     _add_test_options(parser.add_argument_group("test"))
     return parser
 
 
-def _add_context_options(group: Any) -> None:
+def _add_context_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--filler_sentences", type=int, nargs=2, default=(1, 2), metavar=("LEAST", "MOST"),
                        help="sentences of other text per context (default: 1 2)")  # fmt: skip
     group.add_argument("--max_dynamic_patch", type=int, default=64, help="most tiles per image (default: %(default)s)")
@@ -77,7 +58,7 @@ def _add_context_options(group: Any) -> None:
                        "(default: %(default)s)")  # fmt: skip
 
 
-def _add_train_options(group: Any) -> None:
+def _add_train_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--train", type=parse_train_file, nargs="*", metavar="MIN-MAX:COUNT",
                        default=[parse_train_file(text) for text in DEFAULT_TRAIN],
                        help="training files: least and most haystack tiles, number of samples; without values no "
@@ -91,7 +72,7 @@ def _add_train_options(group: Any) -> None:
     group.add_argument("--num_train_needles", type=int, default=2800, help="image needles (default: %(default)s)")
 
 
-def _add_test_options(group: Any) -> None:
+def _add_test_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--base_tiles", type=int, default=32, help="haystack tiles at length 1x (default: %(default)s)")
     group.add_argument("--factors", type=int, nargs="+", default=[1, 2, 4, 8], help="lengths (default: 1 2 4 8)")
     group.add_argument("--num_items", type=int, default=60,
@@ -102,9 +83,9 @@ def _add_test_options(group: Any) -> None:
     group.add_argument("--num_test_needles", type=int, default=794, help="image needles (default: %(default)s)")
 
 
-def read_spec(arguments: argparse.Namespace) -> LongMRSpec:
+def read_spec(arguments: argparse.Namespace) -> MiniatureSpec:
     """The data set that a command line asks for."""
-    return LongMRSpec(
+    return MiniatureSpec(
         name=arguments.name,
         seed=arguments.seed,
         train_files=tuple(arguments.train),
@@ -123,23 +104,16 @@ def read_spec(arguments: argparse.Namespace) -> LongMRSpec:
     )
 
 
+def build(arguments: argparse.Namespace) -> tuple[bool, list[Path]]:
+    """Make the data set that a command line asks for."""
+    spec, reader = read_spec(arguments), load_model_reader(arguments.tokenizer)
+    made = build_miniature(arguments.out, spec, reader, overwrite=arguments.overwrite)
+    return made, [arguments.out / folder for folder in spec.folders]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    if any(word.split("=")[0] == "--corpus" for word in argv):
-        return long_mr_corpus.main(argv)
-    arguments = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        spec = read_spec(arguments)
-        made = build_dataset(arguments.out, spec, Reader.load(arguments.tokenizer), overwrite=arguments.overwrite)
-    except InternVLError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    state = "written" if made else "already there, nothing to do"
-    for folder in spec.folders:
-        logger.info("%s: %s", arguments.out / folder, state)
-    return 0
+    return run_builder(build_parser(), argv, build)
 
 
 if __name__ == "__main__":
