@@ -4,11 +4,27 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from internvl.errors import InternVLError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 logger = logging.getLogger(__name__)
+
+Spec = TypeVar("Spec", bound="DataclassInstance")
+SpecIn = TypeVar("SpecIn", contravariant=True)
+
+
+class Build(Protocol[SpecIn]):
+    """Makes a data set in a folder; returns False when it was there already."""
+
+    def __call__(self, out: Path, spec: SpecIn, *, num_workers: int, overwrite: bool) -> bool:
+        """See the class."""
+        ...
 
 
 def make_parser(builder: str, description: str | None) -> argparse.ArgumentParser:
@@ -34,7 +50,7 @@ def make_parts_parser(builder: str, description: str | None) -> argparse.Argumen
     add("--model", type=Path, required=True, metavar="CKPT", help="checkpoint whose tokenizer and tiles count")
     add("--out", type=Path, required=True, help="folder that is made")
     add("--workers", type=int, default=0, help="processes; 0 works in this one (default: %(default)s)")
-    add("--max_dynamic_patch", type=int, default=None, help="most tiles per image (default: the checkpoint's)")
+    add("--max_dynamic_patch", dest="max_num", type=int, help="most tiles per image (default: the checkpoint's)")
     return parser
 
 
@@ -54,6 +70,25 @@ def make_data_root_parser(builder: str, description: str | None, *, name: str, r
     add("--tokenizer", type=Path, default=Path("pretrained/InternVL2-Tiny"), metavar="CKPT",
         help=f"checkpoint whose {reads} (default: %(default)s)")  # fmt: skip
     return parser
+
+
+def read_spec(spec_class: type[Spec], arguments: argparse.Namespace) -> Spec:
+    """The spec that a command line asks for: every field is the option whose `dest` has its name."""
+    values = {field.name: getattr(arguments, field.name) for field in fields(spec_class)}
+    return spec_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def run_parts_builder(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, spec_class: type[Spec], build: Build[Spec]
+) -> int:
+    """Run a builder whose parser is made by `make_parts_parser`; returns the exit code."""
+
+    def make(arguments: argparse.Namespace) -> tuple[bool, Sequence[Path]]:
+        spec = read_spec(spec_class, arguments)
+        made = build(arguments.out, spec, num_workers=arguments.workers, overwrite=arguments.overwrite)
+        return made, [arguments.out]
+
+    return run_builder(parser, argv, make)
 
 
 def run_builder(

@@ -57,7 +57,7 @@ def _write_options(options: Sequence[str | None]) -> str:
 
 
 def write_answer(question: Question) -> str:
-    """What a model shall say."""
+    """The answer as a model is to write it."""
     if question.options:
         return ascii_uppercase[question.right]
     return json.dumps(question.answer) if isinstance(question.answer, list) else question.answer

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -102,7 +102,7 @@ def assemble(
     vision_config = InternVisionConfig.from_dict(dict(parts.vision_config or _DEFAULT_VISION))
     if parts.vision_path is not None:
         tower = load_strictly(InternVisionModel, parts.vision_path, dtype=torch.float32, flag="--vision_path")
-        vision_config = tower.config
+        vision_config = cast(InternVisionConfig, tower.config)
     config = InternVLChatConfig(
         vision_config=vision_config,
         llm_config={**decoder_config, "architectures": [type(decoder).__name__]},
@@ -140,8 +140,9 @@ def _load_decoder(folder: Path) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"--llm_path {folder} cannot be loaded: {error}") from error
     architecture = (fields.get("architectures") or [None])[0]
-    model_class = InternLM2ForCausalLM if architecture == "InternLM2ForCausalLM" else AutoModelForCausalLM
-    return load_strictly(model_class, folder, dtype=torch.float32, flag="--llm_path")
+    model_class: Any = InternLM2ForCausalLM if architecture == "InternLM2ForCausalLM" else AutoModelForCausalLM
+    decoder: PreTrainedModel = load_strictly(model_class, folder, dtype=torch.float32, flag="--llm_path")
+    return decoder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import cast
 
 from tqdm import tqdm
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
@@ -102,13 +103,12 @@ def make_encoder(args: DataTrainingArguments, *, model: str | None, tokenizer: s
             f"--force_image_size {args.force_image_size} is not a multiple of the patch size {patch_size}"
         )
     num_image_token = int((args.force_image_size // patch_size) ** 2 * args.down_sample_ratio**2)
-    loaded: PreTrainedTokenizerBase | RoughTokenizer
     if model or tokenizer:
         folders = ModelArguments(model_name_or_path=model, tokenizer_path=tokenizer)
         loaded, _ = load_training_tokenizer(folders, args.max_seq_length)
     else:
         template = get_conversation(args.conv_style)
-        loaded = RoughTokenizer([*SPECIAL_TOKENS, template.stop_token])
+        loaded = cast(PreTrainedTokenizerBase, RoughTokenizer([*SPECIAL_TOKENS, template.stop_token]))
     return build_encoder(args, tokenizer=loaded, num_image_token=num_image_token)
 
 

@@ -73,7 +73,7 @@ def import_checkpoint(native: Path, out: Path, *, template: str | None = None, m
         max_shard_size: Largest weight file.
 
     Raises:
-        CheckpointError: `native` is missing, is no such folder, or its weights do not fit its config.
+        CheckpointError: `native` is missing or of another kind, or its weights do not fit its config.
         ConfigError: Our model computes something else, no template is known, or `out` holds files.
     """
     with convert_folder(native, out, model_type=InternVLConfig.model_type) as folder:

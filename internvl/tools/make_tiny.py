@@ -25,7 +25,7 @@ from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.conversation import get_conversation
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
-from internvl.synth.command import run_builder
+from internvl.synth.command import read_spec, run_builder
 from internvl.synth.folders import Facts, Origin, make_folders
 from internvl.synth.miniature.tiny_tokenizer import train_tokenizer
 
@@ -301,7 +301,7 @@ def _read_attributes(record: type) -> dict[str, str]:
 
 def build(arguments: argparse.Namespace) -> tuple[bool, list[Path]]:
     """Make the checkpoint that a command line asks for."""
-    spec = TinySpec(**{field.name: getattr(arguments, field.name) for field in fields(TinySpec)})
+    spec = read_spec(TinySpec, arguments)
     out: Path = arguments.out
     made = make_checkpoint(out, spec, max_shard_size=arguments.max_shard_size, overwrite=arguments.overwrite)
     return made, [out]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from internvl.synth.miniature.__main__ import build_parser, read_spec
+from internvl.synth.command import read_spec
+from internvl.synth.miniature.__main__ import build_parser
 from internvl.synth.miniature.miniature_set import MiniatureSpec, build_miniature
 from internvl.synth.miniature.sentences import read_paragraphs
 from internvl.synth.model_reader import ModelReader, load_model_reader
@@ -33,7 +34,7 @@ def spec() -> MiniatureSpec:
     """Two training files and two test lengths, few images."""
     arguments = "--train 0-2:20 0-24:60 --num_items 10 --factors 1 4 --base_tiles 24 --tiles_per_pool 1"
     arguments += " --num_train_needles 50 --num_test_needles 40"
-    return read_spec(build_parser().parse_args(arguments.split()))
+    return read_spec(MiniatureSpec, build_parser().parse_args(arguments.split()))
 
 
 @pytest.fixture(scope="session")

@@ -171,7 +171,7 @@ def _read_blocks(path: Path, folder: Path, images: set[str], problems: list[str]
         if target in images:
             yield ImageBlock(target)
         else:
-            problems.append(f"{name}: image {content[:80]!r} is no readable image of the corpus")
+            problems.append(f"{name}: image {content[:80]!r} is not a readable image of the corpus")
 
 
 def _find_image(source: str, parent: Path, folder: Path) -> str:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from internvl.synth.command import make_data_root_parser, run_builder
+from internvl.synth.command import make_data_root_parser, read_spec, run_builder
 from internvl.synth.miniature.miniature_set import BUILDER, MiniatureSpec, build_miniature
 from internvl.synth.miniature.training_records import TrainFile
 from internvl.synth.model_reader import load_model_reader
@@ -43,70 +43,38 @@ def parse_train_file(text: str) -> TrainFile:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = make_data_root_parser(BUILDER, __doc__, name="long_mr_NAME", reads="tokenizer and tile size are used")
-    _add_context_options(parser.add_argument_group("contexts"))
-    _add_train_options(parser.add_argument_group("training"))
-    _add_test_options(parser.add_argument_group("test"))
+    add = parser.add_argument_group("contexts").add_argument
+    add("--filler_sentences", dest="num_filler_sentences", type=int, nargs=2, default=(1, 2),
+        metavar=("LEAST", "MOST"), help="sentences of other text per context (default: 1 2)")  # fmt: skip
+    add("--max_dynamic_patch", dest="max_num", type=int, default=64,
+        help="most tiles per image (default: %(default)s)")  # fmt: skip
+    add("--tiles_per_pool", type=int, default=96,
+        help="tiles of all haystack images of one size together, at least 6 images (default: %(default)s)")  # fmt: skip
+    add = parser.add_argument_group("training").add_argument
+    add("--train", dest="train_files", type=parse_train_file, nargs="*", metavar="MIN-MAX:COUNT",
+        default=[parse_train_file(text) for text in DEFAULT_TRAIN],
+        help="training files: least and most haystack tiles, number of samples; without values no training data is "
+        f"made (default: {' '.join(DEFAULT_TRAIN)})")  # fmt: skip
+    add("--length_skew", type=float, default=1.0,
+        help="1 draws lengths uniformly, 2 prefers short contexts (default: %(default)s)")  # fmt: skip
+    add("--questions_per_sample", dest="num_questions", type=int, help="questions per sample (default: all)")
+    add("--train_text_needles", dest="num_train_text_needles", type=int, nargs=2, default=(1, 6),
+        metavar=("LEAST", "MOST"), help="text needles per context; a small model learns to look for one before it "
+        "learns to choose among six (default: 1 6)")  # fmt: skip
+    add("--num_train_needles", type=int, default=2800, help="image needles (default: %(default)s)")
+    add = parser.add_argument_group("test").add_argument
+    add("--base_tiles", type=int, default=32, help="haystack tiles at length 1x (default: %(default)s)")
+    add("--factors", type=int, nargs="+", default=[1, 2, 4, 8], help="lengths (default: 1 2 4 8)")
+    add("--num_items", type=int, default=60,
+        help="items per length and task; 0 makes no test data (default: %(default)s)")  # fmt: skip
+    add("--num_text_needles", type=int, default=6, help="text needles per context (default: %(default)s)")
+    add("--num_test_needles", type=int, default=794, help="image needles (default: %(default)s)")
     return parser
-
-
-def _add_context_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--filler_sentences", type=int, nargs=2, default=(1, 2), metavar=("LEAST", "MOST"),
-                       help="sentences of other text per context (default: 1 2)")  # fmt: skip
-    group.add_argument("--max_dynamic_patch", type=int, default=64, help="most tiles per image (default: %(default)s)")
-    group.add_argument("--tiles_per_pool", type=int, default=96,
-                       help="tiles of all haystack images of one size together, at least 6 images "
-                       "(default: %(default)s)")  # fmt: skip
-
-
-def _add_train_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--train", type=parse_train_file, nargs="*", metavar="MIN-MAX:COUNT",
-                       default=[parse_train_file(text) for text in DEFAULT_TRAIN],
-                       help="training files: least and most haystack tiles, number of samples; without values no "
-                       f"training data is made (default: {' '.join(DEFAULT_TRAIN)})")  # fmt: skip
-    group.add_argument("--length_skew", type=float, default=1.0,
-                       help="1 draws lengths uniformly, 2 prefers short contexts (default: %(default)s)")  # fmt: skip
-    group.add_argument("--questions_per_sample", type=int, default=None, help="questions per sample (default: all)")
-    group.add_argument("--train_text_needles", type=int, nargs=2, default=(1, 6), metavar=("LEAST", "MOST"),
-                       help="text needles per context; a small model learns to look for one before it learns to choose "
-                       "among six (default: 1 6)")  # fmt: skip
-    group.add_argument("--num_train_needles", type=int, default=2800, help="image needles (default: %(default)s)")
-
-
-def _add_test_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--base_tiles", type=int, default=32, help="haystack tiles at length 1x (default: %(default)s)")
-    group.add_argument("--factors", type=int, nargs="+", default=[1, 2, 4, 8], help="lengths (default: 1 2 4 8)")
-    group.add_argument("--num_items", type=int, default=60,
-                       help="items per length and task; 0 makes no test data (default: %(default)s)")  # fmt: skip
-    group.add_argument(
-        "--num_text_needles", type=int, default=6, help="text needles per context (default: %(default)s)"
-    )
-    group.add_argument("--num_test_needles", type=int, default=794, help="image needles (default: %(default)s)")
-
-
-def read_spec(arguments: argparse.Namespace) -> MiniatureSpec:
-    """The data set that a command line asks for."""
-    return MiniatureSpec(
-        name=arguments.name,
-        seed=arguments.seed,
-        train_files=tuple(arguments.train),
-        length_skew=arguments.length_skew,
-        num_questions=arguments.questions_per_sample,
-        base_tiles=arguments.base_tiles,
-        factors=tuple(arguments.factors),
-        num_items=arguments.num_items,
-        num_text_needles=arguments.num_text_needles,
-        num_train_text_needles=tuple(arguments.train_text_needles),
-        num_filler_sentences=tuple(arguments.filler_sentences),
-        max_num=arguments.max_dynamic_patch,
-        tiles_per_pool=arguments.tiles_per_pool,
-        num_train_needles=arguments.num_train_needles,
-        num_test_needles=arguments.num_test_needles,
-    )
 
 
 def build(arguments: argparse.Namespace) -> tuple[bool, list[Path]]:
     """Make the data set that a command line asks for."""
-    spec, reader = read_spec(arguments), load_model_reader(arguments.tokenizer)
+    spec, reader = read_spec(MiniatureSpec, arguments), load_model_reader(arguments.tokenizer)
     made = build_miniature(arguments.out, spec, reader, overwrite=arguments.overwrite)
     return made, [arguments.out / folder for folder in spec.folders]
 

@@ -6,8 +6,8 @@
     dataset/image/charts_NAME/
     dataset/benchmark/chartqa/                                in ChartQA's form: task vqa/chartqa-test-augmented
 
-Bars are told by their colour. A picture is two tiles wide and one high. Charts of training and test are drawn apart
-from each other. The same arguments give the same files.
+Questions refer to bars by height, answers are their colours. A picture is two tiles wide and one high. Training and
+test have different charts. The same arguments give the same files.
 """
 
 import argparse

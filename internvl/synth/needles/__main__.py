@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from internvl.synth.command import make_parts_parser, run_builder
+from internvl.synth.command import make_parts_parser, run_parts_builder
 from internvl.synth.lengths import parse_length
 from internvl.synth.needles.needle_set import BUILDER, build_needle_set
 from internvl.synth.needles.needle_spec import NeedleSpec
@@ -43,31 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def build(arguments: argparse.Namespace) -> tuple[bool, list[Path]]:
-    """Make the data set that a command line asks for."""
-    spec = NeedleSpec(
-        corpus=arguments.corpus,
-        model=arguments.model,
-        seed=arguments.seed,
-        tasks=tuple(arguments.tasks),
-        train_lengths=tuple(arguments.train_lengths),
-        num_train=arguments.num_train,
-        test_lengths=tuple(arguments.test_lengths),
-        num_test=arguments.num_test,
-        depths=tuple(arguments.depths),
-        num_needles=arguments.num_needles,
-        answers=arguments.answers,
-        image_share=arguments.image_share,
-        test_share=arguments.test_share,
-        max_num=arguments.max_dynamic_patch,
-    )
-    made = build_needle_set(arguments.out, spec, num_workers=arguments.workers, overwrite=arguments.overwrite)
-    return made, [arguments.out]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    return run_builder(build_parser(), argv, build)
+    return run_parts_builder(build_parser(), argv, NeedleSpec, build_needle_set)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from random import Random
 
 from internvl.errors import ConfigError
 from internvl.model.constants import IMAGE_PLACEHOLDER
-from internvl.synth.command import make_parts_parser, run_builder
+from internvl.synth.command import make_parts_parser, run_parts_builder
 from internvl.synth.contexts import Piece, PieceCounter, list_images, write_pieces
 from internvl.synth.corpus.documents import describe_corpus, read_corpus
 from internvl.synth.corpus.filler import cut_corpus, repeat_forever
@@ -182,7 +182,7 @@ def make_sample(spec: ExtensionSpec, folder: Path, file: str, number: int) -> Re
     """One extended sample.
 
     Raises:
-        ConfigError: The sample is longer than what it shall become, or the filler will not do.
+        ConfigError: The sample is longer than asked already, or the filler repeats its needles.
     """
     length, materials = spec.ranges[file], load_materials(spec)
     rng = Random(f"{spec.seed}/{file}/{number}")
@@ -271,25 +271,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def build(arguments: argparse.Namespace) -> tuple[bool, list[Path]]:
-    """Make the data set that a command line asks for."""
-    spec = ExtensionSpec(
-        annotation=arguments.annotation,
-        images=arguments.images,
-        model=arguments.model,
-        lengths=tuple(arguments.lengths),
-        num_samples=arguments.num_samples,
-        corpus=arguments.corpus,
-        seed=arguments.seed,
-        max_num=arguments.max_dynamic_patch,
-    )
-    made = build_extension(arguments.out, spec, num_workers=arguments.workers, overwrite=arguments.overwrite)
-    return made, [arguments.out]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    return run_builder(build_parser(), argv, build)
+    return run_parts_builder(build_parser(), argv, ExtensionSpec, build_extension)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from internvl.synth.contexts import Piece, PieceCounter, find_needle
 _MAX_CORRECTIONS = 12
 _MAX_SKIPPED_IMAGES = 200  # images in sequence that are too large for what is left
 _ACCURACY = 0.001  # of the length
-_FEWEST_MISSING = 8  # tokens that a context may always lack: less than a word is no filler
+_FEWEST_MISSING = 8  # tokens that a context may always lack: filler is cut between words
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def build_long_context(
         filler: Pieces without end; images that are too large for what is left are passed over.
         needles: The needles, in any order.
         depths: Wanted depth of each, 0 to 1.
-        num_tokens: Tokens that the context shall have.
+        num_tokens: Tokens of the filled context.
         counter: Counts tokens.
         num_leading: Pieces of the filler that stay in front of all needles.
 
@@ -85,7 +85,7 @@ def fill_between(
     Args:
         parts: The context in parts; anything may be put between two of them.
         filler: Pieces without end.
-        num_tokens: Tokens that the context shall have then.
+        num_tokens: Tokens of the filled context.
         counter: Counts tokens.
         rng: Draws the places.
 

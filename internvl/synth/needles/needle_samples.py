@@ -97,7 +97,7 @@ def make_sample(spec: NeedleSpec, folder: Path, file: str, number: int) -> Recor
             depths,
             num_tokens=_find_context_length(asked_length, sample, overhead),
             counter=materials.counter,
-            num_leading=1 if sample.has_image_needles else 0,  # a reader of the first image only shall find nothing
+            num_leading=1 if sample.has_image_needles else 0,  # no needle is the first image
         )
         flaw = find_flaw(context, quiz, needles)
         if flaw is None:
@@ -185,7 +185,7 @@ def draw_filler(
 
 
 def _find_context_length(asked_length: int, sample: SampleSpec, overhead: int) -> int:
-    """Tokens that the context shall have, when template, question and answer take `overhead`."""
+    """Tokens of the context when template, question and answer take `overhead`."""
     if sample.split == "train":
         return asked_length - overhead
     return max(asked_length - overhead, ceil(asked_length * (1 - 0.75 * TOLERANCE)))

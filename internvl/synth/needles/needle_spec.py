@@ -1,4 +1,4 @@
-"""What a set of needles in a corpus is to hold: its spec, its files, and what each sample of a file shall be."""
+"""The spec of a set of needles in a corpus: its files, and what each sample of a file is."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +95,7 @@ def _name_train(task: str, length: LengthRange) -> str:
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """What one sample shall be.
+    """What one sample is to be.
 
     Attributes:
         split: Whose corpus and names it has.
@@ -128,7 +128,7 @@ def find_image_root(split: Split) -> str:
 
 
 def read_sample_spec(spec: NeedleSpec, file: str, number: int) -> SampleSpec:
-    """What sample `number` of a file shall be."""
+    """The spec of sample `number` of a file."""
     for task in spec.tasks:
         if file == f"{ITEMS}/{task}.jsonl":
             which, of_length = divmod(number, spec.num_test)

@@ -3,7 +3,7 @@
     python -m internvl.synth.vqa --annotation chartqa.jsonl --images chartqa --model CKPT --name chartqa \\
         --form paste --split val --lengths 16k-32k 32k-40k 56k-64k --num_samples 500 --out data/long_vqa
 
-    image   every picture is a page of its own          "Page 7: <image>" ... "Look at page 7. What ...?"
+    image   every picture is a page                      "Page 7: <image>" ... "Look at page 7. What ...?"
     paste   several pictures on a canvas, with numbers  "<image>" ...          "Look at picture 7. What ...?"
 
     OUT/V2PE-Data/val/long_vqa_32k/val_long_vqa_NAME_16_32.jsonl          (train: annotation/ and train_long_vqa_...)
@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from internvl.synth.command import make_parts_parser, run_builder
+from internvl.synth.command import make_parts_parser, run_parts_builder
 from internvl.synth.lengths import parse_length
 from internvl.synth.vqa.long_vqa import BUILDER, LongVQASpec, build_long_vqa
 
@@ -40,27 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def build(arguments: argparse.Namespace) -> tuple[bool, list[Path]]:
-    """Make the data set that a command line asks for."""
-    spec = LongVQASpec(
-        annotation=arguments.annotation,
-        images=arguments.images,
-        model=arguments.model,
-        name=arguments.name,
-        form=arguments.form,
-        split=arguments.split,
-        lengths=tuple(arguments.lengths),
-        num_samples=arguments.num_samples,
-        seed=arguments.seed,
-        max_num=arguments.max_dynamic_patch,
-    )
-    made = build_long_vqa(arguments.out, spec, num_workers=arguments.workers, overwrite=arguments.overwrite)
-    return made, [arguments.out]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    return run_builder(build_parser(), argv, build)
+    return run_parts_builder(build_parser(), argv, LongVQASpec, build_long_vqa)
 
 
 if __name__ == "__main__":
