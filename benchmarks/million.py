@@ -26,7 +26,7 @@ from internvl.model.registration import load_tokenizer
 from internvl.model.v2pe import build_position_ids, units_to_strides
 from internvl.synth.miniature.photographs import crop_photograph, load_photographs
 from internvl.synth.miniature.sentences import read_paragraphs
-from internvl.synth.needles import long_mr
+from internvl.synth.needles.__main__ import main as make_needles
 from internvl.tools.make_tiny import TinySpec, make_checkpoint
 
 SHARE = 64  # tiles
@@ -50,7 +50,7 @@ def peak_mb() -> float:
 
 def load_share(encoder: SampleEncoder, record: Record, first: int) -> EncodedDocument:
     """The document with `SHARE` of its tiles."""
-    generator = document_generator(0, epoch=0, source="long_mr", row=0, repeat=0)
+    generator = document_generator(0, epoch=0, source="needles", row=0, repeat=0)
     return encoder.encode(record, generator, tiles=range(first, first + SHARE))
 
 
@@ -68,7 +68,7 @@ def main() -> None:
         start = time.process_time()
         options = f"--corpus {folder}/corpus --model {folder}/tiny --out {folder}/set --tasks retrieval-image"
         options += f" --train_lengths {args.tokens} --num_train 1 --max_dynamic_patch 6"
-        if long_mr.main(options.split()):
+        if make_needles(options.split()):
             raise SystemExit("the sample could not be made")
         print(f"made: {time.process_time() - start:.1f} s, {peak_mb():.0f} MB")
         tokenizer = load_tokenizer(folder / "tiny")

@@ -40,7 +40,7 @@ start=$(date +%s)
 step() { printf '\n== %s (%s s)\n' "$*" "$(($(date +%s) - start))"; }
 
 step "1/4 retrieval data in V2PE-Data's layout, test data in MM-NIAH's: $DATA_ROOT"
-"$PYTHON" -m internvl.synth.needles.long_mr --out "$DATA_ROOT" --tokenizer "$CHECKPOINT" --name demo --filler_sentences 0 1 \
+"$PYTHON" -m internvl.synth.miniature --out "$DATA_ROOT" --tokenizer "$CHECKPOINT" --name demo --filler_sentences 0 1 \
     --train 0-48:5000 --num_items "$NUM_ITEMS" --factors 1 4 8 16
 
 step "2/4 fine-tuning with random visual strides (v2pe_rnd), $NPROC processes share every row: $WORK/finetune"

@@ -59,7 +59,7 @@ step "random weights: $WORK/random"
 "$PYTHON" -m internvl.tools.make_tiny --out "$WORK/random" --seed "$SEED" "$@"
 
 step "data: $DATA_ROOT"
-"$PYTHON" -m internvl.synth.needles.long_mr --out "$DATA_ROOT" --tokenizer "$WORK/random" --name short --seed "$SEED" \
+"$PYTHON" -m internvl.synth.miniature --out "$DATA_ROOT" --tokenizer "$WORK/random" --name short --seed "$SEED" \
     --filler_sentences 0 1 --train 0-2:6500 0-32:12000 --factors 1 --num_items "$NUM_TEST"
 "$PYTHON" -m internvl.synth.miniature.charts --out "$DATA_ROOT" --tokenizer "$WORK/random" --name short --seed "$SEED" \
     --num_test "$NUM_TEST"

@@ -4,20 +4,25 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from internvl.errors import InternVLError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 logger = logging.getLogger(__name__)
 
-Spec = TypeVar("Spec", contravariant=True)
+Spec = TypeVar("Spec", bound="DataclassInstance")
+SpecIn = TypeVar("SpecIn", contravariant=True)
 
 
-class Build(Protocol[Spec]):
+class Build(Protocol[SpecIn]):
     """Makes a data set in a folder; returns False when it was there already."""
 
-    def __call__(self, out: Path, spec: Spec, *, num_workers: int, overwrite: bool) -> bool:
+    def __call__(self, out: Path, spec: SpecIn, *, num_workers: int, overwrite: bool) -> bool:
         """See the class."""
         ...
 
@@ -26,36 +31,88 @@ def make_parser(builder: str, description: str | None) -> argparse.ArgumentParse
     """A parser with the options of all builders.
 
     Args:
-        builder: Name of its module, which is how it is called.
+        builder: Name of the module, which is how it is called.
         description: Its docstring.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m {builder}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add("--seed", type=int, default=0, help="the same seed gives the same files (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace what this command made with other arguments")
+    return parser
+
+
+def make_parts_parser(builder: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options of builders that make long data in parts."""
+    parser = make_parser(builder, description)
+    add = parser.add_argument
     add("--model", type=Path, required=True, metavar="CKPT", help="checkpoint whose tokenizer and tiles count")
     add("--out", type=Path, required=True, help="folder that is made")
-    add("--seed", type=int, default=0, help="the same seed gives the same files (default: %(default)s)")
     add("--workers", type=int, default=0, help="processes; 0 works in this one (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace data that this command made with other arguments")
-    add("--max_dynamic_patch", type=int, default=None, help="most tiles per image (default: the checkpoint's)")
+    add("--max_dynamic_patch", dest="max_num", type=int, help="most tiles per image (default: the checkpoint's)")
     return parser
+
+
+def make_data_root_parser(builder: str, description: str | None, *, name: str, reads: str) -> argparse.ArgumentParser:
+    """A parser with the options of builders that put folders into a data root.
+
+    Args:
+        builder: Name of the module, which is how it is called.
+        description: Its docstring.
+        name: Pattern of the folders, with NAME in it.
+        reads: What of the checkpoint counts.
+    """
+    parser = make_parser(builder, description)
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("dataset"), help="data root (default: %(default)s)")
+    add("--name", default="tiny", help=f"the folders are called {name} (default: %(default)s)")
+    add("--tokenizer", type=Path, default=Path("pretrained/InternVL2-Tiny"), metavar="CKPT",
+        help=f"checkpoint whose {reads} (default: %(default)s)")  # fmt: skip
+    return parser
+
+
+def read_spec(spec_class: type[Spec], arguments: argparse.Namespace) -> Spec:
+    """The spec that a command line asks for: every field is the option whose `dest` has its name."""
+    values = {field.name: getattr(arguments, field.name) for field in fields(spec_class)}
+    return spec_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def run_parts_builder(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, spec_class: type[Spec], build: Build[Spec]
+) -> int:
+    """Run a builder whose parser is made by `make_parts_parser`; returns the exit code."""
+
+    def make(arguments: argparse.Namespace) -> tuple[bool, Sequence[Path]]:
+        spec = read_spec(spec_class, arguments)
+        made = build(arguments.out, spec, num_workers=arguments.workers, overwrite=arguments.overwrite)
+        return made, [arguments.out]
+
+    return run_builder(parser, argv, make)
 
 
 def run_builder(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None,
-    read_spec: Callable[[argparse.Namespace], Spec],
-    build: Build[Spec],
+    build: Callable[[argparse.Namespace], tuple[bool, Sequence[Path]]],
 ) -> int:
-    """Read the command line, make the data set, say what came of it; returns the exit code."""
+    """Read the command line, build, say what came of it.
+
+    Args:
+        parser: The options.
+        argv: The command line; None: the process's own.
+        build: Returns whether anything had to be made, and the folders.
+
+    Returns:
+        The exit code; 2 for an error of the user's.
+    """
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        spec = read_spec(arguments)
-        made = build(arguments.out, spec, num_workers=arguments.workers, overwrite=arguments.overwrite)
+        made, folders = build(arguments)
     except InternVLError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    logger.info("%s: %s", arguments.out, "written" if made else "already there, nothing to do")
+    for folder in folders:
+        logger.info("%s: %s", folder, "written" if made else "already there, nothing to do")
     return 0

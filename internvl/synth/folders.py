@@ -1,54 +1,132 @@
-"""Finished folders only: everything is written to a temporary place and renamed at the end.
+"""Finished folders: who made a folder from which arguments, and who may replace it.
 
-Every finished folder holds a `datasheet.json` with the arguments it was made with. So a builder can tell what it made
-itself (and may replace) from what a user put there (and is never touched), and can see that there is nothing to do.
+Builders write below a temporary name and rename at the end, so a folder is there whole or not at all. Its
+`datasheet.json` holds the builder and its arguments. That is how a builder recognises its own folders (which it may
+replace) and those of a user (which it never touches), and sees that there is nothing to do.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-from internvl.errors import DataError
+from internvl.atomic import stage_folders
+from internvl.errors import ConfigError, DataError
 
 DATASHEET = "datasheet.json"
+Facts = Mapping[str, object]
 
 
-def read_datasheet(folder: Path) -> dict[str, Any] | None:
-    """The datasheet of a finished folder; None when there is none that can be read."""
+@dataclass(frozen=True)
+class Origin:
+    """What a folder is made from.
+
+    Attributes:
+        builder: Module of the command.
+        arguments: Everything that the files follow from, as json values.
+    """
+
+    builder: str
+    arguments: Facts
+
+    @classmethod
+    def of(cls, builder: str, arguments: Facts) -> "Origin":
+        """The origin with `arguments` as json has them: tuples become lists, paths strings."""
+        return cls(builder, json.loads(json.dumps(arguments, default=str)))
+
+
+def digest_annotation(path: Path) -> str:
+    """sha256 of an annotation file that is given as --annotation.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
     try:
-        sheet = json.loads((folder / DATASHEET).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return sheet if isinstance(sheet, dict) else None
+        return sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"annotation {path} cannot be read: {error}; check --annotation") from None
 
 
-def write_datasheet(folder: Path, sheet: Mapping[str, Any]) -> None:
-    """Write a datasheet; `sheet` has `builder`, `arguments` and whatever else is worth knowing."""
+def read_annotation(path: Path) -> list[str]:
+    """Lines of an annotation file that is given as --annotation, as the trainer cuts it into lines.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"annotation {path} cannot be read: {error}; check --annotation") from None
+
+
+def write_datasheet(folder: Path, origin: Origin, facts: Facts) -> None:
+    """Write a datasheet: the origin, and whatever else is worth knowing."""
+    sheet = {"builder": origin.builder, "arguments": dict(origin.arguments), **facts}
     (folder / DATASHEET).write_text(json.dumps(sheet, indent=2) + "\n", encoding="utf-8")
 
 
-def is_finished(folder: Path, builder: str, arguments: Mapping[str, Any]) -> bool:
-    """Whether `builder` made this folder with exactly these arguments."""
-    sheet = read_datasheet(folder)
-    return sheet is not None and sheet.get("builder") == builder and sheet.get("arguments") == dict(arguments)
+def read_origin(folder: Path) -> Origin | None:
+    """The origin that a folder's datasheet names; None without a readable datasheet."""
+    try:
+        sheet = json.loads((folder / DATASHEET).read_text(encoding="utf-8"))
+        return Origin(sheet["builder"], dict(sheet["arguments"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def check_replaceable(folder: Path, builder: str, arguments: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Refuse to replace what is not ours, or what was made with other arguments.
+def is_finished(folder: Path, origin: Origin) -> bool:
+    """Whether the folder was made from exactly this."""
+    return read_origin(folder) == origin
+
+
+def check_replaceable(folder: Path, origin: Origin, *, overwrite: bool) -> None:
+    """Refuse to replace a folder of somebody else, or one that was made with other arguments.
 
     Raises:
-        DataError: The folder was not made by `builder`; or with other arguments, and `overwrite` is False.
+        DataError: Another builder or a user made the folder; or the arguments differ and `overwrite` is False.
     """
-    if not folder.exists() or is_finished(folder, builder, arguments):
+    if not folder.exists() or is_finished(folder, origin):
         return
-    sheet = read_datasheet(folder)
-    if sheet is None or sheet.get("builder") != builder:
-        raise DataError(f"{folder} exists and was not made by {builder}; move it away or choose another folder")
+    found = read_origin(folder)
+    if found is None or found.builder != origin.builder:
+        raise DataError(f"{folder} exists and was not made by {origin.builder}; move it away or choose another folder")
     if not overwrite:
-        old = sheet.get("arguments", {})
-        changed = sorted(name for name in {*old, *arguments} if old.get(name) != arguments.get(name))
+        old, new = found.arguments, origin.arguments
+        changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
         raise DataError(
-            f"{folder} was made with other arguments ({', '.join(changed)}); add --overwrite to make it anew, "
+            f"{folder} was made with other arguments ({', '.join(changed)}); add --overwrite to make it again, "
             "or choose another folder"
         )
+
+
+def make_folders(
+    root: Path, folders: Iterable[Path], origin: Origin, write: Callable[[Path], Facts], *, overwrite: bool
+) -> bool:
+    """Make several folders at once: all of them appear, or none.
+
+    Args:
+        root: Where they belong.
+        folders: Paths relative to `root`; the one that refers to the others comes last.
+        origin: What they are made from.
+        write: Fills the folders below the staging folder that it is given; returns what else the datasheets say.
+        overwrite: Replace folders that were made with other arguments.
+
+    Returns:
+        False when all of them are finished already.
+
+    Raises:
+        DataError: A folder is in the way that may not be replaced.
+    """
+    folders = list(folders)
+    if all(is_finished(root / folder, origin) for folder in folders):
+        return False
+    for folder in folders:
+        check_replaceable(root / folder, origin, overwrite=overwrite)
+    with stage_folders(root, folders) as staging:
+        for folder in folders:
+            (staging / folder).mkdir(parents=True)
+        facts = write(staging)
+        for folder in folders:
+            write_datasheet(staging / folder, origin, facts)
+    return True

@@ -1,11 +1,11 @@
-"""Work in parts that survive a crash: samples by number, parts by file, folders that appear when they are whole.
+"""Long work in parts that survive a crash: samples by number, parts by file, a folder that appears when it is whole.
 
-    OUT.partial/arguments.json          what is being made; started again with the same, the work goes on
+    OUT.partial/arguments.json          what is being made; started again with the same arguments, the work goes on
     OUT.partial/parts/FILE.000016.jsonl samples 16 to 31 of FILE, there when they are finished
     OUT                                 the finished folder: parts joined in order, OUT.partial renamed
 
-A sample is a function of (arguments, file, number), so it does not matter which process makes it, or when: what comes
-out is the same with any number of workers and interruptions.
+A sample is a function of (arguments, file, number). So it does not matter which process makes it, or when: the files
+are the same with any number of workers and interruptions.
 """
 
 import json
@@ -15,16 +15,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from internvl.atomic import publish_folder, write_atomically
 from internvl.errors import ConfigError, DataError
-from internvl.synth.folders import check_replaceable
+from internvl.synth.folders import Origin, check_replaceable, is_finished
+from internvl.synth.forms import Record
 
-Record = dict[str, Any]
-MakeSample = Callable[["Part", int], Record]
 _ARGUMENTS = "arguments.json"
 _PARTS = "parts"
 
@@ -48,98 +46,133 @@ class Part:
         """Where it lies until it is joined, below the folder under construction."""
         return Path(_PARTS, f"{self.file.replace('/', '@')}.{self.first:06d}.jsonl")
 
+    @property
+    def num_samples(self) -> int:
+        """Its samples."""
+        return self.stop - self.first
 
-def cut_parts(files: Mapping[str, int], *, samples_per_part: int) -> list[Part]:
-    """Parts of files, by their numbers of samples."""
-    return [
-        Part(file, first, min(first + samples_per_part, number))
-        for file, number in files.items()
-        for first in range(0, number, samples_per_part)
-    ]
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a folder is made; every function gets the folder under construction first.
+
+    Attributes:
+        origin: What it is made from.
+        files: Number of samples by file.
+        samples_per_part: Samples that a crash can cost each worker.
+        prepare: Writes what samples share.
+        make_sample: (folder, file, number) -> sample; must be picklable for worker processes.
+        finish: (folder, (file, sample) of all samples in order): writes the rest. It must read all samples.
+    """
+
+    origin: Origin
+    files: Mapping[str, int]
+    samples_per_part: int
+    prepare: Callable[[Path], None]
+    make_sample: Callable[[Path, str, int], Record]
+    finish: Callable[[Path, Iterator[tuple[str, Record]]], None]
+
+    def cut(self) -> list[Part]:
+        """The parts of all files."""
+        size = self.samples_per_part
+        return [
+            Part(file, first, min(first + size, number))
+            for file, number in self.files.items()
+            for first in range(0, number, size)
+        ]
+
+
+def build_in_parts(out: Path, recipe: Recipe, *, label: str, num_workers: int, overwrite: bool) -> bool:
+    """Make the folder `out`.
+
+    Args:
+        out: The folder.
+        recipe: How it is made.
+        label: What the progress bar says.
+        num_workers: Processes; 0 works in this one.
+        overwrite: Replace a folder that was made with other arguments.
+
+    Returns:
+        False when it was there already.
+
+    Raises:
+        DataError: Something is in the way that may not be replaced.
+        ConfigError: The data cannot be made as asked.
+    """
+    if is_finished(out, recipe.origin):
+        return False
+    if num_workers < 0:
+        raise ConfigError(f"workers is {num_workers}, expected 0 or more")
+    with _open_workspace(out, recipe.origin, overwrite=overwrite) as folder:
+        recipe.prepare(folder)
+        parts = recipe.cut()
+        missing = [part for part in parts if not (folder / part.path).is_file()]
+        total = sum(part.num_samples for part in parts)
+        done = total - sum(part.num_samples for part in missing)
+        with tqdm(total=total, initial=done, desc=label, unit="sample", mininterval=0.5) as bar:
+            for size in _make_parts(folder, missing, recipe, num_workers):
+                bar.update(size)
+        recipe.finish(folder, _join_parts(folder, parts))
+    return True
 
 
 @contextmanager
-def open_workspace(out: Path, builder: str, arguments: Mapping[str, Any], *, overwrite: bool) -> Iterator[Path]:
-    """The folder under construction; renamed to `out` when the block ends well, kept for the next start when not.
-
-    Raises:
-        DataError: `out`, or a folder under construction, was made by somebody else or with other arguments.
-    """
-    check_replaceable(out, builder, arguments, overwrite=overwrite)
-    partial = out.with_name(f"{out.name}.partial")
-    stamp = {"builder": builder, "arguments": dict(arguments)}
-    if partial.exists() and _read_stamp(partial) != stamp:
-        if any((partial / _PARTS).glob("*.jsonl")) and not overwrite:
+def _open_workspace(out: Path, origin: Origin, *, overwrite: bool) -> Iterator[Path]:
+    """The folder under construction; renamed to `out` when the block ends well, kept for the next start when not."""
+    check_replaceable(out, origin, overwrite=overwrite)
+    workspace = out.with_name(f"{out.name}.partial")
+    stamp = {"builder": origin.builder, "arguments": dict(origin.arguments)}
+    if workspace.exists() and _read_stamp(workspace) != stamp:
+        if any((workspace / _PARTS).glob("*.jsonl")) and not overwrite:
             raise DataError(
-                f"{partial} was begun with other arguments; start again with those, or add --overwrite to throw it away"
+                f"{workspace} was begun with other arguments; start again with those, or add --overwrite to throw it "
+                "away"
             )
-        shutil.rmtree(partial)
-    (partial / _PARTS).mkdir(parents=True, exist_ok=True)
-    write_atomically(partial / _ARGUMENTS, json.dumps(stamp, indent=2) + "\n")
-    yield partial
-    shutil.rmtree(partial / _PARTS)
-    (partial / _ARGUMENTS).unlink()
-    publish_folder(partial, out)
+        shutil.rmtree(workspace)
+    (workspace / _PARTS).mkdir(parents=True, exist_ok=True)
+    write_atomically(workspace / _ARGUMENTS, json.dumps(stamp, indent=2) + "\n")
+    yield workspace
+    shutil.rmtree(workspace / _PARTS)
+    (workspace / _ARGUMENTS).unlink()
+    publish_folder(workspace, out)
 
 
-def _read_stamp(partial: Path) -> Any:
+def _read_stamp(workspace: Path) -> object:
     try:
-        return json.loads((partial / _ARGUMENTS).read_text(encoding="utf-8"))
+        return json.loads((workspace / _ARGUMENTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def make_parts(folder: Path, parts: Sequence[Part], make: MakeSample, *, num_workers: int, label: str) -> None:
-    """Make the parts that are not there yet.
-
-    Args:
-        folder: The folder under construction.
-        parts: All parts.
-        make: (part, number) -> sample; for worker processes it has to be picklable.
-        num_workers: Processes; 0 works in this one.
-        label: What the progress bar says.
-    """
-    if num_workers < 0:
-        raise ConfigError(f"workers is {num_workers}, expected 0 or more")
-    missing = [part for part in parts if not (folder / part.path).is_file()]
-    total = sum(part.stop - part.first for part in parts)
-    done = total - sum(part.stop - part.first for part in missing)
-    with tqdm(total=total, initial=done, desc=label, unit="sample", mininterval=0.5) as bar:
-        for size in _run(folder, missing, make, num_workers):
-            bar.update(size)
-
-
-def _run(folder: Path, parts: Sequence[Part], make: MakeSample, num_workers: int) -> Iterable[int]:
+def _make_parts(folder: Path, parts: Sequence[Part], recipe: Recipe, num_workers: int) -> Iterable[int]:
+    """Write parts; yields the size of each as it is finished."""
     if num_workers == 0:
         for part in parts:
-            yield make_part(folder, part, make)
+            yield _make_part(folder, part, recipe.make_sample)
         return
     with ProcessPoolExecutor(num_workers) as pool:
-        futures = [pool.submit(make_part, folder, part, make) for part in parts]
+        futures = [pool.submit(_make_part, folder, part, recipe.make_sample) for part in parts]
         try:
             for future in as_completed(futures):
                 yield future.result()
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # else the parts in the queue are made before the error is seen
             raise
 
 
-def make_part(folder: Path, part: Part, make: MakeSample) -> int:
-    """Write one part; returns its number of samples."""
-    lines = (json.dumps(make(part, number), ensure_ascii=False) + "\n" for number in range(part.first, part.stop))
-    write_atomically(folder / part.path, "".join(lines))
-    return part.stop - part.first
+def _make_part(folder: Path, part: Part, make_sample: Callable[[Path, str, int], Record]) -> int:
+    samples = (make_sample(folder, part.file, number) for number in range(part.first, part.stop))
+    write_atomically(folder / part.path, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
+    return part.num_samples
 
 
-def join_parts(folder: Path, parts: Sequence[Part]) -> Iterator[tuple[str, Record]]:
+def _join_parts(folder: Path, parts: Sequence[Part]) -> Iterator[tuple[str, Record]]:
     """Write the files from their parts; yields (file, sample) on the way, one in memory at a time."""
     for file in dict.fromkeys(part.file for part in parts):
         target = folder / file
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("w", encoding="utf-8") as joined:
-            for part in parts:
-                if part.file != file:
-                    continue
+            for part in (part for part in parts if part.file == file):
                 with (folder / part.path).open(encoding="utf-8") as lines:
                     for line in lines:
                         joined.write(line)

@@ -12,12 +12,13 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from internvl.errors import CheckpointError, ConfigError, InternVLError
 from internvl.model.configuration_internvl_chat import InternVisionConfig, InternVLChatConfig
@@ -49,14 +50,28 @@ _DEFAULT_VISION = {
 }
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a chat model is put together from.
+
+    Attributes:
+        llm_path: Folder of a decoder with its tokenizer.
+        vision_path: Folder of an InternViT; None: fresh weights.
+        vision_config: Fields of a fresh tower; None: InternViT-300M.
+        mlp_path: File with a state dict of `mlp1`; None: fresh weights.
+    """
+
+    llm_path: Path
+    vision_path: Path | None = None
+    vision_config: Mapping[str, object] | None = None
+    mlp_path: Path | None = None
+
+
 def assemble(
-    llm_path: Path,
+    parts: Parts,
     *,
     out: Path,
     template: str,
-    vision_path: Path | None = None,
-    vision_config: dict[str, Any] | None = None,
-    mlp_path: Path | None = None,
     force_image_size: int | None = None,
     downsample_ratio: float = 0.5,
     seed: int = 0,
@@ -64,12 +79,9 @@ def assemble(
     """Make and save a chat model.
 
     Args:
-        llm_path: Folder of a decoder with its tokenizer.
+        parts: What it is made of.
         out: Folder to make; must be missing or empty.
         template: Conversation template of the decoder.
-        vision_path: Folder of an InternViT; None: fresh weights.
-        vision_config: Fields of a fresh tower; None: InternViT-300M.
-        mlp_path: File with a state dict of `mlp1`; None: fresh weights.
         force_image_size: Side of a tile in pixels; None: the tower's own.
         downsample_ratio: Side ratio of pixel shuffle.
         seed: Of fresh weights.
@@ -78,19 +90,21 @@ def assemble(
         CheckpointError: A part is missing or does not fit.
         ConfigError: Unknown architecture or template, or `out` is not empty.
     """
-    get_conversation(template)
+    get_conversation(template)  # an unknown one is an error before anything is loaded
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out {out} is not empty; choose a new folder")
     torch.manual_seed(seed)
-    tokenizer = load_tokenizer(llm_path)
-    decoder = _load_decoder(llm_path)
+    tokenizer = load_tokenizer(parts.llm_path)
+    decoder = _load_decoder(parts.llm_path)
     num_added = tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
     decoder_config = decoder.config.to_dict()
-    tower: Any = None
-    if vision_path is not None:
-        tower = load_strictly(InternVisionModel, vision_path, dtype=torch.float32, flag="--vision_path")
+    tower = None
+    vision_config = InternVisionConfig.from_dict(dict(parts.vision_config or _DEFAULT_VISION))
+    if parts.vision_path is not None:
+        tower = load_strictly(InternVisionModel, parts.vision_path, dtype=torch.float32, flag="--vision_path")
+        vision_config = cast(InternVisionConfig, tower.config)
     config = InternVLChatConfig(
-        vision_config=InternVisionConfig(**(vision_config or _DEFAULT_VISION)) if tower is None else tower.config,
+        vision_config=vision_config,
         llm_config={**decoder_config, "architectures": [type(decoder).__name__]},
         template=template,
         force_image_size=force_image_size,
@@ -108,8 +122,8 @@ def assemble(
         grow_vocabulary(model.language_model, len(tokenizer), num_added)
     if tower is not None:
         model.vision_model.load_state_dict(tower.state_dict())
-    if mlp_path is not None:
-        load_projector(model, mlp_path)
+    if parts.mlp_path is not None:
+        load_projector(model, parts.mlp_path)
     if force_image_size is not None and force_image_size != config.vision_config.image_size:
         model.vision_model.resize_pos_embeddings(force_image_size)
     model.img_context_token_id = cast(int, tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN))
@@ -120,14 +134,15 @@ def assemble(
     return model.eval()
 
 
-def _load_decoder(folder: Path) -> Any:
+def _load_decoder(folder: Path) -> PreTrainedModel:
     try:
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"--llm_path {folder} cannot be loaded: {error}") from error
     architecture = (fields.get("architectures") or [None])[0]
     model_class: Any = InternLM2ForCausalLM if architecture == "InternLM2ForCausalLM" else AutoModelForCausalLM
-    return load_strictly(model_class, folder, dtype=torch.float32, flag="--llm_path")
+    decoder: PreTrainedModel = load_strictly(model_class, folder, dtype=torch.float32, flag="--llm_path")
+    return decoder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,7 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of fresh weights")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        assemble(**vars(parser.parse_args(argv)))
+        options = vars(parser.parse_args(argv))
+        parts = Parts(**{field.name: options.pop(field.name) for field in fields(Parts)})
+        assemble(parts, **options)
     except InternVLError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

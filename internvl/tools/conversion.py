@@ -17,7 +17,7 @@ from internvl.atomic import stage_folders
 from internvl.errors import CheckpointError, ConfigError
 from internvl.infer.checkpoint import check_checkpoint
 
-# Files that belong to a checkpoint besides weights and config; training state is left behind.
+# Files that belong to a checkpoint besides weights and config; training state is not copied.
 _COMPANIONS = (
     "tokenizer*",
     "tokenization_*.py",

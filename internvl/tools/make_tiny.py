@@ -8,7 +8,6 @@ CPU in minutes: 56-pixel tiles, four visual tokens each, two layers of width 64 
 """
 
 import argparse
-import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,17 +19,15 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from internvl.atomic import stage_folders
-from internvl.errors import ConfigError, InternVLError
+from internvl.errors import ConfigError
 from internvl.model.configuration_internvl_chat import InternLM2Config, InternVisionConfig, InternVLChatConfig
 from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.conversation import get_conversation
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
-from internvl.synth.folders import check_replaceable, is_finished, write_datasheet
+from internvl.synth.command import read_spec, run_builder
+from internvl.synth.folders import Facts, Origin, make_folders
 from internvl.synth.miniature.tiny_tokenizer import train_tokenizer
-
-logger = logging.getLogger(__name__)
 
 BUILDER = "internvl.tools.make_tiny"
 TEMPLATE = "internlm2-chat"
@@ -232,17 +229,15 @@ def make_checkpoint(out: Path, spec: TinySpec, *, max_shard_size: str = "5GB", o
         DataError: `out` exists and may not be replaced.
         ConfigError: A size is wrong.
     """
-    arguments = {**asdict(spec), "max_shard_size": max_shard_size}
-    if is_finished(out, BUILDER, arguments):
-        return False
-    check_replaceable(out, BUILDER, arguments, overwrite=overwrite)
-    with stage_folders(out.parent, [Path(out.name)]) as staging:
+
+    def write(staging: Path) -> Facts:
         folder = staging / out.name
-        folder.mkdir()
         num_parameters = _write_checkpoint(folder, spec, max_shard_size)
         (folder / "README.md").write_text(_write_card(spec, num_parameters), encoding="utf-8")
-        write_datasheet(folder, {"builder": BUILDER, "arguments": arguments, "num_parameters": num_parameters})
-    return True
+        return {"num_parameters": num_parameters}
+
+    origin = Origin.of(BUILDER, {**asdict(spec), "max_shard_size": max_shard_size})
+    return make_folders(out.parent, [Path(out.name)], origin, write, overwrite=overwrite)
 
 
 def _write_checkpoint(folder: Path, spec: TinySpec, max_shard_size: str) -> int:
@@ -304,18 +299,17 @@ def _read_attributes(record: type) -> dict[str, str]:
     return {name: text.rstrip(".") for name, text in pairs}
 
 
+def build(arguments: argparse.Namespace) -> tuple[bool, list[Path]]:
+    """Make the checkpoint that a command line asks for."""
+    spec = read_spec(TinySpec, arguments)
+    out: Path = arguments.out
+    made = make_checkpoint(out, spec, max_shard_size=arguments.max_shard_size, overwrite=arguments.overwrite)
+    return made, [out]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    arguments = vars(build_parser().parse_args(argv))
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    out, max_shard_size, overwrite = (arguments.pop(name) for name in ("out", "max_shard_size", "overwrite"))
-    try:
-        made = make_checkpoint(out, TinySpec(**arguments), max_shard_size=max_shard_size, overwrite=overwrite)
-    except InternVLError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    logger.info("%s: %s", out, "written" if made else "already there, nothing to do")
-    return 0
+    return run_builder(build_parser(), argv, build)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Bring a model of scripts/pretrain_tiny.sh into the repository: weights, tokenizer, card, log; code as links.
+"""Publish a model of scripts/pretrain_tiny.sh in the repository: weights, tokenizer, card, log; code as links.
 
 python -m internvl.tools.publish_tiny --checkpoint CKPT --runs PHASE_1 PHASE_2 --scores EVALUATION
 
@@ -15,10 +15,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from internvl.atomic import stage_folders
 from internvl.errors import CheckpointError, InternVLError
@@ -36,8 +36,33 @@ _TASKS = {
 _LOG_COLUMNS = ("run", "step", "loss", "learning_rate", "tokens_per_second")
 
 
+@dataclass(frozen=True)
+class RunSummary:
+    """What a training run took: optimiser steps, samples, tokens, seconds."""
+
+    steps: int
+    samples: float
+    tokens: float
+    seconds: float
+
+    @classmethod
+    def read(cls, run: Path) -> "RunSummary":
+        """The summary of a run's folder."""
+        content = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        return cls(**{field.name: content[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Score of a task with its standard error, and the number of questions."""
+
+    score: float
+    stderr: float
+    count: int
+
+
 def publish(checkpoint: Path, runs: Sequence[Path], scores: Path, out: Path) -> None:
-    """Replace `out` by what belongs into the repository.
+    """Replace `out` by what belongs in the repository.
 
     Args:
         checkpoint: A finished run.
@@ -54,7 +79,7 @@ def publish(checkpoint: Path, runs: Sequence[Path], scores: Path, out: Path) -> 
         try:
             for name in _COPIED:
                 shutil.copyfile(checkpoint / name, folder / name)
-            summaries = [json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in runs]
+            summaries = [RunSummary.read(run) for run in runs]
             (folder / "training_log.csv").write_text(write_log(runs), encoding="utf-8")
             (folder / "README.md").write_text(write_card(summaries, read_scores(scores)), encoding="utf-8")
         except (OSError, ValueError, KeyError) as error:
@@ -78,8 +103,8 @@ def write_log(runs: Sequence[Path]) -> str:
     return text.getvalue()
 
 
-def read_scores(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Score, standard error and count by task.
+def read_scores(folder: Path) -> dict[str, TaskScore]:
+    """Scores by task.
 
     Raises:
         KeyError: A task is missing.
@@ -87,16 +112,22 @@ def read_scores(folder: Path) -> dict[str, Mapping[str, Any]]:
     found = {}
     for path in folder.rglob("scores.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
-        found[content["task"]] = content["results"][content["protocol"]]
+        if content["task"] in _TASKS:
+            numbers = content["results"][content["protocol"]]
+            found[content["task"]] = TaskScore(numbers["score"], numbers["stderr"], numbers["count"])
     return {task: found[task] for task in _TASKS}
 
 
-def write_card(summaries: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> str:
+def write_card(summaries: Sequence[RunSummary], scores: Mapping[str, TaskScore]) -> str:
     """The model card."""
-    steps = " + ".join(f"{summary['steps']:,}" for summary in summaries)
-    samples = sum(int(summary["samples"]) for summary in summaries)
-    tokens = sum(int(summary["tokens"]) for summary in summaries)
-    minutes = sum(summary["seconds"] for summary in summaries) / 60
+    rows = (
+        f"| {text} | {scores[task].score:.3f} ± {scores[task].stderr:.3f} | {scores[task].count} (`{task}`) |"
+        for task, text in _TASKS.items()
+    )
+    steps = " + ".join(f"{summary.steps:,}" for summary in summaries)
+    samples = sum(int(summary.samples) for summary in summaries)
+    tokens = sum(int(summary.tokens) for summary in summaries)
+    minutes = sum(summary.seconds for summary in summaries) / 60
     return f"""# InternVL2-Tiny
 
 A model of 324,096 parameters in the format of InternVL2 checkpoints, trained on short contexts with ordinary positions
@@ -104,9 +135,9 @@ on a CPU. `make demo` starts from it; `studies/miniature/run.sh` makes one per s
 
 | question | score | questions |
 |---|---|---|
-{chr(10).join(_write_rows(scores))}
+{chr(10).join(rows)}
 
-Contexts are photographs, sentences and needles of `internvl.synth.needles.long_mr`, about 190 tokens long; charts are
+Contexts are photographs, sentences and needles of `internvl.synth.miniature`, about 190 tokens long; charts are
 those of `internvl.synth.miniature.charts`. Digits, photographs, sentences and charts of the test were not trained on.
 Chance is about 0.1.
 Longer contexts are where ordinary positions fail: docs/reproduction.md.
@@ -125,12 +156,6 @@ Bars are red, blue, green, yellow, purple, black, pink or gray; a picture of 112
   documentation of the Python that runs it
 - the code files are links into `internvl/model`; copy the folder with `cp -rL`
 """
-
-
-def _write_rows(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    for task, text in _TASKS.items():
-        numbers = scores[task]
-        yield f"| {text} | {numbers['score']:.3f} ± {numbers['stderr']:.3f} | {numbers['count']} (`{task}`) |"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

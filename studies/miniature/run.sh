@@ -125,7 +125,7 @@ length_bins="100 250 450 800 1600 3200"
 make_test() { # folder, seed, filler sentences, items, lengths
     # Lists of words on purpose, here and below.
     # shellcheck disable=SC2086
-    "$PYTHON" -m internvl.synth.needles.long_mr --out "$1" --tokenizer "$WORK/tokenizer" --name study --seed "$2" \
+    "$PYTHON" -m internvl.synth.miniature --out "$1" --tokenizer "$WORK/tokenizer" --name study --seed "$2" \
         --filler_sentences "$3" "$3" --train --num_items "$4" --factors $5
 }
 
@@ -287,7 +287,7 @@ study_seed() {
     data_root=$home/data
     step "seed $seed: training data of stage 2: $data_root"
     # shellcheck disable=SC2086
-    "$PYTHON" -m internvl.synth.needles.long_mr --out "$data_root" --tokenizer "$WORK/tokenizer" --name study_long \
+    "$PYTHON" -m internvl.synth.miniature --out "$data_root" --tokenizer "$WORK/tokenizer" --name study_long \
         --seed "$seed" --filler_sentences 0 1 --train $STAGE2_DATA --num_items 0
     case " $ABLATION_SEEDS " in
         *" $seed "*) ablated=1 ;;

@@ -9,7 +9,7 @@ from transformers import AutoModel
 
 from internvl.infer.session import Session
 from internvl.synth.miniature.charts import draw_chart, make_chart
-from internvl.synth.miniature.vocabulary import SHORT_ANSWER_SENTENCE
+from internvl.synth.questions import SHORT_ANSWER_SENTENCE
 
 FOLDER = Path(__file__).parents[2] / "pretrained" / "InternVL2-Tiny"
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
-from internvl.tools.assemble import assemble
+from internvl.tools.assemble import Parts, assemble
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +58,7 @@ def smollm2(tmp_path_factory):
 @pytest.fixture(scope="module")
 def assembled(smollm2, tmp_path_factory):
     out = tmp_path_factory.mktemp("assembled") / "InternVL-SmolLM2"
-    assemble(smollm2, out=out, template="Hermes-2", vision_config=VISION)
+    assemble(Parts(smollm2, vision_config=VISION), out=out, template="Hermes-2")
     return out
 
 

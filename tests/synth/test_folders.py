@@ -4,7 +4,7 @@ import pytest
 
 from internvl.atomic import stage_folders
 from internvl.errors import DataError
-from internvl.synth.folders import check_replaceable, is_finished, write_datasheet
+from internvl.synth.folders import Origin, check_replaceable, is_finished, write_datasheet
 
 FOLDERS = [Path("a/one"), Path("b")]
 
@@ -13,7 +13,7 @@ def fill(staging, text):
     for folder in FOLDERS:
         (staging / folder).mkdir(parents=True)
         (staging / folder / "file.txt").write_text(text)
-        write_datasheet(staging / folder, {"builder": "me", "arguments": {"text": text}})
+        write_datasheet(staging / folder, Origin("me", {"text": text}), {})
 
 
 def test_folders_appear_when_the_block_ends(tmp_path):
@@ -49,14 +49,14 @@ def test_a_second_run_replaces_the_folders(tmp_path):
 def test_foreign_folder_is_never_replaced(tmp_path):
     (tmp_path / "user").mkdir()
     with pytest.raises(DataError, match="not made by me"):
-        check_replaceable(tmp_path / "user", "me", {}, overwrite=True)
+        check_replaceable(tmp_path / "user", Origin("me", {}), overwrite=True)
 
 
 def test_other_arguments_need_overwrite_and_are_named(tmp_path):
-    write_datasheet(tmp_path, {"builder": "me", "arguments": {"seed": 0, "size": 1}})
+    write_datasheet(tmp_path, Origin("me", {"seed": 0, "size": 1}), {})
     with pytest.raises(DataError, match=r"\(seed\)"):
-        check_replaceable(tmp_path, "me", {"seed": 1, "size": 1}, overwrite=False)
-    check_replaceable(tmp_path, "me", {"seed": 1, "size": 1}, overwrite=True)
-    assert is_finished(tmp_path, "me", {"seed": 0, "size": 1})
-    assert not is_finished(tmp_path, "me", {"seed": 1, "size": 1})
-    assert not is_finished(tmp_path, "you", {"seed": 0, "size": 1})
+        check_replaceable(tmp_path, Origin("me", {"seed": 1, "size": 1}), overwrite=False)
+    check_replaceable(tmp_path, Origin("me", {"seed": 1, "size": 1}), overwrite=True)
+    assert is_finished(tmp_path, Origin("me", {"seed": 0, "size": 1}))
+    assert not is_finished(tmp_path, Origin("me", {"seed": 1, "size": 1}))
+    assert not is_finished(tmp_path, Origin("you", {"seed": 0, "size": 1}))

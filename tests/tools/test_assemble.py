@@ -9,7 +9,7 @@ from internvl.model.constants import SPECIAL_TOKENS
 from internvl.model.modeling_intern_vit import InternVisionModel
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
-from internvl.tools.assemble import assemble, main
+from internvl.tools.assemble import Parts, assemble, main
 
 VISION = {
     "hidden_size": 16,
@@ -63,7 +63,7 @@ def llm(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def assembled(llm, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "chat"
-    return out, assemble(llm, out=out, template="Hermes-2", vision_config=VISION)
+    return out, assemble(Parts(llm, vision_config=VISION), out=out, template="Hermes-2")
 
 
 def test_text_answers_are_those_of_the_bare_language_model(llm, assembled):
@@ -96,14 +96,12 @@ def test_given_parts_are_taken(llm, tmp_path):
     from internvl.model.configuration_internvl_chat import InternVisionConfig
 
     InternVisionModel(InternVisionConfig(**VISION)).save_pretrained(tmp_path / "vit")
-    donor = assemble(llm, out=tmp_path / "donor", template="Hermes-2", vision_config=VISION, seed=1)
+    donor = assemble(Parts(llm, vision_config=VISION), out=tmp_path / "donor", template="Hermes-2", seed=1)
     torch.save(donor.mlp1.state_dict(), tmp_path / "mlp.pt")
     model = assemble(
-        llm,
+        Parts(llm, vision_path=tmp_path / "vit", mlp_path=tmp_path / "mlp.pt"),
         out=tmp_path / "chat",
         template="Hermes-2",
-        vision_path=tmp_path / "vit",
-        mlp_path=tmp_path / "mlp.pt",
         force_image_size=42,
     )
     tower = InternVisionModel.from_pretrained(tmp_path / "vit")

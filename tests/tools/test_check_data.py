@@ -13,7 +13,8 @@ from internvl.data.encode import SampleEncoder
 from internvl.data.meta import load_meta
 from internvl.data.records import RecordFile
 from internvl.tools import check_data
-from internvl.tools.check_data import RoughTokenizer, main, make_histogram
+from internvl.tools.check_data import RoughTokenizer, main
+from internvl.tools.data_report import make_histogram
 from tests.data.conftest import conversation
 from tests.train.tiny_run import make_checkpoint
 

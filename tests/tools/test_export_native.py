@@ -11,7 +11,8 @@ from internvl.errors import CheckpointError, ConfigError
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.tools import export_native
-from internvl.tools.export_native import export_checkpoint, import_checkpoint, split_wqkv
+from internvl.tools.export_native import export_checkpoint, import_checkpoint
+from internvl.tools.native_weights import split_wqkv
 from internvl.train.arguments import ModelArguments
 from internvl.train.trainable import select_trainable
 from tests.train.tiny_run import make_checkpoint

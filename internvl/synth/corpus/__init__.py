@@ -1,1 +1,1 @@
-"""Texts and images to hide questions in."""
+"""Texts and images to hide needles in."""

@@ -6,34 +6,22 @@
     photo.jpg      an image that no document shows is a loose one, to be put between paragraphs
 
 Documents are cut into blocks: images, and pieces of text of a few hundred characters, which is how exactly a depth can
-be met. Text is made harmless (no placeholder, no special token), so that what is counted is what a model reads.
+be met.
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
 from urllib.parse import unquote
 
 from internvl.data.storage.media import read_image_size
 from internvl.errors import ConfigError, DataError
-from internvl.model.conversation import neutralise_special_tokens
+from internvl.synth.corpus.paragraphs import cut_text, split_html, split_text
 
 TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".html", ".htm")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-MAX_BLOCK = 400  # characters
-_SENTENCE = re.compile(r"(?<=[.!?。！？])\s+")
-_MARKDOWN_IMAGE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)>\s]+)[^)]*\)")
-_HTML_IMAGE = re.compile(r"<img\b[^>]*?\bsrc\s*=\s*[\"']?([^\"'\s>]+)[^>]*>", re.IGNORECASE)
-_PLACEHOLDER = re.compile(r"<(/?)(image|video)>", re.IGNORECASE)
-_PARAGRAPH_TAGS = frozenset((
-    "address", "article", "blockquote", "br", "dd", "div", "dl", "dt", "figcaption", "figure", "footer", "h1", "h2",
-    "h3", "h4", "h5", "h6", "header", "hr", "li", "main", "nav", "ol", "p", "pre", "section", "table", "td", "th",
-    "tr", "ul",
-))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -174,7 +162,7 @@ def _read_blocks(path: Path, folder: Path, images: set[str], problems: list[str]
         problems.append(f"{name}: {error}")
         return
     suffix = path.suffix.lower()
-    parts = _split_html(text) if suffix in (".html", ".htm") else _split_text(text, is_markdown=suffix != ".txt")
+    parts = split_html(text) if suffix in (".html", ".htm") else split_text(text, is_markdown=suffix != ".txt")
     for kind, content in parts:
         if kind == "text":
             yield from (TextBlock(piece) for piece in cut_text(content))
@@ -183,7 +171,7 @@ def _read_blocks(path: Path, folder: Path, images: set[str], problems: list[str]
         if target in images:
             yield ImageBlock(target)
         else:
-            problems.append(f"{name}: image {content[:80]!r} is no readable image of the corpus")
+            problems.append(f"{name}: image {content[:80]!r} is not a readable image of the corpus")
 
 
 def _find_image(source: str, parent: Path, folder: Path) -> str:
@@ -193,85 +181,3 @@ def _find_image(source: str, parent: Path, folder: Path) -> str:
     target = (parent / unquote(source.split("?")[0].split("#")[0])).resolve()
     root = folder.resolve()
     return target.relative_to(root).as_posix() if target.is_relative_to(root) else ""
-
-
-def _split_text(text: str, *, is_markdown: bool) -> Iterator[tuple[str, str]]:
-    """("text", paragraph) and ("image", source) in reading order."""
-    for paragraph in re.split(r"\n\s*\n", text):
-        if not is_markdown:
-            yield "text", paragraph
-            continue
-        position = 0
-        matches = [*_MARKDOWN_IMAGE.finditer(paragraph), *_HTML_IMAGE.finditer(paragraph)]
-        for match in sorted(matches, key=lambda match: match.start()):
-            yield "text", paragraph[position : match.start()]
-            yield "image", match[1]
-            position = match.end()
-        yield "text", paragraph[position:]
-
-
-class _HtmlReader(HTMLParser):
-    """Collects paragraphs and images of a page."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[tuple[str, str]] = []
-        self._text: list[str] = []
-        self._num_silent = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._num_silent += tag in ("script", "style")
-        if tag in _PARAGRAPH_TAGS:
-            self.end_paragraph()
-        source = dict(attrs).get("src")
-        if tag == "img" and source:
-            self.end_paragraph()
-            self.parts.append(("image", source))
-
-    def handle_endtag(self, tag: str) -> None:
-        self._num_silent = max(self._num_silent - (tag in ("script", "style")), 0)
-        if tag in _PARAGRAPH_TAGS:
-            self.end_paragraph()
-
-    def handle_data(self, data: str) -> None:
-        if not self._num_silent:
-            self._text.append(data)
-
-    def end_paragraph(self) -> None:
-        self.parts.append(("text", "".join(self._text)))
-        self._text = []
-
-
-def _split_html(text: str) -> list[tuple[str, str]]:
-    reader = _HtmlReader()
-    reader.feed(text)
-    reader.close()
-    reader.end_paragraph()
-    return reader.parts
-
-
-def clean_text(text: str) -> str:
-    """Text on one line that holds no placeholder and no special token."""
-    text = _PLACEHOLDER.sub(r"\1\2", " ".join(text.split()))
-    return neutralise_special_tokens(text)
-
-
-def cut_text(text: str, *, max_characters: int = MAX_BLOCK) -> list[str]:
-    """Pieces of at most `max_characters`, cut between sentences where there are any, else between words."""
-    pieces: list[str] = []
-    for sentence in _SENTENCE.split(clean_text(text)):
-        for fragment in _cut_sentence(sentence, max_characters):
-            if pieces and len(pieces[-1]) + 1 + len(fragment) <= max_characters:
-                pieces[-1] += f" {fragment}"
-            else:
-                pieces.append(fragment)
-    return [piece for piece in pieces if piece]
-
-
-def _cut_sentence(sentence: str, max_characters: int) -> Iterator[str]:
-    while len(sentence) > max_characters:
-        border = sentence.rfind(" ", 1, max_characters + 1)
-        border = border if border > 0 else max_characters
-        yield sentence[:border].strip()
-        sentence = sentence[border:].strip()
-    yield sentence

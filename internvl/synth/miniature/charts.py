@@ -6,31 +6,28 @@
     dataset/image/charts_NAME/
     dataset/benchmark/chartqa/                                in ChartQA's form: task vqa/chartqa-test-augmented
 
-Bars are told by their colour. A picture is two tiles wide and one high. Charts of training and test are drawn apart
-from each other. The same arguments give the same files.
+Questions refer to bars by height, answers are their colours. A picture is two tiles wide and one high. Training and
+test have different charts. The same arguments give the same files.
 """
 
 import argparse
-import json
-import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
 
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from internvl.atomic import stage_folders
-from internvl.errors import ConfigError, InternVLError
-from internvl.model.configuration_internvl_chat import InternVLChatConfig
+from internvl.errors import ConfigError
 from internvl.model.constants import IMAGE_PLACEHOLDER
-from internvl.synth.folders import check_replaceable, is_finished, write_datasheet
-from internvl.synth.miniature.vocabulary import BAR_COLORS, EXTREMES, SHORT_ANSWER_SENTENCE, ask_bar
-
-logger = logging.getLogger(__name__)
+from internvl.model.loading import read_chat_config
+from internvl.synth.command import make_data_root_parser, run_builder
+from internvl.synth.folders import Facts, Origin, make_folders
+from internvl.synth.forms import Record, Split, describe_source, write_lines, write_meta, write_turns
+from internvl.synth.miniature.vocabulary import BAR_COLORS, EXTREMES, ask_bar
+from internvl.synth.questions import SHORT_ANSWER_SENTENCE
 
 BUILDER = "internvl.synth.miniature.charts"
 BENCHMARK_FOLDER = Path("benchmark", "chartqa")
@@ -123,7 +120,7 @@ class ChartSpec:
         return (*((BENCHMARK_FOLDER,) if self.num_test else ()), *train)
 
 
-def build_dataset(out: Path, spec: ChartSpec, *, overwrite: bool = False) -> bool:
+def build_charts(out: Path, spec: ChartSpec, *, overwrite: bool = False) -> bool:
     """Make the data set below `out`.
 
     Returns:
@@ -132,68 +129,53 @@ def build_dataset(out: Path, spec: ChartSpec, *, overwrite: bool = False) -> boo
     Raises:
         DataError: A folder is in the way that this builder may not replace.
     """
-    arguments = asdict(spec)
-    if all(is_finished(out / folder, BUILDER, arguments) for folder in spec.folders):
-        return False
-    for folder in spec.folders:
-        check_replaceable(out / folder, BUILDER, arguments, overwrite=overwrite)
-    with stage_folders(out, spec.folders) as staging:
-        for folder in spec.folders:
-            (staging / folder).mkdir(parents=True)
+
+    def write(staging: Path) -> Facts:
         if spec.num_train:
             _build_train(staging, spec)
         if spec.num_test:
             _build_test(staging / BENCHMARK_FOLDER, spec)
-        for folder in spec.folders:
-            write_datasheet(staging / folder, {"builder": BUILDER, "arguments": arguments})
-    return True
+        return {}
+
+    return make_folders(out, spec.folders, Origin.of(BUILDER, asdict(spec)), write, overwrite=overwrite)
 
 
 def _build_train(staging: Path, spec: ChartSpec) -> None:
     annotations = staging / spec.annotation_folder
+    file = "train_charts.jsonl"
     rng = Random(f"{spec.seed}/order of questions")
-    _write_lines(
-        annotations / "train_charts.jsonl",
-        (
-            {"id": f"charts-{index:06d}", "image": path, "conversations": list(_write_turns(chart, rng))}
-            for index, (path, chart) in enumerate(_draw_charts(staging / spec.image_folder, spec, "train"))
-        ),
+    charts = enumerate(_draw_charts(staging / spec.image_folder, spec, "train"))
+    records = (
+        {"id": f"charts-{index:06d}", "image": path, "conversations": _ask(chart, rng)}
+        for index, (path, chart) in charts
     )
-    meta = {
-        "train_charts": {
-            "root": spec.image_folder.as_posix(),
-            "annotation": f"{spec.annotation_folder.as_posix()}/train_charts.jsonl",
-            "data_augment": False,
-            "repeat_time": 1,
-            "max_dynamic_patch": MAX_NUM,
-            "dynamic_image_size": True,
-            "length": spec.num_train,
-        }
-    }
-    (annotations / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    write_lines(annotations / file, records)
+    source = describe_source(
+        root=spec.image_folder.as_posix(),
+        annotation=(spec.annotation_folder / file).as_posix(),
+        num_samples=spec.num_train,
+        max_num=MAX_NUM,
+    )
+    write_meta(annotations / "meta.json", {"train_charts": source})
 
 
-def _write_turns(chart: Chart, rng: Random) -> Iterator[dict[str, str]]:
+def _ask(chart: Chart, rng: Random) -> list[dict[str, str]]:
     """Both questions as ChartQA's task asks them, in random order: in a fixed one a model learns the turn instead."""
-    opening = f"{IMAGE_PLACEHOLDER}\n"
-    for question, answer in rng.sample(chart.questions, len(chart.questions)):
-        yield {"from": "human", "value": f"{opening}{question} {SHORT_ANSWER_SENTENCE}"}
-        yield {"from": "gpt", "value": answer}
-        opening = ""
+    asked = rng.sample(chart.questions, len(chart.questions))
+    questions = ((f"{question} {SHORT_ANSWER_SENTENCE}", answer) for question, answer in asked)
+    return write_turns(f"{IMAGE_PLACEHOLDER}\n", questions)
 
 
 def _build_test(folder: Path, spec: ChartSpec) -> None:
     asked = ((path, *pair) for path, chart in _draw_charts(folder, spec, "test") for pair in chart.questions)
-    _write_lines(
-        folder / "test_augmented.jsonl",
-        (
-            {"image": f"data/chartqa/{path}", "question": question, "question_id": index, "answer": answer}
-            for index, (path, question, answer) in enumerate(asked)
-        ),
+    records: Iterator[Record] = (
+        {"image": f"data/chartqa/{path}", "question": question, "question_id": index, "answer": answer}
+        for index, (path, question, answer) in enumerate(asked)
     )
+    write_lines(folder / "test_augmented.jsonl", records)
 
 
-def _draw_charts(folder: Path, spec: ChartSpec, split: Literal["train", "test"]) -> Iterator[tuple[str, Chart]]:
+def _draw_charts(folder: Path, spec: ChartSpec, split: Split) -> Iterator[tuple[str, Chart]]:
     """Write the pictures of a split; yields their paths below `folder`."""
     rng = Random(f"{spec.seed}/{split}")
     number = spec.num_train if split == "train" else spec.num_test
@@ -205,43 +187,26 @@ def _draw_charts(folder: Path, spec: ChartSpec, split: Literal["train", "test"])
         yield path, chart
 
 
-def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as lines:
-        for record in records:
-            lines.write(json.dumps(record) + "\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {BUILDER}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_data_root_parser(BUILDER, __doc__, name="charts_NAME", reads="tile size is used")
     add = parser.add_argument
-    add("--out", type=Path, default=Path("dataset"), help="data root (default: %(default)s)")
-    add("--name", default="tiny", help="the folders are called charts_NAME (default: %(default)s)")
-    add("--tokenizer", type=Path, default=Path("pretrained/InternVL2-Tiny"), metavar="CKPT",
-        help="checkpoint whose tile size is used (default: %(default)s)")  # fmt: skip
-    add("--seed", type=int, default=0, help="the same seed gives the same files (default: %(default)s)")
     add("--num_train", type=int, default=4000, help="charts for training; 0 makes none (default: %(default)s)")
     add("--num_test", type=int, default=100, help="charts for testing; 0 makes none (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace data that this command made with other arguments")
     return parser
+
+
+def build(arguments: argparse.Namespace) -> tuple[bool, list[Path]]:
+    """Make the data set that a command line asks for."""
+    tile = read_chat_config(arguments.tokenizer).image_size
+    spec = ChartSpec(arguments.name, arguments.seed, arguments.num_train, arguments.num_test, tile)
+    made = build_charts(arguments.out, spec, overwrite=arguments.overwrite)
+    return made, [arguments.out / folder for folder in spec.folders]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        tile = InternVLChatConfig.from_pretrained(arguments.tokenizer).image_size
-        spec = ChartSpec(arguments.name, arguments.seed, arguments.num_train, arguments.num_test, tile)
-        made = build_dataset(arguments.out, spec, overwrite=arguments.overwrite)
-    except (InternVLError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    for folder in spec.folders:
-        logger.info("%s: %s", arguments.out / folder, "written" if made else "already there, nothing to do")
-    return 0
+    return run_builder(build_parser(), argv, build)
 
 
 if __name__ == "__main__":

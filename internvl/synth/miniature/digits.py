@@ -6,15 +6,14 @@
 from dataclasses import dataclass
 from functools import cache
 from random import Random
-from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 from internvl.errors import MissingDependencyError
+from internvl.synth.forms import Split
 
-Split = Literal["train", "test"]
 NUM_TRAIN = 1400
 
 

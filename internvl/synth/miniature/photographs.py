@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from random import Random
-from typing import Literal
 
 from PIL import Image
 
 from internvl.errors import DataError, MissingDependencyError
-
-Split = Literal["train", "test"]
+from internvl.synth.forms import Split
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def crop_photograph(photograph: Image.Image, size: tuple[int, int], rng: Random)
     """A random region of the photograph in the aspect ratio of `size`, scaled to it, mirrored half of the time.
 
     Args:
-        photograph: Any image.
+        photograph: An image.
         size: (width, height) of the result in pixels.
         rng: Draws region and mirroring.
     """

@@ -1,10 +1,11 @@
-"""A contact sheet of one context: what stands where."""
+"""A contact sheet of one context: its pieces in reading order, needles in red."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from internvl.synth.miniature.contexts import Context, HaystackImage, Picture, Sentence, TextNeedle
+from internvl.synth.contexts import Piece
 
 WIDTH = 960
 MARGIN = 8
@@ -13,19 +14,20 @@ THUMBNAIL = 112
 INK, PAPER, NEEDLE_INK = "#202020", "#ffffff", "#b00020"
 
 
-def draw_context(context: Context, folder: Path) -> Image.Image:
-    """Draw the parts of a context in reading order, with a frame around every image; needles are red.
+def draw_preview(pieces: Sequence[Piece], folder: Path) -> Image.Image:
+    """Draw pieces, with a frame around every image.
 
     Args:
-        context: The context.
-        folder: Image folder of its split.
+        pieces: A context.
+        folder: Folder that its image paths are relative to.
     """
     sheet = Image.new("RGB", (WIDTH, WIDTH), PAPER)
     draw = ImageDraw.Draw(sheet)
     x = y = MARGIN
     row_height = 0
-    for part in context.parts:
-        block = _draw_picture(part, folder) if isinstance(part, Picture) else _draw_sentence(part)
+    for piece in pieces:
+        ink = INK if piece.needle is None else NEEDLE_INK
+        block = _draw_sentence(piece.content, ink) if piece.image is None else _draw_picture(folder / piece.image, ink)
         if x > MARGIN and x + block.width > WIDTH - MARGIN:
             x, y, row_height = MARGIN, y + row_height + MARGIN, 0
         sheet.paste(block, (x, y))
@@ -35,18 +37,17 @@ def draw_context(context: Context, folder: Path) -> Image.Image:
     return sheet.crop((0, 0, WIDTH, bottom))
 
 
-def _draw_sentence(part: Sentence) -> Image.Image:
-    width = int(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(part.sentence)) + MARGIN
+def _draw_sentence(sentence: str, ink: str) -> Image.Image:
+    width = int(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(sentence)) + MARGIN
     block = Image.new("RGB", (width, LINE_HEIGHT), PAPER)
-    ImageDraw.Draw(block).text((0, 2), part.sentence, fill=NEEDLE_INK if isinstance(part, TextNeedle) else INK)
+    ImageDraw.Draw(block).text((0, 2), sentence, fill=ink)
     return block
 
 
-def _draw_picture(part: Picture, folder: Path) -> Image.Image:
-    with Image.open(folder / part.path) as file:
+def _draw_picture(path: Path, ink: str) -> Image.Image:
+    with Image.open(path) as file:
         image = file.convert("RGB")
     image.thumbnail((2 * THUMBNAIL, THUMBNAIL))
-    frame = INK if isinstance(part, HaystackImage) else NEEDLE_INK
-    block = Image.new("RGB", (image.width + 4, image.height + 4), frame)
+    block = Image.new("RGB", (image.width + 4, image.height + 4), ink)
     block.paste(image, (2, 2))
     return block

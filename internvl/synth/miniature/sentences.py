@@ -9,12 +9,10 @@ import re
 import zlib
 from collections.abc import Iterator
 from functools import cache
-from typing import Literal
 
 from internvl.errors import DataError
+from internvl.synth.forms import Split
 from internvl.synth.miniature.vocabulary import CATEGORIES, ORDINALS, list_values
-
-Split = Literal["train", "test"]
 
 # Modules of the standard library with much prose in their docstrings, cheap to import on every platform.
 _MODULES = (

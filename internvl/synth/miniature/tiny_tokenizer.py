@@ -2,7 +2,7 @@
 
 Unknown 0, `<s>` 1, `</s>` 2, byte fallback, no normalisation: any text comes back as it was. The text is what ships
 with Python. Three strings are pieces of their own: the line break (so that role strings and answers never merge), the
-system message of the chat template, and the sentence that evaluation puts behind a question. Released checkpoints
+system message of the chat template, and the sentence that evaluation puts after a question. Released checkpoints
 spend about fifty tokens on the latter two; in the short contexts of a tiny model that would drown what is measured.
 """
 
@@ -17,11 +17,12 @@ from internvl.model.constants import SPECIAL_TOKENS
 from internvl.model.conversation import get_conversation
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
 from internvl.synth.miniature.sentences import read_paragraphs
-from internvl.synth.miniature.vocabulary import SHORT_ANSWER_SENTENCE, list_words
+from internvl.synth.miniature.vocabulary import list_words
+from internvl.synth.questions import SHORT_ANSWER_SENTENCE
 
 # In the order of their ids in InternVL2-2B: the chat markers, then the image and grounding tokens.
 ADDED_TOKENS = ("<|im_end|>", "<|im_start|>", *SPECIAL_TOKENS)
-MAX_LENGTH = 1_000_000  # no limit of its own; the data pipeline has one
+MAX_LENGTH = 1_000_000  # effectively none; the data pipeline has a limit
 _ROLES = ("system", "user", "assistant")
 _SPACE = "\u2581"  # how sentencepiece writes a space
 _WORD_WEIGHT = 400  # times a needed word is repeated in the text, so that it becomes one piece
@@ -33,7 +34,7 @@ def train_sentencepiece(vocab_size: int, words: Sequence[str], phrases: Sequence
 
     Args:
         vocab_size: Number of pieces.
-        words: Words that shall be one piece each, at the start of a word and behind a line break.
+        words: Words that are one piece each, after a space and after a line break.
         phrases: Strings that are one piece each, whatever they hold.
 
     Returns:

@@ -36,7 +36,6 @@ BAR_COLORS: dict[str, str] = {
 NUM_DIGITS = 10
 EXTREMES = ("highest", "lowest")
 ORDINALS = ("first", "second")
-SHORT_ANSWER_SENTENCE = "Answer the question using a single word or phrase."  # what evaluation puts behind a question
 
 NEEDLE_TEMPLATE = 'Note "{value}".'
 CATEGORY_QUESTION = "Which {category}?"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from internvl.synth.needles.long_mr import main as build
+from internvl.synth.miniature.__main__ import main as build
 
 ROOT = Path(__file__).parents[3]
 NUM_TILES = 30_000  # a visual token each with the tiny model; a million take the same way

@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from internvl.errors import ConfigError
-from internvl.synth.corpus.documents import ImageBlock, TextBlock, cut_text, describe_corpus, read_corpus, split_corpus
+from internvl.synth.corpus.documents import ImageBlock, TextBlock, describe_corpus, read_corpus, split_corpus
+from internvl.synth.corpus.paragraphs import cut_text
 
 
 @pytest.fixture

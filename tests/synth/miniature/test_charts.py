@@ -11,7 +11,7 @@ from PIL import Image, ImageColor
 from eval.tasks.registry import find_task
 from internvl.errors import ConfigError, DataError
 from internvl.synth.folders import DATASHEET
-from internvl.synth.miniature.charts import BUILDER, Chart, ChartSpec, build_dataset, draw_chart, main, make_chart
+from internvl.synth.miniature.charts import BUILDER, Chart, ChartSpec, build_charts, draw_chart, main, make_chart
 from internvl.synth.miniature.vocabulary import BAR_COLORS, CATEGORIES, list_words
 
 
@@ -49,7 +49,7 @@ def test_colours_are_words_of_the_vocabulary():
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("charts")
-    assert build_dataset(out, ChartSpec("small", 3, num_train=40, num_test=4, tile=56))
+    assert build_charts(out, ChartSpec("small", 3, num_train=40, num_test=4, tile=56))
     return out
 
 
@@ -79,12 +79,12 @@ def test_the_test_has_the_form_of_chartqa(made):
 
 def test_the_same_arguments_give_the_same_files_once(made, tmp_path):
     spec = ChartSpec("small", 3, num_train=40, num_test=4, tile=56)
-    assert not build_dataset(made, spec)
-    build_dataset(tmp_path, spec)
+    assert not build_charts(made, spec)
+    build_charts(tmp_path, spec)
     for path in sorted(made.rglob("*.jsonl")):
         assert path.read_bytes() == (tmp_path / path.relative_to(made)).read_bytes()
     with pytest.raises(DataError, match="seed"):
-        build_dataset(made, ChartSpec("small", 4, num_train=40, num_test=4, tile=56))
+        build_charts(made, ChartSpec("small", 4, num_train=40, num_test=4, tile=56))
     sheet = json.loads((made / "benchmark" / "chartqa" / DATASHEET).read_text())
     assert sheet["builder"] == BUILDER
 

@@ -4,7 +4,8 @@ from internvl.errors import ConfigError
 from internvl.model.conversation import get_conversation
 from internvl.model.registration import load_tokenizer
 from internvl.synth.miniature.tiny_tokenizer import ADDED_TOKENS, train_sentencepiece
-from internvl.synth.miniature.vocabulary import SHORT_ANSWER_SENTENCE, list_words
+from internvl.synth.miniature.vocabulary import list_words
+from internvl.synth.questions import SHORT_ANSWER_SENTENCE
 
 TEXTS = (
     'Note "mango". Note "saw".',

@@ -18,12 +18,6 @@ def test_questions_do_not_hold_answers():
     assert not words & {*vocabulary.list_values(), *"0123456789"}
 
 
-def test_short_answer_sentence_is_the_one_of_evaluation():
-    from eval.tasks.mm_niah import SHORT_SENTENCE
-
-    assert SHORT_SENTENCE.strip() == vocabulary.SHORT_ANSWER_SENTENCE
-
-
 def test_words_cover_needles_and_questions():
     texts = [
         vocabulary.write_needle("mango"),

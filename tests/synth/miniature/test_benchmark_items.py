@@ -7,11 +7,12 @@ import pytest
 from internvl.data.storage.media import read_image_size
 from internvl.data.tiling import count_tiles
 from internvl.errors import ConfigError
-from internvl.synth.miniature.benchmark_set import TASKS, BenchmarkSpec, TokenCounter, build_items
-from internvl.synth.miniature.contexts import Context, HaystackImage, TextNeedle
-from internvl.synth.miniature.long_mr_dataset import BENCHMARK_FOLDER
-from internvl.synth.miniature.pictures import ImageNeedle
-from tests.synth.miniature.test_contexts import POOL, SENTENCES, SPEC
+from internvl.synth.contexts import PieceCounter
+from internvl.synth.miniature.benchmark_items import TASKS, BenchmarkSpec, draw_items
+from internvl.synth.miniature.miniature_set import BENCHMARK_FOLDER
+from internvl.synth.miniature.tile_contexts import write_context
+from internvl.synth.model_reader import TextCounter
+from tests.synth.miniature.test_tile_contexts import DIGITS, MAKER, MANGO, show
 
 META = {
     "placed_depth",
@@ -38,7 +39,7 @@ def count_prompt_tokens(reader, item, tiles_per_image):
     pieces = item["context"].split("<image>")
     images = [f"<img>{'<IMG_CONTEXT>' * reader.num_image_token * tiles}</img>" for tiles in tiles_per_image]
     text = pieces[0] + "".join(image + piece for image, piece in zip(images, pieces[1:], strict=True))
-    return len(reader.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return len(reader.encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def test_items_have_mm_niah_fields(items):
@@ -109,14 +110,16 @@ def test_items_read_as_evaluation_samples(dataset):
         assert all(path.is_file() for sample in samples for path in sample.images)
 
 
+def count_words(text):
+    return TextCounter(lambda text, add_special_tokens: {"input_ids": text.split()})(text)
+
+
 def test_counter_adds_markers_and_visual_tokens():
-    counter = TokenCounter(lambda text, add_special_tokens: {"input_ids": text.split()}, num_image_token=4)
-    context = Context((HaystackImage("a.jpg", 3), TextNeedle("fruit", "fig"), ImageNeedle("b.png", (1, 2))))
-    assert counter.count(context.parts) == (2 + 12) + 2 + (2 + 8)
+    context = write_context([MANGO, DIGITS], [show("a.jpg", 3), MANGO, DIGITS])
+    assert PieceCounter(count_words).count(context.pieces) == (2 + 2 + 2, 12 + 8)
 
 
 def test_contexts_too_short_for_five_depths_are_an_error():
-    counter = TokenCounter(lambda text, add_special_tokens: {"input_ids": text.split()}, num_image_token=4)
-    spec = BenchmarkSpec(SPEC, base_tiles=1, factors=(1,), num_items=25)
+    spec = BenchmarkSpec(base_tiles=1, factors=(1,), num_items=25)
     with pytest.raises(ConfigError, match="raise base_tiles"):
-        build_items(spec, POOL, sentences=SENTENCES, counter=counter, rng=Random(0), tick=lambda: None)
+        list(draw_items(spec, MAKER, PieceCounter(count_words), Random(0)))

@@ -1,25 +1,27 @@
 """Needles in long contexts of your own texts and images: training files and test items at 8k to 1M tokens.
 
-    python -m internvl.synth.needles.long_mr --corpus texts_and_images --model CKPT --out data/needles \\
+    python -m internvl.synth.needles --corpus texts_and_images --model CKPT --out data/needles \\
         --train_lengths 16k-32k --num_train 1000 --test_lengths 8k 32k 128k 1M --num_test 50 --workers 8
 
 The corpus is any folder of .txt, .md and .html files and of images. Training reads OUT/meta.json (--meta_path), the
-benchmark mm_niah reads OUT (--data-root). Broken off and started again it goes on, and makes the same files.
+benchmark mm_niah reads OUT (--data-root). Started again after a break, the work goes on and makes the same files.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from internvl.synth.command import make_parser, run_builder
-from internvl.synth.corpus.lengths import parse_length
-from internvl.synth.needles.corpus_set import BUILDER, CorpusSetSpec, build_corpus_set
-from internvl.synth.needles.riddles import TASKS
+from internvl.synth.command import make_parts_parser, run_parts_builder
+from internvl.synth.lengths import parse_length
+from internvl.synth.needles.needle_set import BUILDER, build_needle_set
+from internvl.synth.needles.needle_spec import NeedleSpec
+from internvl.synth.needles.quizzes import TASKS
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = make_parser(BUILDER, __doc__)
+    parser = make_parts_parser(BUILDER, __doc__)
     add = parser.add_argument
     add("--corpus", type=Path, required=True, metavar="FOLDER", help="texts and images")
     add("--tasks", nargs="+", default=[*TASKS], choices=[*TASKS], help="what to ask (default: all)")
@@ -41,26 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_spec(arguments: argparse.Namespace) -> CorpusSetSpec:
-    """The data set that a command line asks for."""
-    return CorpusSetSpec(
-        corpus=arguments.corpus,
-        model=arguments.model,
-        seed=arguments.seed,
-        tasks=tuple(arguments.tasks),
-        train_lengths=tuple(arguments.train_lengths),
-        num_train=arguments.num_train,
-        test_lengths=tuple(arguments.test_lengths),
-        num_test=arguments.num_test,
-        depths=tuple(arguments.depths),
-        num_needles=arguments.num_needles,
-        answers=arguments.answers,
-        image_share=arguments.image_share,
-        test_share=arguments.test_share,
-        max_num=arguments.max_dynamic_patch,
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    return run_builder(build_parser(), argv, read_spec, build_corpus_set)
+    return run_parts_builder(build_parser(), argv, NeedleSpec, build_needle_set)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,7 +2,7 @@ from random import Random
 
 import pytest
 
-from internvl.synth.quality import Probe, count_words, score_shortcuts
+from internvl.synth.shortcuts import Probe, count_words, score_shortcuts
 
 
 def make_probes(golds, *, chance=None, guess=None, expected=0.0):
@@ -22,26 +22,26 @@ def test_guessing_among_equal_answers_is_at_chance():
     rng = Random(0)
     for _ in range(20):
         probes = make_probes([rng.choice("ABCD") for _ in range(200)], chance=0.25)
-        assert score_shortcuts(probes)["g"]["reader"]["at_chance"]
+        assert score_shortcuts(probes)["g"]["reader"].at_chance
 
 
 def test_one_answer_that_is_too_frequent_is_found():
     golds = ["A"] * 70 + list("BCD") * 10
     Random(0).shuffle(golds)
     row = score_shortcuts(make_probes(golds, chance=0.25))["g"]["reader"]
-    assert row["score"] > 0.6
-    assert not row["at_chance"]
+    assert row.score > 0.6
+    assert not row.at_chance
 
 
 def test_a_reader_that_knows_too_much_is_found():
     golds = [str(number) for number in range(100)]
     row = score_shortcuts(make_probes(golds, chance=0.01, guess=lambda gold: gold if int(gold) < 20 else "?"))["g"]
-    assert row["reader"]["score"] == 0.2
-    assert not row["reader"]["at_chance"]
+    assert row["reader"].score == 0.2
+    assert not row["reader"].at_chance
 
 
 def test_luck_that_is_expected_counts_as_chance():
     golds = [str(number) for number in range(100)]
     row = score_shortcuts(make_probes(golds, guess=lambda gold: gold if int(gold) < 20 else "?", expected=0.2))["g"]
-    assert row["reader"]["at_chance"]
-    assert row["reader"]["chance"] == 0.2
+    assert row["reader"].at_chance
+    assert row["reader"].chance == 0.2

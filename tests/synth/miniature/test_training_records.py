@@ -11,15 +11,15 @@ from internvl.data.meta import load_meta
 from internvl.data.records import RecordFile
 from internvl.data.storage.media import read_image_size
 from internvl.data.tiling import count_tiles
-from internvl.synth.miniature.training_set import TrainFile, TrainingSpec, build_record
-from internvl.synth.miniature.vocabulary import SHORT_ANSWER_SENTENCE
-from tests.synth.miniature.test_contexts import POOL, SENTENCES, SPEC
+from internvl.synth.miniature.training_records import TrainFile, TrainingSpec, draw_records
+from internvl.synth.questions import SHORT_ANSWER_SENTENCE
+from tests.synth.miniature.test_tile_contexts import MAKER, POOL
 
-TRAINING = TrainingSpec(SPEC)
+TRAINING = TrainingSpec()
 
 
 def draw(file, seed, spec=TRAINING):
-    return build_record(spec, file, POOL, SENTENCES, Random(seed))
+    return next(draw_records(file, spec, MAKER, Random(seed)))
 
 
 def count_drawn_tiles(record):
@@ -102,7 +102,7 @@ def test_meta_files_load(dataset, spec):
 def test_records_become_documents_with_two_supervised_tokens_per_answer(dataset, spec, reader):
     source = load_meta(dataset / spec.annotation_folder / "meta_0_24.json", data_root=dataset)[0]
     encoder = SampleEncoder(
-        tokenizer=reader.tokenizer,
+        tokenizer=reader.encoder.tokenizer,
         conversation_name="internlm2-chat",
         image_size=reader.tile,
         num_image_token=reader.num_image_token,
@@ -114,5 +114,5 @@ def test_records_become_documents_with_two_supervised_tokens_per_answer(dataset,
         supervised = document.labels[document.labels != -100].tolist()
         answers = [text for role, text in record.turns if role == "assistant"]
         assert len(supervised) == 2 * len(answers)
-        assert reader.tokenizer.decode(supervised) == "".join(f"{answer}<|im_end|>" for answer in answers)
+        assert reader.encoder.tokenizer.decode(supervised) == "".join(f"{answer}<|im_end|>" for answer in answers)
         assert len(document.input_ids) - 4 * sum(document.tiles_per_image) < 250  # little text

@@ -3,18 +3,19 @@
 Thousands of contexts share a few hundred files, which keeps the data set small and quick to make.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Literal
+
+from tqdm import tqdm
 
 from internvl.errors import ConfigError
+from internvl.synth.contexts import Piece
+from internvl.synth.forms import Split
 from internvl.synth.miniature.digits import Digit, draw_pair, load_digits
 from internvl.synth.miniature.grids import find_grid, find_image_size
 from internvl.synth.miniature.photographs import crop_photograph, load_photographs
-
-Split = Literal["train", "test"]
 
 HAYSTACK_FOLDER = "haystack"
 NEEDLE_FOLDER = "needle"
@@ -25,28 +26,31 @@ NEEDLE_GRID = (2, 1)
 
 @dataclass(frozen=True)
 class ImageNeedle:
-    """Two digits side by side in a file.
+    """Two digits side by side in a file, a tile each.
 
     Attributes:
         path: Relative to the image folder of the split.
         digits: What it shows, left to right.
+        num_visual: Its visual tokens.
     """
 
     path: str
     digits: tuple[int, int]
+    num_visual: int
 
     @property
-    def num_tiles(self) -> int:
-        """One tile per digit."""
-        return len(self.digits)
+    def piece(self) -> Piece:
+        """How it stands in a context."""
+        return Piece(image=self.path, num_visual=self.num_visual, ending="")
 
 
 @dataclass(frozen=True)
-class PictureSpec:
+class PoolSpec:
     """Which files a split gets.
 
     Attributes:
         tile: Side of a tile in pixels.
+        num_image_token: Visual tokens per tile.
         max_num: Tile limit per image that models are run with.
         image_tiles: Tile counts of haystack images.
         tiles_per_pool: Tiles that all images of one tile count have together; at least 6 images are made.
@@ -54,31 +58,36 @@ class PictureSpec:
     """
 
     tile: int
+    num_image_token: int
     max_num: int
     image_tiles: tuple[int, ...]
     tiles_per_pool: int = 96
     num_needles: int = 2800
 
+    def count_variants(self, num_tiles: int) -> int:
+        """Number of haystack images with `num_tiles` tiles."""
+        return max(MIN_VARIANTS, self.tiles_per_pool // num_tiles)
+
 
 @dataclass(frozen=True)
-class PicturePool:
+class ImagePool:
     """The files of one split.
 
     Attributes:
-        haystack: Paths by tile count, relative to the image folder.
+        haystack: Images by tile count; paths are relative to the image folder.
         needles: The image needles.
     """
 
-    haystack: dict[int, tuple[str, ...]]
+    haystack: Mapping[int, tuple[Piece, ...]]
     needles: tuple[ImageNeedle, ...]
 
     @property
     def num_files(self) -> int:
         """Number of image files."""
-        return len(self.needles) + sum(len(paths) for paths in self.haystack.values())
+        return len(self.needles) + sum(map(len, self.haystack.values()))
 
 
-def make_pool(folder: Path, spec: PictureSpec, *, split: Split, rng: Random, tick: Callable[[], object]) -> PicturePool:
+def make_pool(folder: Path, spec: PoolSpec, *, split: Split, rng: Random) -> ImagePool:
     """Write the images of one split.
 
     Args:
@@ -86,50 +95,43 @@ def make_pool(folder: Path, spec: PictureSpec, *, split: Split, rng: Random, tic
         spec: Which files.
         split: Chooses photographs and digits.
         rng: Draws crops and digits.
-        tick: Called after every file.
     """
-    haystack = {tiles: _write_haystack(folder, spec, tiles, split, rng, tick) for tiles in spec.image_tiles}
-    return PicturePool(haystack, _write_needles(folder, spec, split, rng, tick))
+    total = spec.num_needles + sum(map(spec.count_variants, spec.image_tiles))
+    with tqdm(total=total, desc=f"{split} images", unit="", mininterval=0.5) as bar:
+        haystack = {}
+        for num_tiles in spec.image_tiles:
+            haystack[num_tiles] = tuple(_write_haystack(folder, spec, num_tiles, split, rng))
+            bar.update(len(haystack[num_tiles]))
+        needles = []
+        for needle in _write_needles(folder, spec, split, rng):
+            needles.append(needle)
+            bar.update()
+    return ImagePool(haystack, tuple(needles))
 
 
-def count_variants(spec: PictureSpec, num_tiles: int) -> int:
-    """Number of haystack images with `num_tiles` tiles."""
-    return max(MIN_VARIANTS, spec.tiles_per_pool // num_tiles)
-
-
-def _write_haystack(
-    folder: Path, spec: PictureSpec, num_tiles: int, split: Split, rng: Random, tick: Callable[[], object]
-) -> tuple[str, ...]:
+def _write_haystack(folder: Path, spec: PoolSpec, num_tiles: int, split: Split, rng: Random) -> Iterator[Piece]:
     (folder / HAYSTACK_FOLDER).mkdir(parents=True, exist_ok=True)
     grid = find_grid(num_tiles)
     if grid is None:
         raise ConfigError(f"{num_tiles} tiles have no near-square grid")
     photographs = load_photographs(split)
-    paths = []
-    for number in range(count_variants(spec, num_tiles)):
+    for number in range(spec.count_variants(num_tiles)):
         shape = grid if number % 2 == 0 else grid[::-1]
         size = find_image_size(shape, tile=spec.tile, max_num=spec.max_num)
         image = crop_photograph(rng.choice(photographs), size, rng)
         path = f"{HAYSTACK_FOLDER}/{shape[0]}x{shape[1]}_{number:03d}.jpg"
         image.save(folder / path, quality=JPEG_QUALITY)
-        paths.append(path)
-        tick()
-    return tuple(paths)
+        yield Piece(image=path, num_visual=num_tiles * spec.num_image_token, ending="")
 
 
-def _write_needles(
-    folder: Path, spec: PictureSpec, split: Split, rng: Random, tick: Callable[[], object]
-) -> tuple[ImageNeedle, ...]:
+def _write_needles(folder: Path, spec: PoolSpec, split: Split, rng: Random) -> Iterator[ImageNeedle]:
     (folder / NEEDLE_FOLDER).mkdir(parents=True, exist_ok=True)
     find_image_size(NEEDLE_GRID, tile=spec.tile, max_num=spec.max_num)  # two tiles, or an error
     digits = load_digits(split)
-    needles = []
     for number, (first, second) in enumerate(_draw_pairs(digits, spec.num_needles, rng)):
         path = f"{NEEDLE_FOLDER}/{number:05d}.png"
         draw_pair(first, second, tile=spec.tile).save(folder / path, compress_level=1)
-        needles.append(ImageNeedle(path, (first.label, second.label)))
-        tick()
-    return tuple(needles)
+        yield ImageNeedle(path, (first.label, second.label), 2 * spec.num_image_token)
 
 
 def _draw_pairs(digits: Sequence[Digit], num_pairs: int, rng: Random) -> list[tuple[Digit, Digit]]:

@@ -5,10 +5,11 @@ import pytest
 from PIL import Image
 
 from internvl.errors import CheckpointError, ConfigError, DataError
-from internvl.synth.miniature import long_mr_dataset
-from internvl.synth.miniature.long_mr_dataset import BENCHMARK_FOLDER, build_dataset
-from internvl.synth.miniature.training_set import TrainFile
-from internvl.synth.needles import long_mr
+from internvl.synth.miniature import __main__ as command
+from internvl.synth.miniature import miniature_set
+from internvl.synth.miniature.miniature_set import BENCHMARK_FOLDER, build_miniature
+from internvl.synth.miniature.training_records import TrainFile
+from internvl.synth.model_reader import load_model_reader
 
 
 def read_files(root):
@@ -55,7 +56,7 @@ def test_preview_shows_something(dataset, spec):
 
 def test_same_seed_gives_the_same_files_and_another_seed_others(tmp_path, small_spec, reader):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        build_dataset(tmp_path / name, replace(small_spec, seed=seed), reader)
+        build_miniature(tmp_path / name, replace(small_spec, seed=seed), reader)
     first, again, other = (read_files(tmp_path / name) for name in "abc")
     assert first == again
     assert first.keys() == other.keys()
@@ -64,19 +65,19 @@ def test_same_seed_gives_the_same_files_and_another_seed_others(tmp_path, small_
 
 
 def test_finished_data_is_not_made_again(tmp_path, small_spec, reader, monkeypatch):
-    assert build_dataset(tmp_path, small_spec, reader)
-    monkeypatch.setattr(long_mr_dataset, "make_pool", None)  # any work would fail
-    assert not build_dataset(tmp_path, small_spec, reader)
+    assert build_miniature(tmp_path, small_spec, reader)
+    monkeypatch.setattr(miniature_set, "make_pool", None)  # any work would fail
+    assert not build_miniature(tmp_path, small_spec, reader)
 
 
 def test_other_arguments_need_overwrite(tmp_path, small_spec, reader):
-    build_dataset(tmp_path, small_spec, reader)
+    build_miniature(tmp_path, small_spec, reader)
     before = read_files(tmp_path)
     changed = replace(small_spec, seed=1)
     with pytest.raises(DataError, match="--overwrite"):
-        build_dataset(tmp_path, changed, reader)
+        build_miniature(tmp_path, changed, reader)
     assert read_files(tmp_path) == before
-    assert build_dataset(tmp_path, changed, reader, overwrite=True)
+    assert build_miniature(tmp_path, changed, reader, overwrite=True)
     assert read_files(tmp_path) != before
 
 
@@ -85,7 +86,7 @@ def test_a_users_benchmark_is_never_touched(tmp_path, small_spec, reader):
     mine.parent.mkdir(parents=True)
     mine.write_text("downloaded")
     with pytest.raises(DataError, match="was not made by"):
-        build_dataset(tmp_path, small_spec, reader, overwrite=True)
+        build_miniature(tmp_path, small_spec, reader, overwrite=True)
     assert read_files(tmp_path) == {mine.relative_to(tmp_path).as_posix(): b"downloaded"}
 
 
@@ -93,25 +94,25 @@ def test_failure_leaves_nothing_behind(tmp_path, small_spec, reader, monkeypatch
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(long_mr_dataset, "build_items", fail)
+    monkeypatch.setattr(miniature_set, "draw_items", fail)
     with pytest.raises(OSError, match="disk full"):
-        build_dataset(tmp_path, small_spec, reader)
+        build_miniature(tmp_path, small_spec, reader)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupted_move_is_mended_by_the_next_run(tmp_path, small_spec, reader):
-    build_dataset(tmp_path, small_spec, reader)
+    build_miniature(tmp_path, small_spec, reader)
     whole = read_files(tmp_path)
     (tmp_path / small_spec.annotation_folder).rename(tmp_path / "gone")
-    assert build_dataset(tmp_path, small_spec, reader)
+    assert build_miniature(tmp_path, small_spec, reader)
     mended = {name: data for name, data in read_files(tmp_path).items() if not name.startswith("gone")}
     assert mended == whole
 
 
 def test_training_and_test_can_be_made_alone(tmp_path, small_spec, reader):
-    build_dataset(tmp_path / "train", replace(small_spec, num_items=0), reader)
+    build_miniature(tmp_path / "train", replace(small_spec, num_items=0), reader)
     assert sorted(path.name for path in (tmp_path / "train").iterdir()) == ["annotation", "image"]
-    build_dataset(tmp_path / "test", replace(small_spec, train_files=()), reader)
+    build_miniature(tmp_path / "test", replace(small_spec, train_files=()), reader)
     assert sorted(path.name for path in (tmp_path / "test").iterdir()) == ["benchmark"]
 
 
@@ -141,29 +142,29 @@ def test_command_line_writes_and_says_when_there_is_nothing_to_do(tmp_path, chec
         f"--out {tmp_path} --tokenizer {checkpoint} --name mini --train 0-2:5 --num_items 0 --num_train_needles 3"
     )
     caplog.set_level("INFO")
-    assert long_mr.main(arguments.split()) == 0
+    assert command.main(arguments.split()) == 0
     assert "written" in caplog.text
     caplog.clear()
-    assert long_mr.main(arguments.split()) == 0
+    assert command.main(arguments.split()) == 0
     assert "already there" in caplog.text
     assert (tmp_path / "annotation" / "long_mr_mini" / "meta_0_2.json").is_file()
 
 
 def test_command_line_reports_user_errors_without_traceback(tmp_path, capsys):
-    assert long_mr.main(["--out", str(tmp_path), "--tokenizer", str(tmp_path / "none")]) == 2
+    assert command.main(["--out", str(tmp_path), "--tokenizer", str(tmp_path / "none")]) == 2
     assert "error: " in capsys.readouterr().err
     with pytest.raises(CheckpointError):
-        long_mr_dataset.Reader.load(tmp_path / "none")
+        load_model_reader(tmp_path / "none")
 
 
 @pytest.mark.parametrize("text", ["0-2", "5-2:10", "0-2:0", "a-b:c"])
 def test_wrong_training_file_is_refused_by_the_command_line(text, capsys):
     with pytest.raises(SystemExit):
-        long_mr.build_parser().parse_args(["--train", text])
+        command.build_parser().parse_args(["--train", text])
     assert text in capsys.readouterr().err
 
 
 def test_help_explains_every_option(capsys):
     with pytest.raises(SystemExit):
-        long_mr.main(["--help"])
+        command.main(["--help"])
     assert "--length_skew" in capsys.readouterr().out
