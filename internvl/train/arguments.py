@@ -26,6 +26,7 @@ from transformers import HfArgumentParser
 from internvl.errors import CheckpointError, ConfigError
 from internvl.model.rope_scaling import parse_rope_scaling
 from internvl.model.v2pe import RANDOM_STRIDES, check_stride, stride_to_units
+from internvl.train.parameter_groups import LearningRates
 
 
 def _flag(default: Any, help: str) -> Any:
@@ -186,6 +187,13 @@ class TrainingArguments(transformers.TrainingArguments):
         "Dense TFLOP/s of one device in the training precision, for MFU; default: by the name of the GPU (bfloat16), "
         "no MFU where that is not known.",
     )
+
+    @property
+    def learning_rates(self) -> LearningRates:
+        """By part of the model."""
+        return LearningRates(
+            self.learning_rate, self.vision_learning_rate, self.mlp_learning_rate, self.vit_layer_decay_rate
+        )
 
 
 class Arguments(NamedTuple):

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from internvl.train.bad_steps import BadStep, MicroBatch, find_cause, poison
+from internvl.train.bad_steps import BadStep, MicroBatch, find_cause, spread_nan
 
 NAN, INF = math.nan, math.inf
 REFS = torch.tensor([[0, 3], [1, 4], [0, 5]])
@@ -18,13 +18,13 @@ def losses(*values):
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_a_loss_that_is_not_finite_spoils_every_gradient(value):
     weight = torch.tensor([1.0, 2.0], requires_grad=True)
-    poison(weight.sum() + value).backward()
+    spread_nan(weight.sum() + value).backward()
     assert weight.grad.isnan().all()
 
 
 def test_a_finite_loss_stays_as_it_is():
     weight = torch.tensor(1.2345, requires_grad=True)
-    loss = poison(weight * weight)
+    loss = spread_nan(weight * weight)
     loss.backward()
     assert loss == weight * weight
     assert weight.grad == 2 * weight

@@ -1,4 +1,4 @@
-"""A DeepSpeed checkpoint of some ranks, made ready for another number of them.
+"""Resharding: a DeepSpeed checkpoint of some ranks, made ready for another number of them.
 
 With ZeRO every rank saves its own slice of the optimiser (with stage 3, of the weights too). DeepSpeed's universal
 format holds whole tensors instead, of which any number of ranks take their slices:
@@ -7,8 +7,8 @@ format holds whole tensors instead, of which any number of ranks take their slic
         -> .resharded/checkpoint-20/global_step20/zero/PARAMETER/{fp32,exp_avg,exp_avg_sq}.pt
         -> slice of rank 0 | slice of rank 1 | slice of rank 2 | slice of rank 3
 
-Rank 0 has DeepSpeed's own converter write the copy, in a process of its own; the checkpoint stays as it is. The copy
-goes at the run's next save: what is saved from then on are slices of the new ranks.
+Rank 0 lets DeepSpeed's own converter write the copy in a process of its own; the checkpoint stays as it is. The copy is
+removed at the run's next save, which holds slices of the new ranks.
 """
 
 import logging
@@ -19,9 +19,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from internvl.errors import CheckpointError, ConfigError
 
@@ -49,7 +49,7 @@ class Slices:
 
 
 def find_slices(checkpoint: Path) -> Slices | None:
-    """How a checkpoint is split; None: not at all, it was saved without DeepSpeed."""
+    """How a checkpoint is split; None: it was saved without DeepSpeed."""
     for folder in checkpoint.glob("global_step*"):
         if num_ranks := len([*folder.glob(_SLICE_OF_OPTIMISER)]):
             return Slices(num_ranks, has_weights=any(folder.glob(_SLICE_OF_WEIGHTS)))
@@ -57,15 +57,14 @@ def find_slices(checkpoint: Path) -> Slices | None:
 
 
 def check_engine(checkpoint: Path, *, zero_stage: int) -> None:
-    """Make sure that the optimiser of a checkpoint can be read by this run.
+    """Check that this run can read the optimiser of a checkpoint.
 
     Args:
         checkpoint: Where the run continues.
         zero_stage: DeepSpeed's stage in this run; 0: without DeepSpeed.
 
     Raises:
-        ConfigError: It was saved with DeepSpeed and the run goes without, or the other way round, or weights are split
-            in one of both only.
+        ConfigError: Only one of the two uses DeepSpeed, or only one of them splits weights.
     """
     slices = find_slices(checkpoint)
     saved = "without DeepSpeed" if slices is None else "with ZeRO-3" if slices.has_weights else "with ZeRO-1 or ZeRO-2"
@@ -80,14 +79,14 @@ def check_engine(checkpoint: Path, *, zero_stage: int) -> None:
 
 
 def resharded_folder(output_dir: Path) -> Path:
-    """Where copies for another number of ranks lie."""
+    """Where copies for another number of ranks are."""
     return output_dir / _RESHARDED
 
 
 def write_universal_copy(checkpoint: Path, output_dir: Path) -> Path:
     """Write a copy of a checkpoint that any number of ranks can load.
 
-    It takes 12 bytes per trained parameter on the disk, twice as much while it is written.
+    It takes 12 bytes of disk per trained parameter, twice as much while it is written.
 
     Args:
         checkpoint: A DeepSpeed checkpoint; it is only read.
@@ -130,23 +129,23 @@ def _convert(folder: Path, name: str) -> None:
         )
 
 
-def accept_universal_copy(deepspeed_config: dict[str, Any]) -> None:
+def accept_universal_copy(deepspeed_config: dict[str, dict[str, object]]) -> None:
     """Tell DeepSpeed, before it builds its engine, that the checkpoint is in the universal format."""
     deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
 
 
-def read_group_settings(copy: Path) -> list[Mapping[str, Any]]:
+def read_group_settings(copy: Path) -> list[dict[str, object]]:
     """What the optimiser's parameter groups had set (learning rate, weight decay, ...), in their order."""
     (path,) = copy.glob("global_step*/zero/optimizer_state.pt")
     groups = torch.load(path, map_location="cpu", mmap=True, weights_only=False)["param_groups"]
     return [{name: value for name, value in group.items() if name != "params"} for group in groups]
 
 
-def restore_settings(optimizer: torch.optim.Optimizer, settings: Sequence[Mapping[str, Any]]) -> None:
+def restore_settings(optimizer: torch.optim.Optimizer, settings: Sequence[Mapping[str, object]]) -> None:
     """Undo what DeepSpeed's loader of universal checkpoints does to an optimiser with several parameter groups.
 
-    With ZeRO-3 it gives all groups the settings of the first one, and one tensor that counts the steps of all, which
-    then runs as many times too fast as there are groups.
+    With ZeRO-3 it gives all groups the settings of the first one. It also gives them one tensor that counts the steps,
+    which then counts each step once per group.
 
     Args:
         optimizer: The optimiser inside DeepSpeed's.
@@ -166,3 +165,16 @@ def restore_settings(optimizer: torch.optim.Optimizer, settings: Sequence[Mappin
     for state in optimizer.state.values():
         if isinstance(step := state.get("step"), torch.Tensor):
             state["step"] = step.clone()
+
+
+class RestoreSettings(TrainerCallback):
+    """Calls `restore_settings` when DeepSpeed has loaded a universal copy."""
+
+    def __init__(self, copy: Path):
+        self.copy = copy
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Reach through accelerate's wrapper and DeepSpeed's optimiser to the one inside."""
+        restore_settings(kwargs["optimizer"].optimizer.optimizer, read_group_settings(self.copy))  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from enum import Enum
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -182,6 +182,9 @@ def name_device(*, use_cpu: bool) -> str:
 # The end ---------------------------------------------------------------------------------------------------------
 
 
+Ending = Literal["finished", "preempted"]
+
+
 @dataclass(frozen=True)
 class RunSummary:
     """What a run came to. Counts are of all its starts, `steps_this_start` and `seconds_this_start` of the last one.
@@ -200,7 +203,7 @@ class RunSummary:
         model: Where the weights are.
     """
 
-    status: str
+    status: Ending
     steps: int
     bad_steps: int
     skipped_documents: int

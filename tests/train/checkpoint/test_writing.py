@@ -12,16 +12,12 @@ from safetensors.torch import save_file
 
 from internvl.errors import CheckpointError, ConfigError
 from internvl.train.checkpoint import writing as checkpointing
+from internvl.train.checkpoint.contents import MARKER, POSITION_FILE, find_problem, list_files, read_position
+from internvl.train.checkpoint.resume import find_resume_checkpoint
 from internvl.train.checkpoint.writing import (
-    MARKER,
-    POSITION_FILE,
     explain_failed_write,
-    find_problem,
-    find_resume_checkpoint,
-    list_files,
     publish_checkpoint,
-    read_position,
-    remove_partial_saves,
+    remove_leftovers,
     replace_model_files,
     rotate_checkpoints,
     staging_folder,
@@ -182,7 +178,7 @@ def test_a_run_killed_before_the_rename_leaves_the_older_checkpoint(tmp_path, mo
             publish(staged)
     assert find_resume_checkpoint(str(tmp_path), overwrite=False) == str(old)
     assert staging_folder(tmp_path).exists()
-    remove_partial_saves(tmp_path)
+    remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
 
 
@@ -332,7 +328,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(small_disk, write):
     with pytest.raises(CheckpointError, match=r"[012] MiB are free"), explain_failed_write(small_disk):
         write(staged)
     assert find_resume_checkpoint(str(small_disk), overwrite=False) == str(old)
-    remove_partial_saves(small_disk)
+    remove_leftovers(small_disk)
     assert find_problem(make_checkpoints(small_disk, 30)[0]) is None
 
 
