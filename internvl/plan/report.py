@@ -126,12 +126,13 @@ def format_table(setting: Setting) -> str:
         "fit, the one with most tokens per second if messages and computing do not overlap; offloading only where "
         "nothing else fits."
     )
-    rows = [["model", "tokens", "GPUs", *_COLUMNS], ["---"] * (3 + len(_COLUMNS))]
+    rows = [["model", "tokens", "GPUs", *_COLUMNS]]
     for name, tokens, gpus in product(_TABLE_MODELS, _TABLE_TOKENS, _TABLE_GPUS):
         asked = replace(setting, max_packed_tokens=tokens, tiles=tokens // 512, gpus=gpus, chunk_num=1, zero_stage=1)
         plan = find_fastest(read_sizes(name), asked)
         rows.append([name, f"{tokens // 1024}k", str(gpus), *_format_cells(plan)])
-    return "\n".join([intro, "", *(f"| {' | '.join(row)} |" for row in rows)])
+    header, *lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([intro, "", header, "|---" * len(rows[0]) + "|", *lines])
 
 
 def _format_cells(plan: Plan | None) -> list[str]:

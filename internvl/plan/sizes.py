@@ -61,7 +61,7 @@ class VisionSizes:
 
     @property
     def num_patches(self) -> int:
-        """Patches of a tile; the tower sees one token more, of the class."""
+        """Patches of a tile; the tower sees one more token, the class token."""
         return (self.image_size // self.patch_size) ** 2
 
     @property

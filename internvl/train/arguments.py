@@ -1,6 +1,7 @@
-"""Every flag of training, and the checks that cost seconds instead of a model load.
+"""Arguments: every flag of training, and checks that cost seconds instead of a model load.
 
-Names and types are those of the public V2PE recipes, so their command lines run unchanged. Defaults differ from the
+Names and types are those of the public V2PE recipes, so their command lines run unchanged (removed_flags.py lists the
+flags that have no effect here). Defaults differ from the
 public ones in six places, where those fit no released checkpoint or no packed row: conv_style internlm2-chat,
 force_image_size 448, down_sample_ratio 0.5, ps_version v2, strict_mode False, per_device_train_batch_size 1.
 
@@ -78,7 +79,7 @@ class ModelArguments:
     )
     attn_type: str | None = _flag(
         None,
-        "Attention over rows: packed (a rank a row), ring or ulysses (--chunk_num ranks a row); default by chunk_num.",
+        "Attention over rows: packed (one rank per row), ring or ulysses (--chunk_num ranks); default by --chunk_num.",
     )
 
 
@@ -109,7 +110,7 @@ class DataTrainingArguments:
     min_num_frame: int = _flag(4, "Fewest frames of a video; written to the checkpoint's config.")
     max_num_frame: int = _flag(20, "Most frames of a video; written to the checkpoint's config.")
     frame_sampling: str = _flag(
-        "rand", "Which frames of a video: rand, middle or uniform; or by the clock, fps1 or fps0.5 (frames a second)."
+        "rand", "Which frames of a video: rand, middle or uniform; or by the clock, fps1 or fps0.5 (frames per second)."
     )
     normalize_type: Literal["imagenet", "clip", "siglip"] = _flag("imagenet", "Mean and deviation of pixel values.")
     use_packed_ds: bool = _flag(
@@ -132,7 +133,8 @@ class DataTrainingArguments:
         "chunked", "What computes the loss: chunked (ours, any device) or liger (liger-kernel, CUDA, token weights)."
     )
     rope_pos_id_version: str = _flag(
-        "default", "Visual positions: default (a token each), v2pe_fix (one stride), v2pe_rnd (random stride an image)."
+        "default",
+        "Visual positions: default (one per token), v2pe_fix (one stride), v2pe_rnd (random stride per image).",
     )
     rope_pos_id_stride: float | None = _flag(
         None, "Positions that one tile spans under v2pe_fix; fractions such as 0.0625 are fine."
@@ -148,10 +150,12 @@ class DataTrainingArguments:
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
-    """transformers' arguments, on CPU without asking where there is no GPU, plus names that its version 5 dropped."""
+    """transformers' arguments, those that its version 5 dropped, and ours; without a GPU they choose the CPU."""
 
     per_device_train_batch_size: int = _flag(1, "Documents in a row without packing; 1 with --use_packed_ds True.")
-    overwrite_output_dir: bool = _flag(False, "Start anew in an output_dir that is not empty, ignoring checkpoints.")
+    overwrite_output_dir: bool = _flag(
+        False, "Start from the beginning in an output_dir that is not empty, ignoring checkpoints."
+    )
     warmup_ratio: float | None = _flag(None, "Share of all steps with rising learning rate; or use --warmup_steps.")
     skipped_path: str | None = _flag(None, "Where skipped samples are listed; default output_dir/skipped.jsonl.")
     vision_learning_rate: float | None = _flag(None, "Learning rate of the vision tower; default --learning_rate.")
@@ -166,7 +170,7 @@ class TrainingArguments(transformers.TrainingArguments):
         "When loss or gradient norm is not finite: stop with the documents named and a checkpoint of the state before "
         "the step, or skip the step (listed in output_dir/bad_steps.jsonl). No effect with --fp16.",
     )
-    max_bad_steps: int = _flag(10, "With --nan_policy skip: stop at so many bad steps in sequence.")
+    max_bad_steps: int = _flag(10, "With --nan_policy skip: stop at this many bad steps in a row.")
     peak_tflops: float | None = _flag(
         None,
         "Dense TFLOP/s of one device in the training precision, for MFU; default: by the name of the GPU (bfloat16), "
@@ -196,7 +200,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         argv: Arguments without the program name.
 
     Raises:
-        ConfigError: The json file is missing, no json object, or has an unknown key.
+        ConfigError: The json file is missing, not a json object, or has an unknown key; or a removed flag was given.
         SystemExit: As argparse does for --help (0) and unknown or ill-typed flags (2).
     """
     parser = HfArgumentParser(
@@ -229,8 +233,8 @@ def build_training_arguments(
 
     Args:
         training: Fields of `TrainingArguments`, validated.
-        grad_checkpoint: Recompute activations (`ModelArguments.grad_checkpoint`).
-        offload_activations: Keep the inputs of recomputed layers in main memory (where the model is on a GPU).
+        grad_checkpoint: As in `ModelArguments`.
+        offload_activations: As in `ModelArguments`; without effect on a CPU.
 
     Raises:
         ConfigError: transformers refuses a value or a combination of values.
@@ -266,7 +270,7 @@ def validate_arguments(model: ModelArguments, data: DataTrainingArguments, train
 
     Raises:
         ConfigError: A flag is wrong; the message says what to change.
-        CheckpointError: The folder to start from is missing or is no checkpoint.
+        CheckpointError: The folder to start from is missing or not a checkpoint.
     """
     _check_positions(data)
     if model.rope_scaling is not None:

@@ -109,7 +109,7 @@ def find_cause(step: int, named: Sequence[tuple[Cause, int, int]], sources: Sequ
 
     Args:
         step: Number of the step.
-        named: What `MicroBatch.name_documents` gave on all ranks; ranks that share a row name its documents again.
+        named: From `MicroBatch.name_documents` of all ranks; those that share a row name the same documents.
         sources: Names of the data sets.
     """
     for cause in _CAUSES:
@@ -121,13 +121,7 @@ def find_cause(step: int, named: Sequence[tuple[Cause, int, int]], sources: Sequ
 
 @dataclass(frozen=True)
 class StateBeforeStep:
-    """What a bad step is taken back to.
-
-    Attributes:
-        mark: Position of the data.
-        generators: Random generators.
-        loss_sum: The Trainer's running sum of losses.
-    """
+    """What a bad step is taken back to: position of the data, random generators, running sum of the losses."""
 
     mark: LoaderMark
     generators: GeneratorStates
@@ -139,7 +133,7 @@ class BadSteps:
 
     Args:
         policy: `stop` at the first bad step, or `skip` bad steps.
-        limit: With `skip`: bad steps in a row at which the run stops all the same.
+        limit: With `skip`, stop at this many bad steps in a row.
         sources: Names of the data sets.
         folder: Where bad steps are listed; None: another rank does it.
 

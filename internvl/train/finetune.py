@@ -246,7 +246,7 @@ def _begin_attempt(training: Namespace) -> RunState:
 
 
 def _prepare_for_grid(model: InternVLChatModel, args: ModelArguments) -> Grid:
-    """The process grid; the model is told how to work over it, and in which portions."""
+    """Build the process grid, and set up the model for it."""
     llm = model.config.llm_config
     grid = build_grid(
         chunk_num=args.chunk_num,
@@ -266,7 +266,7 @@ def _prepare_for_grid(model: InternVLChatModel, args: ModelArguments) -> Grid:
 def build_encoder(
     args: DataTrainingArguments, *, tokenizer: PreTrainedTokenizerBase, num_image_token: int
 ) -> SampleEncoder:
-    """What makes documents of records under these flags."""
+    """The encoder that turns records into documents under these flags."""
     return SampleEncoder(
         tokenizer=tokenizer,
         conversation_name=args.conv_style,
@@ -323,7 +323,7 @@ def _build_loader(
 
 
 def _start_logging(output_dir: str, env: RankEnv) -> None:
-    """Rank 0 logs to the terminal and to training_log.txt; the others only warn. One bar, that of the steps."""
+    """Rank 0 logs to the terminal and to training_log.txt, other ranks only warn. The only bar is that of the steps."""
     disable_progress_bar()
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if env.is_main:

@@ -1,7 +1,7 @@
-"""From a checkpoint folder and flags to the model that a run starts with.
+"""Model loading: from a checkpoint folder and flags to the model that a run starts with.
 
-The model is loaded whole on every process, also under ZeRO-3, which shards it when training starts: freezing, new
-tokens, LoRA and resized position tables then need no sharded special case.
+Every process loads the whole model, also under ZeRO-3, which shards it when training starts: so freezing, new tokens,
+LoRA and resized position tables need no special case for shards.
 """
 
 import logging

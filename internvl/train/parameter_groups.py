@@ -122,6 +122,6 @@ def read_learning_rates(scheduler: LRScheduler | None, names: Sequence[str]) -> 
     """
     try:
         rates = [float(rate) for rate in scheduler.get_last_lr()]  # type: ignore[union-attr]
-    except (AssertionError, AttributeError):  # DeepSpeed's own schedules before their first step; others never
+    except (AssertionError, AttributeError):  # DeepSpeed's own schedules before their first step; some schedules always
         return {}
     return dict(zip(names, rates, strict=True)) if len(rates) == len(names) else {}

@@ -1,4 +1,4 @@
-"""Which parameters are trained: freezing, LoRA adapters, and folding adapters back into plain weights.
+"""Trainable: which parameters are trained - freezing, LoRA adapters, and folding adapters back into plain weights.
 
 part        frozen by           exceptions
 ViT         freeze_backbone     unfreeze_vit_layers; use_backbone_lora trains adapters only

@@ -1,4 +1,4 @@
-"""How a checkpoint is written so that it is never seen half-written.
+"""Writing: how a checkpoint is written so that it is never seen half-written.
 
 All ranks write into a folder of another name. Then rank 0 lists the files in complete.json and renames the folder:
 
@@ -195,9 +195,6 @@ def publish_checkpoint(
         listings: `list_files` as each node sees them; files of other nodes may become visible here a little later.
         weight_names: Tensors that its safetensors files must hold; empty: weights are kept in other files.
         num_ranks: Processes of the run.
-
-    Returns:
-        The checkpoint, output_dir/checkpoint-N.
 
     Raises:
         CheckpointError: Files or tensors are missing.

@@ -5,7 +5,7 @@
                        +--> stopped     by an error that the user can correct, or by Ctrl-C
                        +--> (nothing)   the process died: the file still says `running`, and in which step
 
-A run that dies in the same step twice in a row would die for ever when it is requeued, so the third start refuses.
+A run that dies in the same step twice in a row would do so forever when it is requeued, so the third start refuses.
 Rank 0 writes the file in one rename; all ranks read it before rank 0 writes.
 """
 
