@@ -46,7 +46,7 @@ def load_training_model(
         model_args: Checkpoint folder and model flags; a rope scaling among them is saved in the config.
         data_args: Template, tiling, positions: what the checkpoint's config must say after training.
         tokenizer: From `load_training_tokenizer`.
-        num_added_tokens: From `load_training_tokenizer`; the vocabulary grows when it is not 0.
+        num_added_tokens: From there too; the vocabulary grows by as many.
         dtype: Of the weights.
 
     Raises:

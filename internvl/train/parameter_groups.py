@@ -86,14 +86,7 @@ def build_parameter_groups(
 ) -> list[ParameterGroup]:
     """Group the parameters that train for an optimiser; the decoder's groups come first.
 
-    Args:
-        model: The chat model.
-        rates: Learning rates.
-        decayed: Names of the parameters with weight decay.
-        weight_decay: Of those parameters.
-
-    Returns:
-        Up to two groups per name, with and without weight decay.
+    A name has up to two groups, with and without weight decay: `decayed` are the parameters that have it.
     """
     chosen: dict[tuple[str, bool], ParameterGroup] = {}
     num_vit_layers = len(model.vision_model.encoder.layers)
@@ -114,12 +107,7 @@ def _order(key: tuple[str, bool]) -> tuple[int, int, bool]:
 
 
 def read_learning_rates(scheduler: LRScheduler | None, names: Sequence[str]) -> dict[str, float]:
-    """Learning rate of each group in the next step; empty where the schedule cannot tell.
-
-    Args:
-        scheduler: The schedule, torch's or DeepSpeed's.
-        names: Names of its parameter groups.
-    """
+    """Learning rate of each group (by its name) in the next step; empty where the schedule cannot tell."""
     try:
         rates = [float(rate) for rate in scheduler.get_last_lr()]  # type: ignore[union-attr]
     except (AssertionError, AttributeError):  # DeepSpeed's own schedules before their first step; some schedules always

@@ -37,12 +37,7 @@ _NUM_LINES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Slices:
-    """How DeepSpeed split a checkpoint.
-
-    Attributes:
-        num_ranks: Ranks that saved it.
-        has_weights: Whether weights are split as well (ZeRO-3), not only the optimiser.
-    """
+    """How DeepSpeed split a checkpoint: by how many ranks, and whether weights are split as well (ZeRO-3)."""
 
     num_ranks: int
     has_weights: bool
@@ -57,11 +52,7 @@ def find_slices(checkpoint: Path) -> Slices | None:
 
 
 def check_engine(checkpoint: Path, *, zero_stage: int) -> None:
-    """Check that this run can read the optimiser of a checkpoint.
-
-    Args:
-        checkpoint: Where the run continues.
-        zero_stage: DeepSpeed's stage in this run; 0: without DeepSpeed.
+    """Check that this run can read the optimiser of a checkpoint; stage 0 means without DeepSpeed.
 
     Raises:
         ConfigError: Only one of the two uses DeepSpeed, or only one of them splits weights.
@@ -87,10 +78,6 @@ def write_universal_copy(checkpoint: Path, output_dir: Path) -> Path:
     """Write a copy of a checkpoint that any number of ranks can load.
 
     It takes 12 bytes of disk per trained parameter, twice as much while it is written.
-
-    Args:
-        checkpoint: A DeepSpeed checkpoint; it is only read.
-        output_dir: Folder of the run, in which the copy is written.
 
     Returns:
         output_dir/.resharded/checkpoint-N: the optimiser in the universal format and all small files.
@@ -146,10 +133,6 @@ def restore_settings(optimizer: torch.optim.Optimizer, settings: Sequence[Mappin
 
     With ZeRO-3 it gives all groups the settings of the first one. It also gives them one tensor that counts the steps,
     which then counts each step once per group.
-
-    Args:
-        optimizer: The optimiser inside DeepSpeed's.
-        settings: What its groups had set, from `read_group_settings`.
 
     Raises:
         CheckpointError: There are other groups than in the checkpoint.

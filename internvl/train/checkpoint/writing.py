@@ -93,10 +93,6 @@ class CheckpointWriter:
     def stage(self, step: int, *, keep_older: bool = False) -> Iterator[Path]:
         """Yield the folder to write checkpoint-`step` into; publish it when the block ends well. Collective.
 
-        Args:
-            step: Number of the checkpoint.
-            keep_older: Do not delete older checkpoints this time.
-
         Raises:
             CheckpointError: The disk is full, or the checkpoint is not what was meant to be written.
         """
@@ -119,11 +115,7 @@ class CheckpointWriter:
     def save_model(self, folder: Path, model: InternVLChatModel, state: dict[str, Tensor], args: object) -> None:
         """Write weights, config, tokenizer, companions and the Trainer's arguments; all files appear at once.
 
-        Args:
-            folder: A checkpoint, or the run's own folder, which gets plain InternVL2 weights (adapters folded in).
-            model: The model.
-            state: Its weights, whole.
-            args: Saved as training_args.bin.
+        The run's own folder gets plain InternVL2 weights (adapters folded in).
         """
         self.weight_names = set(state) - set(model.all_tied_weights_keys)
         if folder == self.output_dir:
@@ -136,13 +128,7 @@ class CheckpointWriter:
             torch.save(args, staging / "training_args.bin")
 
     def write_progress(self, staged: Path, *, position: Mapping[str, object], totals: Mapping[str, object]) -> None:
-        """Add where the data goes on and what the run has done so far. Collective.
-
-        Args:
-            staged: The folder from `stage`.
-            position: Of this rank's streams.
-            totals: Of the whole run.
-        """
+        """Add where this rank's data goes on, and what the whole run has done so far. Collective."""
         positions = gather_object([position])
         if self.is_main:
             write_json(staged / POSITION_FILE, merge_positions(positions), indent=None)

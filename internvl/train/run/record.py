@@ -116,15 +116,7 @@ def warn_of_changed_data(folder: Path, current: DataFingerprint) -> list[str]:
 def describe_run(
     arguments: Mapping[str, object], *, env: RankEnv, data: DataFingerprint, device: str, attempt: int
 ) -> dict[str, object]:
-    """Content of run.json.
-
-    Args:
-        arguments: By class (`model`, `data`, `training`) a dataclass or namespace of values.
-        env: Who started how many processes.
-        data: From `fingerprint_data`.
-        device: Name of the device.
-        attempt: Number of this start.
-    """
+    """Content of run.json; `arguments` are dataclasses or namespaces under `model`, `data`, `training`."""
     values = {name: _read_values(given) for name, given in arguments.items()}
     model = values["model"]
     return {

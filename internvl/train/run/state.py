@@ -89,10 +89,7 @@ def write_run_state(output_dir: str | Path, state: RunState) -> None:
 class RunJournal(TrainerCallback):
     """Keeps run_state.json up to date while the Trainer runs; a context manager around one attempt.
 
-    Args:
-        output_dir: Folder of the run.
-        state: State of this attempt.
-        writes: `main` for rank 0, `never` for the others.
+    Every rank has one; only the one with `writes="main"` (rank 0) writes.
     """
 
     def __init__(self, output_dir: str | Path, state: RunState, *, writes: Literal["main", "never"]):

@@ -79,14 +79,7 @@ class Window:
         self.totals.counts += counts
 
     def report(self, logs: dict[str, float], *, step: int, max_steps: int, num_processes: int) -> None:
-        """Complete the Trainer's log of a window with what docs/training.md lists, and begin the next window.
-
-        Args:
-            logs: `loss`, `grad_norm` and `learning_rate` of the Trainer; changed in place.
-            step: Steps so far.
-            max_steps: Steps of the run.
-            num_processes: Processes of the run.
-        """
+        """Complete the Trainer's log (in place) with what docs/training.md lists, and begin the next window."""
         self._correct_for_bad_steps(logs)
         if self.learning_rates:
             # DeepSpeed's own optimiser has moved the schedule on by the time the Trainer asks for the rate.
@@ -131,14 +124,7 @@ class Window:
         log_history: Sequence[Mapping[str, float]],
         model: str,
     ) -> RunSummary:
-        """What the run has come to, after `collect`.
-
-        Args:
-            status: How this start ended.
-            step: Steps so far.
-            log_history: The Trainer's.
-            model: Where the weights are.
-        """
+        """What the run has come to, after `collect`; `log_history` is the Trainer's."""
         losses = [entry["loss"] for entry in log_history if "loss" in entry]
         return RunSummary(
             status=status,
