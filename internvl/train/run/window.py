@@ -1,8 +1,10 @@
 """The window: what the run counted since its last report, and the report itself.
 
-rows --note--> step in progress --end_step--> counts of this rank --collect--> counts of all ranks
-                                                                                |-> window, until the next report
-                                                                                `-> totals, of all starts of the run
+    rows --note--> step in progress --end_step--> counts of this rank --collect--> counts of all ranks
+                                                                                    |-> window, until the next report
+                                                                                    `-> totals, of all starts of the run
+
+A bad step is counted, but its rows and its loss are not.
 """
 
 import math
