@@ -77,6 +77,7 @@ def run_training(argv: Sequence[str]) -> int:
         arguments = parse_arguments(argv)
         validate_arguments(*arguments)
         training = arguments.training
+        # Before the process group: a run that has nothing left to do, or must not start, should cost seconds.
         state = _begin_attempt(training)
         if state.status == "finished":
             return 0
@@ -149,19 +150,20 @@ def _build_trainer(arguments: Arguments, checkpoint: str | None) -> V2PETrainer:
         ConfigError: Its data position does not fit this run.
     """
     model_args, data_args, training = arguments
-    set_seed(training.seed)
+    set_seed(training.seed)  # before the model: new embeddings and adapters are drawn at random
     tokenizer, num_added_tokens = load_training_tokenizer(model_args, data_args.max_seq_length)
     model = load_training_model(
         model_args,
         data_args,
         tokenizer=tokenizer,
         num_added_tokens=num_added_tokens,
+        # DeepSpeed keeps float32 master weights itself; without it weights stay float32 and autocast rounds.
         dtype=torch.bfloat16 if training.bf16 and training.deepspeed else torch.float32,
     )
     select_trainable(model, model_args)
     grid = _prepare_for_grid(model, model_args)
     loader = _build_loader(data_args, training, tokenizer=tokenizer, num_image_token=model.num_image_token, grid=grid)
-    if training.max_steps <= 0:
+    if training.max_steps <= 0:  # the loader has no end, so epochs become a number of steps
         training.max_steps = math.ceil(training.num_train_epochs * loader.rows_per_epoch())
     window = Window(
         [file.spec.name for file in loader.plan.files],

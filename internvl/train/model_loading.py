@@ -69,6 +69,7 @@ def load_training_model(
 
 
 def _update_config(config: InternVLChatConfig, model_args: ModelArguments, data_args: DataTrainingArguments) -> None:
+    # The projector's input width depends on the ratio, so its weights fit this one only.
     if config.downsample_ratio != data_args.down_sample_ratio:
         raise ConfigError(
             f"--down_sample_ratio {data_args.down_sample_ratio} contradicts the checkpoint's "

@@ -101,6 +101,7 @@ def build_parameter_groups(
 
 
 def _order(key: tuple[str, bool]) -> tuple[int, int, bool]:
+    # The decoder comes before other parts: the first group's rate is logged as the run's learning rate.
     group, decays = key
     part, _, layer = group.partition("_layer_")
     return ("all", "llm", "projector", "vit_embeddings", "vit").index(part), int(layer or 0), not decays

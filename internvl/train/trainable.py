@@ -124,6 +124,7 @@ def merge_lora(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         if key.endswith(_BASE):
             layer = key.removesuffix(_BASE)
+            # In float32: bfloat16 would round most of a small update away.
             update = torch.matmul(state[layer + _UP].float(), state[layer + _DOWN].float())
             weight = (weight.float() + LORA_ALPHA_PER_RANK * update).to(weight.dtype)
         merged[key.replace(".base_layer.", ".")] = weight

@@ -92,6 +92,7 @@ def write_universal_copy(checkpoint: Path, output_dir: Path) -> Path:
         if path.is_file() and path.suffix not in (".safetensors", ".bin"):
             shutil.copy2(path, copy)
     slices = next(folder for folder in checkpoint.glob("global_step*") if any(folder.glob(_SLICE_OF_OPTIMISER)))
+    # A plain name in the copy, because the converter reads its input path as a pattern.
     (copy / _SOURCE).symlink_to(slices.resolve())
     _convert(copy, slices.name)
     (copy / _SOURCE).unlink()
@@ -99,11 +100,12 @@ def write_universal_copy(checkpoint: Path, output_dir: Path) -> Path:
 
 
 def _convert(folder: Path, name: str) -> None:
-    """Run DeepSpeed's converter inside `folder`: it takes its paths for patterns, so they must be plain names."""
+    """Run DeepSpeed's converter inside `folder`."""
     num_workers = str(min(_MAX_WORKERS, len(os.sched_getaffinity(0))))
     workers = ["--num_extract_workers", num_workers, "--num_merge_workers", num_workers]
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state", *workers]
     command += ["--input_folder", _SOURCE, "--output_folder", name]
+    # On the CPU: the GPUs belong to the ranks that wait for the copy.
     environ = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
     if result.returncode or not (folder / name / "zero" / "optimizer_state.pt").is_file():

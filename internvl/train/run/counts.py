@@ -119,6 +119,7 @@ class RowStatistics:
             return
         borders = batch["cu_seqlens"].reshape(-1).to("cpu", torch.int64)
         lengths = borders.diff()
+        # Targets before each token, so that a document's are the difference at its borders.
         supervised = F.pad((batch["labels"].reshape(-1).cpu() != IGNORE_INDEX).cumsum(0), (1, 0))
         targets = supervised[borders[1:]] - supervised[borders[:-1]]
         pairs = float((lengths * (lengths + 1) // 2).sum())
