@@ -28,7 +28,7 @@ def read_flags(recipe: str, **environ: str) -> Arguments:
 def read_estimate(script: Path) -> tuple[list[str], str]:
     """(arguments of the estimator, the line of numbers) in a script's header."""
     header = script.read_text().partition("set -eu")[0].replace("#", "").replace("\\\n", " ")
-    command = re.search(r"python -m internvl\.tools\.plan (.*)\n\s*(.*)\n", header)
+    command = re.search(r"python -m internvl\.plan (.*)\n\s*(.*)\n", header)
     assert command is not None, f"{script.name} quotes no estimate"
     return shlex.split(command[1]), command[2].strip()
 
