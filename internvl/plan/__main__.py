@@ -1,4 +1,4 @@
-"""Estimate a job before it starts: memory of a GPU by item, work, messages, time; what to change if it does not fit.
+"""Estimate a job before it starts: memory per GPU by item, work, messages, time; what to change if it does not fit.
 
     python -m internvl.plan --model InternVL2-2B --max_packed_tokens 32768 --tiles 64 --gpus 8
     python -m internvl.plan --model InternVL2-2B --max_packed_tokens 262144 --tiles 512 --gpus 32 \\
@@ -8,8 +8,8 @@
         --gpus 8 --chunk_num 8 --prefill_chunk_size 65536
     python -m internvl.plan --table > table.md
 
-Everything is computed from sizes (formulas: memory.py, cost.py), nothing is measured. Flags have the names
-that training knows. `--tflops`, `--bandwidth_gbs` and `--reserve_gib` are assumptions about the machine.
+Everything is computed from sizes (formulas: memory.py, cost.py); nothing is measured. Flags have the names that
+training knows. `--tflops`, `--bandwidth_gbs`, `--offload_gbs` and `--reserve_gib` are assumptions about the machine.
 """
 
 import argparse
@@ -17,11 +17,10 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
 
 from internvl.errors import InternVLError
 from internvl.model.caches import KV_CACHES
-from internvl.plan.published import PUBLISHED
+from internvl.plan.released_models import RELEASED
 from internvl.plan.report import describe_plan, format_advice, format_plan, format_table
 from internvl.plan.search import find_changes, find_gpus, make_plan
 from internvl.plan.setting import Setting
@@ -55,23 +54,25 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--model", default="InternVL2-2B", help=f"checkpoint folder, config.json, or one of {', '.join(PUBLISHED)}"
+        "--model", default="InternVL2-2B", help=f"checkpoint folder, config.json, or one of {', '.join(RELEASED)}"
     )
     parser.add_argument("--json", action="store_true", help="print JSON; sizes in bytes, times in seconds")
     parser.add_argument("--table", action="store_true", help="print the table of docs/long_context.md (Markdown)")
     for record in (Setting, Trained):
         texts = _read_attributes(record)
         for f in fields(record):
-            if f.name == "trained":
-                continue
-            default: Any = f.default
-            kind: Any = _read_switch if isinstance(default, bool) else int if default is None else type(default)
-            text = f"{texts.get(f.name, 'as of training')} (default: {'all' if default is None else default})"
-            switch: dict[str, Any] = {"nargs": "?", "const": True} if isinstance(default, bool) else {}
-            parser.add_argument(
-                f"--{f.name}", type=kind, default=default, choices=_CHOICES.get(f.name), help=text, **switch
-            )
+            if f.name != "trained":
+                _add_option(parser, f.name, f.default, texts.get(f.name, "as in training"))
     return parser
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str, default: object, text: str) -> None:
+    text += f" (default: {'all' if default is None else default})"
+    if isinstance(default, bool):
+        parser.add_argument(f"--{name}", type=_read_switch, default=default, nargs="?", const=True, help=text)
+    else:
+        kind = int if default is None else type(default)  # None: no limit on a number
+        parser.add_argument(f"--{name}", type=kind, default=default, choices=_CHOICES.get(name), help=text)
 
 
 def build_setting(arguments: argparse.Namespace) -> Setting:

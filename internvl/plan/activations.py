@@ -1,4 +1,4 @@
-"""Bytes that autograd keeps from a layer's forward pass to its backward pass.
+"""Activations: bytes that autograd keeps from a layer's forward pass to its backward pass.
 
 Counted tensor by tensor in the code of internvl/model (and of transformers' decoders), every storage once; a test
 compares the sums with `torch.autograd.graph.saved_tensors_hooks`.
@@ -96,7 +96,7 @@ def saved_by_vision_layer(
         MLP          gelu's input aI
         scales       their inputs, 2 aH, where they train
 
-    Args as of `saved_by_decoder_layer`.
+    Args: As in `saved_by_decoder_layer`.
     """
     hidden, wide = vision.hidden_size, vision.intermediate_size
     if vision.norm_type == "layer_norm":

@@ -1,7 +1,7 @@
-"""Work, messages and time of a step, from sizes and flags.
+"""Cost of a step: work, messages and time, from sizes and flags.
 
-A multiplication and an addition are two FLOPs. Per token a matrix costs 2 FLOPs per weight in the forward pass, as much
-for the gradient of its input and as much for its own gradient, each only where it is needed. A step is one row per
+A multiplication and an addition are two FLOPs. Per token a matrix costs 2 FLOPs per weight in the forward pass. The
+gradient of its input costs as much, and so does its own gradient, each only where it is needed. A step is one row per
 group of `chunk_num` ranks.
 """
 
@@ -13,7 +13,7 @@ from internvl.plan.setting import Setting
 from internvl.plan.sizes import ModelSizes, Trained, count_parameters
 
 # FLOPs of attention's backward pass over those of its forward pass: gradients take four products to its two; flash
-# kernels make the scores anew (FlashAttention-2, Dao, arXiv:2307.08691, section 4.1).
+# kernels recompute the scores (FlashAttention-2, Dao, arXiv:2307.08691, section 4.1).
 _ATTENTION_GRADIENT, _FLASH_GRADIENT = 2.0, 2.5
 
 
@@ -34,11 +34,11 @@ class Work:
 
 @dataclass(frozen=True)
 class RowContent:
-    """What of a row (or of several, added up) decides how much work it is.
+    """What decides how much work a row is, or several rows added up.
 
     Attributes:
         tokens: Tokens.
-        pairs: Query-key pairs of causal attention: n (n + 1) / 2 of every document of n tokens, added up.
+        pairs: Query-key pairs of causal attention: the sum of n (n + 1) / 2 over documents of n tokens.
         targets: Tokens that are trained on; they meet the output layer.
         tiles: Tiles.
     """
@@ -55,10 +55,10 @@ class CostPlan:
 
     Attributes:
         flops_step: FLOPs of all GPUs.
-        flops_rank: FLOPs of a GPU.
+        flops_rank: FLOPs per GPU.
         model_flops_step: FLOPs of all GPUs without recomputation.
         flops_items: FLOPs of a row by part.
-        sent: Bytes that a rank sends, by purpose; of the ring the rank that sends most.
+        sent: Bytes that a rank sends, by purpose; for the ring, of the rank that sends most.
         compute_s: Seconds of `flops_rank` at the given rate.
         communication_s: Seconds of `sent` at the given rate.
         offloading_s: Seconds of what goes to main memory and back, at the given rate; the optimiser's work is left out.
@@ -92,33 +92,25 @@ def count_pairs(length: int, documents: int) -> float:
     return documents * each * (each + 1) / 2
 
 
-def decoder_flops(model: ModelSizes, setting: Setting) -> tuple[float, float]:
-    """Forward FLOPs of all layers for a row: (matrices 2 N sum(in out), attention 4 Q pairs)."""
-    return _decoder_flops(model, describe_row(setting))
-
-
 def describe_row(setting: Setting) -> RowContent:
-    """The row that a setting asks for: full, of documents of equal length."""
+    """The row that a setting asks for: full, with documents of equal length."""
     tokens = setting.max_packed_tokens
     return RowContent(tokens, count_pairs(tokens, setting.documents), tokens * setting.supervised, setting.tiles)
 
 
-def _decoder_flops(model: ModelSizes, row: RowContent) -> tuple[float, float]:
+def decoder_flops(model: ModelSizes, row: RowContent) -> tuple[float, float]:
+    """Forward FLOPs of all layers for a row: (matrices 2 N sum(in out), attention 4 Q pairs)."""
     decoder = model.decoder
     matrices = 2 * row.tokens * sum(linear.matrix for linear in decoder.linears)
     attention = 4 * decoder.query_width * row.pairs
     return decoder.num_layers * matrices, decoder.num_layers * attention
 
 
-def vision_flops(model: ModelSizes, setting: Setting) -> tuple[float, float]:
+def vision_flops(model: ModelSizes, row: RowContent) -> tuple[float, float]:
     """Forward FLOPs of a row's tiles: (the tower's, the projector's).
 
     Per tile of t = patches + 1 tokens: patches 2 * 3 P^2 H each, layers 2 t sum(in out) + 4 t^2 H.
     """
-    return _vision_flops(model, describe_row(setting))
-
-
-def _vision_flops(model: ModelSizes, row: RowContent) -> tuple[float, float]:
     vision = model.vision
     tokens = vision.num_patches + 1
     layer = 2 * tokens * sum(linear.matrix for linear in vision.linears) + 4 * tokens**2 * vision.hidden_size
@@ -128,9 +120,9 @@ def _vision_flops(model: ModelSizes, row: RowContent) -> tuple[float, float]:
 
 
 def count_model_flops(model: ModelSizes, trained: Trained, row: RowContent) -> dict[str, float]:
-    """FLOPs that training on a row needs, by part: forward and those gradients that are used, nothing twice."""
-    matrices, attention = _decoder_flops(model, row)
-    tower, projector = _vision_flops(model, row)
+    """FLOPs that training on a row needs, by part: forward and the gradients that are used, without recomputation."""
+    matrices, attention = decoder_flops(model, row)
+    tower, projector = vision_flops(model, row)
     head = 2.0 * row.targets * model.decoder.table
     enters = trained.decoder_has_gradient
     num_graded, num_trained = (n / model.vision.num_layers for n in trained.count_vit_layers(model.vision.num_layers))
@@ -149,12 +141,12 @@ def training_work(model: ModelSizes, setting: Setting) -> Work:
     Recomputation: decoder layers once with `grad_checkpoint` (attention not with `keep_attention`); the tower once with
     either of `grad_checkpoint` and `vit_batch_size`, twice with both, as one is inside the other.
     """
-    trained = setting.trained
-    matrices, attention = decoder_flops(model, setting)
-    tower, _ = vision_flops(model, setting)
+    trained, row = setting.trained, describe_row(setting)
+    matrices, attention = decoder_flops(model, row)
+    tower, _ = vision_flops(model, row)
     enters = trained.decoder_has_gradient
     num_graded = trained.count_vit_layers(model.vision.num_layers)[0] / model.vision.num_layers
-    needed = count_model_flops(model, trained, describe_row(setting))
+    needed = count_model_flops(model, trained, row)
     again = dict.fromkeys(needed, 0.0)
     again["attention"] += attention * enters * (_FLASH_GRADIENT - _ATTENTION_GRADIENT)
     if setting.grad_checkpoint and enters:
@@ -168,12 +160,13 @@ def training_work(model: ModelSizes, setting: Setting) -> Work:
 
 def prefill_work(model: ModelSizes, setting: Setting) -> Work:
     """FLOPs of a prompt: the forward pass; the output layer sees its last token only."""
-    matrices, attention = decoder_flops(model, setting)
+    row = describe_row(setting)
+    matrices, attention = decoder_flops(model, row)
     items = {
         "decoder": matrices,
         "attention": attention,
         "output layer": 2.0 * model.decoder.table,
-        "vision": sum(vision_flops(model, setting)),
+        "vision": sum(vision_flops(model, row)),
     }
     return Work(sum(items.values()), sum(items.values()), items)
 
@@ -250,7 +243,7 @@ def count_sent_by_prefill(model: ModelSizes, setting: Setting) -> dict[str, floa
 
 
 def count_offloaded(model: ModelSizes, setting: Setting) -> float:
-    """Bytes that go to main memory and back: activations, and for the optimiser gradients there and weights back."""
+    """Bytes that travel to main memory and back: activations; gradients there and weights back for the optimiser."""
     if setting.mode == "infer":
         return 0.0
     moved = 2.0 * (decoder_activations(model, setting).host + vision_activations(model, setting).host)

@@ -1,21 +1,21 @@
-"""Memory of a rank by item, from sizes and flags.
+"""Memory per rank by item, from sizes and flags.
 
 Symbols: N tokens of a row on this rank, D / F width and SwiGLU width of the decoder, Q / K numbers per token in all
 queries / all keys, H / I width and MLP width of the vision tower, a bytes of an activation (2 or 4), W GPUs.
 
-The peak is reached in one of these phases. What weights, gradients and optimiser need is there in all of them
-(gradients too: with accumulation they are); the rest differs:
+The peak is reached in one of these phases. Weights, gradients (with accumulation they stay) and optimiser states are
+there in all of them; the rest differs:
 
     phase                 alive beside weights, gradients, optimiser states, batch, communication buffers
     vision forward        activations of tower and projector, a layer in work
     loss                  all activations, the loss's own tensors
-    decoder backward      all activations, one layer anew (with recomputation), gradients of a layer's activations
+    decoder backward      all activations, one layer recomputed (if so), gradients of a layer's activations
     embedding backward    activations of the tower, gradients of the embeddings and of their table
-    vision backward       activations of the tower, a micro-batch anew, gradients of a layer's activations
+    vision backward       activations of the tower, a micro-batch recomputed, gradients of a layer's activations
     optimizer step        float32 gradients
 
 What layers keep is counted in activations.py. `benchmarks/plan.py` compares the peak with real steps on the CPU;
-on a GPU nothing of this was measured.
+on a GPU none of this was measured.
 """
 
 import math
@@ -70,7 +70,7 @@ def _attention_kind(setting: Setting) -> Attention:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of a part: kept from its forward pass to its backward pass, needed for a moment there, offloaded."""
+    """Bytes of a part: kept from forward to backward pass, needed for a moment in the latter, offloaded."""
 
     kept: int = 0
     working: int = 0
@@ -118,7 +118,7 @@ def vision_activations(model: ModelSizes, setting: Setting) -> Activations:
     """What vision tower and projector keep, and what the tower's backward pass needs beside it.
 
     With `vit_batch_size` nothing but tiles is kept (of a frozen tower its output), and a micro-batch's activations are
-    made anew one after the other. With recomputation a layer keeps its input aH. Backward through the MLP has aI of
+    recomputed one after the other. With recomputation a layer keeps its input aH. Backward through the MLP has aI of
     gradients beside 2 aH in the residual stream; the projector's activations are gone by then.
     """
     vision, trained, width = model.vision, setting.trained, setting.width
@@ -226,7 +226,7 @@ def batch_memory(model: ModelSizes, setting: Setting) -> int:
 
 
 def plan_training_memory(model: ModelSizes, setting: Setting) -> MemoryPlan:
-    """Memory of a rank in training, by item, at the peak (see the module's table)."""
+    """Memory per rank in training, by item, at the peak (see the module's table)."""
     weights, gradients, optimizer = model_states(model, setting)
     decoder, vision = decoder_activations(model, setting), vision_activations(model, setting)
     step = count_parameters(model, setting.trained).trained * 4 if setting.width == 2 else 0
@@ -306,5 +306,5 @@ def _find_peak(fixed: dict[str, int], phases: dict[str, dict[str, int]], host: i
 
 
 def plan_memory(model: ModelSizes, setting: Setting) -> MemoryPlan:
-    """Memory of a rank by item, for either mode."""
+    """Memory per rank by item, for either mode."""
     return (plan_training_memory if setting.mode == "train" else plan_inference_memory)(model, setting)

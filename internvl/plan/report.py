@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import product
-from typing import Any
 
 from internvl.plan.search import GIB, MOST_GPUS, Plan, describe_changes, find_fastest
 from internvl.plan.setting import Setting
@@ -12,6 +11,10 @@ from internvl.plan.sizes import read_sizes
 _TABLE_MODELS = ("InternVL2-2B", "InternVL2-8B")
 _TABLE_TOKENS = (32768, 131072, 262144, 1048576)
 _TABLE_GPUS = (8, 32)
+_COLUMNS = (
+    *("`chunk_num`", "ZeRO", "recompute", "`vit_batch_size`", "offload", "GiB per GPU", "TFLOP per GPU"),
+    *("GB sent", "s per step", "tokens/s"),
+)
 
 
 def _align(rows: Sequence[tuple[str, str]]) -> list[str]:
@@ -51,12 +54,9 @@ def format_plan(plan: Plan) -> str:
         "",
         f"work of a {step}",
         *_align(
-            [(name, f"{flops / 1e12:,.1f} TFLOP a row") for name, flops in cost.flops_items.items()]
-            + [
-                ("per GPU", f"{cost.flops_rank / 1e12:,.1f} TFLOP"),
-                ("all GPUs", f"{cost.flops_step / 1e12:,.1f} TFLOP"),
-            ]
-            + [("without recomputation", f"{cost.model_flops_step / 1e12:,.1f} TFLOP")]
+            [(name, f"{_tflop(flops)} per row") for name, flops in cost.flops_items.items()]
+            + [("per GPU", _tflop(cost.flops_rank)), ("all GPUs", _tflop(cost.flops_step))]
+            + [("without recomputation", _tflop(cost.model_flops_step))]
         ),
         "",
         f"bytes that a rank sends in a {step}",
@@ -97,7 +97,7 @@ def format_advice(plan: Plan, plans: Sequence[Plan], larger: Plan | None) -> str
     return f"no combination of flags fits {plan.setting.gpus} GPUs; this does: {changes}: {_gib(larger.needed)}"
 
 
-def describe_plan(plan: Plan, plans: Sequence[Plan] = (), larger: Plan | None = None) -> dict[str, Any]:
+def describe_plan(plan: Plan, plans: Sequence[Plan] = (), larger: Plan | None = None) -> dict[str, object]:
     """The plan as JSON knows it; sizes in bytes, times in seconds."""
     record = {
         "model": plan.model.name,
@@ -118,33 +118,31 @@ def describe_plan(plan: Plan, plans: Sequence[Plan] = (), larger: Plan | None = 
 
 def format_table(setting: Setting) -> str:
     """Markdown: the fastest setting that fits, for lengths, models and numbers of GPUs of docs/long_context.md."""
-    lines = [
+    intro = (
         f"Computed by `python -m internvl.plan --table`, not measured. GPUs of {setting.gpu_memory_gib:g} GiB, "
         f"{setting.reserve_gib:g} of them reserved, {setting.tflops:g} TFLOP/s and {setting.bandwidth_gbs:g} GB/s "
         "assumed; rows of one document, half of its tokens visual (a tile per 512 tokens), "
         f"{setting.supervised:.0%} of the tokens supervised, all weights trained in bfloat16. Of all settings that "
         "fit, the one with most tokens per second if messages and computing do not overlap; offloading only where "
-        "nothing else fits.",
-        "",
-        "| model | tokens | GPUs | `chunk_num` | ZeRO | recompute | `vit_batch_size` | offload | GiB per GPU "
-        "| TFLOP per GPU | GB sent | s per step | tokens/s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+        "nothing else fits."
+    )
+    rows = [["model", "tokens", "GPUs", *_COLUMNS]]
     for name, tokens, gpus in product(_TABLE_MODELS, _TABLE_TOKENS, _TABLE_GPUS):
         asked = replace(setting, max_packed_tokens=tokens, tiles=tokens // 512, gpus=gpus, chunk_num=1, zero_stage=1)
         plan = find_fastest(read_sizes(name), asked)
-        lines.append(f"| {name} | {tokens // 1024}k | {gpus} | {_format_row(plan)} |")
-    return "\n".join(lines)
+        rows.append([name, f"{tokens // 1024}k", str(gpus), *_format_cells(plan)])
+    header, *lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([intro, "", header, "|---" * len(rows[0]) + "|", *lines])
 
 
-def _format_row(plan: Plan | None) -> str:
+def _format_cells(plan: Plan | None) -> list[str]:
     if plan is None:
-        return " | ".join(["does not fit", *["-"] * 9])
+        return ["does not fit", *["-"] * (len(_COLUMNS) - 1)]
     setting, cost = plan.setting, plan.cost
     offloaded = [
         n.removeprefix("offload_") for n in ("offload_optimizer", "offload_activations") if getattr(setting, n)
     ]
-    cells = [
+    return [
         str(setting.chunk_num),
         str(setting.zero_stage),
         "no" if not setting.grad_checkpoint else "all but attention" if setting.keep_attention else "yes",
@@ -156,4 +154,3 @@ def _format_row(plan: Plan | None) -> str:
         f"{cost.step_s:,.1f}",
         f"{cost.tokens_per_s:,.0f}",
     ]
-    return " | ".join(cells)

@@ -1,4 +1,4 @@
-"""A plan for a setting, and the settings that fit where it does not."""
+"""Search: a plan for a setting, and the nearest settings that fit where it does not."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -9,6 +9,8 @@ from internvl.plan.cost import CostPlan, plan_cost
 from internvl.plan.memory import MemoryPlan, plan_memory
 from internvl.plan.setting import Setting, check_setting
 from internvl.plan.sizes import ModelSizes, Parameters, count_parameters
+
+Changes = dict[str, Any]  # flag -> value
 
 GIB = 2**30
 MOST_GPUS = 4096
@@ -35,7 +37,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether that is what a GPU has."""
+        """Whether a GPU has that much."""
         return self.needed <= self.setting.gpu_memory_gib * GIB
 
 
@@ -50,7 +52,7 @@ def make_plan(model: ModelSizes, setting: Setting) -> Plan:
     return Plan(model, setting, count_parameters(model, setting.trained), plan_memory(model, setting))
 
 
-def list_changes(setting: Setting) -> Iterator[dict[str, Any]]:
+def list_changes(setting: Setting) -> Iterator[Changes]:
     """Every combination of flags that can only save memory, none changed first."""
     sizes = [n for n in range(setting.chunk_num, setting.gpus + 1, setting.chunk_num) if setting.gpus % n == 0]
     batches: list[int | None] = [setting.vit_batch_size]
@@ -81,7 +83,7 @@ def list_changes(setting: Setting) -> Iterator[dict[str, Any]]:
             yield {name: value for name, value in changes.items() if value != getattr(setting, name)}
 
 
-def _is_possible(changes: dict[str, Any]) -> bool:
+def _is_possible(changes: Changes) -> bool:
     """Whether training takes these flags together (see `Setting`)."""
     if changes["keep_attention"] and not (changes["grad_checkpoint"] and changes["chunk_num"] > 1):
         return False
@@ -93,7 +95,7 @@ def _is_possible(changes: dict[str, Any]) -> bool:
 def find_changes(model: ModelSizes, setting: Setting) -> list[Plan]:
     """Plans that fit, the smallest change first: fewest flags, nothing offloaded, most tokens per second.
 
-    Of every set of flags the best values only, and no set that holds a smaller one that is enough.
+    Every set of flags appears once, with its best values; sets that contain a smaller one that fits are left out.
     """
     best: dict[frozenset[str], tuple[tuple, Plan]] = {}
     for changes in list_changes(setting):
@@ -120,7 +122,7 @@ def find_fastest(model: ModelSizes, setting: Setting) -> Plan | None:
 
 
 def find_gpus(model: ModelSizes, setting: Setting) -> Plan | None:
-    """The first number of GPUs, doubling, at which something fits; None: not up to 4096."""
+    """The plan for the first number of GPUs, doubling, at which something fits; None: not up to 4096."""
     gpus = 2 * setting.gpus
     while gpus <= MOST_GPUS:
         if plans := find_changes(model, replace(setting, gpus=gpus)):

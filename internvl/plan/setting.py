@@ -1,4 +1,4 @@
-"""What `python -m internvl.plan` is asked: the flags of a job and the machine that it shall run on."""
+"""Setting: the flags of a job and the machine that it is to run on."""
 
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
@@ -37,11 +37,11 @@ class Setting:
         prefill_chunk_size: Tokens of the prompt that pass the decoders at a time; None: all.
         max_new_tokens: Tokens of the answer.
         kv_cache: Where keys and values are kept, see internvl/model/caches.py.
-        gpu_memory_gib: Memory of a GPU.
-        reserve_gib: Part of it that is not ours: CUDA, NCCL, fragments of the allocator. An assumption.
-        tflops: Rate that a GPU is assumed to sustain.
-        bandwidth_gbs: Rate at which a GPU is assumed to send, in 10^9 bytes per second.
-        offload_gbs: Rate between a GPU and main memory that is assumed, in 10^9 bytes per second.
+        gpu_memory_gib: Memory per GPU.
+        reserve_gib: Part of it that CUDA, NCCL and fragments of the allocator take. An assumption.
+        tflops: Assumed rate that a GPU sustains.
+        bandwidth_gbs: Assumed rate at which a GPU sends, in 10^9 bytes per second.
+        offload_gbs: Assumed rate between a GPU and main memory, in 10^9 bytes per second.
         trained: Which weights train.
     """
 
@@ -148,7 +148,7 @@ def check_setting(model: ModelSizes, setting: Setting) -> None:
     visual = setting.tiles * model.num_image_token
     if visual > setting.max_packed_tokens:
         raise ConfigError(
-            f"--tiles {setting.tiles} are {visual} visual tokens of {model.num_image_token} a tile, more than "
+            f"--tiles {setting.tiles} are {visual} visual tokens of {model.num_image_token} per tile, more than "
             f"--max_packed_tokens {setting.max_packed_tokens}"
         )
     decoder = model.decoder

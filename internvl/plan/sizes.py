@@ -10,12 +10,14 @@ Shapes are those of the modules in internvl/model; which weights train follows i
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
+
+from transformers import PreTrainedConfig
 
 from internvl.errors import CheckpointError, ConfigError
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.loading import read_chat_config
-from internvl.plan.published import PUBLISHED
+from internvl.plan.released_models import RELEASED
 
 Family = Literal["internlm2", "llama", "qwen2", "qwen3", "phi3"]
 
@@ -59,7 +61,7 @@ class VisionSizes:
 
     @property
     def num_patches(self) -> int:
-        """Patches of a tile; the tower sees one token more, of the class."""
+        """Patches of a tile; the tower sees one more token, the class token."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
@@ -152,7 +154,7 @@ class ModelSizes:
         vision: The tower.
         decoder: The decoder.
         num_image_token: T, visual tokens per tile.
-        shuffle_width: Numbers per visual token behind pixel shuffle.
+        shuffle_width: Numbers per visual token after pixel shuffle.
     """
 
     name: str
@@ -232,7 +234,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters by part: all of them (adapters included), and those that train."""
+    """Number of parameters by part: all of them (adapters included), and those that train."""
 
     vision: int
     projector: int
@@ -253,7 +255,7 @@ class Parameters:
 
 
 def count_parameters(model: ModelSizes, trained: Trained = Trained()) -> Parameters:
-    """Parameters of a model and of what trains in it (see the module's table).
+    """Count the parameters of a model and of what trains in it (see the module's table).
 
     Raises:
         ConfigError: `unfreeze_vit_layers` names no layer.
@@ -279,27 +281,27 @@ def count_parameters(model: ModelSizes, trained: Trained = Trained()) -> Paramet
 
 
 def read_sizes(model: str | Path) -> ModelSizes:
-    """Sizes of a model by its name in `PUBLISHED`, its folder, or its config.json.
+    """Sizes of a model by its name in `RELEASED`, its folder, or its config.json.
 
     Raises:
         CheckpointError: No such name, folder or file, or a file that describes another kind of model.
         ConfigError: The config asks for what is not supported.
     """
-    if str(model) in PUBLISHED:
-        vision, decoder = PUBLISHED[str(model)]
+    if str(model) in RELEASED:
+        vision, decoder = RELEASED[str(model)]
         return extract_sizes(str(model), InternVLChatConfig(vision_config=dict(vision), llm_config=dict(decoder)))
     path = Path(model)
     folder = path.parent if path.name == "config.json" else path
     if not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"--model {model}: neither a folder with a config.json nor one of {', '.join(PUBLISHED)} "
+            f"--model {model}: neither a folder with a config.json nor one of {', '.join(RELEASED)} "
             f"(current directory {Path.cwd()})"
         )
     return extract_sizes(str(model), read_chat_config(folder))
 
 
 def extract_sizes(name: str, config: InternVLChatConfig) -> ModelSizes:
-    """What of a config decides about memory and work."""
+    """Read from a config what memory and work depend on."""
     tower, llm = config.vision_config, config.llm_config
     family = cast(Family, llm.model_type)
     factor = round(1 / config.downsample_ratio)
@@ -331,7 +333,7 @@ def extract_sizes(name: str, config: InternVLChatConfig) -> ModelSizes:
     return ModelSizes(name, vision, decoder, config.num_image_token, tower.hidden_size * factor**2)
 
 
-def _flag(config: Any, fields: dict[str, str], *always: str) -> bool:
+def _flag(config: PreTrainedConfig, fields: dict[str, str], *always: str) -> bool:
     """A config's field under the name that its family gives it; True for the families in `always`."""
     kind = config.model_type
     return kind in always or (kind in fields and bool(getattr(config, fields[kind], False)))

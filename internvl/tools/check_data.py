@@ -38,7 +38,7 @@ from internvl.model.conversation import get_conversation
 from internvl.model.loading import read_chat_config
 from internvl.tools.data_report import Report, format_report, write_report
 from internvl.train.arguments import DataTrainingArguments, ModelArguments
-from internvl.train.internvl_chat_finetune import build_encoder
+from internvl.train.finetune import build_encoder
 from internvl.train.model_loading import load_training_tokenizer
 
 logger = logging.getLogger(__name__)

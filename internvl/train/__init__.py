@@ -1,1 +1,1 @@
-"""Training: arguments, trainer, checkpoints, entry point."""
+"""Training: `internvl_chat_finetune.py` is the command, finetune.py the run, trainer.py its loop."""

@@ -1,6 +1,7 @@
-"""Every flag of training, and the checks that cost seconds instead of a model load.
+"""Arguments: every flag of training, and checks that cost seconds instead of a model load.
 
-Names and types are those of the public V2PE recipes, so their command lines run unchanged. Defaults differ from the
+Names and types are those of the public V2PE recipes, so their command lines run unchanged (removed_flags.py lists the
+flags that have no effect here). Defaults differ from the
 public ones in six places, where those fit no released checkpoint or no packed row: conv_style internlm2-chat,
 force_image_size 448, down_sample_ratio 0.5, ps_version v2, strict_mode False, per_device_train_batch_size 1.
 
@@ -16,7 +17,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +27,8 @@ from transformers import HfArgumentParser
 from internvl.errors import CheckpointError, ConfigError
 from internvl.model.rope_scaling import parse_rope_scaling
 from internvl.model.v2pe import RANDOM_STRIDES, check_stride, stride_to_units
+from internvl.train.parameter_groups import LearningRates
+from internvl.train.removed_flags import RemovedArguments, refuse_removed_flags
 
 
 def _flag(default: Any, help: str) -> Any:
@@ -37,8 +40,6 @@ class ModelArguments:
     """Which model is trained, and which parts of it."""
 
     model_name_or_path: str | None = _flag(None, "InternVL2-format checkpoint folder to start from.")
-    vision_path: str | None = _flag(None, "Not here: separate ViT checkpoint; see python -m internvl.tools.assemble.")
-    llm_path: str | None = _flag(None, "Not here: separate LLM checkpoint; see python -m internvl.tools.assemble.")
     tokenizer_path: str | None = _flag(None, "Tokenizer folder; the checkpoint's own when not given.")
     mlp_path: str | None = _flag(None, "File with a state dict for the projector (mlp1), loaded over the checkpoint's.")
     freeze_llm: bool = _flag(False, "Do not train the language model.")
@@ -49,11 +50,9 @@ class ModelArguments:
     use_backbone_lora: int = _flag(0, "LoRA rank for the vision tower; 0: off. Other ViT weights stay frozen.")
     use_llm_lora: int = _flag(0, "LoRA rank for the language model; 0: off. Other LLM weights stay frozen.")
     unfreeze_lm_head: bool = _flag(False, "Train the LLM's output layer although the LLM is frozen or has LoRA.")
-    use_custom_trainer: bool = _flag(False, "Removed: see --vit_layer_decay_rate.")
     grad_checkpoint: bool = _flag(False, "Recompute activations of ViT and LLM in the backward pass to save memory.")
     drop_path_rate: float = _flag(0.0, "Stochastic depth of the ViT: greatest rate, reached in its last layer.")
     ps_version: Literal["v1", "v2"] = _flag("v2", "Pixel shuffle version; InternVL2 checkpoints use v2.")
-    compress_seq: bool = _flag(False, "Removed: abandoned sequence-compression experiment.")
     chunk_num: int = _flag(1, "Ranks that share one row (sequence parallelism); divides the number of processes.")
     ulysses_degree: int | None = _flag(
         None, "Of the ranks that share a row, how many split its heads; default 1 (ring), chunk_num for ulysses."
@@ -73,9 +72,6 @@ class ModelArguments:
     mlp_tile_tokens: int | None = _flag(
         None, "Tokens that pass a decoder MLP at a time, recomputed in the backward pass; for very long rows."
     )
-    interaction: bool = _flag(True, "Removed: part of the sequence-compression experiment.")
-    fuse_method: str = _flag("add", "Removed: part of the sequence-compression experiment.")
-    compress_method: str = _flag("avg", "Removed: part of the sequence-compression experiment.")
     rope_scaling: str | None = _flag(
         None,
         "Scale rotary positions, V2PE's included: yarn:4, linear:2, dynamic:2 (default positions only), none, or a "
@@ -83,9 +79,8 @@ class ModelArguments:
     )
     attn_type: str | None = _flag(
         None,
-        "Attention over rows: packed (a rank a row), ring or ulysses (--chunk_num ranks a row); default by chunk_num.",
+        "Attention over rows: packed (one rank per row), ring or ulysses (--chunk_num ranks); default by --chunk_num.",
     )
-    img_emb_down_sample_ratio: int | None = _flag(None, "Not available: extra pooling of visual tokens.")
 
 
 @dataclass
@@ -115,9 +110,8 @@ class DataTrainingArguments:
     min_num_frame: int = _flag(4, "Fewest frames of a video; written to the checkpoint's config.")
     max_num_frame: int = _flag(20, "Most frames of a video; written to the checkpoint's config.")
     frame_sampling: str = _flag(
-        "rand", "Which frames of a video: rand, middle or uniform; or by the clock, fps1 or fps0.5 (frames a second)."
+        "rand", "Which frames of a video: rand, middle or uniform; or by the clock, fps1 or fps0.5 (frames per second)."
     )
-    neftune_alpha: float | None = _flag(None, "Removed: never had an effect. Use --neftune_noise_alpha.")
     normalize_type: Literal["imagenet", "clip", "siglip"] = _flag("imagenet", "Mean and deviation of pixel values.")
     use_packed_ds: bool = _flag(
         False, "Pack documents into rows; otherwise a row is --per_device_train_batch_size documents, end to end."
@@ -129,9 +123,6 @@ class DataTrainingArguments:
         "greedy", "How rows are chosen: greedy, best_fit (fullest) or balanced (full, and of equal work)."
     )
     log_freq: int = _flag(1000, "No effect: packing statistics are logged with every --logging_steps.")
-    strict_mode: bool = _flag(False, "Removed: rows are never padded.")
-    replacement: bool = _flag(False, "Removed: data always continues with the next epoch when it is exhausted.")
-    allow_overflow: bool = _flag(False, "Removed: a document is never cut to fit a row.")
     loss_reduction: Literal["token", "sample", "square"] = _flag(
         "token", "Weight of a target token in a document of n targets: 1, 1/n or 1/sqrt(n)."
     )
@@ -141,10 +132,9 @@ class DataTrainingArguments:
     loss_kernel: Literal["chunked", "liger"] = _flag(
         "chunked", "What computes the loss: chunked (ours, any device) or liger (liger-kernel, CUDA, token weights)."
     )
-    scale: float = _flag(25.0, "Not available: learning-rate factor of the layer-scale group.")
-    final_size: int = _flag(100, "Removed: part of the sequence-compression experiment.")
     rope_pos_id_version: str = _flag(
-        "default", "Visual positions: default (a token each), v2pe_fix (one stride), v2pe_rnd (random stride an image)."
+        "default",
+        "Visual positions: default (one per token), v2pe_fix (one stride), v2pe_rnd (random stride per image).",
     )
     rope_pos_id_stride: float | None = _flag(
         None, "Positions that one tile spans under v2pe_fix; fractions such as 0.0625 are fine."
@@ -160,13 +150,13 @@ class DataTrainingArguments:
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
-    """transformers' arguments, on CPU without asking where there is no GPU, plus names that its version 5 dropped."""
+    """transformers' arguments, those that its version 5 dropped, and ours; without a GPU they choose the CPU."""
 
     per_device_train_batch_size: int = _flag(1, "Documents in a row without packing; 1 with --use_packed_ds True.")
-    overwrite_output_dir: bool = _flag(False, "Start anew in an output_dir that is not empty, ignoring checkpoints.")
+    overwrite_output_dir: bool = _flag(
+        False, "Start from the beginning in an output_dir that is not empty, ignoring checkpoints."
+    )
     warmup_ratio: float | None = _flag(None, "Share of all steps with rising learning rate; or use --warmup_steps.")
-    evaluation_strategy: str = _flag("no", "Only no: checkpoints are evaluated by scripts/.")
-    group_by_length: bool = _flag(False, "Removed: packing makes rows of equal length.")
     skipped_path: str | None = _flag(None, "Where skipped samples are listed; default output_dir/skipped.jsonl.")
     vision_learning_rate: float | None = _flag(None, "Learning rate of the vision tower; default --learning_rate.")
     mlp_learning_rate: float | None = _flag(None, "Learning rate of the projector (mlp1); default --learning_rate.")
@@ -180,12 +170,19 @@ class TrainingArguments(transformers.TrainingArguments):
         "When loss or gradient norm is not finite: stop with the documents named and a checkpoint of the state before "
         "the step, or skip the step (listed in output_dir/bad_steps.jsonl). No effect with --fp16.",
     )
-    max_bad_steps: int = _flag(10, "With --nan_policy skip: stop at so many bad steps in sequence.")
+    max_bad_steps: int = _flag(10, "With --nan_policy skip: stop at this many bad steps in a row.")
     peak_tflops: float | None = _flag(
         None,
         "Dense TFLOP/s of one device in the training precision, for MFU; default: by the name of the GPU (bfloat16), "
         "no MFU where that is not known.",
     )
+
+    @property
+    def learning_rates(self) -> LearningRates:
+        """By part of the model."""
+        return LearningRates(
+            self.learning_rate, self.vision_learning_rate, self.mlp_learning_rate, self.vit_layer_decay_rate
+        )
 
 
 class Arguments(NamedTuple):
@@ -203,11 +200,11 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         argv: Arguments without the program name.
 
     Raises:
-        ConfigError: The json file is missing, no json object, or has an unknown key.
+        ConfigError: The json file is missing, not a json object, or has an unknown key; or a removed flag was given.
         SystemExit: As argparse does for --help (0) and unknown or ill-typed flags (2).
     """
     parser = HfArgumentParser(
-        (ModelArguments, DataTrainingArguments, TrainingArguments),  # type: ignore[arg-type]
+        (ModelArguments, DataTrainingArguments, TrainingArguments, RemovedArguments),  # type: ignore[arg-type]
         prog="internvl_chat_finetune.py",
         description="Fine-tune an InternVL2 checkpoint with V2PE positions. A single FILE.json supplies all arguments.",
         allow_abbrev=False,
@@ -221,6 +218,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         vars(given).update(values)
     else:
         given = parser.parse_args(list(argv))
+    refuse_removed_flags(given)
     model, data, training = (
         {f.name: getattr(given, f.name) for f in fields(kind) if f.init}
         for kind in (ModelArguments, DataTrainingArguments, TrainingArguments)
@@ -235,8 +233,8 @@ def build_training_arguments(
 
     Args:
         training: Fields of `TrainingArguments`, validated.
-        grad_checkpoint: Recompute activations (`ModelArguments.grad_checkpoint`).
-        offload_activations: Keep the inputs of recomputed layers in main memory (where the model is on a GPU).
+        grad_checkpoint: As in `ModelArguments`.
+        offload_activations: As in `ModelArguments`; without effect on a CPU.
 
     Raises:
         ConfigError: transformers refuses a value or a combination of values.
@@ -272,9 +270,8 @@ def validate_arguments(model: ModelArguments, data: DataTrainingArguments, train
 
     Raises:
         ConfigError: A flag is wrong; the message says what to change.
-        CheckpointError: The folder to start from is missing or is no checkpoint.
+        CheckpointError: The folder to start from is missing or not a checkpoint.
     """
-    _refuse_removed_flags(model, data, training)
     _check_positions(data)
     if model.rope_scaling is not None:
         parse_rope_scaling(model.rope_scaling).check_version(data.rope_pos_id_version)
@@ -283,44 +280,6 @@ def validate_arguments(model: ModelArguments, data: DataTrainingArguments, train
     _check_precision(training)
     _check_optimisation(training)
     _check_data_files(data)
-
-
-_COMPRESSION = "belonged to an abandoned sequence-compression experiment; remove the flag"
-_REMOVED: dict[str, str] = {
-    "compress_seq": _COMPRESSION,
-    "interaction": _COMPRESSION,
-    "fuse_method": _COMPRESSION,
-    "compress_method": _COMPRESSION,
-    "final_size": _COMPRESSION,
-    "neftune_alpha": "was stored and never read; use --neftune_noise_alpha",
-    "strict_mode": "padded rows to full length; rows are never padded here, remove the flag",
-    "replacement": "is the only behaviour: data continues with the next epoch; remove the flag",
-    "allow_overflow": "cut documents to fit a row; raise --max_packed_tokens instead",
-    "group_by_length": "has no meaning for packed rows; remove the flag",
-    "evaluation_strategy": "must be no: evaluate checkpoints with scripts/evaluate_mmniah.sh and its like",
-    "eval_strategy": "must be no: evaluate checkpoints with scripts/evaluate_mmniah.sh and its like",
-    "vision_path": "belongs to `python -m internvl.tools.assemble`; give what it makes as --model_name_or_path",
-    "llm_path": "belongs to `python -m internvl.tools.assemble`; give what it makes as --model_name_or_path",
-    "use_custom_trainer": "chose layer-wise learning-rate decay; use --vit_layer_decay_rate, "
-    "--vision_learning_rate and --mlp_learning_rate, which need no such switch",
-    "scale": "(learning-rate factor of layer scales) is not available; remove the flag",
-    "img_emb_down_sample_ratio": "is not available; set --down_sample_ratio as the checkpoint has it",
-    "label_smoothing_factor": "is not available: the loss is computed inside the model; remove the flag",
-    "auto_find_batch_size": "is not available: a batch is one row; lower --max_packed_tokens instead",
-    "do_eval": "is not available: evaluate checkpoints with scripts/evaluate_mmniah.sh and its like",
-    "do_predict": "is not available: evaluate checkpoints with scripts/evaluate_mmniah.sh and its like",
-    "load_best_model_at_end": "needs evaluation during training, which is not available; remove the flag",
-}
-
-
-def _refuse_removed_flags(*groups: ModelArguments | DataTrainingArguments | Namespace) -> None:
-    kinds = (ModelArguments, DataTrainingArguments, TrainingArguments)
-    for group, kind in zip(groups, kinds, strict=True):
-        for f in fields(kind):
-            given = getattr(group, f.name, f.default)
-            # The enum transformers uses for strategies equals its string value.
-            if f.name in _REMOVED and f.default is not MISSING and given != f.default:
-                raise ConfigError(f"--{f.name} {given} {_REMOVED[f.name]}")
 
 
 def _check_positions(data: DataTrainingArguments) -> None:

@@ -1,13 +1,14 @@
-"""Steps whose loss or gradient is not a finite number: which documents they are about, and what becomes of them.
+"""Bad steps: optimiser steps whose loss or gradient is not finite are left out, with the documents named.
 
-    forward     a loss that is not finite makes the gradients of its rank not finite (`poison`)
-    backward    engines add gradients up over ranks, so every rank sees a gradient norm that is not finite
-    then        all ranks, without a message of their own: no optimiser step, documents named, stop or go on
+    forward     a non-finite loss makes every gradient of its rank NaN (`spread_nan`)
+    backward    the engines sum gradients over ranks, so every rank sees a non-finite gradient norm
+    then        all ranks leave the step out, name its documents, and stop or go on
 
-So a good step costs the ranks nothing but a look at the gradient norm.
+A good step costs one look at the gradient norm, and no message between ranks.
 """
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,39 +16,41 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from internvl.data.loader import LoaderMark
 from internvl.errors import InternVLError
 from internvl.train.checkpoint.generators import GeneratorStates
 
+logger = logging.getLogger(__name__)
+
 BAD_STEPS_FILE = "bad_steps.jsonl"
 
+Policy = Literal["stop", "skip"]
 Cause = Literal["document loss", "loss", "gradient norm"]
 
 _NUM_NAMED = 8  # documents in a message; the file lists all
-_CAUSES: tuple[Cause, ...] = ("document loss", "loss", "gradient norm")
+_CAUSES: tuple[Cause, ...] = ("document loss", "loss", "gradient norm")  # the most exact one first
 
 
 class NonFiniteStep(InternVLError):
-    """The loss or the gradient of a step is not a finite number."""
+    """The loss or the gradient of a step is not finite."""
 
 
-def poison(loss: Tensor) -> Tensor:
-    """A loss that is not finite becomes nan, which its backward pass hands to every gradient; others stay as they are.
-
-    Needed for infinity, whose gradient may well be finite.
-    """
+def spread_nan(loss: Tensor) -> Tensor:
+    """Replace a non-finite loss with NaN, which its backward pass hands to every gradient; keep a finite one."""
+    # Infinity would not do: its gradient may well be finite, and other ranks would not notice.
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
 
 
-@dataclass
+@dataclass(frozen=True)
 class MicroBatch:
-    """What is known of a row in the step in progress; tensors stay on the device.
+    """What is known of one row of the step in progress; tensors stay on the device until a step turns out bad.
 
     Attributes:
         refs: (documents, 2) int64, data set and row of every document; None when the batch did not say.
-        losses: (documents,) sum(w * CE) of this rank's tokens; None when the loss does not give them.
+        losses: (documents,) sum(w * CE) over this rank's tokens; None when the loss does not give them.
         loss: Scalar, as the backward pass saw it.
     """
 
@@ -56,7 +59,7 @@ class MicroBatch:
     loss: Tensor | None = None
 
     def name_documents(self) -> list[tuple[Cause, int, int]]:
-        """(cause, data set, row) of its documents; those with a bad loss of their own, if there are any."""
+        """(cause, data set, row) of its documents; only those with a bad loss of their own, if there are any."""
         if self.refs is None:
             return []
         refs = self.refs.tolist()
@@ -68,30 +71,13 @@ class MicroBatch:
         return [("loss" if is_bad else "gradient norm", source, row) for source, row in refs]
 
 
-@dataclass
-class StepInProgress:
-    """What a step that may turn out bad is taken back to, and what is known of its rows.
-
-    Attributes:
-        mark: Position of the data before the step.
-        generators: Random generators before the step.
-        loss_sum: The Trainer's running sum of losses before the step.
-        micro_batches: Rows so far.
-    """
-
-    mark: LoaderMark
-    generators: GeneratorStates
-    loss_sum: Tensor
-    micro_batches: list[MicroBatch]
-
-
 @dataclass(frozen=True)
 class BadStep:
     """A step that was left out.
 
     Attributes:
         step: Its number, from 1.
-        cause: What was not finite: the loss of single documents, the loss of rows, or the gradient norm alone.
+        cause: What was not finite: the loss of single documents, the loss of rows, or only the gradient norm.
         documents: (data set, row in its annotation file from 0): those documents, the rows' documents, or the step's.
     """
 
@@ -119,11 +105,11 @@ class BadStep:
 
 
 def find_cause(step: int, named: Sequence[tuple[Cause, int, int]], sources: Sequence[str]) -> BadStep:
-    """The step's cause from what all ranks name: the most exact kind that any of them gives.
+    """Choose the most exact cause that any rank gives.
 
     Args:
         step: Number of the step.
-        named: What `MicroBatch.name_documents` gave on all ranks; those that share a row name documents repeatedly.
+        named: From `MicroBatch.name_documents` of all ranks; those that share a row name the same documents.
         sources: Names of the data sets.
     """
     for cause in _CAUSES:
@@ -131,3 +117,77 @@ def find_cause(step: int, named: Sequence[tuple[Cause, int, int]], sources: Sequ
         if refs:
             return BadStep(step, cause, tuple((sources[source], row) for source, row in refs))
     return BadStep(step, "gradient norm")
+
+
+@dataclass(frozen=True)
+class StateBeforeStep:
+    """What a bad step is taken back to: position of the data, random generators, running sum of the losses."""
+
+    mark: LoaderMark
+    generators: GeneratorStates
+    loss_sum: Tensor
+
+
+class BadSteps:
+    """Follows the step in progress; names the documents of a bad one and decides whether the run stops there.
+
+    Args:
+        policy: `stop` at the first bad step, or `skip` bad steps.
+        limit: With `skip`, stop at this many bad steps in a row.
+        sources: Names of the data sets.
+        folder: Where bad steps are listed; None: another rank does it.
+
+    Attributes:
+        before: State before the step in progress.
+    """
+
+    before: StateBeforeStep
+
+    def __init__(self, policy: Policy, *, limit: int, sources: Sequence[str], folder: Path | None):
+        self.policy, self.limit, self.sources, self.folder = policy, limit, tuple(sources), folder
+        self._rows: list[MicroBatch] = []
+        self._num_in_a_row = 0
+
+    def begin_step(self, mark: LoaderMark, loss_sum: Tensor) -> None:
+        """Remember the state that a bad step is taken back to; `loss_sum` may change afterwards."""
+        self.before = StateBeforeStep(mark, GeneratorStates.read(), loss_sum.clone())
+        self._rows = []
+
+    def note_row(self, row: MicroBatch) -> None:
+        """Note a row of the step in progress."""
+        self._rows.append(row)
+
+    def note_good_step(self) -> None:
+        """A good step ends a sequence of bad ones."""
+        self._num_in_a_row = 0
+
+    def name_bad_step(self, number: int) -> BadStep:
+        """List what is wrong with the step in progress. Collective over all ranks."""
+        self._num_in_a_row += 1
+        named = [entry for row in self._rows for entry in row.name_documents()]
+        bad_step = find_cause(number, gather_object(named), self.sources)
+        if self.folder is not None:
+            bad_step.append_to(self.folder)
+            logger.warning("%s; no optimiser step", bad_step.describe())
+        return bad_step
+
+    def blame_engine(self, bad_step: BadStep) -> NonFiniteStep:
+        """The error of a bad step that DeepSpeed did not leave out."""
+        return NonFiniteStep(
+            f"{bad_step.describe()}; DeepSpeed has taken the step, so the weights are lost: start again from the last "
+            "checkpoint, with ZeRO 1, 2 or 3 and without bf16.check_grad_overflow false, which leave such steps out"
+        )
+
+    def judge(self, bad_step: BadStep) -> NonFiniteStep | None:
+        """The error that stops the run after it has saved the state before the step; None: the run goes on."""
+        if self.policy == "skip" and self._num_in_a_row < self.limit:
+            return None
+        repeated = f", as in {self.limit - 1} steps before it (--max_bad_steps {self.limit})"
+        return NonFiniteStep(
+            bad_step.describe()
+            + (repeated if self.policy == "skip" else "")
+            + f"; the state before it is checkpoint-{bad_step.step - 1}: repair or remove the documents, lower "
+            "--learning_rate"
+            + (", or pass --nan_policy skip" if self.policy == "stop" else "")
+            + ", and start the same command again"
+        )

@@ -1,28 +1,27 @@
-"""Options that trade time for memory, put on a model before or while it trains."""
+"""Memory savings: options that trade time for memory, set on a model before or while it trains."""
 
 import ctypes
 import ctypes.util
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.recompute import keep_ring_outputs
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep main memory that it frees, as the allocator of a GPU does.
+    """Let this process keep main memory that it frees, as the allocator of a GPU does. For training on a CPU.
 
-    glibc takes every large tensor from the system and gives it back when it is freed, and the next one waits for fresh
-    pages: a third of a training step on rows of 4,096 tokens (`benchmarks/decoder.py --give_back`). Both settings are
-    needed: either one alone switches off the other's adaptation. For training on a CPU; the process stays as large as
-    it once was.
+    glibc takes every large tensor from the system and returns it when it is freed, and the next one waits for fresh
+    pages: a third of a training step on rows of 4,096 tokens (`benchmarks/decoder.py --give_back`). The process stays
+    as large as it once was.
 
     Returns:
         Whether the C library took both settings (glibc does).
@@ -31,19 +30,20 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(name), "mallopt", None) if name else None
     if mallopt is None:
         return False
+    # Both are needed: either one alone switches off the other's adaptation.
     from_heap = mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)  # old versions take at most 2^25
     return bool(from_heap and mallopt(_M_TRIM_THRESHOLD, -1))
 
 
 def tile_mlps(decoder: nn.Module, *, num_tokens: int) -> int:
-    """Let at most `num_tokens` tokens pass every MLP of a decoder at a time; the backward pass computes them anew.
+    """Let at most `num_tokens` tokens pass every MLP of a decoder at a time; the backward pass recomputes them.
 
-    Without tiles the widest activations of a layer, (tokens, intermediate size), exist for the whole row at a time;
-    with them for one tile. Results and gradients are the same. The MLPs keep their class and parameter names.
+    The widest activations of a layer, (tokens, intermediate size), then exist for one tile instead of the whole row.
+    Results and gradients are the same. The MLPs keep their class and parameter names.
 
     Args:
         decoder: A decoder of any family; its layers hold an MLP as `feed_forward` or `mlp`.
-        num_tokens: Tokens of a tile.
+        num_tokens: Tokens per tile.
 
     Returns:
         How many MLPs were changed.
@@ -70,8 +70,16 @@ class _TiledForward:
 class KeepAttention(TrainerCallback):
     """Lets gradient checkpointing keep attention outputs (see `internvl.parallel.recompute`)."""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: InternVLChatModel | None = None,
+        **kwargs: object,
+    ) -> None:
         """The Trainer has chosen the checkpointing function by now; give it the contexts that keep outputs."""
+        assert model is not None
         for module in model.language_model.modules():
             if getattr(module, "gradient_checkpointing", False):
                 module._gradient_checkpointing_func = partial(

@@ -1,7 +1,7 @@
-"""From a checkpoint folder and flags to the model that a run starts with.
+"""Model loading: from a checkpoint folder and flags to the model that a run starts with.
 
-The model is loaded whole on every process, also under ZeRO-3, which shards it when training starts: freezing, new
-tokens, LoRA and resized position tables then need no sharded special case.
+Every process loads the whole model, also under ZeRO-3, which shards it when training starts: so freezing, new tokens,
+LoRA and resized position tables need no special case for shards.
 """
 
 import logging
@@ -46,7 +46,7 @@ def load_training_model(
         model_args: Checkpoint folder and model flags; a rope scaling among them is saved in the config.
         data_args: Template, tiling, positions: what the checkpoint's config must say after training.
         tokenizer: From `load_training_tokenizer`.
-        num_added_tokens: From `load_training_tokenizer`; the vocabulary grows when it is not 0.
+        num_added_tokens: From there too; the vocabulary grows by as many.
         dtype: Of the weights.
 
     Raises:
@@ -69,6 +69,7 @@ def load_training_model(
 
 
 def _update_config(config: InternVLChatConfig, model_args: ModelArguments, data_args: DataTrainingArguments) -> None:
+    # The projector's input width depends on the ratio, so its weights fit this one only.
     if config.downsample_ratio != data_args.down_sample_ratio:
         raise ConfigError(
             f"--down_sample_ratio {data_args.down_sample_ratio} contradicts the checkpoint's "

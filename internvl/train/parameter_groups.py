@@ -1,4 +1,4 @@
-"""Learning rates by part of the model, and by layer of the vision tower.
+"""Parameter groups: learning rates by part of the model, and by layer of the vision tower.
 
     part                          learning rate                                       name of the group
     decoder                       learning_rate                                       llm
@@ -6,24 +6,36 @@
     ViT layer i of L              vision_learning_rate * decay ** (L - i)             vit_layer_i
     ViT embeddings                vision_learning_rate * decay ** (L + 1)             vit_embeddings
 
-With a decay of 1 the tower is one group, `vit`. Rates that are not given are `learning_rate`; with none of the three
-flags everything is one group, `all`. Norms and biases have no
-weight decay, by the names that transformers' Trainer goes by.
+With a decay of 1 the tower is one group, `vit`. Rates that are not given equal `learning_rate`; with none of the three
+flags all parameters are one group, `all`. Norms and biases have no weight decay, by the names that transformers'
+Trainer goes by.
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from internvl.model.modeling_internvl_chat import InternVLChatModel
 
 _VIT_LAYER = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.")
 
 
+class ParameterGroup(TypedDict):
+    """A group as torch's optimisers take it; the name is for logs."""
+
+    name: str
+    params: list[nn.Parameter]
+    lr: float
+    weight_decay: float
+
+
 @dataclass(frozen=True)
 class LearningRates:
-    """What the flags say.
+    """The learning rates that the flags ask for.
 
     Attributes:
         base: `--learning_rate`.
@@ -39,7 +51,7 @@ class LearningRates:
 
     @property
     def are_uniform(self) -> bool:
-        """Whether every part has the base rate."""
+        """Whether every part trains with the base rate."""
         return self.vision is None and self.projector is None and self.vit_decay == 1.0
 
     def choose(self, name: str, *, num_vit_layers: int) -> tuple[str, float]:
@@ -66,37 +78,39 @@ class LearningRates:
 
 
 def build_parameter_groups(
-    parameters: Iterable[tuple[str, nn.Parameter]],
+    model: InternVLChatModel,
     rates: LearningRates,
     *,
-    num_vit_layers: int,
     decayed: Collection[str],
     weight_decay: float,
-) -> list[dict[str, Any]]:
-    """Groups for an optimiser, of the parameters that train; the decoder's come first.
+) -> list[ParameterGroup]:
+    """Group the parameters that train for an optimiser; the decoder's groups come first.
 
-    Args:
-        parameters: Names and parameters, each parameter once.
-        rates: Learning rates.
-        num_vit_layers: Layers of the vision tower.
-        decayed: Names of the parameters with weight decay.
-        weight_decay: Theirs.
-
-    Returns:
-        Dicts `name`, `params`, `lr`, `weight_decay`. A part has up to two groups of its name, with and without decay.
+    A name has up to two groups, with and without weight decay: `decayed` are the parameters that have it.
     """
-    chosen: dict[tuple[str, bool], dict[str, Any]] = {}
-    for name, parameter in parameters:
+    chosen: dict[tuple[str, bool], ParameterGroup] = {}
+    num_vit_layers = len(model.vision_model.encoder.layers)
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         group, rate = rates.choose(name, num_vit_layers=num_vit_layers)
         decays = name in decayed
-        entry = {"name": group, "params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+        entry = ParameterGroup(name=group, params=[], lr=rate, weight_decay=weight_decay if decays else 0.0)
         chosen.setdefault((group, decays), entry)["params"].append(parameter)
     return [chosen[key] for key in sorted(chosen, key=_order)]
 
 
 def _order(key: tuple[str, bool]) -> tuple[int, int, bool]:
+    # The decoder comes before other parts: the first group's rate is logged as the run's learning rate.
     group, decays = key
     part, _, layer = group.partition("_layer_")
     return ("all", "llm", "projector", "vit_embeddings", "vit").index(part), int(layer or 0), not decays
+
+
+def read_learning_rates(scheduler: LRScheduler | None, names: Sequence[str]) -> dict[str, float]:
+    """Learning rate of each group (by its name) in the next step; empty where the schedule cannot tell."""
+    try:
+        rates = [float(rate) for rate in scheduler.get_last_lr()]  # type: ignore[union-attr]
+    except (AssertionError, AttributeError):  # DeepSpeed's own schedules before their first step; some schedules always
+        return {}
+    return dict(zip(names, rates, strict=True)) if len(rates) == len(names) else {}

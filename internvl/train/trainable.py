@@ -1,4 +1,4 @@
-"""Which parameters are trained: freezing, LoRA adapters, and folding adapters back into plain weights.
+"""Trainable: which parameters are trained - freezing, LoRA adapters, and folding adapters back into plain weights.
 
 part        frozen by           exceptions
 ViT         freeze_backbone     unfreeze_vit_layers; use_backbone_lora trains adapters only
@@ -124,6 +124,7 @@ def merge_lora(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         if key.endswith(_BASE):
             layer = key.removesuffix(_BASE)
+            # In float32: bfloat16 would round most of a small update away.
             update = torch.matmul(state[layer + _UP].float(), state[layer + _DOWN].float())
             weight = (weight.float() + LORA_ALPHA_PER_RANK * update).to(weight.dtype)
         merged[key.replace(".base_layer.", ".")] = weight

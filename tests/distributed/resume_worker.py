@@ -26,7 +26,9 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from internvl.errors import CheckpointError
 from internvl.parallel.launch import finish_distributed
-from internvl.train.internvl_chat_finetune import run_training
+from internvl.train.checkpoint.contents import step_of
+from internvl.train.checkpoint.writing import CheckpointWriter
+from internvl.train.finetune import run_training
 from internvl.train.run.preemption import EXIT_PREEMPTED
 from internvl.train.trainer import V2PETrainer
 
@@ -45,26 +47,26 @@ class FaultyRun:
         self.output_dir = Path(arguments[arguments.index("--output_dir") + 1])
 
     def start(self) -> None:
-        compute_loss, publish = V2PETrainer.compute_loss, V2PETrainer._publish
+        compute_loss, publish = V2PETrainer.compute_loss, CheckpointWriter.publish
 
         def compute_faulty_loss(trainer, *args, **kwargs):
-            self.strike(trainer, trainer.state.global_step + 1, STEP_FAULTS)
+            self.strike(trainer.args.process_index, trainer.state.global_step + 1, STEP_FAULTS)
             return compute_loss(trainer, *args, **kwargs)
 
-        def publish_faulty(trainer, *args, **kwargs):
-            self.strike(trainer, trainer.state.global_step, ("save",))
-            return publish(trainer, *args, **kwargs)
+        def publish_faulty(writer, staged, *args, **kwargs):
+            self.strike(0, step_of(staged), ("save",))
+            return publish(writer, staged, *args, **kwargs)
 
         V2PETrainer.compute_loss = compute_faulty_loss  # type: ignore[method-assign]
-        V2PETrainer._publish = publish_faulty  # type: ignore[method-assign]
+        CheckpointWriter.publish = publish_faulty  # type: ignore[method-assign]
         try:
             while not self.is_done():
                 pass
         finally:
             V2PETrainer.compute_loss = compute_loss  # type: ignore[method-assign]
-            V2PETrainer._publish = publish  # type: ignore[method-assign]
+            CheckpointWriter.publish = publish  # type: ignore[method-assign]
 
-    def strike(self, trainer: V2PETrainer, step: int, kinds: tuple[str, ...]) -> None:
+    def strike(self, process_index: int, step: int, kinds: tuple[str, ...]) -> None:
         for fault in [fault for fault in self.faults if fault[0] in kinds and fault[1] == step]:
             self.faults.remove(fault)
             kind, _, rank = fault
@@ -72,7 +74,7 @@ class FaultyRun:
                 raise Crash
             if kind == "full":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, NO_LIMIT[1]))
-            elif trainer.args.process_index == rank:
+            elif process_index == rank:
                 self.strike_rank(kind)
 
     def strike_rank(self, kind: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from internvl.model.registration import load_tokenizer
-from internvl.train.checkpoint.writing import find_problem
+from internvl.train.checkpoint.contents import find_problem
 from tests.distributed.test_training import zero_config
 from tests.train.tiny_run import flags, launch, tail
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from internvl.errors import ParallelError
 from internvl.parallel.launch import RankEnv, find_free_port, init_distributed
-from internvl.train.checkpoint.writing import find_problem, list_checkpoints
+from internvl.train.checkpoint.contents import find_problem, list_checkpoints
 from internvl.train.run.state import read_run_state
 from tests.distributed.test_preemption import start_ranks
 from tests.distributed.test_resume import assert_same_run

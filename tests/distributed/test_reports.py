@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.grid import Grid
 from internvl.train.arguments import parse_arguments
-from internvl.train.internvl_chat_finetune import _build_loader
+from internvl.train.finetune import _build_loader
 from internvl.train.model_loading import load_training_tokenizer
 from tests.distributed.test_training import Runs, zero_config
 from tests.train.tiny_run import flags, launch, tail

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from internvl.train.checkpoint.writing import find_problem
+from internvl.train.checkpoint.contents import find_problem
 from tests.distributed.test_training import zero_config
 from tests.train.tiny_run import flags, launch, read_losses, tail
 

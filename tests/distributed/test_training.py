@@ -15,7 +15,7 @@ from transformers import AutoModel
 
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
-from internvl.train.checkpoint.writing import find_problem
+from internvl.train.checkpoint.contents import find_problem
 from tests.train.tiny_run import ENTRY, REPOSITORY, clean_environment, flags, launch, read_losses, tail
 
 WORKER = Path(__file__).with_name("train_worker.py")

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from internvl.parallel.launch import finish_distributed
-from internvl.train.internvl_chat_finetune import run_training
+from internvl.train.finetune import run_training
 
 if __name__ == "__main__":
     for number, arguments in enumerate(json.loads(Path(sys.argv[1]).read_text())):

@@ -19,7 +19,7 @@ from internvl.plan.activations import (
     saved_by_projector,
     saved_by_vision_layer,
 )
-from internvl.plan.published import PUBLISHED
+from internvl.plan.released_models import RELEASED
 from internvl.plan.sizes import Trained, count_parameters, extract_sizes, read_sizes
 from internvl.train.arguments import ModelArguments
 from internvl.train.trainable import VIT_LORA_TARGETS, add_lora, find_lora_targets, select_trainable
@@ -126,7 +126,7 @@ def test_trained_parameters_are_those_that_training_selects(choice, family):
 
 
 def test_published_sizes_have_the_parameters_of_the_model_cards():
-    millions = {name: round(count_parameters(read_sizes(name)).total / 1e6, 2) for name in PUBLISHED}
+    millions = {name: round(count_parameters(read_sizes(name)).total / 1e6, 2) for name in RELEASED}
     assert millions["InternVL2-2B"] == 2205.75
     assert millions["InternVL2-8B"] == 8075.37
     assert millions["InternVL2-26B"] == 25514.19

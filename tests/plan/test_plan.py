@@ -16,6 +16,7 @@ from internvl.plan.cost import (
     count_pairs,
     count_sent,
     decoder_flops,
+    describe_row,
     plan_cost,
     prefill_work,
     ring_rows,
@@ -150,8 +151,8 @@ def test_forward_flops_are_those_that_torch_counts(family):
     counted = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
     scores = sum(flops for op, flops in counted.items() if "attention" in op)
     setting = Setting(max_packed_tokens=tokens, tiles=tiles)
-    matrices, attention = decoder_flops(sizes, setting)
-    tower, projector = vision_flops(sizes, setting)
+    matrices, attention = decoder_flops(sizes, describe_row(setting))
+    tower, projector = vision_flops(sizes, describe_row(setting))
     tower_scores = tiles * sizes.vision.num_layers * 4 * 17**2 * 32
     head = 2 * tokens * sizes.decoder.table
     assert sum(counted.values()) - scores == matrices + tower + projector + head - tower_scores
@@ -165,10 +166,10 @@ def test_work_of_training_counts_what_is_needed_and_recomputed():
     head = 2 * 64 * sizes.decoder.table
     plain = training_work(sizes, setting)
     assert plain.model == pytest.approx(3 * (forward + head))
-    _, attention = decoder_flops(sizes, setting)
+    _, attention = decoder_flops(sizes, describe_row(setting))
     assert plain.executed == pytest.approx(plain.model + 0.5 * attention)
     again = training_work(sizes, replace(setting, grad_checkpoint=True))
-    projector = vision_flops(sizes, setting)[1]
+    projector = vision_flops(sizes, describe_row(setting))[1]
     assert again.executed - plain.executed == pytest.approx(forward - projector)
     assert again.model == plain.model
     frozen = training_work(sizes, replace(setting, trained=Trained(freeze_backbone=True, freeze_mlp=True)))

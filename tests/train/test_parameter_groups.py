@@ -17,13 +17,7 @@ def model(checkpoint):
 
 def build(model, **rates):
     decayed = Trainer.get_decay_parameter_names(None, model)
-    return build_parameter_groups(
-        model.named_parameters(),
-        LearningRates(BASE, **rates),
-        num_vit_layers=len(model.vision_model.encoder.layers),
-        decayed=decayed,
-        weight_decay=DECAY,
-    )
+    return build_parameter_groups(model, LearningRates(BASE, **rates), decayed=decayed, weight_decay=DECAY)
 
 
 def read_settings(model, groups):

@@ -1,1 +1,1 @@
-"""Checkpoints: written whole or not at all, continued on any number of ranks."""
+"""Checkpoints of a run: what they hold, how they are written, which one is resumed, on how many ranks."""

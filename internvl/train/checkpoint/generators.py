@@ -1,8 +1,7 @@
-"""The random generators of a process, as they were at some moment."""
+"""Random generators of a process: their states at some moment, to which they can be set back."""
 
 import random
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,19 +10,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GeneratorStates:
-    """States of Python's, numpy's and torch's global generators; the GPU's where there is one."""
+    """States of the global generators of Python, numpy and torch; of the GPU where there is one."""
 
-    python: Any
-    numpy: Any
+    python: tuple[object, ...]
+    numpy: dict[str, object]
     cpu: Tensor
     cuda: Tensor | None
 
     @classmethod
     def read(cls) -> "GeneratorStates":
-        """As they are now."""
+        """The states now."""
+        # Asking for a GPU's state would initialise CUDA in a process that does not use it.
         has_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
         cuda = torch.cuda.get_rng_state() if has_cuda else None
-        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
+        return cls(random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state(), cuda)
 
     def restore(self) -> None:
         """Set the generators back."""

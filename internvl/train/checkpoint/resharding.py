@@ -1,4 +1,4 @@
-"""A DeepSpeed checkpoint of some ranks, made ready for another number of them.
+"""Resharding: a DeepSpeed checkpoint of some ranks, made ready for another number of them.
 
 With ZeRO every rank saves its own slice of the optimiser (with stage 3, of the weights too). DeepSpeed's universal
 format holds whole tensors instead, of which any number of ranks take their slices:
@@ -7,8 +7,8 @@ format holds whole tensors instead, of which any number of ranks take their slic
         -> .resharded/checkpoint-20/global_step20/zero/PARAMETER/{fp32,exp_avg,exp_avg_sq}.pt
         -> slice of rank 0 | slice of rank 1 | slice of rank 2 | slice of rank 3
 
-Rank 0 has DeepSpeed's own converter write the copy, in a process of its own; the checkpoint stays as it is. The copy
-goes at the run's next save: what is saved from then on are slices of the new ranks.
+Rank 0 lets DeepSpeed's own converter write the copy in a process of its own; the checkpoint stays as it is. The copy is
+removed at the run's next save, which holds slices of the new ranks.
 """
 
 import logging
@@ -19,9 +19,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from internvl.errors import CheckpointError, ConfigError
 
@@ -37,19 +37,14 @@ _NUM_LINES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Slices:
-    """How DeepSpeed split a checkpoint.
-
-    Attributes:
-        num_ranks: Ranks that saved it.
-        has_weights: Whether weights are split as well (ZeRO-3), not only the optimiser.
-    """
+    """How DeepSpeed split a checkpoint: by how many ranks, and whether weights are split as well (ZeRO-3)."""
 
     num_ranks: int
     has_weights: bool
 
 
 def find_slices(checkpoint: Path) -> Slices | None:
-    """How a checkpoint is split; None: not at all, it was saved without DeepSpeed."""
+    """How a checkpoint is split; None: it was saved without DeepSpeed."""
     for folder in checkpoint.glob("global_step*"):
         if num_ranks := len([*folder.glob(_SLICE_OF_OPTIMISER)]):
             return Slices(num_ranks, has_weights=any(folder.glob(_SLICE_OF_WEIGHTS)))
@@ -57,15 +52,10 @@ def find_slices(checkpoint: Path) -> Slices | None:
 
 
 def check_engine(checkpoint: Path, *, zero_stage: int) -> None:
-    """Make sure that the optimiser of a checkpoint can be read by this run.
-
-    Args:
-        checkpoint: Where the run continues.
-        zero_stage: DeepSpeed's stage in this run; 0: without DeepSpeed.
+    """Check that this run can read the optimiser of a checkpoint; stage 0 means without DeepSpeed.
 
     Raises:
-        ConfigError: It was saved with DeepSpeed and the run goes without, or the other way round, or weights are split
-            in one of both only.
+        ConfigError: Only one of the two uses DeepSpeed, or only one of them splits weights.
     """
     slices = find_slices(checkpoint)
     saved = "without DeepSpeed" if slices is None else "with ZeRO-3" if slices.has_weights else "with ZeRO-1 or ZeRO-2"
@@ -80,18 +70,14 @@ def check_engine(checkpoint: Path, *, zero_stage: int) -> None:
 
 
 def resharded_folder(output_dir: Path) -> Path:
-    """Where copies for another number of ranks lie."""
+    """Where copies for another number of ranks are."""
     return output_dir / _RESHARDED
 
 
 def write_universal_copy(checkpoint: Path, output_dir: Path) -> Path:
     """Write a copy of a checkpoint that any number of ranks can load.
 
-    It takes 12 bytes per trained parameter on the disk, twice as much while it is written.
-
-    Args:
-        checkpoint: A DeepSpeed checkpoint; it is only read.
-        output_dir: Folder of the run, in which the copy is written.
+    It takes 12 bytes of disk per trained parameter, twice as much while it is written.
 
     Returns:
         output_dir/.resharded/checkpoint-N: the optimiser in the universal format and all small files.
@@ -106,6 +92,7 @@ def write_universal_copy(checkpoint: Path, output_dir: Path) -> Path:
         if path.is_file() and path.suffix not in (".safetensors", ".bin"):
             shutil.copy2(path, copy)
     slices = next(folder for folder in checkpoint.glob("global_step*") if any(folder.glob(_SLICE_OF_OPTIMISER)))
+    # A plain name in the copy, because the converter reads its input path as a pattern.
     (copy / _SOURCE).symlink_to(slices.resolve())
     _convert(copy, slices.name)
     (copy / _SOURCE).unlink()
@@ -113,11 +100,12 @@ def write_universal_copy(checkpoint: Path, output_dir: Path) -> Path:
 
 
 def _convert(folder: Path, name: str) -> None:
-    """Run DeepSpeed's converter inside `folder`: it takes its paths for patterns, so they must be plain names."""
+    """Run DeepSpeed's converter inside `folder`."""
     num_workers = str(min(_MAX_WORKERS, len(os.sched_getaffinity(0))))
     workers = ["--num_extract_workers", num_workers, "--num_merge_workers", num_workers]
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state", *workers]
     command += ["--input_folder", _SOURCE, "--output_folder", name]
+    # On the CPU: the GPUs belong to the ranks that wait for the copy.
     environ = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
     if result.returncode or not (folder / name / "zero" / "optimizer_state.pt").is_file():
@@ -130,27 +118,23 @@ def _convert(folder: Path, name: str) -> None:
         )
 
 
-def accept_universal_copy(deepspeed_config: dict[str, Any]) -> None:
+def accept_universal_copy(deepspeed_config: dict[str, dict[str, object]]) -> None:
     """Tell DeepSpeed, before it builds its engine, that the checkpoint is in the universal format."""
     deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
 
 
-def read_group_settings(copy: Path) -> list[Mapping[str, Any]]:
+def read_group_settings(copy: Path) -> list[dict[str, object]]:
     """What the optimiser's parameter groups had set (learning rate, weight decay, ...), in their order."""
     (path,) = copy.glob("global_step*/zero/optimizer_state.pt")
     groups = torch.load(path, map_location="cpu", mmap=True, weights_only=False)["param_groups"]
     return [{name: value for name, value in group.items() if name != "params"} for group in groups]
 
 
-def restore_settings(optimizer: torch.optim.Optimizer, settings: Sequence[Mapping[str, Any]]) -> None:
+def restore_settings(optimizer: torch.optim.Optimizer, settings: Sequence[Mapping[str, object]]) -> None:
     """Undo what DeepSpeed's loader of universal checkpoints does to an optimiser with several parameter groups.
 
-    With ZeRO-3 it gives all groups the settings of the first one, and one tensor that counts the steps of all, which
-    then runs as many times too fast as there are groups.
-
-    Args:
-        optimizer: The optimiser inside DeepSpeed's.
-        settings: What its groups had set, from `read_group_settings`.
+    With ZeRO-3 it gives all groups the settings of the first one. It also gives them one tensor that counts the steps,
+    which then counts each step once per group.
 
     Raises:
         CheckpointError: There are other groups than in the checkpoint.
@@ -166,3 +150,16 @@ def restore_settings(optimizer: torch.optim.Optimizer, settings: Sequence[Mappin
     for state in optimizer.state.values():
         if isinstance(step := state.get("step"), torch.Tensor):
             state["step"] = step.clone()
+
+
+class RestoreSettings(TrainerCallback):
+    """Calls `restore_settings` when DeepSpeed has loaded a universal copy."""
+
+    def __init__(self, copy: Path):
+        self.copy = copy
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Reach through accelerate's wrapper and DeepSpeed's optimiser to the one inside."""
+        restore_settings(kwargs["optimizer"].optimizer.optimizer, read_group_settings(self.copy))  # type: ignore[attr-defined]

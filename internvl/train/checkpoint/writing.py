@@ -1,12 +1,10 @@
-"""Where a run continues, and how a folder is written so that it is never seen half-written.
+"""Writing: how a checkpoint is written so that it is never seen half-written.
 
-A checkpoint is written by all ranks into a folder of another name. When every rank has written its part, rank 0 notes
-all files and their sizes in complete.json and gives the folder its name:
+All ranks write into a folder of another name. Then rank 0 lists the files in complete.json and renames the folder:
 
-    output_dir/.saving/checkpoint-20/...     ->     output_dir/checkpoint-20/{..., complete.json}
-
-So a folder checkpoint-N without complete.json, or with files of other sizes, was damaged later (or comes from
-elsewhere), and a run does not continue from it by itself.
+    every rank   weights, optimiser slice, generators    -> output_dir/.saving/checkpoint-20/
+    all          data positions, lists of files          -> rank 0
+    rank 0       checks, complete.json, rename           -> output_dir/checkpoint-20/; then older ones are deleted
 """
 
 import errno
@@ -21,100 +19,145 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
+from accelerate.utils import gather_object, wait_for_everyone
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from internvl.atomic import REMOVED_PREFIX, publish_folder, remove_folder, replace_files, write_json
-from internvl.data.cursor import LoaderState
-from internvl.errors import CheckpointError, ConfigError
-from internvl.train.checkpoint.resharding import resharded_folder
+from internvl.data.cursor import merge_states
+from internvl.errors import CheckpointError
+from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.train.checkpoint.contents import (
+    MARKER,
+    POSITION_FILE,
+    TOTALS_FILE,
+    TRAINER_STATE_FILE,
+    compare_files,
+    find_best,
+    find_problem,
+    list_checkpoints,
+    list_files,
+    read_weight_names,
+    step_of,
+)
+from internvl.train.checkpoint.resharding import find_slices, resharded_folder, write_universal_copy
+from internvl.train.trainable import merge_lora
 
 logger = logging.getLogger(__name__)
 
-MARKER = "complete.json"
-POSITION_FILE = "data_position.json"
-
 _STAGING = ".saving"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_MODEL_PATTERNS = ("config.json", "*.safetensors", "pytorch_model*.bin")
 _WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
-_STATE_FILES = ("trainer_state.json", POSITION_FILE)
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What torch.save and safetensors say when a write fails: neither raises OSError.
 _FAILED_WRITE = re.compile(r"inline_container|PytorchStreamWriter|file write failed")
 _VISIBLE_WITHIN_S = 60.0  # files of other nodes on a network file system
 
 
-def find_resume_checkpoint(output_dir: str, *, overwrite: bool, wanted: str | None = None) -> str | None:
-    """Choose the checkpoint that a run continues from: the last one that is complete.
+class CheckpointWriter:
+    """Writes the checkpoints of a run; every rank has one, and all use it together.
 
     Args:
-        output_dir: Folder of the run.
-        overwrite: Start anew whatever the folder holds.
-        wanted: An explicit checkpoint folder, which wins, unless it is one of this run and damaged.
+        output_dir: Folder of the run, shared by all nodes.
+        is_main: Whether this rank publishes: one rank of the run does.
+        is_node_main: Whether this rank lists the files that its node sees.
+        num_ranks: Processes of the run.
+        keep: How many checkpoints stay besides the best one; None or 0: all.
+        tokenizer: Saved beside the weights.
+        companions: Further files that are copied beside the weights (generation_config.json).
 
-    Returns:
-        A checkpoint folder, or None to start from the beginning.
-
-    Raises:
-        ConfigError: The folder holds a model but no checkpoint, or `wanted` does not exist.
-        CheckpointError: Every checkpoint that comes into question is damaged.
+    Attributes:
+        folder: Where the Trainer writes: the staging folder while a checkpoint is written, else `output_dir`.
+        weight_names: Tensors that the next checkpoint must hold; empty: not checked.
     """
-    folder = Path(output_dir)
-    if wanted is not None and wanted.lower() not in ("true", "false"):
-        return _choose_wanted(Path(wanted), folder)
-    if overwrite or not folder.is_dir():
-        return None
-    checkpoints = list_checkpoints(folder)
-    if not checkpoints and any(path.is_file() for pattern in _MODEL_PATTERNS for path in folder.glob(pattern)):
-        raise ConfigError(
-            f"--output_dir {output_dir} is not empty and holds no checkpoint to continue from; choose another folder, "
-            "or pass --overwrite_output_dir True"
+
+    def __init__(
+        self,
+        output_dir: Path,
+        *,
+        is_main: bool,
+        is_node_main: bool,
+        num_ranks: int,
+        keep: int | None,
+        tokenizer: PreTrainedTokenizerBase,
+        companions: Iterable[Path] = (),
+    ):
+        self.output_dir, self.num_ranks, self.keep = output_dir, num_ranks, keep
+        self.is_main, self.is_node_main = is_main, is_node_main
+        self.tokenizer, self.companions = tokenizer, tuple(companions)
+        self.folder = output_dir
+        self.weight_names: set[str] = set()
+
+    @contextmanager
+    def stage(self, step: int, *, keep_older: bool = False) -> Iterator[Path]:
+        """Yield the folder to write checkpoint-`step` into; publish it when the block ends well. Collective.
+
+        Raises:
+            CheckpointError: The disk is full, or the checkpoint is not what was meant to be written.
+        """
+        self.folder = staging_folder(self.output_dir)
+        staged = self.folder / f"checkpoint-{step}"
+        self.remove_leftovers()
+        wait_for_everyone()  # nobody writes before rank 0 has removed what a killed run left
+        try:
+            with explain_failed_write(self.output_dir):
+                yield staged
+                # A rank that takes part in this gathering has written its files; a node's first rank sees all of them.
+                listings = gather_object([list_files(staged) if self.is_node_main else {}])
+                if self.is_main:
+                    self.publish(staged, listings, keep_older=keep_older)
+        finally:
+            self.folder = self.output_dir
+            self.remove_leftovers()
+        wait_for_everyone()
+
+    def save_model(self, folder: Path, model: InternVLChatModel, state: dict[str, Tensor], args: object) -> None:
+        """Write weights, config, tokenizer, companions and the Trainer's arguments; all files appear at once.
+
+        The run's own folder gets plain InternVL2 weights (adapters folded in).
+        """
+        self.weight_names = set(state) - set(model.all_tied_weights_keys)
+        if folder == self.output_dir:
+            state = merge_lora(state)  # a checkpoint keeps its adapters, which resuming needs
+        with explain_failed_write(self.output_dir), replace_model_files(folder) as staging:
+            model.save_pretrained(staging, state_dict=state)
+            self.tokenizer.save_pretrained(staging)
+            for companion in self.companions:
+                (staging / companion.name).write_bytes(companion.read_bytes())
+            torch.save(args, staging / "training_args.bin")
+
+    def write_progress(self, staged: Path, *, position: Mapping[str, object], totals: Mapping[str, object]) -> None:
+        """Add where this rank's data goes on, and what the whole run has done so far. Collective."""
+        positions = gather_object([position])
+        if self.is_main:
+            write_json(staged / POSITION_FILE, merge_states(positions), indent=None)
+            write_json(staged / TOTALS_FILE, totals)
+
+    def publish(self, staged: Path, listings: Iterable[Mapping[str, int]], *, keep_older: bool) -> None:
+        """Give a checkpoint that all ranks have written its name, then delete older ones."""
+        checkpoint = publish_checkpoint(
+            staged, listings=listings, weight_names=self.weight_names, num_ranks=self.num_ranks
         )
-    return _choose_complete(checkpoints)
+        if not keep_older:
+            rotate_checkpoints(checkpoint, keep=self.keep)
 
+    def reshard(self, checkpoint: Path) -> Path | None:
+        """Convert a DeepSpeed checkpoint of another number of ranks; None: it fits. Collective.
 
-def _choose_wanted(wanted: Path, output_dir: Path) -> str | None:
-    """A damaged checkpoint of the run's own folder gives way to the one before it."""
-    if not (wanted / "trainer_state.json").is_file():
-        raise ConfigError(f"--resume_from_checkpoint {wanted}: no such checkpoint (it has no trainer_state.json)")
-    if not (wanted / MARKER).is_file():
-        logger.warning("%s has no %s: whether it is complete is not known", wanted, MARKER)
-        return str(wanted)
-    own = list_checkpoints(output_dir) if output_dir.is_dir() else []
-    if wanted.resolve() in [path.resolve() for path in own]:
-        return _choose_complete([path for path in own if _step_of(path) <= _step_of(wanted)])
-    return _choose_complete([wanted])
+        Raises:
+            CheckpointError: Its slices cannot be read, or the copy cannot be written.
+        """
+        slices = find_slices(checkpoint)
+        if slices is None or slices.num_ranks == self.num_ranks:
+            return None
+        logger.info("converting %s from %d to %d ranks", checkpoint, slices.num_ranks, self.num_ranks)
+        return gather_object([write_universal_copy(checkpoint, self.output_dir)] if self.is_main else [])[0]
 
-
-def _choose_complete(checkpoints: list[Path]) -> str | None:
-    problems: dict[Path, str] = {}
-    for checkpoint in reversed(checkpoints):
-        problem = find_problem(checkpoint)
-        if problem is None:
-            for damaged, cause in problems.items():
-                logger.warning("%s is damaged (%s): continuing from %s instead", damaged, cause, checkpoint.name)
-            return str(checkpoint)
-        problems[checkpoint] = problem
-    if problems:
-        causes = "".join(f"\n  {checkpoint}: {problem}" for checkpoint, problem in problems.items())
-        raise CheckpointError(
-            f"none of the checkpoints is complete:{causes}\ndelete them (or pass --overwrite_output_dir True) to start "
-            "anew, or name one with --resume_from_checkpoint"
-        )
-    return None
-
-
-def list_checkpoints(output_dir: Path) -> list[Path]:
-    """Folders checkpoint-N by their N, complete or not."""
-    steps = {path: _CHECKPOINT.fullmatch(path.name) for path in output_dir.iterdir() if path.is_dir()}
-    return sorted((path for path, match in steps.items() if match), key=_step_of)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-# Writing a checkpoint -----------------------------------------------------------------------------------------------
+    def remove_leftovers(self) -> None:
+        """Remove what a killed run left half-written; rank 0 does."""
+        if self.is_main:
+            remove_leftovers(self.output_dir)
 
 
 def staging_folder(output_dir: Path) -> Path:
@@ -122,15 +165,10 @@ def staging_folder(output_dir: Path) -> Path:
     return output_dir / _STAGING
 
 
-def remove_partial_saves(output_dir: Path) -> None:
+def remove_leftovers(output_dir: Path) -> None:
     """Remove what a killed run left of a checkpoint that it was writing, deleting or converting."""
     for folder in (output_dir / _STAGING, resharded_folder(output_dir), *output_dir.glob(f"{REMOVED_PREFIX}*")):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def list_files(folder: Path) -> dict[str, int]:
-    """Relative path -> bytes of every file below a folder."""
-    return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
 
 def publish_checkpoint(
@@ -140,12 +178,9 @@ def publish_checkpoint(
 
     Args:
         staged: output_dir/.saving/checkpoint-N. An older folder checkpoint-N is replaced.
-        listings: `list_files` as each node sees them: a file of another node may become visible here a little later.
+        listings: `list_files` as each node sees them; files of other nodes may become visible here a little later.
         weight_names: Tensors that its safetensors files must hold; empty: weights are kept in other files.
         num_ranks: Processes of the run.
-
-    Returns:
-        The checkpoint, output_dir/checkpoint-N.
 
     Raises:
         CheckpointError: Files or tensors are missing.
@@ -156,28 +191,28 @@ def publish_checkpoint(
             expected[name] = max(size, expected.get(name, 0))
     if problem := _wait_for_files(staged, expected):
         raise CheckpointError(f"{staged}: {problem}; --output_dir must be one folder that all nodes share")
-    names = _read_weight_names(staged)
+    names = read_weight_names(staged)
     if missing := sorted(set(weight_names) - names):
         raise CheckpointError(f"{staged}: {len(missing)} weights were not written, among them {missing[0]}")
-    _write_through([staged / name for name in expected])
+    _flush_to_disk([staged / name for name in expected])
     loss = _read_recent_loss(staged, since=_last_step_before(staged))
     content = {"files": dict(sorted(expected.items())), "num_weights": len(names), "num_ranks": num_ranks, "loss": loss}
     write_json(staged / MARKER, content, indent=None)
-    _write_through([staged / MARKER])
+    _flush_to_disk([staged / MARKER])
     final = staged.parent.parent / staged.name
     publish_folder(staged, final)
-    _write_through([final.parent])
+    _flush_to_disk([final.parent])
     return final
 
 
 def _last_step_before(staged: Path) -> int:
-    published = [_step_of(path) for path in list_checkpoints(staged.parent.parent)]
-    return max((step for step in published if step < _step_of(staged)), default=0)
+    published = [step_of(path) for path in list_checkpoints(staged.parent.parent)]
+    return max((step for step in published if step < step_of(staged)), default=0)
 
 
 def _read_recent_loss(checkpoint: Path, *, since: int) -> float | None:
-    """Mean of the training losses logged behind step `since`; None where there is none, or no finite one."""
-    path = checkpoint / "trainer_state.json"
+    """Mean of the training losses logged after step `since`; None where there is none, or no finite one."""
+    path = checkpoint / TRAINER_STATE_FILE
     history = json.loads(path.read_text(encoding="utf-8")).get("log_history", []) if path.is_file() else []
     losses = [float(entry["loss"]) for entry in history if entry.get("step", 0) > since and "loss" in entry]
     mean = sum(losses) / len(losses) if losses else math.nan
@@ -186,32 +221,13 @@ def _read_recent_loss(checkpoint: Path, *, since: int) -> float | None:
 
 def _wait_for_files(folder: Path, expected: Mapping[str, int]) -> str | None:
     deadline = time.monotonic() + _VISIBLE_WITHIN_S
-    while (problem := _compare_files(folder, expected)) and time.monotonic() < deadline:
+    while (problem := compare_files(folder, expected)) and time.monotonic() < deadline:
         time.sleep(0.5)
     return problem
 
 
-def _compare_files(folder: Path, expected: Mapping[str, int]) -> str | None:
-    for name, size in expected.items():
-        try:
-            found = (folder / name).stat().st_size
-        except OSError:
-            return f"{name} is missing"
-        if found != size:
-            return f"{name} has {found} bytes, expected {size}"
-    return None
-
-
-def _read_weight_names(folder: Path) -> set[str]:
-    names: set[str] = set()
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            names.update(file.keys())
-    return names
-
-
-def _write_through(paths: Iterable[Path]) -> None:
-    """Have files and folders on the disk: a node may lose power."""
+def _flush_to_disk(paths: Iterable[Path]) -> None:
+    # A node may lose power: without fsync the rename can reach the disk before the content does.
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -220,49 +236,8 @@ def _write_through(paths: Iterable[Path]) -> None:
             os.close(descriptor)
 
 
-def find_problem(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: all files there, sizes, readable states, number of weights.
-
-    File contents are not read beyond that: a changed bit in a weight is not found.
-    """
-    try:
-        marker = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
-        files, num_weights = dict(marker["files"]), int(marker["num_weights"])
-    except FileNotFoundError:
-        return f"it has no {MARKER}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MARKER} cannot be read: {error!r}"
-    if problem := _compare_files(checkpoint, files):
-        return problem
-    try:
-        for name in _STATE_FILES:
-            if name in files:
-                json.loads((checkpoint / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return f"{name} cannot be read: {error}"
-    try:
-        found = len(_read_weight_names(checkpoint))
-    except (OSError, SafetensorError) as error:
-        return f"the weights cannot be read: {error}"
-    return None if found == num_weights else f"it holds {found} weights, expected {num_weights}"
-
-
-def find_best(checkpoints: Iterable[Path]) -> Path | None:
-    """The complete checkpoint with the lowest training loss on the way to it; the earlier one of two equal ones.
-
-    There is no evaluation during training, so the loss is the mean of those logged since the checkpoint before
-    (`loss` in complete.json). None where no loss was logged.
-    """
-    losses: dict[Path, float] = {}
-    for checkpoint in sorted(checkpoints, key=_step_of):
-        if find_problem(checkpoint) is None:
-            loss = json.loads((checkpoint / MARKER).read_text(encoding="utf-8")).get("loss")
-            losses |= {} if loss is None else {checkpoint: loss}
-    return min(losses, key=lambda checkpoint: losses[checkpoint], default=None)
-
-
 def rotate_checkpoints(newest: Path, *, keep: int | None) -> None:
-    """Delete older checkpoints but the best one, once the newest one is seen to be complete.
+    """Delete older checkpoints except the best one, after a look at the newest one.
 
     Args:
         newest: The checkpoint just written.
@@ -275,7 +250,7 @@ def rotate_checkpoints(newest: Path, *, keep: int | None) -> None:
         raise CheckpointError(f"{newest} was damaged while it was saved ({problem}); older checkpoints are kept")
     if not keep:
         return
-    older = [path for path in list_checkpoints(newest.parent) if _step_of(path) < _step_of(newest)]
+    older = [path for path in list_checkpoints(newest.parent) if step_of(path) < step_of(newest)]
     best = find_best([*older, newest])
     num_kept = 1
     for checkpoint in reversed(older):
@@ -314,21 +289,6 @@ def _is_failed_write(error: Exception) -> bool:
     return isinstance(error, SafetensorError) or bool(_FAILED_WRITE.search(str(error)))
 
 
-def read_position(checkpoint: Path) -> LoaderState:
-    """The position of the training data in a checkpoint.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    try:
-        return json.loads((checkpoint / POSITION_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{checkpoint} has no readable {POSITION_FILE} ({error}): where its data goes on is not known. Resume from "
-            "another checkpoint, or pass --ignore_data_skip True to start the data from its beginning"
-        ) from None
-
-
 @contextmanager
 def replace_model_files(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to write a model into; its files appear in `folder`, config.json last.
@@ -339,14 +299,9 @@ def replace_model_files(folder: Path) -> Iterator[Path]:
 
     def remove_stale_weights(new: set[str]) -> None:
         if any(Path(name).match(pattern) for name in new for pattern in _WEIGHT_PATTERNS):
-            _remove_stale_weights(folder, new)
+            for path in [path for pattern in _WEIGHT_PATTERNS for path in folder.glob(pattern)]:
+                if path.name not in new:
+                    path.unlink(missing_ok=True)
 
     with replace_files(folder, last="config.json", before_moving=remove_stale_weights) as staging:
         yield staging
-
-
-def _remove_stale_weights(folder: Path, new: set[str]) -> None:
-    for pattern in _WEIGHT_PATTERNS:
-        for path in folder.glob(pattern):
-            if path.name not in new:
-                path.unlink()

@@ -1,1 +1,1 @@
-"""A run: what it was, what became of it, what it reports."""
+"""A run: its state and record, signals that stop it, counts and metrics that it reports."""

@@ -1,11 +1,11 @@
-"""What a process counts of the rows that it trains on: by row, by document, by data set.
+"""Counts of the rows that a process trains on: by row, by document, by data set.
 
     batch --note--> step in progress --end_step--> since the last report --take--> vector, summed over processes
                          |                                                             |
                          +-- left out (loss or gradient not finite): forgotten         +-> Counts
 
-Counts are float64 (exact up to 2^53). What needs the loss stays on the device until `take`, so that a step waits for
-nothing.
+Counts are float64 (exact up to 2^53). What needs the loss stays on the device until `take`, so that no step waits for
+the device.
 """
 
 import json
@@ -39,7 +39,7 @@ class Counts:
 
     @classmethod
     def zeros(cls, sources: Sequence[str]) -> "Counts":
-        """Nothing counted yet."""
+        """Start at zero."""
         return cls(tuple(sources), torch.zeros(count_entries(len(sources)), dtype=torch.float64))
 
     def __getitem__(self, name: str) -> float:
@@ -56,13 +56,13 @@ class Counts:
             if values[0]:
                 yield name, dict(zip(SOURCE_COUNTS, values, strict=True))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Numbers by name."""
         return {**{name: self[name] for name in ROW_COUNTS}, "sources": dict(self.by_source())}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], sources: Sequence[str]) -> "Counts":
-        """What `to_json` gave, for these data sets; those that are no longer there are dropped."""
+        """Read what `to_json` gave; data sets that are not among `sources` are dropped."""
         of_sources = value.get("sources", {})
         numbers = [float(value.get(name, 0)) for name in ROW_COUNTS]
         for name in SOURCE_COUNTS:
@@ -77,29 +77,20 @@ def count_entries(num_sources: int) -> int:
 
 @dataclass
 class RunTotals:
-    """What has happened in all starts of a run; the same on all ranks.
-
-    Attributes:
-        counts: Rows, tokens and so on of the steps taken.
-        seconds: Time of training, of the starts before this one.
-        bad_steps: Steps left out.
-    """
+    """What has happened in all starts of a run; the same on all ranks. `seconds` covers the starts before this one."""
 
     counts: Counts
     seconds: float = 0.0
     bad_steps: int = 0
 
-    def to_json(self, *, more_seconds: float) -> dict[str, Any]:
+    def to_json(self, *, more_seconds: float) -> dict[str, object]:
         """Numbers by name; `more_seconds` is the time of this start."""
-        return {
-            "counts": self.counts.to_json(),
-            "seconds": self.seconds + more_seconds,
-            "bad_steps": self.bad_steps,
-        }
+        seconds = self.seconds + more_seconds
+        return {"counts": self.counts.to_json(), "seconds": seconds, "bad_steps": self.bad_steps}
 
     @classmethod
     def read(cls, path: Path, sources: Sequence[str]) -> "RunTotals":
-        """From a file with what `to_json` gave; nothing where there is no such file."""
+        """Read a file with what `to_json` gave; without it start at zero."""
         if not path.is_file():
             return cls(Counts.zeros(sources))
         saved = json.loads(path.read_text(encoding="utf-8"))
@@ -107,11 +98,7 @@ class RunTotals:
 
 
 class RowStatistics:
-    """Counts the rows of one process.
-
-    Args:
-        num_sources: Data sets of the run.
-    """
+    """Counts the rows of one process."""
 
     def __init__(self, num_sources: int):
         self.num_sources = num_sources
@@ -122,7 +109,9 @@ class RowStatistics:
     def note(self, batch: Mapping[str, Tensor], *, counts_row: bool = True) -> None:
         """Count the rows, documents, tokens, targets and tiles of a batch.
 
-        `counts_row`: whether this process speaks for the row; of those that share one, one does. All count tiles.
+        Args:
+            batch: A row, and this rank's tiles of it.
+            counts_row: Whether this process counts the row: one does of those that share it. All count their tiles.
         """
         num_tiles = float(len(batch["pixel_values"]))
         if not counts_row:
@@ -130,6 +119,7 @@ class RowStatistics:
             return
         borders = batch["cu_seqlens"].reshape(-1).to("cpu", torch.int64)
         lengths = borders.diff()
+        # Targets before each token, so that a document's are the difference at its borders.
         supervised = F.pad((batch["labels"].reshape(-1).cpu() != IGNORE_INDEX).cumsum(0), (1, 0))
         targets = supervised[borders[1:]] - supervised[borders[:-1]]
         pairs = float((lengths * (lengths + 1) // 2).sum())
@@ -152,7 +142,7 @@ class RowStatistics:
         self._step_losses = summed if self._step_losses is None else self._step_losses + summed
 
     def end_step(self, *, is_taken: bool) -> None:
-        """Keep the counts of the step, or forget them when the optimiser left it out."""
+        """Keep the counts of the step, or forget them where the optimiser left it out."""
         if is_taken:
             self._counted = self._counted + self._step
             if self._step_losses is not None:

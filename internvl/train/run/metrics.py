@@ -1,6 +1,6 @@
-"""What a run reports besides its loss, as numbers for every log and as one line for people.
+"""Metrics: what a run reports besides its loss, as numbers for every log and as one line for people.
 
-Every number is defined in docs/training.md. A report covers the window since the last one.
+docs/training.md defines every number. A report covers the window since the last one.
 """
 
 import logging
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import ProgressCallback
+from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
 from internvl.train.run.counts import Counts
 
@@ -21,11 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Stopwatch:
-    """Seconds of the window, and of this start.
-
-    Args:
-        clock: Seconds, rising.
-    """
+    """Seconds of the window, and of this start."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
@@ -34,7 +30,7 @@ class Stopwatch:
         self._first_step = 0
 
     def start(self, step: int) -> None:
-        """Begin, behind `step` steps; later calls do nothing."""
+        """Begin, after `step` steps; later calls do nothing."""
         if self._began is None:
             self._began = self._lap_began = self._clock()
             self._first_step = step
@@ -55,7 +51,7 @@ class Stopwatch:
 
 
 def measure_peak_memory() -> int:
-    """Most bytes that this process has held at a time: on its GPU, or, without one, in main memory."""
+    """Most bytes that this process has held at a time: on its GPU, or in main memory without one."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     try:
@@ -63,21 +59,14 @@ def measure_peak_memory() -> int:
     except OSError:  # not Linux
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
-    # Not ru_maxrss: there a process begins with what the one that started it held.
+    # Not ru_maxrss: a process inherits that from the one that started it.
     return int(re.search(r"VmHWM:\s*(\d+) kB", status).group(1)) * 1024  # type: ignore[union-attr]
 
 
 def describe_window(
     window: Counts, *, elapsed_s: float, num_processes: int, max_row_tokens: int | None = None
 ) -> dict[str, float]:
-    """Speed, fill rate and counts.
-
-    Args:
-        window: Counts of all processes.
-        elapsed_s: Length of the window in seconds.
-        num_processes: Processes of the run.
-        max_row_tokens: Most tokens of a row; None when rows have no limit.
-    """
+    """Speed and counts of a window, and its fill rate where rows have a limit."""
     tokens_per_second = window["tokens"] / elapsed_s
     described = {
         "tokens_per_second": round(tokens_per_second, 1),
@@ -110,7 +99,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bar(logs: Mapping[str, float]) -> str:
-    """What stands behind the bar: `loss 1.23, 51.2k tok/s, 6.4k/GPU, MFU 41.2%, fill 97%, 61.3 GiB, 12 tiles/s`."""
+    """What follows the bar: `loss 1.23, 51.2k tok/s, 6.4k/GPU, MFU 41.2%, fill 97%, 61.3 GiB, 12 tiles/s`."""
     parts = [
         ("loss", "loss {:.4g}", 1.0),
         ("tokens_per_second", "{:.1f}k tok/s", 1e-3),
@@ -129,17 +118,16 @@ def format_bar(logs: Mapping[str, float]) -> str:
 
 
 class StepReport(ProgressCallback):
-    """One bar on rank 0, and a log line per report in place of a printed dict.
-
-    The bar shows on terminals; the lines go through `logging`, so they reach training_log.txt as well.
-    """
+    """One bar on rank 0, and a log line per report; through `logging`, so it reaches training_log.txt as well."""
 
     def __init__(self, *, show_bar: bool):
         super().__init__()
         self.show_bar = show_bar
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Open the bar where the run goes on."""
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Open the bar at the step where the run goes on."""
         self.current_step = state.global_step
         if self.show_bar and state.is_world_process_zero:
             self.training_bar = tqdm(
@@ -150,23 +138,32 @@ class StepReport(ProgressCallback):
                 bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
             )
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Move the bar."""
         if self.training_bar is not None:
             super().on_step_end(args, state, control, **kwargs)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Close the bar."""
         if self.training_bar is not None:
             super().on_train_end(args, state, control, **kwargs)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Write a line such as `step 20/650  loss 1.234  learning_rate 0.001  ...`, and the losses by data set.
-
-        Names with a slash (by data set, by group of parameters) are left to trainer_state.json and its like.
-        """
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Write a line such as `step 20/650  loss 1.234  learning_rate 0.001  ...`, and the losses by data set."""
         if not state.is_world_process_zero or not logs or "tokens_per_second" not in logs:
             return
+        # Other names with a slash (by data set, by parameter group) are left to trainer_state.json.
         values = "  ".join(f"{name} {value:.5g}" for name, value in logs.items() if "/" not in name and name != "epoch")
         logger.info("step %d/%d  %s", state.global_step, state.max_steps, values)
         losses = {name: value for name, value in logs.items() if name.startswith("loss/")}

@@ -1,14 +1,14 @@
-"""A run that is told to stop finishes its step, saves a checkpoint, and ends with `EXIT_PREEMPTED`.
+"""Preemption: a run that gets a signal finishes its step, saves a checkpoint, and ends with `EXIT_PREEMPTED`.
 
     signal to any rank -> flag -> end of the step: all ranks compare flags -> all save -> all stop
     USR1, TERM                    (largest of one number per rank)
 
-Ranks reach the end of a step in different moments and a signal may reach one of them only, so a rank that acted on its
-own flag would leave the others waiting in a collective. The comparison makes it one decision, one step late at most.
+Ranks end a step at different moments, and a signal may reach only one of them. A rank that acted on its own flag would
+leave the others waiting in a collective; the comparison makes it one decision, at most one step late.
 
-Batch systems signal every process of a job, DataLoader workers too, and a worker that dies ends the run. Workers
-therefore start with both signals blocked: a child inherits the mask of the thread that creates it, whatever handlers
-torch then installs in it. Workers end as ever, by their queue or because their parent is gone.
+Batch systems signal every process of a job, DataLoader workers included, and a worker that dies ends the run. So
+workers start with both signals blocked: a child inherits the mask of the thread that creates it, whatever handlers
+torch then installs. They still end by their queue or when their parent is gone.
 """
 
 import logging
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class StopRequest:
 
 @contextmanager
 def listen_for_stop() -> Iterator[StopRequest]:
-    """Turn SIGUSR1 and SIGTERM into a `StopRequest` for the length of the block.
+    """Turn SIGUSR1 and SIGTERM into a `StopRequest` within the block.
 
     In a thread other than the main one, where Python takes no signals, the request stays empty.
     """
@@ -76,34 +76,40 @@ def agree_on_stop(requested: bool, *, device: torch.device | str = "cpu") -> boo
 
 
 class StopAtStepEnd(TrainerCallback):
-    """Saves and stops the Trainer behind the step in which a stop was requested on any rank.
+    """Saves a checkpoint and stops the Trainer after the step in which any rank was asked to stop.
 
     Attributes:
-        stopped: Whether it did; False for a run that reached its last step in the meantime.
+        stopped: Whether it did; a run that reached its last step in the meantime has finished instead.
     """
 
     def __init__(self, request: StopRequest):
         self.request = request
         self.stopped = False
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Block the signals until the DataLoader workers, which are created next, have inherited the mask."""
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
     on_epoch_begin = on_train_begin
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Take signals again, those that came in the meantime included."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Ask all ranks; save and stop when one was told to."""
         if not agree_on_stop(bool(self.request), device=args.device):
             return
         if self.request:
             logger.warning("%s: this process was asked to stop", self.request.signal_name)
         if state.global_step < state.max_steps:
-            logger.info("stopping behind step %d of %d, with a checkpoint", state.global_step, state.max_steps)
+            logger.info("stopping after step %d of %d, with a checkpoint", state.global_step, state.max_steps)
             self.stopped = True
             control.should_save = True
             control.should_training_stop = True

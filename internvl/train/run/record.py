@@ -1,8 +1,8 @@
-"""What was run: OUTPUT_DIR/run.json, written at every start, and summary.json, written at the end.
+"""Record of a run: run.json, written at every start, and summary.json, written at the end.
 
-run.json holds everything that a person needs to repeat the run or to compare it with another: arguments as they were
-understood, processes, versions, the state of the code, the device, and a fingerprint of the data. A later start
-compares its data with that fingerprint.
+run.json holds what a person needs to repeat the run or to compare it with another: arguments as they were understood,
+processes, versions, the state of the code, the device, and a fingerprint of the data. A later start compares its data
+with that fingerprint.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from enum import Enum
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 import torch
 
@@ -31,45 +31,52 @@ RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
 
 _PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "flash-attn")
-_HASHED_BYTES = 8 * 2**20  # annotation files up to this size are read; of larger ones size and time of change count
+_HASHED_BYTES = 8 * 2**20  # larger annotation files are compared by size and time of change, which costs no reading
 _GIT_TIMEOUT_S = 10.0
 
 
-def to_json(value: Any) -> Any:
-    """What json writes for values that it does not know: of an enum its value, of others their text."""
+def to_json(value: object) -> object:
+    """What json writes for values that it does not know: the value of an enum, the text of others."""
     return value.value if isinstance(value, Enum) else str(value)
 
 
 # The data --------------------------------------------------------------------------------------------------------
 
 
-def fingerprint_data(meta_path: str | Path, specs: Sequence[SourceSpec]) -> dict[str, Any]:
-    """What identifies the data of a run, in a moment: contents of pictures are not looked at.
+class DataFingerprint(TypedDict):
+    """What identifies the data of a run.
 
-    Returns:
-        `meta`: sha256 of the meta file. `sources`: by data set its entry in the meta file (resolved paths), and of the
-        annotation file size and sha256, or size and time of change (`mtime_ns`) for large ones.
+    Attributes:
+        meta: sha256 of the meta file.
+        sources: By data set its entry in the meta file (resolved paths), and size and sha256 of its annotation file
+            (`mtime_ns` in place of sha256 for a large one).
     """
+
+    meta: str
+    sources: dict[str, dict[str, object]]
+
+
+def fingerprint_data(meta_path: str | Path, specs: Sequence[SourceSpec]) -> DataFingerprint:
+    """Identify the data of a run within a moment: pictures are not looked at."""
     return {
         "meta": hashlib.sha256(Path(meta_path).read_bytes()).hexdigest(),
         "sources": {spec.name: _fingerprint_source(spec) for spec in specs},
     }
 
 
-def _fingerprint_source(spec: SourceSpec) -> dict[str, Any]:
+def _fingerprint_source(spec: SourceSpec) -> dict[str, object]:
     status = spec.annotation.stat()
-    entry = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(spec).items()}
+    entry: dict[str, object] = {
+        name: str(value) if isinstance(value, Path) else value for name, value in asdict(spec).items()
+    }
     entry |= {"annotation": str(spec.annotation), "annotation_bytes": status.st_size}
     if status.st_size <= _HASHED_BYTES:
         return entry | {"annotation_sha256": hashlib.sha256(spec.annotation.read_bytes()).hexdigest()}
     return entry | {"annotation_mtime_ns": status.st_mtime_ns}
 
 
-def compare_data(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """What differs between two fingerprints, one line each; empty when nothing does.
-
-    Paths are not compared: data may move.
-    """
+def compare_data(saved: DataFingerprint, current: DataFingerprint) -> list[str]:
+    """What differs between two fingerprints, one line each. Paths are not compared: data may move."""
     before, now = saved.get("sources", {}), current["sources"]
     changes = [f"data set {name!r} is new" for name in now if name not in before]
     changes += [f"data set {name!r} is gone" for name in before if name not in now]
@@ -80,7 +87,7 @@ def compare_data(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
     return changes
 
 
-def _compare_source(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _compare_source(name: str, before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     paths = ("annotation", "root", "root2", "http_root")
     changed = [key for key in now if key in before and key not in paths and before[key] != now[key]]
     of_file = [key for key in changed if key.startswith("annotation_")]
@@ -91,8 +98,8 @@ def _compare_source(name: str, before: Mapping[str, Any], now: Mapping[str, Any]
     return lines
 
 
-def warn_of_changed_data(folder: Path, current: Mapping[str, Any]) -> list[str]:
-    """Compare with the run.json in `folder`, if there is one, and log what changed; returns the changes."""
+def warn_of_changed_data(folder: Path, current: DataFingerprint) -> list[str]:
+    """Log and return what changed since the run.json in `folder` was written, if there is one."""
     try:
         saved = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["data"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -107,17 +114,9 @@ def warn_of_changed_data(folder: Path, current: Mapping[str, Any]) -> list[str]:
 
 
 def describe_run(
-    arguments: Mapping[str, Any], *, env: RankEnv, data: Mapping[str, Any], device: str, attempt: int
-) -> dict[str, Any]:
-    """Content of run.json.
-
-    Args:
-        arguments: By class (`model`, `data`, `training`) a dataclass or namespace of values.
-        env: Who started how many processes.
-        data: `fingerprint_data`.
-        device: Name of the device.
-        attempt: Number of this start.
-    """
+    arguments: Mapping[str, object], *, env: RankEnv, data: DataFingerprint, device: str, attempt: int
+) -> dict[str, object]:
+    """Content of run.json; `arguments` are dataclasses or namespaces under `model`, `data`, `training`."""
     values = {name: _read_values(given) for name, given in arguments.items()}
     model = values["model"]
     return {
@@ -134,18 +133,18 @@ def describe_run(
     }
 
 
-def _read_values(arguments: Any) -> dict[str, Any]:
-    """Values by name; secrets (`--hub_token`) only as being there."""
-    values = dict(sorted(vars(arguments).items()))
-    return {name: "given" if value and name.endswith("_token") else value for name, value in values.items()}
+def _read_values(arguments: object) -> dict[str, object]:
+    # Of a secret (--hub_token) only that it was given.
+    values = sorted(vars(arguments).items())
+    return {name: "given" if value and name.endswith("_token") else value for name, value in values}
 
 
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).resolve())
+def _absolute(path: object) -> str | None:
+    return None if path is None else str(Path(str(path)).resolve())
 
 
 def read_versions() -> dict[str, str]:
-    """Versions of Python, of this package, and of those packages that decide about results and are installed."""
+    """Versions of Python, of this package, and of the installed packages that results depend on."""
     found = {"python": platform.python_version(), "v2pe": import_module("internvl").__version__}
     for name in _PACKAGES:
         try:
@@ -155,8 +154,8 @@ def read_versions() -> dict[str, str]:
     return found
 
 
-def read_code_state(root: Path) -> dict[str, Any] | None:
-    """Commit of the git checkout at `root` and whether files differ from it; None where there is none."""
+def read_code_state(root: Path) -> dict[str, str | bool] | None:
+    """Commit of the git checkout at `root`, and whether files differ from it; None without a checkout."""
     if not (root / ".git").exists():
         return None
     try:
@@ -182,25 +181,24 @@ def name_device(*, use_cpu: bool) -> str:
 # The end ---------------------------------------------------------------------------------------------------------
 
 
+Ending = Literal["finished", "preempted"]
+
+
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run came to. Counts are of all its starts, `steps_this_start` and `seconds_this_start` of the last one.
+    """What a run came to, over all its starts; `steps_this_start` and `seconds_this_start` cover the last one.
 
     Attributes:
         status: `finished`, or `preempted` when a signal ended this start.
-        steps: Optimiser steps, left-out ones included.
-        bad_steps: Those that were left out.
+        steps: Optimiser steps, left-out ones (`bad_steps`) included.
         skipped_documents: Documents that could not be used.
         counts: Rows, tokens, tiles, and the same by data set.
-        seconds: Time of training.
-        steps_this_start: Steps of this start.
-        seconds_this_start: Its time.
         peak_memory_bytes: Most that a process held at a time.
-        final_loss: Loss of the last report; None when there was none.
+        final_loss: Loss of the last report; None without one.
         model: Where the weights are.
     """
 
-    status: str
+    status: Ending
     steps: int
     bad_steps: int
     skipped_documents: int
@@ -212,25 +210,28 @@ class RunSummary:
     final_loss: float | None
     model: str
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all processes."""
+        return round(self.counts["tokens"] / self.seconds if self.seconds else 0.0, 1)
+
+    def to_json(self) -> dict[str, object]:
         """Content of summary.json."""
         values = {name: value for name, value in vars(self).items() if name != "counts"}
-        speed = self.counts["tokens"] / self.seconds if self.seconds else 0.0
-        return {**values, "tokens_per_second": round(speed, 1), **self.counts.to_json()}
+        return {**values, "tokens_per_second": self.tokens_per_second, **self.counts.to_json()}
 
     def describe(self) -> list[str]:
         """Lines for the log."""
-        numbers = self.to_json()
         loss = "none" if self.final_loss is None else f"{self.final_loss:.4f}"
         lines = [
             f"{self.status} at step {self.steps} ({self.steps_this_start} in this start, "
             f"{format_duration(self.seconds_this_start)}; {format_duration(self.seconds)} in all)",
-            f"{numbers['samples']:.0f} samples, {numbers['tokens']:.0f} tokens, {numbers['tiles']:.0f} tiles; "
-            f"{numbers['tokens_per_second']:.1f} tokens/s; {self.skipped_documents} documents skipped, "
+            ", ".join(f"{self.counts[name]:.0f} {name}" for name in ("samples", "tokens", "tiles"))
+            + f"; {self.tokens_per_second:.1f} tokens/s; {self.skipped_documents} documents skipped, "
             f"{self.bad_steps} steps left out",
         ]
         for name, counts in self.counts.by_source():
             mean = f", mean loss {counts['loss'] / counts['weight']:.4f}" if counts["weight"] else ""
             lines.append(f"  {name}: {counts['samples']:.0f} samples, {counts['tokens']:.0f} tokens{mean}")
-        lines.append(f"peak memory {self.peak_memory_bytes / 2**30:.2f} GiB a process; last loss {loss}")
+        lines.append(f"peak memory {self.peak_memory_bytes / 2**30:.2f} GiB per process; last loss {loss}")
         return [*lines, f"model: {self.model}"]

@@ -1,12 +1,12 @@
-"""What became of a run: OUTPUT_DIR/run_state.json, which the next start and the batch script (shell/job.sh) read.
+"""State of a run: OUTPUT_DIR/run_state.json, which the next start and the batch script (shell/job.sh) read.
 
     start -> running --+--> finished    starting again says so and ends
-                       +--> preempted   stopped by a signal behind a checkpoint; the next start resumes
+                       +--> preempted   a signal stopped it after saving a checkpoint; the next start resumes
                        +--> stopped     by an error that the user can correct, or by Ctrl-C
-                     +--> (nothing)   the process died: the file still says `running`, and in which step
+                       +--> (nothing)   the process died: the file still says `running`, and in which step
 
-A run that dies in the same step twice in a row would do so for ever when it is requeued: the third start refuses.
-Rank 0 writes the file, in one rename; all ranks read it before the first of them writes.
+A run that dies in the same step twice in a row would do so forever when it is requeued, so the third start refuses.
+Rank 0 writes the file in one rename; all ranks read it before rank 0 writes.
 """
 
 import json
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from internvl.atomic import write_json
 from internvl.errors import CheckpointError, InternVLError
@@ -37,7 +37,7 @@ class RunState:
     """Where a run is, or how it ended.
 
     Attributes:
-        status: `running` is also what a run that died leaves behind.
+        status: A run that died leaves `running`.
         attempt: Starts so far, from 1.
         step: Optimiser step in progress (from 1; 0 while loading), or the last one done when the run has ended.
         failed_step: Step in which the attempt before this one died; None when it did not.
@@ -82,17 +82,14 @@ def read_run_state(output_dir: str | Path) -> RunState | None:
 
 
 def write_run_state(output_dir: str | Path, state: RunState) -> None:
-    """Write the state in one rename: a reader sees the old one or the new one."""
+    """Write the state; a reader sees the old one or the new one."""
     write_json(Path(output_dir, STATE_FILE), asdict(state))
 
 
 class RunJournal(TrainerCallback):
-    """Keeps `run_state.json` up to date while the Trainer runs; a context manager for the length of an attempt.
+    """Keeps run_state.json up to date while the Trainer runs; a context manager around one attempt.
 
-    Args:
-        output_dir: Folder of the run.
-        state: State of this attempt.
-        writes: `main` for rank 0, `never` for the others.
+    Every rank has one; only the one with `writes="main"` (rank 0) writes.
     """
 
     def __init__(self, output_dir: str | Path, state: RunState, *, writes: Literal["main", "never"]):
@@ -113,14 +110,16 @@ class RunJournal(TrainerCallback):
         if self.writes == "main":
             write_run_state(self.output_dir, self.state)
 
-    def on_step_begin(self, args, state, control, **kwargs):
-        """Note the step in progress; a folder that is out of reach for a while costs the note, not the run."""
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Note the step in progress."""
         try:
             self._note(step=state.global_step + 1)
-        except OSError as error:
+        except OSError as error:  # a file system that is out of reach for a while costs the note, not the run
             logger.warning("%s cannot be written: %s", STATE_FILE, error)
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Note the checkpoint, which is complete now."""
         self._note(checkpoint=f"checkpoint-{state.global_step}")
 

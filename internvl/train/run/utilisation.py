@@ -1,10 +1,10 @@
-"""Model FLOPs utilisation: what the mathematics of a step needs, over what the devices could do in its time.
+"""Model FLOPs utilisation (MFU): FLOPs that the mathematics of a step needs, over those that the devices could do.
 
     MFU = FLOPs / (seconds * processes * peak)
 
 FLOPs are those of `internvl.plan.cost.count_model_flops`: matrices of ViT, projector, decoder and output layer,
 and attention by document (n (n + 1) / 2 pairs each, not the square of the row); forward, and those gradients that are
-used (all trained: three times the forward pass). Recomputation is not counted, adapters of LoRA neither.
+used (all trained: three times the forward pass). Neither recomputation nor LoRA adapters are counted.
 """
 
 from dataclasses import fields
@@ -50,7 +50,7 @@ def find_peak_tflops(device_name: str) -> float | None:
 
 
 class Workload:
-    """Counts the FLOPs that rows need, and compares them with a peak.
+    """Counts the FLOPs that rows need, and compares them with the peak of a device.
 
     Args:
         config: The model.

@@ -12,16 +12,13 @@ from safetensors.torch import save_file
 
 from internvl.errors import CheckpointError, ConfigError
 from internvl.train.checkpoint import writing as checkpointing
+from internvl.train.checkpoint.contents import MARKER, POSITION_FILE, find_problem, list_files, read_position
+from internvl.train.checkpoint.resume import find_resume_checkpoint
 from internvl.train.checkpoint.writing import (
-    MARKER,
-    POSITION_FILE,
+    CheckpointWriter,
     explain_failed_write,
-    find_problem,
-    find_resume_checkpoint,
-    list_files,
     publish_checkpoint,
-    read_position,
-    remove_partial_saves,
+    remove_leftovers,
     replace_model_files,
     rotate_checkpoints,
     staging_folder,
@@ -182,7 +179,7 @@ def test_a_run_killed_before_the_rename_leaves_the_older_checkpoint(tmp_path, mo
             publish(staged)
     assert find_resume_checkpoint(str(tmp_path), overwrite=False) == str(old)
     assert staging_folder(tmp_path).exists()
-    remove_partial_saves(tmp_path)
+    remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
 
 
@@ -332,7 +329,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(small_disk, write):
     with pytest.raises(CheckpointError, match=r"[012] MiB are free"), explain_failed_write(small_disk):
         write(staged)
     assert find_resume_checkpoint(str(small_disk), overwrite=False) == str(old)
-    remove_partial_saves(small_disk)
+    remove_leftovers(small_disk)
     assert find_problem(make_checkpoints(small_disk, 30)[0]) is None
 
 
@@ -371,3 +368,57 @@ def test_a_failed_save_leaves_the_old_files(tmp_path):
         save()
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     assert (tmp_path / "model.safetensors").read_text() == "old"
+
+
+# All of it together
+
+
+class Model:
+    all_tied_weights_keys = ("b",)
+
+    def save_pretrained(self, folder, state_dict):
+        save_file(state_dict, folder / "model.safetensors")
+        (folder / "config.json").write_text("{}")
+
+
+class Tokenizer:
+    def save_pretrained(self, folder):
+        (folder / "tokenizer.model").touch()
+
+
+@pytest.fixture
+def writer(tmp_path) -> CheckpointWriter:
+    companion = tmp_path / "generation_config.json"
+    companion.write_text("{}")
+    ranks = {"is_main": True, "is_node_main": True, "num_ranks": 1}
+    return CheckpointWriter(tmp_path / "run", **ranks, keep=1, tokenizer=Tokenizer(), companions=[companion])
+
+
+def write(writer: CheckpointWriter, step: int, *, weights=WEIGHTS, **options: bool) -> Path:
+    position = {"version": 1, "plan": {}, "streams": {"0": {"rows": step, "skipped": 0}}}
+    with writer.stage(step, **options) as staged:
+        assert staged.parent == writer.folder != writer.output_dir
+        writer.save_model(staged, Model(), dict(WEIGHTS), args=None)
+        save_file(weights, staged / "model.safetensors")
+        writer.write_progress(staged, position=position, totals={"bad_steps": 0})
+    return writer.output_dir / f"checkpoint-{step}"
+
+
+def test_a_writer_stages_publishes_and_rotates(writer):
+    first, second = write(writer, 5), write(writer, 10)
+    assert find_problem(second) is None
+    assert not first.exists()
+    files = {"config.json", "model.safetensors", "tokenizer.model", "generation_config.json", "training_args.bin"}
+    assert {path.name for path in second.iterdir()} == files | {"data_position.json", "totals.json", "complete.json"}
+    assert read_position(second)["streams"] == {"0": {"rows": 10, "skipped": 0}}
+    assert writer.folder == writer.output_dir
+    write(writer, 15, keep_older=True)
+    assert second.exists()
+
+
+def test_a_failed_save_publishes_nothing_and_leaves_nothing(writer):
+    old = write(writer, 5)
+    with pytest.raises(CheckpointError, match="1 weights were not written, among them a"):
+        write(writer, 10, weights={"b": WEIGHTS["b"]})
+    assert [path.name for path in writer.output_dir.iterdir()] == [old.name]
+    assert writer.folder == writer.output_dir

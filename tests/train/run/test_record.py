@@ -164,5 +164,5 @@ def test_a_summary_by_hand():
     text = "\n".join(summary.describe())
     for words in ("finished at step 30 (10 in this start, 0:20; 1:10 in all)", "6 samples, 700 tokens, 10 tiles",
                   "10.0 tokens/s; 1 documents skipped, 2 steps left out", "a: 6 samples, 700 tokens, mean loss 1.5000",
-                  "peak memory 3.00 GiB a process; last loss 1.2500", "model: /out"):  # fmt: skip
+                  "peak memory 3.00 GiB per process; last loss 1.2500", "model: /out"):  # fmt: skip
         assert words in text

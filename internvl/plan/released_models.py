@@ -1,11 +1,11 @@
-"""Sizes of the released InternVL2 checkpoints, as far as memory and work depend on them.
+"""Released InternVL2 checkpoints: the sizes that memory and work depend on.
 
 Fields are those of `vision_config` and `llm_config` in their config.json files.
 """
 
-from typing import Any
+Fields = dict[str, object]
 
-_VIT_300M = {
+_VIT_300M: Fields = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -15,7 +15,7 @@ _VIT_300M = {
     "qk_normalization": False,
     "norm_type": "layer_norm",
 }
-_VIT_6B = {
+_VIT_6B: Fields = {
     "hidden_size": 3200,
     "intermediate_size": 12800,
     "num_hidden_layers": 45,
@@ -27,7 +27,7 @@ _VIT_6B = {
 }
 
 
-def _decoder(architecture: str, vocab: int, hidden: int, wide: int, layers: int, heads: int, kv_heads: int) -> dict:
+def _decoder(architecture: str, vocab: int, hidden: int, wide: int, layers: int, heads: int, kv_heads: int) -> Fields:
     return {
         "architectures": [architecture],
         "vocab_size": vocab,
@@ -40,7 +40,7 @@ def _decoder(architecture: str, vocab: int, hidden: int, wide: int, layers: int,
     }
 
 
-PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+RELEASED: dict[str, tuple[Fields, Fields]] = {
     "InternVL2-1B": (_VIT_300M, _decoder("Qwen2ForCausalLM", 151655, 896, 4864, 24, 14, 2)),
     "InternVL2-2B": (_VIT_300M, _decoder("InternLM2ForCausalLM", 92553, 2048, 8192, 24, 16, 8)),
     "InternVL2-4B": (_VIT_300M, _decoder("Phi3ForCausalLM", 32020, 3072, 8192, 32, 32, 32)),

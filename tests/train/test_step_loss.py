@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from internvl.model.loss import build_loss_weight
-from internvl.train.trainer import scaled_denominator
+from internvl.train.step_loss import scaled_denominator
 
 LABELS = [
     torch.tensor([[-100, 3, 4, -100, -100, 7, -100]]),
