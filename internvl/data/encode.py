@@ -25,7 +25,7 @@ from torch import Tensor
 from internvl.data.prompt import Picture, load_pictures
 from internvl.data.records import Record
 from internvl.data.strides import StrideOptions
-from internvl.data.visuals import FrameOptions, SizedPicture, TileOptions, measure_picture, place_record
+from internvl.data.visuals import FrameOptions, SizedPicture, TileOptions, place_record
 from internvl.errors import ConfigError, DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
 from internvl.model.conversation import ConversationTokenizer, Piece, TextTokenizer
@@ -60,13 +60,7 @@ class EncodedDocument:
 
 
 class Layout(NamedTuple):
-    """A document before its tiles are decoded.
-
-    Attributes:
-        pieces: Its text as token ids, one visual token per image.
-        pictures: Its images and frames in order.
-        num_tokens: Its length, with all visual tokens.
-    """
+    """A document before its tiles are decoded; `num_tokens` counts all visual tokens, not one per image as `pieces`."""
 
     pieces: list[Piece]
     pictures: list[SizedPicture]
@@ -128,12 +122,14 @@ class TextOptions:
             DataError: The document is too long, or the header of a picture cannot be read.
         """
         following = iter(pictures)
-        pieces, shown = [self.conversation.encode_opening(system_message)], list[SizedPicture]()
+        pieces = [self.conversation.encode_opening(system_message)]
+        shown: list[SizedPicture] = []
         num_tokens = self._count(pieces, shown)
         for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
             pair = [self.conversation.encode_turn("user", question), *self.conversation.encode_answer(answer)]
             # Pair by pair, so that headers of pictures in pairs that are dropped are not all read.
-            pair_shown = [measure_picture(next(following)) for _ in range(question.count(IMAGE_PLACEHOLDER))]
+            asked = [next(following) for _ in range(question.count(IMAGE_PLACEHOLDER))]
+            pair_shown = [SizedPicture(picture, picture.read_size()) for picture in asked]
             num_tokens_before, num_tokens = num_tokens, num_tokens + self._count(pair, pair_shown)
             if num_tokens > self.max_seq_length:
                 if number == 0 or self.truncation == "error":
@@ -142,10 +138,6 @@ class TextOptions:
             pieces += pair
             shown += pair_shown
         return Layout(pieces, shown, num_tokens)
-
-    def join(self, layout: Layout) -> tuple[Int64[Tensor, " tokens"], Int64[Tensor, " tokens"]]:
-        """Make (input_ids, labels)."""
-        return self.conversation.join(layout.pieces, layout.tiles_per_image, num_image_token=self.num_image_token)
 
     def _count(self, pieces: Sequence[Piece], pictures: Sequence[SizedPicture]) -> int:
         num_visual = sum(self.num_image_token * picture.num_tiles - 1 for picture in pictures)
@@ -220,8 +212,9 @@ class SampleEncoder:
         """
         stride_rng, image_rng, frame_rng = rng.spawn(_NUM_GENERATORS)
         layout = self._lay_out(record, frame_rng)
-        input_ids, labels = self.text.join(layout)
-        wanted = range(sum(layout.tiles_per_image)) if tiles is None else tiles
+        tiles_per_image, num_image_token = layout.tiles_per_image, self.text.num_image_token
+        input_ids, labels = self.text.conversation.join(layout.pieces, tiles_per_image, num_image_token=num_image_token)
+        wanted = range(sum(tiles_per_image)) if tiles is None else tiles
         with _naming(record):
             pixel_values = self.tiles.load_tiles(
                 layout.pictures, image_rng, augment=record.data_augment, wanted=wanted, out=out

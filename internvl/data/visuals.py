@@ -1,7 +1,7 @@
 """What a training record shows: the pictures of its questions, their sizes, their tiles.
 
-    record --place_record--> questions, pictures --measure--> tiles per picture --load_tiles--> (tiles, 3, S, S)
-             draws frames                          headers                         decodes
+    record --place_record--> questions, pictures --read_size--> tiles per picture --load_tiles--> (tiles, 3, S, S)
+             draws frames                          headers                            decodes
 
 Which frames of a video are shown is drawn from the document's generator and the video's header, so that counting
 tokens decodes nothing.
@@ -28,17 +28,16 @@ from internvl.model.constants import IMAGE_PLACEHOLDER
 
 @dataclass(frozen=True)
 class SizedPicture:
-    """A picture whose header was read.
-
-    Attributes:
-        picture: The picture.
-        size: (width, height) in pixels.
-        num_tiles: Tiles that it is cut into.
-    """
+    """A picture and its (width, height) in pixels, from its header."""
 
     picture: Picture
     size: tuple[int, int]
-    num_tiles: int
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles that it is cut into."""
+        tiling = self.picture.tiling
+        return 1 if tiling is None else tiling.count(*self.size)
 
     def check_decoded(self, image: Image.Image) -> None:
         """Refuse a decoded picture of another size than its header says, since its tiles were counted from that.
@@ -49,16 +48,6 @@ class SizedPicture:
         if image.size != self.size:
             message = f"{self.picture.source} decodes to {image.size}, its header says {self.size}; replace the file"
             raise DataError(message, kind="image")
-
-
-def measure_picture(picture: Picture) -> SizedPicture:
-    """Read a picture's size, and count its tiles.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    size = picture.read_size()
-    return SizedPicture(picture, size, 1 if picture.tiling is None else picture.tiling.count(*size))
 
 
 @dataclass(frozen=True, kw_only=True)

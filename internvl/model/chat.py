@@ -91,16 +91,6 @@ class GenerateOptions:
         """Remove these arguments from keyword arguments; the rest is for transformers."""
         return cls(**{option.name: arguments.pop(option.name) for option in fields(cls) if option.name in arguments})
 
-    def check(self) -> None:
-        """Check cache and chunks.
-
-        Raises:
-            ConfigError: The cache is unknown, or a chunk is empty.
-        """
-        check_kv_cache(self.kv_cache)
-        if self.prefill_chunk_size is not None and self.prefill_chunk_size < 1:
-            raise ConfigError(f"prefill_chunk_size must be a positive number of tokens, got {self.prefill_chunk_size}")
-
 
 class _Prompt(NamedTuple):
     """A question, the tiles of every image of its conversation, and the earlier turns."""
@@ -229,17 +219,15 @@ class ChatMixin(PreTrainedModel):
         pad_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         input_ids = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side="left")
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+        arguments: Arguments = {"eos_token_id": tokenizer.convert_tokens_to_ids(stop_token), "pad_token_id": pad_id}
+        arguments |= generation_config
         tokens = self.generate(
             pixel_values=None if pixel_values is None else pixel_values.to(self.device, self.dtype),
             input_ids=input_ids.to(self.device),
             attention_mask=mask.to(self.device),
             rope_pos_id_version=options.get("rope_pos_id_version"),
             rope_pos_id_stride=options.get("rope_pos_id_stride"),
-            **{
-                "eos_token_id": tokenizer.convert_tokens_to_ids(stop_token),
-                "pad_token_id": pad_id,
-                **generation_config,
-            },
+            **arguments,
         )
         texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
         answers = [text.split(stop_token)[0].strip() for text in texts]
@@ -288,7 +276,10 @@ class ChatMixin(PreTrainedModel):
                 **own,
                 **generate_kwargs,
             )
-        options.check()
+        check_kv_cache(options.kv_cache)
+        chunk_size = options.prefill_chunk_size
+        if chunk_size is not None and chunk_size < 1:
+            raise ConfigError(f"prefill_chunk_size must be a positive number of tokens, got {chunk_size}")
         if input_ids is None:
             raise ValueError("generate needs input_ids")
         if attention_mask is None:
@@ -316,13 +307,13 @@ class ChatMixin(PreTrainedModel):
             "position_ids": positions_per_row(position_ids, input_ids),
         }
         cache = generate_kwargs.get("past_key_values")
-        if options.prefill_chunk_size is not None and cache is not None:
+        if chunk_size is not None and cache is not None:
             if num_new_tokens is None:
                 raise ConfigError("prefill_chunk_size needs max_new_tokens: the rotary base depends on it")
             # The rotary base of dynamic NTK belongs to the whole sequence, so it is fixed before the first chunk.
             last_positions = prompt["position_ids"][:, -1].double()
             generate_kwargs["rope_lengths"] = next_position(last_positions).long() + num_new_tokens
-            self._prefill(prompt, cache, generate_kwargs["rope_lengths"], chunk_size=options.prefill_chunk_size)
+            self._prefill(prompt, cache, generate_kwargs["rope_lengths"], chunk_size=chunk_size)
             num_copies = max(  # rows that transformers makes of every prompt
                 _read_argument(name, generation_config, generate_kwargs) or 1
                 for name in ("num_beams", "num_return_sequences")

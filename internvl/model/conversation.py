@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .constants import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
 from .errors import ConfigError
+from .shapes import Int64
 
 Role = Literal["user", "assistant"]
 
@@ -237,11 +238,11 @@ class ConversationTokenizer:
 
     def join(
         self, pieces: Sequence[Piece], tiles_per_image: Sequence[int], *, num_image_token: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Int64[Tensor, " tokens"], Int64[Tensor, " tokens"]]:
         """Join pieces, `num_image_token` visual tokens for every tile of an image.
 
         Returns:
-            input_ids and labels (-100 outside of answers), both int64 (tokens,).
+            input_ids, and labels (-100 outside of answers).
 
         Raises:
             ValueError: Another number of images in the pieces.
