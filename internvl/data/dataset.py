@@ -155,7 +155,7 @@ class RowDataset(IterableDataset[DecodedRow | LoadFailure]):
 
     def _allocate(self, num_tiles: int) -> Tensor:
         """Room for the tiles of a row, which its documents fill one after the other: the row needs no copy then."""
-        size = self.plan.encoder.image_size
+        size = self.plan.encoder.tiles.image_size
         return allocate_tiles(num_tiles, size, size)
 
 

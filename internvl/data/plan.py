@@ -20,7 +20,7 @@ planned row carries the cursor of its stream after it, so resuming never depends
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import NamedTuple, get_args
 
@@ -144,7 +144,6 @@ class RowPlan:
     def describe(self) -> PlanDescription:
         """Everything that decides which documents form which row; cursors are valid for equal descriptions only."""
         options, packing = self.options, self.options.packing
-        of_encoder = {option.name: str(getattr(self.encoder, option.name)) for option in fields(self.encoder)}
         return {
             "data seed": options.seed,
             "number of rows per step (groups of ranks x gradient_accumulation_steps)": options.num_streams,
@@ -158,7 +157,7 @@ class RowPlan:
                 f"data set {index}": f"{file.spec.name}, {len(file)} rows, repeat_time {file.spec.repeat_time}"
                 for index, file in enumerate(self.files)
             },
-            **{name: text for name, text in of_encoder.items() if name != "tokenizer"},
+            **self.encoder.describe(),
         }
 
     def plan_stream(self, stream: int, cursor: StreamCursor = STREAM_START) -> Iterator[PlannedRow]:

@@ -24,11 +24,12 @@ import torch
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
+from internvl.data.prompt import check_placeholders
 from internvl.data.video import VIDEO_PLACEHOLDER, read_video_info
 from internvl.errors import ConfigError, DataError, InternVLError
 from internvl.infer.checkpoint import check_checkpoint
 from internvl.infer.context_parallel import ContextParallel, build_context_parallel
-from internvl.infer.session import DEFAULT_NUM_FRAMES, Answer, Session, Turn, check_placeholders
+from internvl.infer.session import DEFAULT_NUM_FRAMES, Answer, Session, Turn
 from internvl.model.caches import KV_CACHES
 from internvl.model.constants import IMAGE_PLACEHOLDER
 from internvl.model.logn_scaling import check_logn_scaling

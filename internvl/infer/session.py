@@ -14,13 +14,12 @@ some of the keys and values, all of them get the answer. One process can answer 
 """
 
 import math
-import re
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,18 +28,18 @@ from PIL import Image
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
-from internvl.data.encode import neutralise_special_tokens
-from internvl.data.storage.media import load_image, read_image_size
-from internvl.data.tiling import count_tiles, split_into_tiles
-from internvl.data.transform import build_transform
-from internvl.data.video import (
-    VIDEO_PLACEHOLDER,
-    VideoClip,
-    choose_frames,
-    label_frames,
-    list_frames,
-    load_frames,
+from internvl.data.prompt import (
+    ImageSource,
+    Picture,
+    VideoSource,
+    check_placeholders,
+    list_frame_pictures,
+    load_pictures,
+    place_pictures,
 )
+from internvl.data.tiling import Tiling
+from internvl.data.transform import build_transform
+from internvl.data.video import VideoClip, choose_frames
 from internvl.errors import ConfigError, DataError
 from internvl.infer.checkpoint import load_checkpoint
 from internvl.infer.context_parallel import ContextParallel, ShardedFeatures, check_shareable, split_images
@@ -50,27 +49,14 @@ from internvl.infer.prefix import KeptPrefix, check_reusable
 from internvl.infer.stream import TextStream, decode_answer
 from internvl.model.caches import check_kv_cache
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
-from internvl.model.constants import IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
-from internvl.model.conversation import Role, get_conversation
+from internvl.model.conversation import ConversationTokenizer
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.rope_scaling import RopeScaling
 from internvl.model.v2pe import check_stride
 
-
-class StoredImage(Hashable, Protocol):
-    """A picture that is opened when its features are needed; equal objects show the same."""
-
-    def open(self) -> Image.Image:
-        """The picture."""
-
-
-ImageSource = str | Path | Image.Image | StoredImage
-VideoSource = str | Path | VideoClip
 Turn = tuple[str, str]  # an earlier question and its answer
 DEFAULT_CACHE_BYTES = 2**30
 DEFAULT_NUM_FRAMES = 16  # of a video, as in the published MVBench evaluation
-_ONLY_IMAGES = re.compile(IMAGE_PLACEHOLDER)
-_IMAGES_AND_VIDEOS = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}")
 
 
 @dataclass(frozen=True)
@@ -130,50 +116,6 @@ class _Prompt:
     def length(self) -> int:
         """Tokens."""
         return self.input_ids.shape[1]
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """An image of a prompt, or a frame of a video.
-
-    Attributes:
-        source: The image, or the video file.
-        max_num: Tile limit.
-        frame: Number of the frame in the video file; None: an image.
-    """
-
-    source: ImageSource
-    max_num: int
-    frame: int | None = None
-
-
-def check_placeholders(questions: Sequence[str], num_images: int, num_videos: int = 0) -> None:
-    """Make sure that there is one `<image>` per image and one `<video>` per video.
-
-    Without videos `<video>` is text (it is a tag of web pages).
-
-    Args:
-        questions: User messages of a conversation.
-        num_images: Images of the whole conversation.
-        num_videos: Videos of the whole conversation.
-
-    Raises:
-        DataError: Another number.
-    """
-    _check_placeholders(questions, IMAGE_PLACEHOLDER, num_images)
-    if num_videos:
-        _check_placeholders(questions, VIDEO_PLACEHOLDER, num_videos)
-
-
-def _check_placeholders(questions: Sequence[str], placeholder: str, num_expected: int) -> None:
-    num_placeholders = sum(question.count(placeholder) for question in questions)
-    if num_placeholders != num_expected:
-        kind = placeholder.strip("<>")
-        where = "the prompt has" if len(questions) == 1 else f"the {len(questions)} questions of the conversation have"
-        raise DataError(
-            f"{where} {num_placeholders} {placeholder} for {num_expected} {kind}s, expected one per {kind}; "
-            f"change the text or the list of {kind}s"
-        )
 
 
 def check_batchable(kv_cache: str, *, is_shared: bool) -> None:
@@ -237,7 +179,7 @@ class Session:
         check_stride(self.rope_pos_id_version, self.rope_pos_id_stride)
         self.max_num = config.max_dynamic_patch if max_num is None else max_num
         self.num_frames = num_frames
-        self.conversation = get_conversation(config.template or "internlm2-chat")
+        self.conversation = ConversationTokenizer(tokenizer, config.template or "internlm2-chat")
         if prefill_chunk_size is not None and prefill_chunk_size < 1:
             raise ConfigError(f"prefill_chunk_size must be a positive number of tokens, got {prefill_chunk_size}")
         self.prefill_chunk_size = prefill_chunk_size
@@ -410,12 +352,14 @@ class Session:
         texts = [*(text for text, _ in history), question.prompt]
         check_placeholders(texts, len(images), len(videos))
         frames = self._choose_frames(videos, num_frames)
-        pictures = [_Picture(image, limit) for image, limit in zip(images, limits, strict=True)]
-        texts, pictures = _place_pictures(texts, pictures, frames)
+        placed = [Picture(image, tiling=self._tiling(limit)) for image, limit in zip(images, limits, strict=True)]
+        texts, pictures = place_pictures(texts, placed, frames)
         features, tiles_per_image = self._prepare_images(pictures)
         *earlier, prompt = texts
         history = [(text, answer) for text, (_, answer) in zip(earlier, history, strict=True)]
-        input_ids = self._encode_prompt(prompt, tiles_per_image, system_message, history).to(self.model.device)
+        pieces = self.conversation.encode_prompt(prompt, history=history, system_message=system_message)
+        joined, _ = self.conversation.join(pieces, tiles_per_image, num_image_token=self.model.num_image_token)
+        input_ids = joined.unsqueeze(0).to(self.model.device)
         position_ids = self.model.build_positions(
             input_ids, rope_pos_id_version=self.rope_pos_id_version, rope_pos_id_stride=self.rope_pos_id_stride
         )
@@ -472,16 +416,19 @@ class Session:
             num_frames=prompt.num_frames,
         )
 
-    def _choose_frames(self, videos: Sequence[VideoSource], num_frames: int) -> list[list[_Picture]]:
+    def _choose_frames(self, videos: Sequence[VideoSource], num_frames: int) -> list[list[Picture]]:
         """The frames of every video that the model sees, one tile each."""
         if not videos:
             return []
         clips = [video if isinstance(video, VideoClip) else VideoClip(video) for video in videos]
         with (self.context_parallel or ContextParallel(None)).fail_together():
-            frames = [_list_pictures(clip, choose_frames(clip, num_frames=num_frames)) for clip in clips]
+            frames = [
+                list_frame_pictures(clip.path, choose_frames(clip, num_frames=num_frames), tiling=self._tiling(1))
+                for clip in clips
+            ]
         return frames
 
-    def _prepare_images(self, pictures: Sequence[_Picture]) -> tuple[Any, list[int]]:
+    def _prepare_images(self, pictures: Sequence[Picture]) -> tuple[Any, list[int]]:
         """Features as `generate` takes them (None without images), and tiles per image or frame."""
         if not pictures:
             return None, []
@@ -490,7 +437,7 @@ class Session:
             return torch.cat(features).to(self.model.device), [len(f) for f in features]
         parallel = self.context_parallel
         with parallel.fail_together():
-            tiles = [self._count_tiles(picture) for picture in pictures]
+            tiles = [picture.count_tiles() for picture in pictures]
             shares = split_images(tiles, parallel.size)
             own = shares[parallel.rank]
             encoded = self._encode_images(pictures[own.start : own.stop])
@@ -500,30 +447,14 @@ class Session:
         owners = [range(sum(tiles[: share.start]), sum(tiles[: share.stop])) for share in shares]
         return ShardedFeatures(local, owners), tiles
 
-    def _count_tiles(self, picture: _Picture) -> int:
-        """Tiles of an image, from its size alone."""
-        if picture.max_num == 1:
-            return 1
-        image = picture.source
-        if isinstance(image, str | Path):
-            width, height = read_image_size(image)
-        else:
-            width, height = (image if isinstance(image, Image.Image) else image.open()).size
-        return count_tiles(width, height, **self._tiling(picture.max_num))
-
-    def _tiling(self, max_num: int) -> dict[str, Any]:
+    def _tiling(self, max_num: int) -> Tiling:
         config = self.model.config
-        return {
-            "min_num": min(config.min_dynamic_patch, max_num),
-            "max_num": max_num,
-            "image_size": config.image_size,
-            "use_thumbnail": config.use_thumbnail,
-        }
+        return Tiling(min(config.min_dynamic_patch, max_num), max_num, config.image_size, config.use_thumbnail)
 
-    def _encode_images(self, pictures: Sequence[_Picture]) -> list[Float[Tensor, "tiles tokens dim"]]:
+    def _encode_images(self, pictures: Sequence[Picture]) -> list[Float[Tensor, "tiles tokens dim"]]:
         """Features of every picture in main memory; one that appears twice is encoded once."""
         encoded: dict[Hashable, Tensor] = {}
-        missing: dict[Hashable, _Picture] = {}
+        missing: dict[Hashable, Picture] = {}
         keys = [_picture_key(picture) for picture in pictures]
         for key, picture in zip(keys, pictures, strict=True):
             features = encoded.get(key, self.cache.get(key))
@@ -531,45 +462,24 @@ class Session:
                 missing[key] = picture
             else:
                 encoded[key] = features
-        loaded = _load_pictures(list(missing.values()))
+        loaded = load_pictures(list(missing.values()))
         for (key, picture), image in zip(missing.items(), loaded, strict=True):
-            encoded[key] = self._encode_image(image, picture.max_num)
+            encoded[key] = self._encode_tiles(picture.split(image))
             if not isinstance(picture.source, Image.Image):
                 self.cache.put(key, encoded[key])
         return [encoded[key] for key in keys]
 
-    def _encode_image(self, image: Image.Image, max_num: int) -> Float[Tensor, "tiles tokens dim"]:
+    def _encode_tiles(self, tiles: list[Image.Image]) -> Float[Tensor, "tiles tokens dim"]:
         """One forward of the vision tower per image: its features depend on no other image in the prompt or cache."""
-        tiles = split_into_tiles(image, **self._tiling(max_num))
         pixel_values = self._transform(tiles).to(self.model.device, self.model.dtype)
         return self.model.extract_feature(pixel_values).cpu()
 
-    def _encode_prompt(
-        self,
-        prompt: str,
-        tiles_per_image: Sequence[int],
-        system_message: str | None,
-        history: Sequence[Turn] = (),
-    ) -> Int64[Tensor, "1 tokens"]:
-        """Ids of the rendered conversation, every image's visual token repeated T times per tile."""
-        messages: list[tuple[Role, str | None]] = []
-        for question, answer in history:
-            messages += [("user", _mark_images(question)), ("assistant", neutralise_special_tokens(answer))]
-        messages += [("user", _mark_images(prompt)), ("assistant", None)]
-        system = None if system_message is None else neutralise_special_tokens(system_message)
-        text = self.conversation.render(messages, system_message=system)
-        ids = torch.tensor(self.tokenizer(text, verbose=False)["input_ids"])
-        repeats = torch.ones_like(ids)
-        visual = ids == self.model.img_context_token_id
-        repeats[visual] = self.model.num_image_token * torch.tensor(list(tiles_per_image), dtype=ids.dtype)
-        return torch.repeat_interleave(ids, repeats).unsqueeze(0)
-
     def _stop_ids(self) -> list[int]:
-        stop_id = self.tokenizer.convert_tokens_to_ids(self.conversation.stop_token)
+        stop_id = self.tokenizer.convert_tokens_to_ids(self.conversation.template.stop_token)
         return [token_id for token_id in dict.fromkeys((stop_id, self.tokenizer.eos_token_id)) if token_id is not None]
 
     def _stops(self) -> dict[str, Any]:
-        return {"stop_ids": frozenset(self._stop_ids()), "stop_text": self.conversation.stop_token}
+        return {"stop_ids": frozenset(self._stop_ids()), "stop_text": self.conversation.template.stop_token}
 
 
 @contextmanager
@@ -600,71 +510,16 @@ def _choose_sampling(temperature: float, top_p: float) -> dict[str, Any]:
     return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
 
 
-def _mark_images(question: str) -> str:
-    """Text that is safe to tokenise, one visual token for every `<image>`."""
-    one_token_image = IMG_START_TOKEN + IMG_CONTEXT_TOKEN + IMG_END_TOKEN
-    return neutralise_special_tokens(question).replace(IMAGE_PLACEHOLDER, one_token_image)
-
-
-def _list_pictures(clip: VideoClip, numbers: Sequence[int]) -> list[_Picture]:
-    path = Path(clip.path)
-    if path.is_dir():
-        files = list_frames(path)
-        return [_Picture(files[number], max_num=1) for number in numbers]
-    return [_Picture(path, max_num=1, frame=number) for number in numbers]
-
-
-def _place_pictures(
-    questions: Sequence[str], images: Sequence[_Picture], videos: Sequence[Sequence[_Picture]]
-) -> tuple[list[str], list[_Picture]]:
-    """The questions with labelled frames instead of `<video>`, and all pictures in the order of their `<image>`."""
-    following_images, following_videos = iter(images), iter(videos)
-    pictures: list[_Picture] = []
-
-    def place(placeholder: re.Match[str]) -> str:
-        if placeholder[0] == IMAGE_PLACEHOLDER:
-            pictures.append(next(following_images))
-            return IMAGE_PLACEHOLDER
-        frames = next(following_videos)
-        pictures.extend(frames)
-        return label_frames(len(frames))
-
-    pattern = _IMAGES_AND_VIDEOS if videos else _ONLY_IMAGES
-    return [pattern.sub(place, question) for question in questions], pictures
-
-
-def _load_pictures(pictures: Sequence[_Picture]) -> Iterator[Image.Image]:
-    """Decoded RGB pictures, one in memory at a time; frames of a video file in one pass."""
-    frames_of: dict[str, list[int]] = {}
-    for picture in pictures:
-        if picture.frame is not None:
-            frames_of.setdefault(str(picture.source), []).append(picture.frame)
-    videos = {path: load_frames(path, frames) for path, frames in frames_of.items()}
-    for picture in pictures:
-        source = picture.source
-        if picture.frame is not None:
-            yield next(videos[str(source)])
-        else:
-            yield _open_image(source)
-
-
-def _open_image(source: ImageSource) -> Image.Image:
-    """The picture in RGB."""
-    if isinstance(source, str | Path):
-        return load_image(source)
-    return (source if isinstance(source, Image.Image) else source.open()).convert("RGB")
-
-
-def _picture_key(picture: _Picture) -> Hashable:
+def _picture_key(picture: Picture) -> Hashable:
     """What features depend on; pictures in memory are told apart for the time of one question only."""
     source = picture.source
     if isinstance(source, Image.Image):
-        return ("picture", id(source), picture.max_num)
+        return ("picture", id(source), picture.tiling)
     if not isinstance(source, str | Path):
-        return (source, picture.max_num)
+        return (source, picture.tiling)
     path = Path(source)
     try:
         status = path.stat()
     except OSError as error:
         raise DataError(f"image {path} cannot be read: {error}") from error
-    return (str(path), status.st_mtime_ns, status.st_size, picture.max_num, picture.frame)
+    return (str(path), status.st_mtime_ns, status.st_size, picture.tiling, picture.frame)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from internvl.data.encode import SampleEncoder
+from internvl.data.encode import SampleEncoder, TextOptions
 from internvl.data.meta import SourceSpec
 from internvl.data.records import parse_record
 from internvl.data.storage.media import read_image_size
-from internvl.data.tiling import count_tiles
+from internvl.data.tiling import Tiling
+from internvl.data.visuals import TileOptions
 from internvl.errors import CheckpointError, ConfigError
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMAGE_PLACEHOLDER
@@ -59,17 +60,17 @@ class ModelReader:
     @property
     def max_num(self) -> int:
         """Tile limit per image."""
-        return self.encoder.max_dynamic_patch
+        return self.encoder.tiles.max_dynamic_patch
 
     @property
     def tile(self) -> int:
         """Side of a tile in pixels."""
-        return self.encoder.image_size
+        return self.encoder.tiles.image_size
 
     @property
     def num_image_token(self) -> int:
         """Visual tokens per tile."""
-        return self.encoder.num_image_token
+        return self.encoder.text.num_image_token
 
     @cached_property
     def tokenizer_digest(self) -> str:
@@ -87,16 +88,9 @@ class ModelReader:
 
     def count_canvas(self, width: int, height: int) -> int:
         """Visual tokens of an image of this size in pixels."""
-        encoder = self.encoder
-        num_tiles = count_tiles(
-            width,
-            height,
-            min_num=encoder.min_dynamic_patch,
-            max_num=self.max_num,
-            image_size=encoder.image_size,
-            use_thumbnail=encoder.use_thumbnail,
-        )
-        return num_tiles * self.num_image_token
+        tiles = self.encoder.tiles
+        tiling = Tiling(tiles.min_dynamic_patch, self.max_num, tiles.image_size, tiles.use_thumbnail)
+        return tiling.count(width, height) * self.num_image_token
 
     def count_record(self, record: object, root: Path) -> int:
         """Tokens of a training record as the trainer encodes it, template and answer included.
@@ -113,8 +107,8 @@ class ModelReader:
             "tile": self.tile,
             "num_image_token": self.num_image_token,
             "max_dynamic_patch": self.max_num,
-            "use_thumbnail": self.encoder.use_thumbnail,
-            "template": self.encoder.conversation_name,
+            "use_thumbnail": self.encoder.tiles.use_thumbnail,
+            "template": self.encoder.text.conversation_name,
         }
 
 
@@ -138,13 +132,17 @@ def load_model_reader(checkpoint: Path, max_num: int | None = None) -> ModelRead
     if max_num < 1:
         raise ConfigError(f"max_dynamic_patch is {max_num}, expected 1 or more")
     encoder = SampleEncoder(
-        tokenizer=tokenizer,
-        conversation_name=config.template or "internlm2-chat",
-        image_size=config.image_size,
-        num_image_token=config.num_image_token,
-        max_seq_length=2 * LONGEST,
-        dynamic_image_size=max_num > 1,
-        use_thumbnail=config.use_thumbnail,
-        max_dynamic_patch=max_num,
+        text=TextOptions(
+            tokenizer=tokenizer,
+            conversation_name=config.template or "internlm2-chat",
+            num_image_token=config.num_image_token,
+            max_seq_length=2 * LONGEST,
+        ),
+        tiles=TileOptions(
+            image_size=config.image_size,
+            dynamic_image_size=max_num > 1,
+            use_thumbnail=config.use_thumbnail,
+            max_dynamic_patch=max_num,
+        ),
     )
     return ModelReader(checkpoint, encoder, TextCounter(tokenizer))

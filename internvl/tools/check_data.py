@@ -52,8 +52,6 @@ _BYTES_PER_TOKEN = 4
 class RoughTokenizer:
     """Stands in for a tokenizer that is not given: four bytes of UTF-8 are a token, special tokens are one each."""
 
-    unk_token_id = None
-
     def __init__(self, special_tokens: Sequence[str]):
         self._ids = {token: number for number, token in enumerate(special_tokens, start=1)}
         self._pattern = re.compile("(" + "|".join(re.escape(token) for token in special_tokens) + ")")
@@ -65,6 +63,11 @@ class RoughTokenizer:
             num_rough = math.ceil(len(piece.encode()) / _BYTES_PER_TOKEN)
             ids += [self._ids[piece]] if piece in self._ids else [0] * num_rough
         return {"input_ids": ids}
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        """The special token of every id; empty for rough tokens."""
+        names = {number: token for token, number in self._ids.items()}
+        return [names.get(number, "") for number in ids]
 
 
 def check_all(check: Survey, args: DataTrainingArguments, *, num_workers: int, is_exact: bool) -> Report:

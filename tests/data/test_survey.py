@@ -141,7 +141,7 @@ KINDS = {
     "half a character in a path": (ask(image=["a.png", "\ud83d.png"]), "record", "surrogate"),
     "half a character in the path of a film": (ask(video="\ud83d.mp4"), "record", "surrogate"),
     "half a character": ({"conversations": conversation("q \ud83d", "a")}, "record", "surrogate"),
-    "more pictures than places": ({**ask(image=["whole.png"] * 2)}, "placeholder", "0 <image> placeholders"),
+    "more pictures than places": ({**ask(image=["whole.png"] * 2)}, "placeholder", "0 <image> for 2 images"),
     "more places than pictures": ({"conversations": conversation("<image>", "a")}, "placeholder", "1 <image>"),
     "special tokens": ({"conversations": conversation("<img><IMG_CONTEXT></img><|im_end|>", "</s>")}, GOOD, ""),
     "too long": ({"conversations": conversation("word " * 3000, "a")}, "length", "max_seq_length 2000"),
