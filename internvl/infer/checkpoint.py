@@ -13,12 +13,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from internvl.errors import CheckpointError
+from internvl.infer.settings import InferenceSettings
 from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.loading import load_strictly, read_chat_config
 from internvl.model.logn_scaling import choose_logn_scaling
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
-from internvl.model.rope_scaling import RopeScaling, apply_rope_scaling
+from internvl.model.rope_scaling import apply_rope_scaling
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
 
 _CONTENT_PATTERNS = ("config.json", "tokenizer*", "*tokens*.json", "*.safetensors", "pytorch_model*.bin")
@@ -84,33 +85,25 @@ def fingerprint_checkpoint(folder: str | Path) -> str:
 
 
 def load_checkpoint(
-    folder: str | Path,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    rope_scaling: RopeScaling | None = None,
-    logn_scaling: int | None = None,
+    folder: str | Path, settings: InferenceSettings
 ) -> tuple[InternVLChatModel, PreTrainedTokenizerBase]:
     """Load model (in evaluation mode) and tokenizer.
 
     Args:
         folder: Checkpoint folder.
-        dtype: Of the weights.
-        device: Where to.
-        rope_scaling: Replaces the scaling of rotary positions that the checkpoint's config names; None: the config's.
-        logn_scaling: Replaces the config's training length for log-n scaling of queries (0: none); None: the config's.
+        settings: Device, dtype and scalings; scalings that are set replace those of the checkpoint's config.
 
     Raises:
         CheckpointError: Files are missing or broken, weights do not fit the config, or the tokenizer does not know
             the image tokens.
-        ConfigError: The model is of an unknown kind, or cannot take the scaling, or `logn_scaling` is no number of
-            tokens.
+        ConfigError: The model is of an unknown kind, or cannot take the scaling.
     """
+    settings = settings.on_device()
     check_checkpoint(folder)
     config = read_chat_config(folder)
-    if rope_scaling is not None:
-        apply_rope_scaling(config.llm_config, rope_scaling)
-    choose_logn_scaling(config.llm_config, logn_scaling)
+    if settings.rope_scaling is not None:
+        apply_rope_scaling(config.llm_config, settings.rope_scaling)
+    choose_logn_scaling(config.llm_config, settings.logn_scaling)
     tokenizer = load_tokenizer(folder)
     if isinstance(tokenizer, InternLM2Tokenizer):
         tokenizer.add_image_tokens(config.llm_config.vocab_size)
@@ -121,7 +114,8 @@ def load_checkpoint(
             f"InternVL2 model with {config.llm_config.vocab_size}; copy tokenizer_config.json and added_tokens.json of "
             "the release into the folder"
         )
+    dtype = getattr(torch, str(settings.dtype))
     model: InternVLChatModel = load_strictly(InternVLChatModel, folder, config=config, dtype=dtype)
     model.img_context_token_id = image_token_id
-    model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` without its types
+    model.to(torch.device(str(settings.device)))  # type: ignore[arg-type]  # transformers wraps `to` without its types
     return model, tokenizer

@@ -29,7 +29,6 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from internvl.errors import ConfigError, InternVLError, ParallelError
-from internvl.model.attention import register_attention
 from internvl.model.caches import FilledStaticLayer, KeyCastingCache
 from internvl.model.modeling_internvl_chat import InternVLChatModel, merge_visual_features
 from internvl.model.v2pe import next_position
@@ -40,7 +39,6 @@ from internvl.parallel.kernels import AttentionKernel, select_kernel
 from internvl.parallel.vision import exchange_features, split_tiles
 from internvl.parallel.zigzag import shard_row
 
-ATTENTION_NAME = "context_parallel"
 KV_CACHES = ("dynamic", "static")
 
 
@@ -152,7 +150,6 @@ class ContextParallel:
     def __init__(self, group: dist.ProcessGroup | None, *, kernel: AttentionKernel | None = None):
         self.group, self.kernel = group, kernel
         self.rank, self.size = get_rank_and_size(group)
-        self._cache: ShardedCache | None = None
 
     @property
     def is_first(self) -> bool:
@@ -265,23 +262,26 @@ class ContextParallel:
             max_length=length + num_new_tokens,
             num_chunks=len(chunks),
         )
-        with self._attend_over(model, cache):
-            self._prefill(model, cache, input_ids, visual, position_ids, features, chunks, rope_lengths)
-            # The last token of the prompt is on all ranks, like those of the answer. Of the embeddings of the whole
-            # prompt, generate reads that token's only: the others share its memory.
-            last = model.get_input_embeddings()(input_ids[:, -1:])
-            processors = LogitsProcessorList(generate_kwargs.pop("logits_processor", None) or [])
-            processors.append(_SameScores(self.group))
-            return model.language_model.generate(
-                inputs_embeds=last.expand(1, length, -1),
-                attention_mask=torch.ones_like(input_ids),
-                position_ids=position_ids,
-                past_key_values=cache,
-                rope_lengths=rope_lengths,
-                logits_processor=processors,
-                generation_config=generation_config,
-                **generate_kwargs,
-            )
+        decoding = {
+            "past_key_values": cache,
+            "rope_lengths": rope_lengths,
+            "attention": partial(self._attend, cache),
+        }
+        self._prefill(model, input_ids, visual, position_ids, features, chunks, decoding)
+        # The last token of the prompt is on all ranks, like those of the answer. Of the embeddings of the whole
+        # prompt, generate reads that token's only: the others share its memory.
+        last = model.get_input_embeddings()(input_ids[:, -1:])
+        processors = LogitsProcessorList(generate_kwargs.pop("logits_processor", None) or [])
+        processors.append(_SameScores(self.group))
+        return model.language_model.generate(
+            inputs_embeds=last.expand(1, length, -1),
+            attention_mask=torch.ones_like(input_ids),
+            position_ids=position_ids,
+            logits_processor=processors,
+            generation_config=generation_config,
+            **decoding,
+            **generate_kwargs,
+        )
 
     def _collect_features(
         self,
@@ -322,17 +322,17 @@ class ContextParallel:
     def _prefill(
         self,
         model: InternVLChatModel,
-        cache: ShardedCache,
         input_ids: Tensor,
         visual: Tensor,
         position_ids: Tensor,
         features: Tensor | None,
         chunks: Sequence[range],
-        rope_lengths: Tensor,
+        decoding: dict[str, Any],
     ) -> None:
         """Run everything but the last token of the prompt through the decoder."""
         num_used = 0
         num_keys = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device).unsqueeze(0)
+        cache: ShardedCache = decoding["past_key_values"]
         for chunk in chunks:
             own_ids, own_visual, own_positions, own_num_keys = (
                 shard_row(x[:, chunk.start : chunk.stop], rank=self.rank, size=self.size, dim=1)
@@ -343,15 +343,9 @@ class ContextParallel:
             if features is not None and num_visual:
                 embeds = merge_visual_features(embeds, own_visual, features[num_used : num_used + num_visual])
                 num_used += num_visual
-            decoder: Any = model.language_model.model
             cache.chunk_length = len(chunk)
-            decoder(
-                inputs_embeds=embeds,
-                position_ids=own_positions,
-                past_key_values=cache,
-                use_cache=True,
-                rope_lengths=rope_lengths,
-                num_keys=own_num_keys,
+            model.language_model.model(
+                inputs_embeds=embeds, position_ids=own_positions, use_cache=True, num_keys=own_num_keys, **decoding
             )
         cache.chunk_length = None
 
@@ -384,22 +378,9 @@ class ContextParallel:
         else:
             torch.set_rng_state(sent)
 
-    @contextmanager
-    def _attend_over(self, model: InternVLChatModel, cache: ShardedCache) -> Iterator[None]:
-        """Let the decoder attend over the shares of all ranks for the time of one answer."""
-        config = model.language_model.config
-        usual = config._attn_implementation
-        register_attention(ATTENTION_NAME, self._attend)
-        config._attn_implementation = ATTENTION_NAME
-        self._cache = cache
-        try:
-            yield
-        finally:
-            self._cache = None
-            config._attn_implementation = usual
-
     def _attend(
         self,
+        cache: ShardedCache,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -409,12 +390,7 @@ class ContextParallel:
         attention_mask: Tensor | None,
     ) -> Tensor:
         """`AttentionFunction` over the shares of all ranks; `key` and `value` are what this rank's cache returned."""
-        cache = self._cache
-        if cache is None or cu_seqlens is not None or len(query) != 1:
-            raise ParallelError(
-                f"attention {ATTENTION_NAME} got {len(query)} rows outside or beside an answer; it is for "
-                "generate(context_parallel=...) with one prompt, choose another attn_implementation elsewhere"
-            )
+        assert cu_seqlens is None  # a prompt is one document
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         kernel = self.kernel or select_kernel(None, q.device, q.dtype)
         if cache.chunk_length is None:

@@ -13,12 +13,11 @@ some of the keys and values, all of them get the answer. One process can answer 
 (`answer_batch`), and can keep the keys and values of a prompt for the next one that begins the same (`reuse_prefix`).
 """
 
-import math
 import re
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from internvl.data.encode import neutralise_special_tokens
 from internvl.data.storage.media import load_image, read_image_size
@@ -47,14 +46,11 @@ from internvl.infer.context_parallel import ContextParallel, ShardedFeatures, ch
 from internvl.infer.feature_cache import FeatureCache
 from internvl.infer.layer_split import split_over_devices
 from internvl.infer.prefix import KeptPrefix, check_reusable
+from internvl.infer.settings import DEFAULTS, GREEDY, InferenceSettings, Sampling
 from internvl.infer.stream import TextStream, decode_answer
-from internvl.model.caches import check_kv_cache
-from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
 from internvl.model.conversation import Role, get_conversation
 from internvl.model.modeling_internvl_chat import InternVLChatModel
-from internvl.model.rope_scaling import RopeScaling
-from internvl.model.v2pe import check_stride
 
 
 class StoredImage(Hashable, Protocol):
@@ -67,8 +63,6 @@ class StoredImage(Hashable, Protocol):
 ImageSource = str | Path | Image.Image | StoredImage
 VideoSource = str | Path | VideoClip
 Turn = tuple[str, str]  # an earlier question and its answer
-DEFAULT_CACHE_BYTES = 2**30
-DEFAULT_NUM_FRAMES = 16  # of a video, as in the published MVBench evaluation
 _ONLY_IMAGES = re.compile(IMAGE_PLACEHOLDER)
 _IMAGES_AND_VIDEOS = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}")
 
@@ -98,12 +92,25 @@ class Answer:
 
 @dataclass(frozen=True)
 class Question:
-    """A question of `Session.answer_batch`; fields as of `Session.answer`."""
+    """A question with everything that it shows.
+
+    Attributes:
+        prompt: User message with one `<image>` per image and one `<video>` per video.
+        images: Files or pictures in the order of their placeholders, those of earlier questions first.
+        videos: Files, folders of frames, or parts of them (`VideoClip`), in the order of their placeholders.
+        max_num: Tiles per image, one limit for all or one per image; None: the session's.
+        num_frames: Frames per video; None: the session's.
+        history: Earlier questions, with their `<image>`, and answers.
+        system_message: Replaces the template's own.
+    """
 
     prompt: str
     images: Sequence[ImageSource] = ()
     videos: Sequence[VideoSource] = ()
     max_num: int | Sequence[int] | None = None
+    num_frames: int | None = None
+    history: Sequence[Turn] = ()
+    system_message: str | None = None
 
 
 @dataclass(frozen=True)
@@ -188,196 +195,143 @@ def check_batchable(kv_cache: str, *, is_shared: bool) -> None:
 
 
 class Session:
-    """A model with its tokenizer and one choice of visual positions.
+    """A model with its tokenizer and one choice of settings.
 
     Args:
         model: The model, in evaluation mode on its device.
         tokenizer: Its tokenizer.
-        rope_pos_id_version: `default`, `v2pe_fix` or `v2pe_rnd`; None: `v2pe_fix` when a stride is given, otherwise
-            the checkpoint's own (ordinary positions for one that was trained with random strides).
-        rope_pos_id_stride: Positions that one tile spans; None: the checkpoint's own.
-        max_num: Largest number of tiles per image; None: the checkpoint's own (`max_dynamic_patch`). A frame of a
-            video is one tile.
-        num_frames: Frames per video, spread evenly (`sample_segments` of internvl/data/video.py).
-        max_cache_bytes: Limit of the image feature cache (in main memory).
-        prefill_chunk_size: Tokens of a prompt that pass the decoder at a time, which bounds memory for long prompts;
-            None: all at once. Does not change answers.
-        kv_cache: Where keys and values are kept: `dynamic`, `static`, `offloaded` or `quantized` (see
-            internvl/model/caches.py). Only `quantized` changes answers, and its answers depend on `prefill_chunk_size`.
+        settings: How it answers; those of loading (dtype, device, scalings) have no effect on a model that is there.
         context_parallel: The ranks that answer together, see internvl/infer/context_parallel.py; None: this process
             alone. All of them make a session and ask it the same questions in the same order.
-        reuse_prefix: Keep the keys and values of a prompt, so that of the next one only what differs from it passes
-            the decoder (`dynamic` cache of a single process; see internvl/infer/prefix.py). Takes their memory
-            between questions, does not change answers.
+        **changes: Fields of `InferenceSettings` that differ from `settings`.
 
     Raises:
-        ConfigError: Version and stride do not fit together, the config names an unknown template, or the cache is
-            unknown or cannot be shared or kept.
+        ConfigError: Version and stride do not fit together, the config names an unknown template, or the cache cannot
+            be shared or kept.
     """
 
     def __init__(
         self,
         model: InternVLChatModel,
         tokenizer: PreTrainedTokenizerBase,
+        settings: InferenceSettings = DEFAULTS,
         *,
-        rope_pos_id_version: str | None = None,
-        rope_pos_id_stride: float | None = None,
-        max_num: int | None = None,
-        num_frames: int = DEFAULT_NUM_FRAMES,
-        max_cache_bytes: int = DEFAULT_CACHE_BYTES,
-        prefill_chunk_size: int | None = None,
-        kv_cache: str = "dynamic",
         context_parallel: ContextParallel | None = None,
-        reuse_prefix: bool = False,
+        **changes: Any,
     ):
         config = model.config
         self.model, self.tokenizer = model, tokenizer
-        self.rope_pos_id_version = rope_pos_id_version or _choose_version(config, rope_pos_id_stride)
-        self.rope_pos_id_stride = config.rope_pos_id_stride if rope_pos_id_stride is None else rope_pos_id_stride
-        check_stride(self.rope_pos_id_version, self.rope_pos_id_stride)
-        self.max_num = config.max_dynamic_patch if max_num is None else max_num
-        self.num_frames = num_frames
+        self.settings = settings = replace(settings, **changes).for_checkpoint(config)
         self.conversation = get_conversation(config.template or "internlm2-chat")
-        if prefill_chunk_size is not None and prefill_chunk_size < 1:
-            raise ConfigError(f"prefill_chunk_size must be a positive number of tokens, got {prefill_chunk_size}")
-        self.prefill_chunk_size = prefill_chunk_size
-        check_kv_cache(kv_cache)
+        self.context_parallel = context_parallel
         if context_parallel is not None:
-            check_shareable(kv_cache)
-        self.kv_cache, self.context_parallel = kv_cache, context_parallel
-        self.cache = FeatureCache(max_cache_bytes)
+            check_shareable(settings.kv_cache)
+        self.cache = FeatureCache(settings.cache_mib * 2**20)
         self.prefix: KeptPrefix | None = None
-        if reuse_prefix:
-            check_reusable(kv_cache, is_shared=context_parallel is not None)
-            self.prefix = KeptPrefix(model, self.rope_pos_id_version)
+        if settings.reuse_prefix:
+            check_reusable(settings.kv_cache, is_shared=context_parallel is not None)
+            self.prefix = KeptPrefix(model, str(settings.rope_pos_id_version))
         self._transform = build_transform(config.image_size, pad2square=config.pad2square)
 
     @classmethod
     def from_pretrained(
         cls,
         checkpoint: str | Path,
+        settings: InferenceSettings = DEFAULTS,
         *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        rope_scaling: RopeScaling | None = None,
-        logn_scaling: int | None = None,
+        context_parallel: ContextParallel | None = None,
         layer_devices: Sequence[str] = (),
-        **options: Any,
+        **changes: Any,
     ) -> "Session":
-        """Load a checkpoint folder.
+        """Load a checkpoint folder: `Session.from_pretrained(folder, rope_pos_id_version="v2pe_fix", ...)`.
 
         Args:
             checkpoint: Folder as `save_pretrained` writes it.
-            dtype: Of the weights; None: bfloat16 on CUDA, float32 elsewhere.
-            device: None: CUDA when there is a GPU.
-            rope_scaling: Scaling of rotary positions, instead of what the checkpoint's config says (see
-                internvl/model/rope_scaling.py); None: the config's.
-            logn_scaling: Training length in tokens beyond which queries are made longer (see
-                internvl/model/logn_scaling.py), instead of the config's; 0: none; None: the config's.
+            settings: How it is loaded and how it answers.
+            context_parallel: See the class.
             layer_devices: Devices that share the layers of a model which does not fit on one (see
-                internvl/infer/layer_split.py), instead of `device`.
-            **options: As of `Session`.
+                internvl/infer/layer_split.py), instead of `settings.device`.
+            **changes: Fields of `InferenceSettings` that differ from `settings`.
 
         Raises:
             CheckpointError: The folder is missing or incomplete.
             ConfigError: The model cannot take the scaling, or the visual positions cannot.
         """
-        target = torch.device([*layer_devices, device][0] or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.bfloat16 if target.type == "cuda" else torch.float32)
-        home = "cpu" if layer_devices else target
-        model, tokenizer = load_checkpoint(
-            checkpoint, dtype=dtype, device=home, rope_scaling=rope_scaling, logn_scaling=logn_scaling
-        )
+        if layer_devices:
+            changes["device"] = layer_devices[0]
+        settings = replace(settings, **changes).on_device()
+        # Layers that are to be split come from main memory: no single device has room for all of them.
+        model, tokenizer = load_checkpoint(checkpoint, replace(settings, device="cpu") if layer_devices else settings)
         if layer_devices:
             split_over_devices(model, layer_devices)
-        session = cls(model, tokenizer, **options)
-        if rope_scaling is not None:
-            rope_scaling.check_version(session.rope_pos_id_version)
-        return session
+        return cls(model, tokenizer, settings, context_parallel=context_parallel)
 
-    @torch.inference_mode()
     def answer(
         self,
         prompt: str,
         images: Sequence[ImageSource] = (),
         *,
-        videos: Sequence[VideoSource] = (),
         max_new_tokens: int,
-        history: Sequence[Turn] = (),
+        sampling: Sampling = GREEDY,
         on_text: Callable[[str], None] | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        max_num: int | Sequence[int] | None = None,
-        num_frames: int | None = None,
-        system_message: str | None = None,
-        logits_processor: LogitsProcessorList | None = None,
+        **details: Any,
     ) -> Answer:
-        """Answer one question, greedily unless a temperature is given.
+        """Answer one question: `ask` with a `Question` of `prompt`, `images` and `details` (videos, history, ...)."""
+        question = Question(prompt, images, **details)
+        return self.ask(question, max_new_tokens=max_new_tokens, sampling=sampling, on_text=on_text)
+
+    @torch.inference_mode()
+    def ask(
+        self,
+        question: Question,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answer one question, greedily unless `sampling` says otherwise.
 
         Args:
-            prompt: User message with one `<image>` per image and one `<video>` per video.
-            images: Files or pictures in the order of their placeholders, those of earlier questions first.
-            videos: Files, folders of frames, or parts of them (`VideoClip`), in the order of their placeholders.
+            question: With everything that it shows.
             max_new_tokens: Limit of the answer in tokens.
-            history: Earlier questions, with their `<image>`, and answers.
+            sampling: How its tokens are chosen.
             on_text: Called with every piece of the answer as it comes; the pieces add up to the answer's text.
-            temperature: Divides the logits; 0: the most probable token always.
-            top_p: Draw from the most probable tokens that make up this share (0 to 1, with a temperature only).
-            seed: Of what is drawn; None: the global generator of torch.
-            max_num: Tiles per image for this question, one limit for all or one per image; None: the session's.
-            num_frames: Frames per video for this question; None: the session's.
-            system_message: Replaces the template's own.
-            logits_processor: Changes the logits of every new token, as of transformers.
 
         Raises:
-            ConfigError: A limit, a temperature or a share out of range.
+            ConfigError: A limit out of range.
             DataError: Another number of `<image>` or `<video>` than of images or videos, or one that cannot be read.
         """
         start = time.perf_counter()
-        sampling = _choose_sampling(temperature, top_p)
-        question = self._prepare(
-            Question(prompt, images, videos, max_num),
-            max_new_tokens=max_new_tokens,
-            num_frames=num_frames,
-            history=history,
-            system_message=system_message,
-        )
+        prompt = self._prepare(question, max_new_tokens=max_new_tokens)
+        options = sampling.generate_options()
         if on_text is not None:
-            sampling["streamer"] = TextStream(self.tokenizer, on_text, **self._stops())
-        with _seeded(seed, self.model.device):
-            new_ids = self._generate(
-                [question], max_new_tokens=max_new_tokens, logits_processor=logits_processor, **sampling
-            )
-        return self._read_answer(question, new_ids[0].tolist(), seconds=time.perf_counter() - start)
+            options["streamer"] = TextStream(self.tokenizer, on_text, **self._stops())
+        with _seeded(sampling.seed, self.model.device):
+            new_ids = self._generate([prompt], max_new_tokens=max_new_tokens, **options)
+        return self._read_answer(prompt, new_ids[0].tolist(), seconds=time.perf_counter() - start)
 
     @torch.inference_mode()
-    def answer_batch(
-        self, questions: Sequence[Question], *, max_new_tokens: int, num_frames: int | None = None
-    ) -> list[Answer]:
+    def answer_batch(self, questions: Sequence[Question], *, max_new_tokens: int) -> list[Answer]:
         """Answer several questions at once, greedily; prompts are padded on the left to the longest.
 
-        Answers are those of `answer`, up to rounding: matrix products of several rows may add up in another order.
+        Answers are those of `ask`, up to rounding: matrix products of several rows may add up in another order.
 
         Args:
             questions: One or more.
             max_new_tokens: Limit of every answer in tokens.
-            num_frames: Frames per video; None: the session's.
 
         Returns:
             An answer per question; `seconds` is an equal share of the time of all.
 
         Raises:
             ConfigError: A limit out of range, or several questions where one at a time can be answered.
-            DataError: As of `answer`, for any of the questions.
+            DataError: As `ask`, for any of the questions.
         """
         start = time.perf_counter()
         if len(questions) > 1:
-            check_batchable(self.kv_cache, is_shared=self.context_parallel is not None)
-        prompts = [
-            self._prepare(question, max_new_tokens=max_new_tokens, num_frames=num_frames) for question in questions
-        ]
-        rows = self._generate(prompts, max_new_tokens=max_new_tokens, do_sample=False).tolist()
+            check_batchable(self.settings.kv_cache, is_shared=self.context_parallel is not None)
+        prompts = [self._prepare(question, max_new_tokens=max_new_tokens) for question in questions]
+        rows = self._generate(prompts, max_new_tokens=max_new_tokens, **GREEDY.generate_options()).tolist()
         seconds = (time.perf_counter() - start) / len(questions)
         return [self._read_answer(prompt, ids, seconds=seconds) for prompt, ids in zip(prompts, rows, strict=True)]
 
@@ -387,19 +341,12 @@ class Session:
         if self.prefix is not None:
             self.prefix.clear()
 
-    def _prepare(
-        self,
-        question: Question,
-        *,
-        max_new_tokens: int,
-        num_frames: int | None,
-        history: Sequence[Turn] = (),
-        system_message: str | None = None,
-    ) -> _Prompt:
+    def _prepare(self, question: Question, *, max_new_tokens: int) -> _Prompt:
         """Read and encode what a question shows, and write its prompt."""
-        images, videos = question.images, question.videos
-        max_num = self.max_num if question.max_num is None else question.max_num
-        num_frames = self.num_frames if num_frames is None else num_frames
+        images, videos, history = question.images, question.videos, question.history
+        max_num = self.settings.max_num if question.max_num is None else question.max_num
+        assert max_num is not None  # `for_checkpoint` filled it in
+        num_frames = self.settings.num_frames if question.num_frames is None else question.num_frames
         limits = list(max_num) if isinstance(max_num, Sequence) else [max_num] * len(images)
         if len(limits) != len(images):
             raise ConfigError(f"max_num has {len(limits)} limits for {len(images)} images, expected one per image")
@@ -415,9 +362,12 @@ class Session:
         features, tiles_per_image = self._prepare_images(pictures)
         *earlier, prompt = texts
         history = [(text, answer) for text, (_, answer) in zip(earlier, history, strict=True)]
-        input_ids = self._encode_prompt(prompt, tiles_per_image, system_message, history).to(self.model.device)
+        input_ids = self._encode_prompt(prompt, tiles_per_image, question.system_message, history)
+        input_ids = input_ids.to(self.model.device)
         position_ids = self.model.build_positions(
-            input_ids, rope_pos_id_version=self.rope_pos_id_version, rope_pos_id_stride=self.rope_pos_id_stride
+            input_ids,
+            rope_pos_id_version=self.settings.rope_pos_id_version,
+            rope_pos_id_stride=self.settings.rope_pos_id_stride,
         )
         keys: list[Hashable] = []
         if self.prefix is not None:  # a picture in memory is like no other
@@ -449,8 +399,8 @@ class Session:
             position_ids=position_ids,
             eos_token_id=self._stop_ids(),
             pad_token_id=pad_id,
-            prefill_chunk_size=self.prefill_chunk_size,
-            kv_cache=self.kv_cache,
+            prefill_chunk_size=self.settings.prefill_chunk_size,
+            kv_cache=self.settings.kv_cache,
             context_parallel=self.context_parallel,
             **options,
         )
@@ -581,23 +531,6 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _choose_version(config: InternVLChatConfig, stride: float | None) -> str:
-    if stride is not None:
-        return "v2pe_fix"
-    return "default" if config.rope_pos_id_version == "v2pe_rnd" else config.rope_pos_id_version
-
-
-def _choose_sampling(temperature: float, top_p: float) -> dict[str, Any]:
-    """Arguments of `generate`: greedy, or draws from the model's own distribution."""
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ConfigError(f"temperature is {temperature}, expected 0 (greedy) or more")
-    if not 0 < top_p <= 1:
-        raise ConfigError(f"top_p is {top_p}, expected more than 0 and at most 1")
-    if temperature == 0:
-        return {"do_sample": False}
-    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
 
 
 def _mark_images(question: str) -> str:

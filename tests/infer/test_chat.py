@@ -11,6 +11,7 @@ from internvl.errors import ConfigError
 from internvl.infer import chat
 from internvl.infer.chat import Chat, Opening, main
 from internvl.infer.session import Session
+from internvl.infer.settings import Sampling
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from tests.data.numbered_videos import write_video
 
@@ -107,9 +108,13 @@ def test_options_reach_the_session(run, asked, make_image, tmp_path):
     assert code == 0, err
     prompt, images, _, options, session = asked[0]
     assert (prompt, images) == ("<image>\nlong context\nwhat?", [str(path)])
-    assert (session.rope_pos_id_version, session.rope_pos_id_stride, session.max_num) == ("v2pe_fix", 1 / 16, 2)
+    assert (session.settings.rope_pos_id_version, session.settings.rope_pos_id_stride, session.settings.max_num) == (
+        "v2pe_fix",
+        1 / 16,
+        2,
+    )
     del options["history"], options["on_text"], options["videos"]
-    assert options == {"max_new_tokens": 6, "temperature": 0.5, "top_p": 0.9, "seed": 3}
+    assert options == {"max_new_tokens": 6, "sampling": Sampling(0.5, 0.9, 3)}
 
 
 @pytest.mark.parametrize("name", [None, "static", "offloaded", "quantized"])
@@ -143,7 +148,7 @@ def test_a_generation_config_names_the_cache(session):
     assert ask({**common, "kv_cache": "static"}) == ask(common)
     with pytest.raises(ConfigError, match="kv_cache is 'disk'"):
         ask({**common, "kv_cache": "disk"})
-    with pytest.raises(ConfigError, match="kv_cache is 'disk'"):
+    with pytest.raises(ConfigError, match="--kv_cache is 'disk'"):
         Session(session.model, session.tokenizer, kv_cache="disk")
 
 
@@ -226,12 +231,12 @@ def test_literal_image_tokens_are_answered(run, make_image):
         (["what?", "--rope_pos_id_stride", "1/0"], "expected a number such as 64"),
         (["what?", "--rope_pos_id_version", "v3"], "v2pe_fix"),
         (["what?", "--rope_pos_id_version", "v2pe_fix"], "needs rope_pos_id_stride"),
-        (["what?", "--max_num", "0"], "max_num is 0"),
+        (["what?", "--max_num", "0"], "--max_num must be at least 1"),
         (["what?", "--video", "none.mp4"], "video none.mp4 not found"),
         (["what?", "--video", "VIDEO"], "cannot be read: Invalid data found"),
         (["<video><video>?", "--video", "FRAMES"], "the prompt has 2 <video> for 1 videos"),
-        (["what?", "--video", "FRAMES", "--num_frames", "0"], "num_frames is 0"),
-        (["what?", "--kv_cache", "disk"], "'dynamic', 'static', 'offloaded', 'quantized'"),
+        (["what?", "--video", "FRAMES", "--num_frames", "0"], "--num_frames must be at least 1"),
+        (["what?", "--kv_cache", "disk"], "expected one of dynamic, static, offloaded, quantized"),
         (["what?", "--temperature", "-1"], "temperature is -1"),
         ([], "there is no question"),
         ([" "], "the question is empty"),
