@@ -30,12 +30,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from internvl.data.encode import SampleEncoder
+from internvl.data.encode import SampleEncoder, TextOptions
 from internvl.data.loader import TileShare, TrainLoader, build_train_loader
 from internvl.data.meta import SourceSpec
 from internvl.data.packing import Packer, PackingLimits
 from internvl.data.records import Record, RecordFile
+from internvl.data.strides import StrideOptions
 from internvl.data.tiling import choose_grid
+from internvl.data.visuals import TileOptions
 from internvl.model.constants import IMAGENET_MEAN, IMAGENET_STD
 from internvl.model.conversation import get_conversation
 from internvl.model.registration import load_tokenizer
@@ -227,10 +229,15 @@ def main() -> None:
         spec = write_data(folder, args.documents)
         records = RecordFile(spec)
         encoder = SampleEncoder(
-            tokenizer=tokenizer, conversation_name="internlm2-chat", image_size=TILE, num_image_token=TOKENS_PER_TILE,
-            max_seq_length=16_384, dynamic_image_size=True, use_thumbnail=True, max_dynamic_patch=MAX_NUM,
-            rope_pos_id_version="v2pe_fix", rope_pos_id_stride=STRIDE,
-        )  # fmt: skip
+            text=TextOptions(
+                tokenizer=tokenizer,
+                conversation_name="internlm2-chat",
+                num_image_token=TOKENS_PER_TILE,
+                max_seq_length=16_384,
+            ),
+            tiles=TileOptions(image_size=TILE, dynamic_image_size=True, use_thumbnail=True, max_dynamic_patch=MAX_NUM),
+            strides=StrideOptions(rope_pos_id_version="v2pe_fix", rope_pos_id_stride=STRIDE),
+        )
         whole_rows = [*run_straightforward(records, tokenizer, opens_once=True)]
         num_rows, num_tiles = len(whole_rows), sum(len(row["image_flags"]) for row in whole_rows)
         shares = {size: TileShare(0, size) for size in (1, 2, 4)}

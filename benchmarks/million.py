@@ -19,9 +19,11 @@ from random import Random
 
 import torch
 
-from internvl.data.encode import EncodedDocument, SampleEncoder, document_generator
+from internvl.data.encode import EncodedDocument, SampleEncoder, TextOptions, document_generator
 from internvl.data.meta import load_meta
 from internvl.data.records import Record, RecordFile
+from internvl.data.strides import StrideOptions
+from internvl.data.visuals import TileOptions
 from internvl.model.registration import load_tokenizer
 from internvl.model.v2pe import build_position_ids, units_to_strides
 from internvl.synth.miniature.photographs import crop_photograph, load_photographs
@@ -73,10 +75,15 @@ def main() -> None:
         print(f"made: {time.process_time() - start:.1f} s, {peak_mb():.0f} MB")
         tokenizer = load_tokenizer(folder / "tiny")
         encoder = SampleEncoder(
-            tokenizer=tokenizer, conversation_name="internlm2-chat", image_size=448, num_image_token=256,
-            max_seq_length=2 * args.tokens, dynamic_image_size=True, max_dynamic_patch=6,
-            rope_pos_id_version="v2pe_rnd",
-        )  # fmt: skip
+            text=TextOptions(
+                tokenizer=tokenizer,
+                conversation_name="internlm2-chat",
+                num_image_token=256,
+                max_seq_length=2 * args.tokens,
+            ),
+            tiles=TileOptions(image_size=448, dynamic_image_size=True, max_dynamic_patch=6),
+            strides=StrideOptions(rope_pos_id_version="v2pe_rnd"),
+        )
         record = RecordFile(load_meta(folder / "set" / "meta.json")[0])[0]
         start = time.process_time()
         num_tokens, num_tiles = encoder.measure(record)

@@ -17,7 +17,8 @@ from PIL import Image
 
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip
 from internvl.errors import ConfigError
-from internvl.infer.session import Question, Session
+from internvl.infer.question import Question
+from internvl.infer.session import Session
 from internvl.infer.settings import GREEDY, Sampling
 from internvl.model.constants import IMAGE_PLACEHOLDER
 

@@ -31,7 +31,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -186,7 +186,6 @@ class RowPlan:
     def describe(self) -> dict[str, str | int | float]:
         """Everything that decides which documents form which row; a position is valid for equal descriptions only."""
         packing = self.packing
-        options = {option.name: str(getattr(self.encoder, option.name)) for option in fields(self.encoder)}
         return {
             "data seed": self.seed,
             "number of rows per step (groups of ranks x gradient_accumulation_steps)": self.num_streams,
@@ -200,7 +199,7 @@ class RowPlan:
                 f"data set {index}": f"{file.spec.name}, {len(file)} rows, repeat_time {file.spec.repeat_time}"
                 for index, file in enumerate(self.files)
             },
-            **{name: text for name, text in options.items() if name != "tokenizer"},
+            **self.encoder.describe(),
         }
 
     def plan_stream(self, stream: int, position: StreamPosition = _BEGINNING) -> Iterator[PlannedRow]:
@@ -418,7 +417,7 @@ class RowDataset(IterableDataset):
 
     def _allocate(self, num_tiles: int) -> Tensor:
         """Room for the tiles of a row, which its documents fill one after the other."""
-        size = self.plan.encoder.image_size
+        size = self.plan.encoder.tiles.image_size
         return allocate_tiles(num_tiles, size, size)
 
 

@@ -10,6 +10,7 @@ The rule is InternVL's (`dynamic_preprocess`); which grid it picks follows from 
 the number of visual tokens of a document is known from file headers.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 from PIL import Image
@@ -53,36 +54,40 @@ def choose_grid(width: int, height: int, *, min_num: int, max_num: int, image_si
     return best
 
 
-def count_tiles(
-    width: int, height: int, *, min_num: int, max_num: int, image_size: int, use_thumbnail: bool = False
-) -> int:
-    """Number of tiles that `split_into_tiles` makes of an image of this size, the thumbnail included."""
-    cols, rows = choose_grid(width, height, min_num=min_num, max_num=max_num, image_size=image_size)
-    return cols * rows + int(use_thumbnail and cols * rows > 1)
+@dataclass(frozen=True)
+class Tiling:
+    """How an image is cut into tiles.
 
-
-def split_into_tiles(
-    image: Image.Image, *, min_num: int, max_num: int, image_size: int, use_thumbnail: bool = False
-) -> list[Image.Image]:
-    """Resize an image to its grid and cut it, row by row.
-
-    Args:
-        image: Any image; its aspect ratio is not kept exactly.
-        min_num: Smallest number of tiles.
-        max_num: Largest number of tiles.
+    Attributes:
+        min_num: Fewest tiles.
+        max_num: Most tiles (the thumbnail not counted). Below `min_num` means one tile.
         image_size: Side of a tile in pixels.
         use_thumbnail: Append the whole image as one more tile when there is more than one.
-
-    Returns:
-        Tiles of `image_size` x `image_size` pixels, as many as `count_tiles` says.
     """
-    cols, rows = choose_grid(*image.size, min_num=min_num, max_num=max_num, image_size=image_size)
-    resized = image.resize((cols * image_size, rows * image_size), Image.Resampling.BICUBIC)
-    tiles = [
-        resized.crop((col * image_size, row * image_size, (col + 1) * image_size, (row + 1) * image_size))
-        for row in range(rows)
-        for col in range(cols)
-    ]
-    if use_thumbnail and len(tiles) > 1:
-        tiles.append(image.resize((image_size, image_size), Image.Resampling.BICUBIC))
-    return tiles
+
+    min_num: int
+    max_num: int
+    image_size: int
+    use_thumbnail: bool = False
+
+    def count(self, width: int, height: int) -> int:
+        """Number of tiles that `split` makes of an image of this size, the thumbnail included."""
+        cols, rows = self._choose_grid(width, height)
+        return cols * rows + int(self.use_thumbnail and cols * rows > 1)
+
+    def split(self, image: Image.Image) -> list[Image.Image]:
+        """Resize an image to its grid, which may change its aspect ratio a little, and cut it row by row."""
+        cols, rows = self._choose_grid(*image.size)
+        size = self.image_size
+        resized = image.resize((cols * size, rows * size), Image.Resampling.BICUBIC)
+        tiles = [
+            resized.crop((col * size, row * size, (col + 1) * size, (row + 1) * size))
+            for row in range(rows)
+            for col in range(cols)
+        ]
+        if self.use_thumbnail and len(tiles) > 1:
+            tiles.append(image.resize((size, size), Image.Resampling.BICUBIC))
+        return tiles
+
+    def _choose_grid(self, width: int, height: int) -> tuple[int, int]:
+        return choose_grid(width, height, min_num=self.min_num, max_num=self.max_num, image_size=self.image_size)

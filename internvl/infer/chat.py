@@ -23,12 +23,14 @@ import torch
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
+from internvl.data.prompt import check_placeholders
 from internvl.data.video import VIDEO_PLACEHOLDER, read_video_info
 from internvl.errors import DataError, InternVLError
 from internvl.infer.checkpoint import check_checkpoint
 from internvl.infer.context_parallel import ContextParallel, build_context_parallel
 from internvl.infer.flags import add_flags, from_arguments
-from internvl.infer.session import Answer, Session, Turn, check_placeholders
+from internvl.infer.question import Turn
+from internvl.infer.session import Answer, Session
 from internvl.infer.settings import GREEDY, InferenceSettings, Sampling
 from internvl.model.constants import IMAGE_PLACEHOLDER
 from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, read_rank_env

@@ -1,20 +1,33 @@
-"""Prompt templates as data.
+"""Conversations: prompt templates as data, and the one place that turns a conversation into token ids.
 
-A template is a system prefix, two role strings and a separator; a conversation is rendered by joining
-`system + sep`, then `role + message + sep` for every turn. A turn without a message renders its role only, which is
-how a prompt ends just before the answer. Strings follow the templates that the released InternVL2 models were
-trained with.
+    <s><|im_start|>system\n...<|im_end|>                       opening
+    <|im_start|>user\n<img><IMG_CONTEXT></img>\nWhat?<|im_end|>  question; an image is ONE visual token here ...
+    <|im_start|>assistant\n A cat.<|im_end|>                    answer, which training supervises
+                       |
+                       |  join(tiles_per_image)                ... and T per tile here
+                       v
+    input_ids and labels
+
+Turns are tokenized one by one. They begin and end with special tokens, where every tokenizer splits, so that the ids
+are those of the whole rendered text. Templates are those that the released InternVL2 models were trained with.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property, lru_cache
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
-from .constants import IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
+import torch
+from torch import Tensor
+
+from .constants import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
 from .errors import ConfigError
 
 Role = Literal["user", "assistant"]
+
+_MAX_REMEMBERED_TEXT = 256  # characters
+_NUM_REMEMBERED_TEXTS = 2**14
 
 _SYSTEM_MESSAGE = (
     "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
@@ -30,10 +43,10 @@ class Conversation:
 
     Attributes:
         name: The name that `config.template` holds.
-        system_prefix: Text in front of the system message.
+        system_prefix: Text before the system message.
         system_message: Default system message.
-        user_prefix: Text in front of a user message.
-        assistant_prefix: Text in front of an answer.
+        user_prefix: Text before a question.
+        assistant_prefix: Text before an answer.
         separator: Text that closes every turn; generation stops at its token.
     """
 
@@ -44,27 +57,26 @@ class Conversation:
     assistant_prefix: str
     separator: str
 
-    def role_prefix(self, role: Role) -> str:
-        """Text that opens a turn of `role`."""
-        return self.user_prefix if role == "user" else self.assistant_prefix
+    @property
+    def stop_token(self) -> str:
+        """The special token at which an answer ends."""
+        return self.separator.strip()
 
     def render(self, messages: Sequence[tuple[Role, str | None]], *, system_message: str | None = None) -> str:
-        """Render a conversation to the text that the tokenizer gets.
+        """Render a conversation as text.
 
         Args:
             messages: Turns `(role, text)`; a text of None renders only the role's prefix.
             system_message: Replaces the template's own.
         """
         system = self.system_message if system_message is None else system_message
-        parts = [self.system_prefix + system + self.separator]
-        for role, text in messages:
-            parts.append(self.role_prefix(role) + (text + self.separator if text is not None else ""))
-        return "".join(parts)
+        turns = (self.render_turn(role, text) for role, text in messages)
+        return self.system_prefix + system + self.separator + "".join(turns)
 
-    @property
-    def stop_token(self) -> str:
-        """The single special token at which an answer ends."""
-        return self.separator.strip()
+    def render_turn(self, role: Role, text: str | None) -> str:
+        """Render one turn; a text of None renders only the role's prefix, which is how a prompt ends."""
+        prefix = self.user_prefix if role == "user" else self.assistant_prefix
+        return prefix if text is None else prefix + text + self.separator
 
 
 def _im_template(name: str, system_message: str, separator: str) -> Conversation:
@@ -129,7 +141,155 @@ _STRUCTURAL_PATTERN = re.compile("|".join(f"(?:{re.escape(token)})" for token in
 def neutralise_special_tokens(text: str) -> str:
     """Make structural tokens that stand literally in a text harmless: `<img>` becomes `< img>`.
 
-    A space behind the opening bracket keeps the text readable and keeps the tokenizer from taking it for the token.
+    A space after the opening bracket keeps the text readable, and the tokenizer no longer takes it for the token.
     Applying it twice changes nothing more. `<image>` placeholders stay.
     """
     return _STRUCTURAL_PATTERN.sub(lambda match: "< " + match.group()[1:], text)
+
+
+@runtime_checkable
+class TextTokenizer(Protocol):
+    """What a conversation needs of a transformers tokenizer."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool = ..., verbose: bool = ...) -> Mapping[str, list[int]]:
+        """Token ids of a text, under `input_ids`."""
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> str | list[str]:
+        """The token of every id."""
+
+
+class ImageMarkers(NamedTuple):
+    """The tokens that an image becomes: `start`, then `context` for each visual token, then `end`."""
+
+    start: str = IMG_START_TOKEN
+    context: str = IMG_CONTEXT_TOKEN
+    end: str = IMG_END_TOKEN
+
+
+IMAGE_MARKERS = ImageMarkers()
+
+
+class Piece(NamedTuple):
+    """A part of a conversation as token ids, one visual token per image.
+
+    Attributes:
+        ids: Token ids.
+        is_answer: Whether training supervises them.
+    """
+
+    ids: list[int]
+    is_answer: bool = False
+
+
+class ConversationTokenizer:
+    """Turns the parts of a conversation into pieces of token ids, and joins pieces.
+
+    Texts are neutralised first, so `<img>` written in a question stays text. Every `<image>` of a question becomes one
+    visual token between its two markers: ids do not depend on the sizes of images until `join`.
+
+    Args:
+        tokenizer: A tokenizer that knows the markers and the template's special tokens.
+        template: Name of the prompt template.
+        markers: The tokens of an image.
+
+    Raises:
+        ConfigError: Unknown template.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, template: str, *, markers: ImageMarkers = IMAGE_MARKERS):
+        self.tokenizer = tokenizer
+        self.template = get_conversation(template)
+        self.markers = markers
+        # Stock questions and answers come again and again.
+        self._remembered_ids = lru_cache(maxsize=_NUM_REMEMBERED_TEXTS)(self._tokenize_uncached)
+
+    def encode_prompt(
+        self, question: str, *, history: Sequence[tuple[str, str]] = (), system_message: str | None = None
+    ) -> list[Piece]:
+        """Tokenize a question and the earlier `(question, answer)` pairs, up to where the model's answer begins."""
+        pieces = [self.encode_opening(system_message)]
+        for earlier_question, earlier_answer in history:
+            pieces += [self.encode_turn("user", earlier_question), self.encode_turn("assistant", earlier_answer)]
+        return [*pieces, self.encode_turn("user", question), self.encode_turn("assistant", None)]
+
+    def encode_opening(self, system_message: str | None = None) -> Piece:
+        """Tokenize the system message (None: the template's own), after `<s>` where the tokenizer has one."""
+        message = None if system_message is None else neutralise_special_tokens(system_message)
+        return Piece(self._opening_ids + self._tokenize(self.template.render([], system_message=message)))
+
+    def encode_turn(self, role: Role, text: str | None) -> Piece:
+        """Tokenize a turn that is not trained on; a text of None is that of an answer still to be generated."""
+        if text is not None:
+            text = neutralise_special_tokens(text)
+            if role == "user":
+                text = text.replace(IMAGE_PLACEHOLDER, "".join(self.markers))
+        return Piece(self._tokenize(self.template.render_turn(role, text)))
+
+    def encode_answer(self, text: str) -> list[Piece]:
+        """Tokenize an answer to train on: the role, the answer with its stop token, what follows the stop token."""
+        answer = neutralise_special_tokens(text) + self.template.stop_token
+        prefix = self._tokenize(self.template.assistant_prefix)
+        ids = self._tokenize(self.template.assistant_prefix + answer)
+        # Where role and answer would merge into one token, these are the ids that generation gives after the prompt.
+        ids = ids[len(prefix) :] if ids[: len(prefix)] == prefix else self._tokenize(answer)
+        rest = self._tokenize(self.template.separator)[1:]
+        return [Piece(prefix), Piece(ids, is_answer=True), Piece(rest)]
+
+    def join(
+        self, pieces: Sequence[Piece], tiles_per_image: Sequence[int], *, num_image_token: int
+    ) -> tuple[Tensor, Tensor]:
+        """Join pieces, `num_image_token` visual tokens for every tile of an image.
+
+        Returns:
+            input_ids and labels (-100 outside of answers), both int64 (tokens,).
+
+        Raises:
+            ValueError: Another number of images in the pieces.
+        """
+        ids = torch.tensor([token for piece in pieces for token in piece.ids], dtype=torch.int64)
+        lengths = torch.tensor([len(piece.ids) for piece in pieces])
+        is_answer = torch.tensor([piece.is_answer for piece in pieces]).repeat_interleave(lengths)
+        labels = ids.masked_fill(~is_answer, IGNORE_INDEX)
+        is_visual = ids == self.image_token_id
+        num_images = int(is_visual.sum())
+        if num_images != len(tiles_per_image):
+            raise ValueError(
+                f"the conversation has {num_images} {IMAGE_PLACEHOLDER} placeholders for {len(tiles_per_image)} images"
+            )
+        repeats = torch.ones_like(ids)
+        repeats[is_visual] = num_image_token * torch.tensor(tiles_per_image, dtype=torch.int64)
+        return ids.repeat_interleave(repeats), labels.repeat_interleave(repeats)
+
+    @cached_property
+    def image_token_id(self) -> int:
+        """Id of the visual token.
+
+        Raises:
+            ConfigError: The tokenizer does not know it.
+        """
+        return self.find_special_token(self.markers.context)
+
+    def find_special_token(self, token: str) -> int:
+        """Id of a special token.
+
+        Raises:
+            ConfigError: The tokenizer does not know it.
+        """
+        ids = self._tokenize(token)
+        if self.tokenizer.convert_ids_to_tokens(ids) != [token]:
+            raise ConfigError(
+                f"the tokenizer splits {token} into {len(ids)} tokens or does not know it, expected one special token; "
+                f"load the tokenizer from the checkpoint's own folder, or choose another template than "
+                f"{self.template.name!r}"
+            )
+        return ids[0]
+
+    @cached_property
+    def _opening_ids(self) -> list[int]:
+        return list(self.tokenizer("")["input_ids"])
+
+    def _tokenize(self, text: str) -> list[int]:
+        return list(self._remembered_ids(text)) if len(text) <= _MAX_REMEMBERED_TEXT else self._tokenize_uncached(text)
+
+    def _tokenize_uncached(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -59,19 +59,22 @@ _BYTES_PER_TOKEN = 4
 class RoughTokenizer:
     """Stands in for a tokenizer that is not given: four bytes of UTF-8 are a token, special tokens are one each."""
 
-    unk_token_id = None
-
     def __init__(self, special_tokens: Sequence[str]):
         self._ids = {token: number for number, token in enumerate(special_tokens, start=1)}
         self._pattern = re.compile("(" + "|".join(re.escape(token) for token in special_tokens) + ")")
 
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
         """As a transformers tokenizer; adds no token."""
         ids: list[int] = []
         for piece in self._pattern.split(text):
             num_rough = math.ceil(len(piece.encode()) / _BYTES_PER_TOKEN)
             ids += [self._ids[piece]] if piece in self._ids else [0] * num_rough
         return {"input_ids": ids}
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        """The special token of every id; empty for rough tokens."""
+        names = {number: token for token, number in self._ids.items()}
+        return [names.get(number, "") for number in ids]
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,12 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from internvl.atomic import write_json
-from internvl.data.encode import SampleEncoder
+from internvl.data.encode import SampleEncoder, TextOptions
 from internvl.data.loader import TileShare, TrainLoader, build_train_loader
 from internvl.data.meta import load_meta
 from internvl.data.packing import PackingLimits
+from internvl.data.strides import StrideOptions
+from internvl.data.visuals import FrameOptions, TileOptions
 from internvl.errors import InternVLError
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.grid import Grid, build_grid
@@ -239,26 +241,34 @@ def build_encoder(
 ) -> SampleEncoder:
     """What makes documents of records under these flags."""
     return SampleEncoder(
-        tokenizer=tokenizer,
-        conversation_name=args.conv_style,
-        image_size=args.force_image_size,
-        num_image_token=num_image_token,
-        max_seq_length=args.max_seq_length,
-        truncation=args.truncation,
-        dynamic_image_size=args.dynamic_image_size,
-        dynamic_max_patch=args.dynamic_max_patch,
-        use_thumbnail=args.use_thumbnail,
-        min_dynamic_patch=args.min_dynamic_patch,
-        max_dynamic_patch=args.max_dynamic_patch,
-        min_num_frame=args.min_num_frame,
-        max_num_frame=args.max_num_frame,
-        frame_sampling=args.frame_sampling,
-        normalize_type=args.normalize_type,
-        pad2square=args.pad2square,
-        rope_pos_id_version=args.rope_pos_id_version,
-        rope_pos_id_stride=args.rope_pos_id_stride,
-        random_strides=args.rope_pos_id_random_strides,
-        rope_pos_id_rnd_scope=args.rope_pos_id_rnd_scope,
+        text=TextOptions(
+            tokenizer=tokenizer,
+            conversation_name=args.conv_style,
+            num_image_token=num_image_token,
+            max_seq_length=args.max_seq_length,
+            truncation=args.truncation,
+        ),
+        tiles=TileOptions(
+            image_size=args.force_image_size,
+            dynamic_image_size=args.dynamic_image_size,
+            dynamic_max_patch=args.dynamic_max_patch,
+            use_thumbnail=args.use_thumbnail,
+            min_dynamic_patch=args.min_dynamic_patch,
+            max_dynamic_patch=args.max_dynamic_patch,
+            normalize_type=args.normalize_type,
+            pad2square=args.pad2square,
+        ),
+        frames=FrameOptions(
+            min_num_frame=args.min_num_frame,
+            max_num_frame=args.max_num_frame,
+            frame_sampling=args.frame_sampling,
+        ),
+        strides=StrideOptions(
+            rope_pos_id_version=args.rope_pos_id_version,
+            rope_pos_id_stride=args.rope_pos_id_stride,
+            random_strides=args.rope_pos_id_random_strides,
+            rope_pos_id_rnd_scope=args.rope_pos_id_rnd_scope,
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from pydoc_data import topics
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 import sentencepiece
 from PIL import Image
 
-from internvl.data.encode import SampleEncoder
+from internvl.data.encode import SampleEncoder, TextOptions
 from internvl.data.meta import SourceSpec
+from internvl.data.strides import StrideOptions
+from internvl.data.visuals import FrameOptions, TileOptions
 from internvl.model.constants import SPECIAL_TOKENS
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
 
@@ -68,7 +71,13 @@ def make_encoder(tokenizer: InternLM2Tokenizer) -> Callable[..., SampleEncoder]:
             "use_thumbnail": True,
             "max_dynamic_patch": 6,
         }
-        return SampleEncoder(**(defaults | options))
+        options = defaults | options
+        parts = {"text": TextOptions, "tiles": TileOptions, "frames": FrameOptions, "strides": StrideOptions}
+        own = {name: {field.name for field in fields(part)} & set(options) for name, part in parts.items()}
+        assert sum(map(len, own.values())) == len(options)
+        return SampleEncoder(
+            **{name: part(**{option: options[option] for option in own[name]}) for name, part in parts.items()}
+        )
 
     return make
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from internvl.data.encode import SampleEncoder
+from internvl.data.encode import SampleEncoder, TextOptions
 from internvl.data.meta import SourceSpec
 from internvl.data.records import parse_record
+from internvl.data.visuals import TileOptions
 from internvl.model.constants import IGNORE_INDEX, SPECIAL_TOKENS
 from internvl.model.conversation import get_conversation, neutralise_special_tokens
 
@@ -57,13 +58,10 @@ def answer_spans(template: str, texts: list[str], system_message: str | None) ->
 
 def check_labels(tokenizer, template: str, texts: list[str], *, system_message: str | None = None) -> None:
     """Ids are those of the rendered text; exactly the tokens inside of answers are supervised."""
-    encoder = SampleEncoder(
-        tokenizer=tokenizer,
-        conversation_name=template,
-        image_size=IMAGE_SIZE,
-        num_image_token=TOKENS_PER_TILE,
-        max_seq_length=100_000,
+    text = TextOptions(
+        tokenizer=tokenizer, conversation_name=template, num_image_token=TOKENS_PER_TILE, max_seq_length=100_000
     )
+    encoder = SampleEncoder(text=text, tiles=TileOptions(image_size=IMAGE_SIZE))
     turns = conversation(*texts)
     if system_message is not None:
         turns.insert(0, {"from": "system", "value": system_message})

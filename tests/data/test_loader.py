@@ -337,8 +337,8 @@ def test_a_broken_state_is_refused(make_loader, make_source, make_lines):
 BAD_LINES = {
     "not a json line": "{",
     "'conversations' is nothing": {},
-    "1 <image> placeholders for 0 images": {"conversations": conversation("<image>", "a")},
-    "2 <image> placeholders for 1": {"conversations": conversation("<image><image>", "a"), "image": "30.png"},
+    "1 <image> for 0 images": {"conversations": conversation("<image>", "a")},
+    "2 <image> for 1": {"conversations": conversation("<image><image>", "a"), "image": "30.png"},
     "none.png not found": {"conversations": conversation("q", "a"), "image": "none.png"},
     "empty.png cannot be read": {"conversations": conversation("q", "a"), "image": "empty.png"},
     "expected at most max_seq_length": {"conversations": conversation("word " * 5000, "a")},

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from internvl.data.tiling import choose_grid, count_tiles, split_into_tiles
+from internvl.data.tiling import Tiling, choose_grid
 
 MAX_NUMS = (1, 5, 6, 12, 18, 24)
 
@@ -40,13 +40,13 @@ def test_grids_are_those_of_the_public_implementation(size, grids):
 
 def test_six_tiles_and_a_thumbnail():
     options = {"min_num": 1, "max_num": 6, "image_size": 448, "use_thumbnail": True}
-    assert count_tiles(900, 600, **options) == 7
-    assert len(split_into_tiles(Image.new("RGB", (900, 600)), **options)) == 7
+    assert Tiling(**options).count(900, 600) == 7
+    assert len(Tiling(**options).split(Image.new("RGB", (900, 600)))) == 7
 
 
 @pytest.mark.parametrize("max_num", [0, 1])
 def test_a_single_tile_has_no_thumbnail(max_num):
-    assert count_tiles(900, 600, min_num=1, max_num=max_num, image_size=448, use_thumbnail=True) == 1
+    assert Tiling(1, max_num, 448, use_thumbnail=True).count(900, 600) == 1
 
 
 def test_an_upper_limit_below_the_lower_one_means_one_tile():
@@ -56,7 +56,7 @@ def test_an_upper_limit_below_the_lower_one_means_one_tile():
 def test_tiles_are_cut_row_by_row():
     columns, rows, size = 3, 2, 8
     pixels = np.repeat(np.repeat(np.arange(6, dtype=np.uint8).reshape(2, 3) * 40, size, 0), size, 1)
-    tiles = split_into_tiles(Image.fromarray(pixels), min_num=1, max_num=6, image_size=size)
+    tiles = Tiling(1, 6, size).split(Image.fromarray(pixels))
     assert len(tiles) == columns * rows
     assert [int(np.asarray(tile)[4, 4]) for tile in tiles] == [0, 40, 80, 120, 160, 200]
 
@@ -69,6 +69,6 @@ def test_tiles_are_cut_row_by_row():
 )
 def test_counting_agrees_with_splitting(width, height, max_num, use_thumbnail):
     options = {"min_num": 1, "max_num": max_num, "image_size": 16, "use_thumbnail": use_thumbnail}
-    tiles = split_into_tiles(Image.new("L", (width, height)), **options)
-    assert len(tiles) == count_tiles(width, height, **options) <= max_num + use_thumbnail
+    tiles = Tiling(**options).split(Image.new("L", (width, height)))
+    assert len(tiles) == Tiling(**options).count(width, height) <= max_num + use_thumbnail
     assert all(tile.size == (16, 16) for tile in tiles)

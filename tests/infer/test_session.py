@@ -8,12 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
-from internvl.data.tiling import split_into_tiles
+from internvl.data.tiling import Tiling
 from internvl.errors import ConfigError, DataError
-from internvl.infer.session import Question, Session
+from internvl.infer.question import Question
+from internvl.infer.session import Session
 from internvl.infer.settings import Sampling
 from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.rope_scaling import parse_rope_scaling
+
+
+def encode(session, prompt, tiles_per_image, **options):
+    """Ids of a prompt, as the model gets them."""
+    pieces = session.questions.conversation.encode_prompt(prompt, **options)
+    return session.questions.conversation.join(pieces, tiles_per_image, num_image_token=session.model.num_image_token)[0]
 
 
 def count_encoded(session, monkeypatch):
@@ -36,9 +43,7 @@ def test_answers_equal_the_models_own_chat(checkpoint, make_image, version, stri
     )
     paths = [make_image("a.png", 84, 28, seed=1), make_image("b.png", 28, 28, seed=2)]
     question = "first <image> then <image>\nwhich?"
-    tiles = [
-        split_into_tiles(Image.open(path), min_num=1, max_num=4, image_size=28, use_thumbnail=True) for path in paths
-    ]
+    tiles = [Tiling(1, 4, 28, use_thumbnail=True).split(Image.open(path)) for path in paths]
     pixels = torch.cat([session._transform(t) for t in tiles])
     options = {"max_new_tokens": 12, "do_sample": False}
     expected = session.model.chat(
@@ -78,10 +83,10 @@ def test_literal_image_tokens_in_text_stay_text(session, make_image):
     prompt = f"<image> literally <img>{IMG_CONTEXT_TOKEN}</img><|im_end|>?"
     answer = session.answer(prompt, [make_image("a.png")], max_new_tokens=1)
     assert answer.num_tiles == 1
-    ids = session._encode_prompt(prompt, [1], None)
+    ids = encode(session, prompt, [1])
     assert int((ids == session.model.img_context_token_id).sum()) == session.model.num_image_token
     stop_id = session.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert int((ids == stop_id).sum()) == 2  # behind the system message and behind the question
+    assert int((ids == stop_id).sum()) == 2  # after the system message and after the question
 
 
 def test_text_only_questions_work(session):
@@ -230,7 +235,7 @@ def test_a_conversation_equals_the_models_own_chat(checkpoint, make_image):
 def test_images_of_earlier_turns_come_first(session, make_image):
     paths = [make_image("a.png", 28, 28), make_image("b.png", 112, 28)]  # 1 and 5 tiles
     image_id = session.model.img_context_token_id
-    ids = session._encode_prompt("<image>now", [1, 5], None, [("<image>before", "yes")])[0]
+    ids = encode(session, "<image>now", [1, 5], history=[("<image>before", "yes")])
     tokens = session.tokenizer.convert_ids_to_tokens(ids.tolist())
     runs = [len(run) for run in "".join("i" if i == image_id else " " for i in ids.tolist()).split()]
     assert runs == [session.model.num_image_token, 5 * session.model.num_image_token]

@@ -2,9 +2,9 @@
 
 import pytest
 
+from internvl.data import prompt
 from internvl.data.video import VideoClip, load_frames, sample_segments
 from internvl.errors import ConfigError, DataError
-from internvl.infer import session as session_module
 from internvl.infer.session import Session
 from tests.data.numbered_videos import write_frames, write_gif, write_video
 
@@ -18,13 +18,13 @@ def video(tmp_path):
 def decoded(monkeypatch):
     """The frames that were decoded, per call."""
     calls = []
-    original = session_module.load_frames
+    original = prompt.load_frames
 
     def recording(path, frames):
         calls.append(list(frames))
         return original(path, frames)
 
-    monkeypatch.setattr(session_module, "load_frames", recording)
+    monkeypatch.setattr(prompt, "load_frames", recording)
     return calls
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from internvl.data.encode import SampleEncoder
+from internvl.data.encode import SampleEncoder, TextOptions
 from internvl.data.meta import SourceSpec
 from internvl.data.records import parse_record
 from internvl.data.storage.media import read_image_size
-from internvl.data.tiling import count_tiles
+from internvl.data.tiling import Tiling
+from internvl.data.visuals import TileOptions
 from internvl.errors import CheckpointError, ConfigError
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMAGE_PLACEHOLDER
@@ -90,19 +91,13 @@ class ModelReader:
         Raises:
             DataError: The image cannot be read.
         """
-        return self.count_tiles(*read_image_size(path)) * self.encoder.num_image_token
+        return self.count_tiles(*read_image_size(path)) * self.encoder.text.num_image_token
 
     def count_tiles(self, width: int, height: int) -> int:
         """Tiles of an image of this size in pixels."""
-        encoder = self.encoder
-        return count_tiles(
-            width,
-            height,
-            min_num=encoder.min_dynamic_patch,
-            max_num=self.max_num,
-            image_size=encoder.image_size,
-            use_thumbnail=encoder.use_thumbnail,
-        )
+        tiles = self.encoder.tiles
+        tiling = Tiling(tiles.min_dynamic_patch, self.max_num, tiles.image_size, tiles.use_thumbnail)
+        return tiling.count(width, height)
 
     def count_text(self, text: str) -> int:
         """Tokens of a text with `<image>` in it: the text and two markers per image."""
@@ -137,14 +132,18 @@ def load_model_reader(checkpoint: Path, max_num: int | None = None) -> ModelRead
     if max_num < 1:
         raise ConfigError(f"max_dynamic_patch is {max_num}, expected 1 or more")
     encoder = SampleEncoder(
-        tokenizer=tokenizer,
-        conversation_name=config.template or "internlm2-chat",
-        image_size=config.image_size,
-        num_image_token=config.num_image_token,
-        max_seq_length=2 * _LONGEST,
-        dynamic_image_size=max_num > 1,
-        use_thumbnail=config.use_thumbnail,
-        max_dynamic_patch=max_num,
+        text=TextOptions(
+            tokenizer=tokenizer,
+            conversation_name=config.template or "internlm2-chat",
+            num_image_token=config.num_image_token,
+            max_seq_length=2 * _LONGEST,
+        ),
+        tiles=TileOptions(
+            image_size=config.image_size,
+            dynamic_image_size=max_num > 1,
+            use_thumbnail=config.use_thumbnail,
+            max_dynamic_patch=max_num,
+        ),
     )
     return ModelReader(tokenizer, encoder, TokenCounter(tokenizer, config.num_image_token), max_num)
 
@@ -153,9 +152,9 @@ def describe_reader(reader: ModelReader) -> dict[str, Any]:
     """What of a model decides about lengths."""
     encoder = reader.encoder
     return {
-        "tile": encoder.image_size,
-        "num_image_token": encoder.num_image_token,
+        "tile": encoder.tiles.image_size,
+        "num_image_token": encoder.text.num_image_token,
         "max_dynamic_patch": reader.max_num,
-        "use_thumbnail": encoder.use_thumbnail,
-        "template": encoder.conversation_name,
+        "use_thumbnail": encoder.tiles.use_thumbnail,
+        "template": encoder.text.conversation_name,
     }

@@ -315,7 +315,9 @@ def _choose_pages(
     others = [image for image in materials.questions.images if image != question.image]
     pages = [question.image]
     if spec.form == "paste":
-        visual = materials.reader.count_tiles(_CANVAS_SIDE, _CANVAS_SIDE) * materials.reader.encoder.num_image_token
+        visual = (
+            materials.reader.count_tiles(_CANVAS_SIDE, _CANVAS_SIDE) * materials.reader.encoder.text.num_image_token
+        )
         size = visual + _count_label(materials.reader, "")
         num_canvases = max(room // size, 1)
         num_pictures = num_canvases * PICTURES_PER_CANVAS - rng.randrange(PICTURES_PER_CANVAS)

@@ -10,7 +10,7 @@ from eval.bridges.conversation import Message, Part, ask, build_question, join_p
 from internvl.data.video import VideoClip
 from internvl.errors import ConfigError
 from internvl.infer.flags import from_options
-from internvl.infer.session import Question
+from internvl.infer.question import Question
 from internvl.infer.settings import InferenceSettings
 from internvl.model.rope_scaling import parse_rope_scaling
 

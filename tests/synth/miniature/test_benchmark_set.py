@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from internvl.data.storage.media import read_image_size
-from internvl.data.tiling import count_tiles
+from internvl.data.tiling import Tiling
 from internvl.errors import ConfigError
 from internvl.synth.miniature.benchmark_set import TASKS, BenchmarkSpec, TokenCounter, build_items
 from internvl.synth.miniature.contexts import Context, HaystackImage, TextNeedle
@@ -58,7 +58,7 @@ def test_context_length_is_what_the_model_reads(items, dataset, reader):
     folder = dataset / BENCHMARK_FOLDER / "images"
     for row in items["retrieval-text"]:
         sizes = [read_image_size(folder / path) for path in row["images_list"]]
-        tiles = [count_tiles(*size, min_num=1, max_num=64, image_size=56) for size in sizes]
+        tiles = [Tiling(1, 64, 56).count(*size) for size in sizes]
         meta = row["meta"]
         assert sum(tiles) == 24 * meta["length_factor"] + 2
         assert meta["context_length"] == count_prompt_tokens(reader, row, tiles)

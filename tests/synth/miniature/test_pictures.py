@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from internvl.data.storage.media import read_image_size
-from internvl.data.tiling import count_tiles
+from internvl.data.tiling import Tiling
 from internvl.synth.miniature.digits import load_digits
 from internvl.synth.miniature.pictures import PictureSpec, make_pool
 
@@ -25,7 +25,7 @@ def test_haystack_images_have_the_tiles_they_stand_for(made):
     assert [len(pool.haystack[tiles]) for tiles in SPEC.image_tiles] == [12, 6, 6, 6]
     for tiles, paths in pool.haystack.items():
         for path in paths:
-            assert count_tiles(*read_image_size(folder / path), min_num=1, max_num=64, image_size=56) == tiles
+            assert Tiling(1, 64, 56).count(*read_image_size(folder / path)) == tiles
 
 
 def test_every_file_is_counted(made):

@@ -6,11 +6,12 @@ from random import Random
 import numpy as np
 import pytest
 
-from internvl.data.encode import SampleEncoder
+from internvl.data.encode import SampleEncoder, TextOptions
 from internvl.data.meta import load_meta
 from internvl.data.records import RecordFile
 from internvl.data.storage.media import read_image_size
-from internvl.data.tiling import count_tiles
+from internvl.data.tiling import Tiling
+from internvl.data.visuals import TileOptions
 from internvl.synth.miniature.training_set import TrainFile, TrainingSpec, build_record
 from internvl.synth.miniature.vocabulary import SHORT_ANSWER_SENTENCE
 from tests.synth.miniature.test_contexts import POOL, SENTENCES, SPEC
@@ -87,7 +88,7 @@ def test_files_have_the_samples_and_images_asked_for(dataset, spec, records):
         for row in rows:
             assert row["conversations"][0]["value"].count("<image>") == len(row["image"])
             sizes = [read_image_size(images / path) for path in row["image"]]
-            tiles = sum(count_tiles(*size, min_num=1, max_num=64, image_size=56) for size in sizes)
+            tiles = sum(Tiling(1, 64, 56).count(*size) for size in sizes)
             assert file.min_tiles <= tiles - 2 <= file.max_tiles
 
 
@@ -102,11 +103,12 @@ def test_meta_files_load(dataset, spec):
 def test_records_become_documents_with_two_supervised_tokens_per_answer(dataset, spec, reader):
     source = load_meta(dataset / spec.annotation_folder / "meta_0_24.json", data_root=dataset)[0]
     encoder = SampleEncoder(
-        tokenizer=reader.tokenizer,
-        conversation_name="internlm2-chat",
-        image_size=reader.tile,
-        num_image_token=reader.num_image_token,
-        dynamic_image_size=True,
+        text=TextOptions(
+            tokenizer=reader.tokenizer,
+            conversation_name="internlm2-chat",
+            num_image_token=reader.num_image_token,
+        ),
+        tiles=TileOptions(image_size=reader.tile, dynamic_image_size=True),
     )
     for row in range(5):
         record = RecordFile(source)[row]

@@ -1,0 +1,64 @@
+"""Strides of a training document: how many positions one tile of each image spans.
+
+A batch carries strides as integers in units of 1/65536, never positions: a trainer may cast floating tensors to
+bfloat16, and the model makes positions from ids and strides (internvl/model/v2pe.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from internvl.errors import ConfigError
+from internvl.model.v2pe import RANDOM_STRIDES, Stride, check_stride, stride_to_units
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrideOptions:
+    """The options of a run that decide strides.
+
+    Attributes:
+        rope_pos_id_version: `default` (the stride is the number of visual tokens), `v2pe_fix` or `v2pe_rnd`.
+        rope_pos_id_stride: The stride of `v2pe_fix`.
+        random_strides: What `v2pe_rnd` draws from, uniformly.
+        rope_pos_id_rnd_scope: Draw a stride for every image, or one for all images of a document.
+
+    Raises:
+        ConfigError: An option is wrong.
+    """
+
+    rope_pos_id_version: str = "default"
+    rope_pos_id_stride: Stride | None = None
+    random_strides: Sequence[Stride] = RANDOM_STRIDES
+    rope_pos_id_rnd_scope: Literal["image", "sample"] = "image"
+
+    def __post_init__(self) -> None:
+        check_stride(self.rope_pos_id_version, self.rope_pos_id_stride)
+        if self.rope_pos_id_rnd_scope not in ("image", "sample"):
+            raise ConfigError(f"rope_pos_id_rnd_scope is {self.rope_pos_id_rnd_scope!r}, expected 'image' or 'sample'")
+        if self.rope_pos_id_version == "v2pe_rnd" and not self.random_strides:
+            raise ConfigError("random_strides is empty, expected at least one stride")
+        _ = self._chosen_units  # converted early, so that errors come early
+
+    @cached_property
+    def _chosen_units(self) -> np.ndarray:
+        """The strides to draw from; none of `default`, where a stride follows from the model."""
+        strides: Sequence[Stride] = ()
+        if self.rope_pos_id_version == "v2pe_fix" and self.rope_pos_id_stride is not None:
+            strides = (self.rope_pos_id_stride,)
+        elif self.rope_pos_id_version == "v2pe_rnd":
+            strides = self.random_strides
+        return np.array([stride_to_units(stride) for stride in strides], dtype=np.int64)
+
+    def draw(self, num_images: int, rng: np.random.Generator, *, num_image_token: int) -> Int64[Tensor, " images"]:
+        """Draw a stride per image, in units of 1/65536."""
+        if self.rope_pos_id_version == "default":
+            return torch.full((num_images,), stride_to_units(num_image_token), dtype=torch.int64)
+        if self.rope_pos_id_rnd_scope == "sample":
+            return torch.full((num_images,), int(rng.choice(self._chosen_units)), dtype=torch.int64)
+        return torch.from_numpy(rng.choice(self._chosen_units, size=num_images))
