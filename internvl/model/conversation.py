@@ -278,7 +278,7 @@ class ConversationTokenizer:
         ids = self._tokenize(token)
         if self.tokenizer.convert_ids_to_tokens(ids) != [token]:
             raise ConfigError(
-                f"the tokenizer splits {token} into {len(ids)} tokens or does not know it, expected one special token; "
+                f"the tokenizer does not know {token} (it makes {len(ids)} tokens of it), expected one special token; "
                 f"load the tokenizer from the checkpoint's own folder, or choose another template than "
                 f"{self.template.name!r}"
             )

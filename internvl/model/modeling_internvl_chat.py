@@ -10,21 +10,19 @@ Positions are made here, once per forward, from the ids and one stride per image
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .attention import register_builtin_attention
-from .caches import KeyCastingCache, build_cache, check_kv_cache
+from .caches import KeyCastingCache
+from .chat import ChatMixin
 from .configuration_internvl_chat import InternVLChatConfig
-from .constants import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
-from .conversation import Role, get_conversation, neutralise_special_tokens
+from .constants import IGNORE_INDEX
 from .errors import ConfigError
 from .language_models import build_native_decoder
 from .logn_scaling import read_logn_scaling
@@ -37,15 +35,15 @@ from .v2pe import (
     build_position_ids,
     check_stride,
     draw_strides,
-    next_position,
     ordinary_positions,
+    positions_per_row,
     units_to_strides,
 )
 
 logger = logging.getLogger(__name__)
 
 
-class InternVLChatModel(PreTrainedModel):
+class InternVLChatModel(ChatMixin):
     """The chat model. Parameter names and folder layout are those of released InternVL2 checkpoints.
 
     Attributes:
@@ -349,7 +347,7 @@ class InternVLChatModel(PreTrainedModel):
                 rope_pos_id_stride=rope_pos_id_stride,
             )
         if position_ids is not None:
-            position_ids = _positions_per_row(position_ids, input_ids)
+            position_ids = positions_per_row(position_ids, input_ids)
         if labels is not None:
             targets, weights = shift_targets(labels, loss_weight)
             if loss_denominator is None:
@@ -396,357 +394,6 @@ class InternVLChatModel(PreTrainedModel):
             return_logits = labels is None or not self.training
         logits = head(hidden_states[:, -logits_to_keep:]).float() if return_logits else None
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
-
-    # -------------------------------------------------------------------------------------------------- generation
-
-    @torch.no_grad()
-    def generate(
-        self,
-        pixel_values: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        visual_features: Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        image_flags: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        image_strides: Tensor | None = None,
-        rope_pos_id_version: str | None = None,
-        rope_pos_id_stride: float | None = None,
-        prefill_chunk_size: int | None = None,
-        kv_cache: str = "dynamic",
-        context_parallel: Any | None = None,
-        **generate_kwargs: Any,
-    ) -> Tensor:
-        """Generate with a key/value cache; returns new tokens only, (batch, new tokens).
-
-        Arguments as in `forward`; further ones as of transformers' `generate` (`max_new_tokens`, `do_sample`, ...).
-        The n-th generated token sits at `ceil(last prompt position) + n`.
-
-        `prefill_chunk_size`: run the prompt through the decoder in pieces of so many tokens, so that activations of
-        the whole prompt never exist at a time; the answer is the same.
-
-        `kv_cache`: where keys and values are kept, `dynamic`, `static`, `offloaded` or `quantized` (see caches.py);
-        all but `quantized` give the same answer.
-
-        `context_parallel`: an `internvl.infer.context_parallel.ContextParallel`, whose ranks all make the same call;
-        the prompt, its images and its keys and values are spread over them. The answer is the same.
-        """
-        if context_parallel is not None:
-            return context_parallel.generate(
-                self,
-                input_ids=input_ids,
-                pixel_values=pixel_values,
-                attention_mask=attention_mask,
-                visual_features=visual_features,
-                generation_config=generation_config,
-                image_flags=image_flags,
-                position_ids=position_ids,
-                image_strides=image_strides,
-                rope_pos_id_version=rope_pos_id_version,
-                rope_pos_id_stride=rope_pos_id_stride,
-                prefill_chunk_size=prefill_chunk_size,
-                kv_cache=kv_cache,
-                **generate_kwargs,
-            )
-        check_kv_cache(kv_cache)
-        if prefill_chunk_size is not None and prefill_chunk_size < 1:
-            raise ConfigError(f"prefill_chunk_size must be a positive number of tokens, got {prefill_chunk_size}")
-        if input_ids is None:
-            raise ValueError("generate needs input_ids")
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        num_new_tokens = _max_new_tokens(generation_config, generate_kwargs)
-        if generate_kwargs.get("use_cache", True) and generate_kwargs.get("past_key_values") is None:
-            generate_kwargs["past_key_values"] = build_cache(
-                kv_cache,
-                num_layers=self.config.llm_config.num_hidden_layers,
-                max_length=None if num_new_tokens is None else input_ids.shape[1] + num_new_tokens,
-                device=input_ids.device,
-            )
-        if position_ids is None:
-            position_ids = self.build_positions(
-                input_ids,
-                attention_mask=attention_mask,
-                image_strides=image_strides,
-                rope_pos_id_version=rope_pos_id_version,
-                rope_pos_id_stride=rope_pos_id_stride,
-            )
-        position_ids = _positions_per_row(position_ids, input_ids)
-        inputs_embeds = self._embed(input_ids, pixel_values, image_flags, visual_features)
-        if prefill_chunk_size is not None and generate_kwargs.get("past_key_values") is not None:
-            if num_new_tokens is None:
-                raise ConfigError("prefill_chunk_size needs max_new_tokens: the rotary base depends on it")
-            self._prefill(
-                inputs_embeds,
-                attention_mask,
-                position_ids,
-                generate_kwargs,
-                chunk_size=prefill_chunk_size,
-                num_new_tokens=num_new_tokens,
-            )
-            num_copies = _copies_per_prompt(generation_config, generate_kwargs)
-            if num_copies > 1:
-                generate_kwargs["past_key_values"].batch_repeat_interleave(num_copies)
-        return self.language_model.generate(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            generation_config=generation_config,
-            **generate_kwargs,
-        )
-
-    def _prefill(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor,
-        position_ids: Tensor,
-        generate_kwargs: dict[str, Any],
-        *,
-        chunk_size: int,
-        num_new_tokens: int,
-    ) -> None:
-        """Fill the cache with all chunks of the prompt but the last, and fix the rotary base of the sequence.
-
-        A cache may hold the beginning of the prompt already.
-        """
-        generate_kwargs["rope_lengths"] = next_position(position_ids[:, -1].double()).long() + num_new_tokens
-        length = inputs_embeds.shape[1]
-        num_cached = generate_kwargs["past_key_values"].get_seq_length()
-        for first in range(num_cached, length - chunk_size, chunk_size):
-            chunk = slice(first, first + chunk_size)
-            self.language_model.model(
-                inputs_embeds=inputs_embeds[:, chunk],
-                attention_mask=attention_mask[:, : chunk.stop],
-                position_ids=position_ids[:, chunk],
-                past_key_values=generate_kwargs["past_key_values"],
-                use_cache=True,
-                rope_lengths=generate_kwargs.get("rope_lengths"),
-            )
-
-    def chat(
-        self,
-        tokenizer,
-        pixel_values: Tensor | None,
-        question: str,
-        generation_config: dict[str, Any],
-        history: Sequence[tuple[str, str]] | None = None,
-        return_history: bool = False,
-        num_patches_list: Sequence[int] | None = None,
-        IMG_START_TOKEN: str = IMG_START_TOKEN,
-        IMG_END_TOKEN: str = IMG_END_TOKEN,
-        IMG_CONTEXT_TOKEN: str = IMG_CONTEXT_TOKEN,
-        verbose: bool = False,
-        rope_pos_id_version: str | None = None,
-        rope_pos_id_stride: float | None = None,
-        system_message: str | None = None,
-        **_ignored: Any,
-    ):
-        """Answer one question about images.
-
-        Args:
-            tokenizer: Tokenizer of the checkpoint.
-            pixel_values: (tiles, 3, S, S) tiles of all images, those of earlier turns first; None without images.
-            question: Text with one `<image>` per image; without any, `<image>` is put in front of the first turn.
-                Chat markers and image tokens that stand literally in texts are neutralised.
-            generation_config: Arguments of `generate`; the dict is not changed.
-            history: Earlier turns (question, answer).
-            return_history: Return `(answer, history)`.
-            num_patches_list: Tiles per image; None: one image that holds all tiles.
-            IMG_START_TOKEN: Marker in front of an image.
-            IMG_END_TOKEN: Marker behind an image.
-            IMG_CONTEXT_TOKEN: The visual token.
-            verbose: Log prompt and answer.
-            rope_pos_id_version: See `build_positions`.
-            rope_pos_id_stride: See `build_positions`.
-            system_message: Replaces the template's own.
-
-        Returns:
-            The answer, or `(answer, history)`.
-
-        Raises:
-            ValueError: Numbers of placeholders, images and tiles do not fit.
-        """
-        if num_patches_list is None:
-            num_patches_list = [] if pixel_values is None else [len(pixel_values)]
-        if history is None and pixel_values is not None and IMAGE_PLACEHOLDER not in question:
-            question = f"{IMAGE_PLACEHOLDER}\n{question}"
-        history = list(history or [])
-        markers = (IMG_START_TOKEN, IMG_CONTEXT_TOKEN, IMG_END_TOKEN)
-        prompt = self._render_prompt(question, history, num_patches_list, markers, system_message)
-        [answer] = self._answer_prompts(
-            tokenizer,
-            [prompt],
-            pixel_values,
-            sum(num_patches_list),
-            generation_config,
-            image_token=IMG_CONTEXT_TOKEN,
-            rope_pos_id_version=rope_pos_id_version,
-            rope_pos_id_stride=rope_pos_id_stride,
-        )
-        if verbose:
-            logger.info("%s %s", prompt, answer)
-        return (answer, [*history, (question, answer)]) if return_history else answer
-
-    def batch_chat(
-        self,
-        tokenizer,
-        pixel_values: Tensor | None,
-        questions: Sequence[str],
-        generation_config: dict[str, Any],
-        num_patches_list: Sequence[int] | None = None,
-        IMG_START_TOKEN: str = IMG_START_TOKEN,
-        IMG_END_TOKEN: str = IMG_END_TOKEN,
-        IMG_CONTEXT_TOKEN: str = IMG_CONTEXT_TOKEN,
-        verbose: bool = False,
-        image_counts: Sequence[int] | None = None,
-        rope_pos_id_version: str | None = None,
-        rope_pos_id_stride: float | None = None,
-        system_message: str | None = None,
-        **_ignored: Any,
-    ) -> list[str]:
-        """Answer several questions at once; prompts of unequal length are padded on the left.
-
-        Args:
-            tokenizer: Tokenizer of the checkpoint.
-            pixel_values: (tiles, 3, S, S) tiles of all images in the order of the questions.
-            questions: Texts with one `<image>` per image; a question that has images and no `<image>` gets them put
-                in front.
-            generation_config: Arguments of `generate`; the dict is not changed.
-            num_patches_list: Tiles per image; None: one image of one tile per question.
-            IMG_START_TOKEN: Marker in front of an image.
-            IMG_END_TOKEN: Marker behind an image.
-            IMG_CONTEXT_TOKEN: The visual token.
-            verbose: Log prompts and answers.
-            image_counts: Images per question; None: one each, or none without `pixel_values`.
-            rope_pos_id_version: See `build_positions`.
-            rope_pos_id_stride: See `build_positions`.
-            system_message: Replaces the template's own.
-
-        Raises:
-            ValueError: Numbers of questions, placeholders, images and tiles do not fit.
-        """
-        if image_counts is None:
-            image_counts = [0 if pixel_values is None else 1] * len(questions)
-        if num_patches_list is None:
-            num_patches_list = [1] * sum(image_counts)
-        if len(image_counts) != len(questions) or sum(image_counts) != len(num_patches_list):
-            raise ValueError(
-                f"{len(questions)} questions, image_counts for {len(image_counts)} of them with {sum(image_counts)} "
-                f"images, num_patches_list for {len(num_patches_list)} images: these numbers must fit together"
-            )
-        markers = (IMG_START_TOKEN, IMG_CONTEXT_TOKEN, IMG_END_TOKEN)
-        prompts, first = [], 0
-        for question, count in zip(questions, image_counts, strict=True):
-            if count and IMAGE_PLACEHOLDER not in question:
-                question = f"{IMAGE_PLACEHOLDER}\n" * count + question
-            tiles = num_patches_list[first : first + count]
-            prompts.append(self._render_prompt(question, [], tiles, markers, system_message))
-            first += count
-        answers = self._answer_prompts(
-            tokenizer,
-            prompts,
-            pixel_values,
-            sum(num_patches_list),
-            generation_config,
-            image_token=IMG_CONTEXT_TOKEN,
-            rope_pos_id_version=rope_pos_id_version,
-            rope_pos_id_stride=rope_pos_id_stride,
-        )
-        if verbose:
-            for prompt, answer in zip(prompts, answers, strict=True):
-                logger.info("%s %s", prompt, answer)
-        return answers
-
-    def _render_prompt(
-        self,
-        question: str,
-        history: Sequence[tuple[str, str]],
-        tiles_per_image: Sequence[int],
-        markers: tuple[str, str, str],
-        system_message: str | None,
-    ) -> str:
-        """The prompt's text, every `<image>` spelt out with its visual tokens."""
-        messages: list[tuple[Role, str | None]] = []
-        for past_question, past_answer in history:
-            messages += [
-                ("user", neutralise_special_tokens(past_question)),
-                ("assistant", neutralise_special_tokens(past_answer)),
-            ]
-        messages += [("user", neutralise_special_tokens(question)), ("assistant", None)]
-        conversation = get_conversation(self.config.template or "internlm2-chat")
-        pieces = conversation.render(messages, system_message=system_message).split(IMAGE_PLACEHOLDER)
-        num_images = len(tiles_per_image)
-        if len(pieces) - 1 != num_images:
-            raise ValueError(
-                f"the conversation has {len(pieces) - 1} {IMAGE_PLACEHOLDER} placeholders for {num_images} images"
-            )
-        begin, visual, end = markers
-        for index, tiles in enumerate(tiles_per_image):
-            pieces[index] += begin + visual * (self.num_image_token * tiles) + end
-        return "".join(pieces)
-
-    def _answer_prompts(
-        self,
-        tokenizer,
-        prompts: Sequence[str],
-        pixel_values: Tensor | None,
-        num_tiles_in_text: int,
-        generation_config: dict[str, Any],
-        *,
-        image_token: str,
-        **positions: Any,
-    ) -> list[str]:
-        num_tiles = 0 if pixel_values is None else len(pixel_values)
-        if num_tiles_in_text != num_tiles:
-            raise ValueError(f"num_patches_list adds up to {num_tiles_in_text} tiles, pixel_values has {num_tiles}")
-        image_token_id = tokenizer.convert_tokens_to_ids(image_token)
-        if image_token_id is None or image_token_id == tokenizer.unk_token_id:
-            raise ConfigError(
-                f"the tokenizer has {len(tokenizer)} tokens without {image_token}, expected that of an InternVL2 "
-                "model; load it from the checkpoint's own folder"
-            )
-        self.img_context_token_id = image_token_id
-        stop = get_conversation(self.config.template or "internlm2-chat").stop_token
-        rows = [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts]
-        width = max(len(row) for row in rows)
-        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        input_ids = torch.stack([F.pad(row, (width - len(row), 0), value=pad_id) for row in rows])
-        attention_mask = torch.stack([(torch.arange(width) >= width - len(row)).long() for row in rows])
-        tokens = self.generate(
-            pixel_values=None if pixel_values is None else pixel_values.to(self.device, self.dtype),
-            input_ids=input_ids.to(self.device),
-            attention_mask=attention_mask.to(self.device),
-            **positions,
-            **{"eos_token_id": tokenizer.convert_tokens_to_ids(stop), "pad_token_id": pad_id, **generation_config},
-        )
-        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [text.split(stop)[0].strip() for text in texts]
-
-
-def _asked(name: str, generation_config: GenerationConfig | None, generate_kwargs: dict[str, Any]) -> int | None:
-    asked = generate_kwargs.get(name)
-    return getattr(generation_config, name, None) if asked is None else asked
-
-
-def _max_new_tokens(generation_config: GenerationConfig | None, generate_kwargs: dict[str, Any]) -> int | None:
-    asked = _asked("max_new_tokens", generation_config, generate_kwargs)
-    return None if asked is None else int(asked)
-
-
-def _copies_per_prompt(generation_config: GenerationConfig | None, generate_kwargs: dict[str, Any]) -> int:
-    """Rows that transformers makes of every prompt."""
-    return max(_asked(name, generation_config, generate_kwargs) or 1 for name in ("num_beams", "num_return_sequences"))
-
-
-def _positions_per_row(position_ids: Tensor, input_ids: Tensor) -> Tensor:
-    """(batch, length) positions from one row of them or from one per row of ids; another number is a ValueError."""
-    rows = position_ids.reshape(-1, position_ids.shape[-1])
-    if rows.shape[-1] != input_ids.shape[-1] or len(rows) not in (1, len(input_ids)):
-        raise ValueError(
-            f"position_ids has {rows.shape[-1]} positions for {input_ids.shape[-1]} tokens, {len(rows)} rows for "
-            f"{len(input_ids)}; give one position per token"
-        )
-    return rows.expand(len(input_ids), -1)
 
 
 def _final_lengths(position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:

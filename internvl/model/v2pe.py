@@ -56,6 +56,21 @@ def check_stride(version: str, stride: Stride | None) -> None:
         raise ConfigError(f"rope_pos_id_stride must be a positive number, got {stride!r}")
 
 
+def positions_per_row(position_ids: Tensor, input_ids: Tensor) -> Tensor:
+    """Expand positions given once, or once per row, to (batch, length), one per token of `input_ids`.
+
+    Raises:
+        ValueError: The numbers of positions or rows do not fit.
+    """
+    rows = position_ids.reshape(-1, position_ids.shape[-1])
+    if rows.shape[-1] != input_ids.shape[-1] or len(rows) not in (1, len(input_ids)):
+        raise ValueError(
+            f"position_ids has {rows.shape[-1]} positions for {input_ids.shape[-1]} tokens, {len(rows)} rows for "
+            f"{len(input_ids)}; give one position per token"
+        )
+    return rows.expand(len(input_ids), -1)
+
+
 def stride_to_units(stride: Stride) -> int:
     """A stride as a whole number of 1/65536ths, the form in which batches carry it.
 

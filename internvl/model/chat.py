@@ -1,0 +1,352 @@
+"""Chat: how a loaded model answers questions about images, `chat`, `batch_chat` and `generate`.
+
+    question, history --ConversationTokenizer--> ids --generate--> new ids --> text
+    pixel_values      ---------------------------------^
+
+A mixin of `InternVLChatModel`, whose forward pass and positions are in modeling_internvl_chat.py.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .caches import build_cache, check_kv_cache
+from .configuration_internvl_chat import InternVLChatConfig
+from .constants import IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
+from .conversation import ConversationTokenizer, ImageMarkers
+from .errors import ConfigError
+from .shapes import Float, Int, Num, Shaped
+from .v2pe import next_position, positions_per_row
+
+logger = logging.getLogger(__name__)
+
+Arguments = dict[str, Any]  # of a call of `generate`
+
+
+class ChatOptions(TypedDict, total=False):
+    """Further arguments of `chat` and `batch_chat`, all optional; others are ignored.
+
+    Attributes:
+        IMG_START_TOKEN: Marker before an image.
+        IMG_END_TOKEN: Marker after an image.
+        IMG_CONTEXT_TOKEN: The visual token.
+        verbose: Log questions and answers.
+        rope_pos_id_version: See `InternVLChatModel.build_positions`.
+        rope_pos_id_stride: See `InternVLChatModel.build_positions`.
+        system_message: Replaces the template's own.
+    """
+
+    IMG_START_TOKEN: str
+    IMG_END_TOKEN: str
+    IMG_CONTEXT_TOKEN: str
+    verbose: bool
+    rope_pos_id_version: str | None
+    rope_pos_id_stride: float | None
+    system_message: str | None
+
+
+@runtime_checkable
+class AnsweringRanks(Protocol):
+    """Ranks that answer a prompt together, such as `internvl.infer.context_parallel.ContextParallel`."""
+
+    def generate(self, model: PreTrainedModel, **arguments: object) -> Tensor:
+        """Generate with the arguments of `ChatMixin.generate`."""
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """The arguments of `generate` that are not transformers' own.
+
+    Attributes:
+        image_flags: (tiles,) 1 for real tiles; tiles with 0 are left out.
+        position_ids: Positions of the prompt, one row for all prompts or one each; None: they are built.
+        image_strides: See `InternVLChatModel.build_positions`.
+        rope_pos_id_version: See `InternVLChatModel.build_positions`.
+        rope_pos_id_stride: See `InternVLChatModel.build_positions`.
+        prefill_chunk_size: Tokens of the prompt that pass the decoder at a time, so that activations of the whole
+            prompt never exist at once; None: all of them. The answer is the same.
+        kv_cache: Where keys and values are kept: `dynamic`, `static`, `offloaded` or `quantized` (see caches.py). All
+            but `quantized` give the same answer.
+        context_parallel: Ranks that all make the same call. The prompt, its images and its keys and values are spread
+            over them. The answer is the same.
+    """
+
+    image_flags: Shaped[Tensor, " tiles"] | None = None
+    position_ids: Num[Tensor, "*rows length"] | None = None
+    image_strides: Int[Tensor, " images"] | None = None
+    rope_pos_id_version: str | None = None
+    rope_pos_id_stride: float | None = None
+    prefill_chunk_size: int | None = None
+    kv_cache: str = "dynamic"
+    context_parallel: AnsweringRanks | None = None
+
+    @classmethod
+    def take_from(cls, arguments: Arguments) -> "GenerateOptions":
+        """Remove these arguments from keyword arguments; the rest is for transformers."""
+        return cls(**{option.name: arguments.pop(option.name) for option in fields(cls) if option.name in arguments})
+
+    def check(self) -> None:
+        """Check cache and chunks.
+
+        Raises:
+            ConfigError: The cache is unknown, or a chunk is empty.
+        """
+        check_kv_cache(self.kv_cache)
+        if self.prefill_chunk_size is not None and self.prefill_chunk_size < 1:
+            raise ConfigError(f"prefill_chunk_size must be a positive number of tokens, got {self.prefill_chunk_size}")
+
+
+class _Prompt(NamedTuple):
+    """A question, the tiles of every image of its conversation, and the earlier turns."""
+
+    question: str
+    tiles_per_image: Sequence[int]
+    history: Sequence[tuple[str, str]] = ()
+
+
+class ChatMixin(PreTrainedModel):
+    """`chat`, `batch_chat` and `generate` of `InternVLChatModel`."""
+
+    config: InternVLChatConfig
+    language_model: Any  # one of several decoder classes, all with transformers' `generate`
+    num_image_token: int
+    img_context_token_id: int | None
+    build_positions: Callable[..., Tensor]
+    _embed: Callable[..., Tensor]
+
+    def chat(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pixel_values: Float[Tensor, "tiles 3 size size"] | None,
+        question: str,
+        generation_config: Arguments,
+        history: Sequence[tuple[str, str]] | None = None,
+        return_history: bool = False,
+        num_patches_list: Sequence[int] | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> str | tuple[str, list[tuple[str, str]]]:
+        """Answer one question about images.
+
+        Args:
+            tokenizer: Tokenizer of the checkpoint.
+            pixel_values: Tiles of all images, those of earlier turns first; None without images.
+            question: Text with one `<image>` per image; without any, `<image>` opens the first turn. Chat markers and
+                image tokens that stand literally in texts are neutralised.
+            generation_config: Arguments of `generate`; the dict is not changed.
+            history: Earlier turns (question, answer).
+            return_history: Return `(answer, history)`.
+            num_patches_list: Tiles per image; None: one image that holds all tiles.
+            **options: See `ChatOptions`.
+
+        Returns:
+            The answer, or `(answer, history)`.
+
+        Raises:
+            ConfigError: The tokenizer does not know the visual token.
+            ValueError: Numbers of placeholders, images and tiles do not fit.
+        """
+        if num_patches_list is None:
+            num_patches_list = [] if pixel_values is None else [len(pixel_values)]
+        if history is None and pixel_values is not None and IMAGE_PLACEHOLDER not in question:
+            question = f"{IMAGE_PLACEHOLDER}\n{question}"
+        prompt = _Prompt(question, num_patches_list, history or [])
+        [answer] = self._answer(tokenizer, [prompt], pixel_values, generation_config, options)
+        return (answer, [*prompt.history, (question, answer)]) if return_history else answer
+
+    def batch_chat(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pixel_values: Float[Tensor, "tiles 3 size size"] | None,
+        questions: Sequence[str],
+        generation_config: Arguments,
+        num_patches_list: Sequence[int] | None = None,
+        image_counts: Sequence[int] | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> list[str]:
+        """Answer several questions at once; prompts of unequal length are padded on the left.
+
+        Args:
+            tokenizer: Tokenizer of the checkpoint.
+            pixel_values: Tiles of all images in the order of the questions; None without images.
+            questions: Texts with one `<image>` per image; a question that has images and no `<image>` gets them first.
+            generation_config: Arguments of `generate`; the dict is not changed.
+            num_patches_list: Tiles per image; None: one image of one tile per question.
+            image_counts: Images per question; None: one each, or none without `pixel_values`.
+            **options: See `ChatOptions`.
+
+        Raises:
+            ConfigError: The tokenizer does not know the visual token.
+            ValueError: Numbers of questions, placeholders, images and tiles do not fit.
+        """
+        if image_counts is None:
+            image_counts = [0 if pixel_values is None else 1] * len(questions)
+        if num_patches_list is None:
+            num_patches_list = [1] * sum(image_counts)
+        if len(image_counts) != len(questions) or sum(image_counts) != len(num_patches_list):
+            raise ValueError(
+                f"{len(questions)} questions, image_counts for {len(image_counts)} of them with {sum(image_counts)} "
+                f"images, num_patches_list for {len(num_patches_list)} images: these numbers must fit together"
+            )
+        prompts, first = [], 0
+        for question, count in zip(questions, image_counts, strict=True):
+            if IMAGE_PLACEHOLDER not in question:
+                question = f"{IMAGE_PLACEHOLDER}\n" * count + question
+            prompts.append(_Prompt(question, num_patches_list[first : first + count]))
+            first += count
+        return self._answer(tokenizer, prompts, pixel_values, generation_config, options)
+
+    def _answer(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[_Prompt],
+        pixel_values: Tensor | None,
+        generation_config: Arguments,
+        options: ChatOptions,
+    ) -> list[str]:
+        num_tiles = 0 if pixel_values is None else len(pixel_values)
+        num_placed = sum(sum(prompt.tiles_per_image) for prompt in prompts)
+        if num_placed != num_tiles:
+            raise ValueError(f"num_patches_list adds up to {num_placed} tiles, pixel_values has {num_tiles}")
+        markers = ImageMarkers(
+            options.get("IMG_START_TOKEN", IMG_START_TOKEN),
+            options.get("IMG_CONTEXT_TOKEN", IMG_CONTEXT_TOKEN),
+            options.get("IMG_END_TOKEN", IMG_END_TOKEN),
+        )
+        conversation = ConversationTokenizer(tokenizer, self.config.template or "internlm2-chat", markers=markers)
+        system_message = options.get("system_message")
+        rows = []
+        for prompt in prompts:
+            pieces = conversation.encode_prompt(prompt.question, history=prompt.history, system_message=system_message)
+            rows.append(conversation.join(pieces, prompt.tiles_per_image, num_image_token=self.num_image_token)[0])
+        self.img_context_token_id = conversation.image_token_id
+        stop_token = conversation.template.stop_token
+        pad_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        input_ids = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+        tokens = self.generate(
+            pixel_values=None if pixel_values is None else pixel_values.to(self.device, self.dtype),
+            input_ids=input_ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            rope_pos_id_version=options.get("rope_pos_id_version"),
+            rope_pos_id_stride=options.get("rope_pos_id_stride"),
+            **{
+                "eos_token_id": tokenizer.convert_tokens_to_ids(stop_token),
+                "pad_token_id": pad_id,
+                **generation_config,
+            },
+        )
+        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        answers = [text.split(stop_token)[0].strip() for text in texts]
+        if options.get("verbose", False):
+            for prompt, answer in zip(prompts, answers, strict=True):
+                logger.info("%s %s", prompt.question, answer)
+        return answers
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: Float[Tensor, "tiles 3 size size"] | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
+        attention_mask: Shaped[Tensor, "batch length"] | None = None,
+        visual_features: Any = None,
+        generation_config: GenerationConfig | None = None,
+        **generate_kwargs: Any,
+    ) -> Any:
+        """Generate with a key/value cache; returns new tokens only, (batch, new_tokens).
+
+        The n-th generated token sits at `ceil(last prompt position) + n`.
+
+        Args:
+            pixel_values: See `InternVLChatModel.forward`.
+            input_ids: The prompts.
+            attention_mask: 0 where padded, on the left.
+            visual_features: See `InternVLChatModel.forward`; ranks that answer together take their own form.
+            generation_config: As in transformers.
+            **generate_kwargs: `GenerateOptions`, and the arguments of transformers' `generate` (`max_new_tokens`,
+                `do_sample`, ...).
+
+        Raises:
+            ConfigError: An option is wrong.
+            ValueError: Numbers of positions, visual tokens or features do not fit.
+        """
+        options = GenerateOptions.take_from(generate_kwargs)
+        if options.context_parallel is not None:
+            own = {name: value for name, value in vars(options).items() if name != "context_parallel"}
+            return options.context_parallel.generate(
+                self,
+                input_ids=input_ids,
+                pixel_values=pixel_values,
+                attention_mask=attention_mask,
+                visual_features=visual_features,
+                generation_config=generation_config,
+                **own,
+                **generate_kwargs,
+            )
+        options.check()
+        if input_ids is None:
+            raise ValueError("generate needs input_ids")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        num_new_tokens = _read_argument("max_new_tokens", generation_config, generate_kwargs)
+        if generate_kwargs.get("use_cache", True) and generate_kwargs.get("past_key_values") is None:
+            generate_kwargs["past_key_values"] = build_cache(
+                options.kv_cache,
+                num_layers=self.config.llm_config.num_hidden_layers,
+                max_length=None if num_new_tokens is None else input_ids.shape[1] + num_new_tokens,
+                device=input_ids.device,
+            )
+        position_ids = options.position_ids
+        if position_ids is None:
+            position_ids = self.build_positions(
+                input_ids,
+                attention_mask=attention_mask,
+                image_strides=options.image_strides,
+                rope_pos_id_version=options.rope_pos_id_version,
+                rope_pos_id_stride=options.rope_pos_id_stride,
+            )
+        prompt = {
+            "inputs_embeds": self._embed(input_ids, pixel_values, options.image_flags, visual_features),
+            "attention_mask": attention_mask,
+            "position_ids": positions_per_row(position_ids, input_ids),
+        }
+        cache = generate_kwargs.get("past_key_values")
+        if options.prefill_chunk_size is not None and cache is not None:
+            if num_new_tokens is None:
+                raise ConfigError("prefill_chunk_size needs max_new_tokens: the rotary base depends on it")
+            # The rotary base of dynamic NTK belongs to the whole sequence, so it is fixed before the first chunk.
+            last_positions = prompt["position_ids"][:, -1].double()
+            generate_kwargs["rope_lengths"] = next_position(last_positions).long() + num_new_tokens
+            self._prefill(prompt, cache, generate_kwargs["rope_lengths"], chunk_size=options.prefill_chunk_size)
+            num_copies = max(  # rows that transformers makes of every prompt
+                _read_argument(name, generation_config, generate_kwargs) or 1
+                for name in ("num_beams", "num_return_sequences")
+            )
+            if num_copies > 1:
+                cache.batch_repeat_interleave(num_copies)
+        return self.language_model.generate(**prompt, generation_config=generation_config, **generate_kwargs)
+
+    def _prefill(self, prompt: dict[str, Tensor], cache: Cache, rope_lengths: Tensor, *, chunk_size: int) -> None:
+        """Fill the cache, which may hold the beginning of the prompt, with all chunks of the prompt but the last."""
+        length = prompt["inputs_embeds"].shape[1]
+        for first in range(cache.get_seq_length(), length - chunk_size, chunk_size):
+            chunk = slice(first, first + chunk_size)
+            self.language_model.model(
+                inputs_embeds=prompt["inputs_embeds"][:, chunk],
+                attention_mask=prompt["attention_mask"][:, : chunk.stop],
+                position_ids=prompt["position_ids"][:, chunk],
+                past_key_values=cache,
+                use_cache=True,
+                rope_lengths=rope_lengths,
+            )
+
+
+def _read_argument(name: str, generation_config: GenerationConfig | None, generate_kwargs: Arguments) -> int | None:
+    """An argument of transformers' `generate` that may be given by itself or in the config."""
+    value = generate_kwargs.get(name)
+    return getattr(generation_config, name, None) if value is None else value
