@@ -23,8 +23,8 @@ from eval.run.queue import Answer, LastAnswerError
 from eval.run.teacher_forcing import TeacherForcing
 from internvl.errors import InternVLError, ParallelError
 from internvl.infer.context_parallel import ContextParallel
-from internvl.infer.session import Answer as SessionAnswer
 from internvl.infer.question import Question
+from internvl.infer.session import Answer as SessionAnswer
 from internvl.infer.session import Session
 from internvl.infer.settings import InferenceSettings, Sampling
 

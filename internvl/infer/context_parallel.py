@@ -9,13 +9,13 @@
     rank 1     | . 1 2 . | . 1 2 . | 1 2 |      t2    t4       then tokens of the answer in turn
 
 Positions and the rotary base belong to the whole prompt and are the same on every rank. The decoder and
-`transformers.generate` take part through what they already have: a cache that stores a share, and an attention
-function under the name `context_parallel`. Answers are those of one process.
+`transformers.generate` take part through what they are given with the call: a cache that stores a share, and the
+attention function over all shares. Answers are those of one process.
 
 All ranks of the group call with the same arguments (pictures apart, see `ShardedFeatures`); all of them get the answer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,14 +24,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from internvl.errors import ConfigError, InternVLError, ParallelError
 from internvl.model.caches import FilledStaticLayer, KeyCastingCache
+from internvl.model.chat import GenerateOptions
 from internvl.model.modeling_internvl_chat import InternVLChatModel, merge_visual_features
-from internvl.model.v2pe import next_position
+from internvl.model.v2pe import next_position, positions_per_row
 from internvl.parallel.cached_attention import attend_chunk, attend_first_chunk, attend_token, count_shard_tokens
 from internvl.parallel.comm import get_rank_and_size
 from internvl.parallel.grid import build_grid
@@ -193,21 +194,14 @@ class ContextParallel:
         self,
         model: InternVLChatModel,
         *,
-        input_ids: Int64[Tensor, "1 length"],
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        input_ids: Int64[Tensor, "batch length"],
+        options: GenerateOptions,
+        pixel_values: Float[Tensor, "tiles 3 size size"] | None = None,
+        attention_mask: Shaped[Tensor, "batch length"] | None = None,
         visual_features: Tensor | ShardedFeatures | None = None,
-        generation_config: GenerationConfig | None = None,
-        image_flags: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        image_strides: Tensor | None = None,
-        rope_pos_id_version: str | None = None,
-        rope_pos_id_stride: float | None = None,
-        prefill_chunk_size: int | None = None,
-        kv_cache: str = "dynamic",
         **generate_kwargs: Any,
-    ) -> Tensor:
-        """As of `InternVLChatModel.generate`, which comes here with `context_parallel`. Collective over the group.
+    ) -> Any:
+        """What `InternVLChatModel.generate` does when it is given `context_parallel`. Collective over the group.
 
         Random draws are those of the first rank: its generator's state becomes that of all. An answer needs
         `max_new_tokens`, because the rotary base may depend on it.
@@ -215,18 +209,11 @@ class ContextParallel:
         Args:
             model: The same on every rank.
             input_ids: One prompt, without padding.
+            options: Positions, chunks (tokens that pass the decoders of all ranks together) and cache.
             pixel_values: Tiles of the whole prompt; a rank encodes its share of them.
             attention_mask: All ones, if given.
             visual_features: Of all tiles, on every rank; or `ShardedFeatures`.
-            generation_config: As of transformers.
-            image_flags: As of `InternVLChatModel.forward`.
-            position_ids: Of the whole prompt.
-            image_strides: As of `InternVLChatModel.build_positions`.
-            rope_pos_id_version: See there.
-            rope_pos_id_stride: See there.
-            prefill_chunk_size: Tokens of the prompt that pass the decoders of all ranks together at a time; None: all.
-            kv_cache: `dynamic` or `static`.
-            **generate_kwargs: Of transformers' `generate`.
+            **generate_kwargs: As transformers' `generate` takes them.
 
         Raises:
             ConfigError: Several prompts, padding, beams, or a cache that cannot be shared.
@@ -234,37 +221,37 @@ class ContextParallel:
             ValueError: Another number of visual tokens than of features.
         """
         _check_prompt(input_ids, attention_mask)
-        _check_options(generation_config, generate_kwargs, prefill_chunk_size, kv_cache)
-        num_new_tokens = int(_asked("max_new_tokens", generation_config, generate_kwargs))
-        self._check_same_call(input_ids, num_new_tokens, prefill_chunk_size)
+        _check_options(options, generate_kwargs)
+        num_new_tokens = int(_asked("max_new_tokens", generate_kwargs))
+        self._check_same_call(input_ids, num_new_tokens, options.prefill_chunk_size)
+        position_ids = options.position_ids
         if position_ids is None:
             position_ids = model.build_positions(
                 input_ids,
-                image_strides=image_strides,
-                rope_pos_id_version=rope_pos_id_version,
-                rope_pos_id_stride=rope_pos_id_stride,
+                image_strides=options.image_strides,
+                rope_pos_id_version=options.rope_pos_id_version,
+                rope_pos_id_stride=options.rope_pos_id_stride,
             )
-        position_ids = position_ids.reshape(1, -1)
+        position_ids = positions_per_row(position_ids, input_ids)
         length = input_ids.shape[1]
-        if position_ids.shape[1] != length:
-            raise ValueError(f"position_ids has {position_ids.shape[1]} positions for {length} tokens; give one each")
-        chunks = _list_chunks(length - 1, prefill_chunk_size or length)
+        chunks = _list_chunks(length - 1, options.prefill_chunk_size or length)
         visual = model._visual_mask(input_ids)
         if bool(visual[0, -1]):
-            raise ConfigError("the prompt ends with a visual token, expected text behind the last image (</img>)")
-        features = self._collect_features(model, visual, chunks, pixel_values, image_flags, visual_features)
-        rope_lengths = next_position(position_ids[:, -1].double()).long() + num_new_tokens
+            raise ConfigError("the prompt ends with a visual token, expected text after the last image (</img>)")
+        if pixel_values is not None and visual_features is None:
+            visual_features = self._encode_share(model, pixel_values, options.image_flags)
+        features = self._take_features(visual, chunks, visual_features)
         self._share_generator(input_ids.device)
         cache = ShardedCache(
             rank=self.rank,
             size=self.size,
-            name=kv_cache,
+            name=options.kv_cache,
             max_length=length + num_new_tokens,
             num_chunks=len(chunks),
         )
         decoding = {
             "past_key_values": cache,
-            "rope_lengths": rope_lengths,
+            "rope_lengths": next_position(position_ids[:, -1].double()).long() + num_new_tokens,
             "attention": partial(self._attend, cache),
         }
         self._prefill(model, input_ids, visual, position_ids, features, chunks, decoding)
@@ -278,26 +265,31 @@ class ContextParallel:
             attention_mask=torch.ones_like(input_ids),
             position_ids=position_ids,
             logits_processor=processors,
-            generation_config=generation_config,
             **decoding,
             **generate_kwargs,
         )
 
-    def _collect_features(
+    def _encode_share(
+        self, model: InternVLChatModel, pixel_values: Tensor, image_flags: Tensor | None
+    ) -> ShardedFeatures:
+        """Encode this rank's share of the real tiles."""
+        if image_flags is not None:
+            pixel_values = pixel_values[image_flags.reshape(-1).to(pixel_values.device) == 1]
+        owners = split_tiles(len(pixel_values), self.size)
+        own = owners[self.rank]
+        if own:
+            local = model.extract_feature(pixel_values[own.start : own.stop])
+        else:
+            local = pixel_values.new_zeros(0, model.num_image_token, model.config.llm_config.hidden_size)
+        return ShardedFeatures(local, owners)
+
+    def _take_features(
         self,
-        model: InternVLChatModel,
-        visual: Tensor,
+        visual: Bool[Tensor, "1 length"],
         chunks: Sequence[range],
-        pixel_values: Tensor | None,
-        image_flags: Tensor | None,
         features: Tensor | ShardedFeatures | None,
     ) -> Float[Tensor, "own_visual dim"] | None:
         """Features of this rank's visual tokens in the order in which it meets them; None without images."""
-        if features is None and pixel_values is not None:
-            if image_flags is not None:
-                pixel_values = pixel_values[image_flags.reshape(-1).to(pixel_values.device) == 1]
-            owners = split_tiles(len(pixel_values), self.size)
-            features = ShardedFeatures(self._encode(model, pixel_values, owners[self.rank]), owners)
         num_visual = int(visual.sum())
         if features is None:
             if num_visual:
@@ -313,11 +305,6 @@ class ContextParallel:
                 "every image needs <img>, T <IMG_CONTEXT> per tile, </img> in the text"
             )
         return features.flatten(0, -2)[_list_wanted(numbers, chunks, rank=self.rank, size=self.size)]
-
-    def _encode(self, model: InternVLChatModel, pixel_values: Tensor, own: range) -> Tensor:
-        if not own:
-            return pixel_values.new_zeros(0, model.num_image_token, model.config.llm_config.hidden_size)
-        return model.extract_feature(pixel_values[own.start : own.stop])
 
     def _prefill(
         self,
@@ -426,28 +413,23 @@ def _check_prompt(input_ids: Tensor, attention_mask: Tensor | None) -> None:
         raise ConfigError("context_parallel takes no padding, but attention_mask has zeros; cut the padding off")
 
 
-def _check_options(
-    generation_config: GenerationConfig | None,
-    generate_kwargs: dict[str, Any],
-    prefill_chunk_size: int | None,
-    kv_cache: str,
-) -> None:
-    if prefill_chunk_size is not None and prefill_chunk_size < 1:
-        raise ConfigError(f"prefill_chunk_size must be a positive number of tokens, got {prefill_chunk_size}")
-    check_shareable(kv_cache)
-    if _asked("max_new_tokens", generation_config, generate_kwargs) is None:
+def _check_options(options: GenerateOptions, generate_kwargs: Mapping[str, Any]) -> None:
+    options.check()
+    check_shareable(options.kv_cache)
+    if _asked("max_new_tokens", generate_kwargs) is None:
         raise ConfigError("context_parallel needs max_new_tokens: the rotary base depends on it")
     for name in ("num_beams", "num_return_sequences"):
-        if (_asked(name, generation_config, generate_kwargs) or 1) != 1:
+        if (_asked(name, generate_kwargs) or 1) != 1:
             raise ConfigError(f"{name} is more than 1, but context_parallel follows one answer only; leave it out")
     for name, usual in (("use_cache", True), ("past_key_values", None), ("max_time", None)):
         if generate_kwargs.get(name, usual) is not usual:
             raise ConfigError(f"context_parallel brings a cache of its own and takes no clock; leave {name} out")
 
 
-def _asked(name: str, generation_config: GenerationConfig | None, generate_kwargs: dict[str, Any]) -> Any:
-    asked = generate_kwargs.get(name)
-    return getattr(generation_config, name, None) if asked is None else asked
+def _asked(name: str, generate_kwargs: Mapping[str, Any]) -> Any:
+    """An argument of transformers' `generate`, given by itself or in a generation config."""
+    given = generate_kwargs.get(name)
+    return getattr(generate_kwargs.get("generation_config"), name, None) if given is None else given
 
 
 def _list_chunks(length: int, chunk_size: int) -> list[range]:

@@ -277,7 +277,6 @@ class ChatMixin(PreTrainedModel):
         """
         options = GenerateOptions.take_from(generate_kwargs)
         if options.context_parallel is not None:
-            own = {name: value for name, value in vars(options).items() if name != "context_parallel"}
             return options.context_parallel.generate(
                 self,
                 input_ids=input_ids,
@@ -285,7 +284,7 @@ class ChatMixin(PreTrainedModel):
                 attention_mask=attention_mask,
                 visual_features=visual_features,
                 generation_config=generation_config,
-                **own,
+                options=options,
                 **generate_kwargs,
             )
         options.check()

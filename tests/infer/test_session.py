@@ -20,7 +20,9 @@ from internvl.model.rope_scaling import parse_rope_scaling
 def encode(session, prompt, tiles_per_image, **options):
     """Ids of a prompt, as the model gets them."""
     pieces = session.questions.conversation.encode_prompt(prompt, **options)
-    return session.questions.conversation.join(pieces, tiles_per_image, num_image_token=session.model.num_image_token)[0]
+    return session.questions.conversation.join(pieces, tiles_per_image, num_image_token=session.model.num_image_token)[
+        0
+    ]
 
 
 def count_encoded(session, monkeypatch):
