@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from einops import rearrange
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -106,8 +107,15 @@ class ShardedCache(KeyCastingCache):
         else:
             super().__init__()
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
-        """Store what is this rank's of new keys and values, (1, kv_heads, tokens, head_dim); returns all it holds."""
+    def update(
+        self,
+        key_states: Float[Tensor, "1 kv_heads tokens head_dim"],
+        value_states: Float[Tensor, "1 kv_heads tokens head_dim"],
+        layer_idx: int,
+        *args: object,
+        **kwargs: object,
+    ) -> tuple[Float[Tensor, "1 kv_heads held head_dim"], Float[Tensor, "1 kv_heads held head_dim"]]:
+        """Store this rank's share of new keys and values; returns all that it holds."""
         if layer_idx == 0:
             self.num_before = self.num_tokens
             self.num_tokens += self.chunk_length or 1
@@ -133,7 +141,9 @@ class _SameScores(LogitsProcessor):
     def __init__(self, group: dist.ProcessGroup | None):
         self.group = group
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def __call__(
+        self, input_ids: Int64[Tensor, "batch length"], scores: Float[Tensor, "batch vocabulary"]
+    ) -> Float[Tensor, "batch vocabulary"]:
         scores = scores.contiguous()
         if self.group is not None:
             dist.broadcast(scores, group=self.group, group_src=0)
@@ -309,10 +319,10 @@ class ContextParallel:
     def _prefill(
         self,
         model: InternVLChatModel,
-        input_ids: Tensor,
-        visual: Tensor,
-        position_ids: Tensor,
-        features: Tensor | None,
+        input_ids: Int64[Tensor, "1 length"],
+        visual: Bool[Tensor, "1 length"],
+        position_ids: Shaped[Tensor, "1 length"],
+        features: Float[Tensor, "own_visual dim"] | None,
         chunks: Sequence[range],
         decoding: dict[str, Any],
     ) -> None:
@@ -368,24 +378,24 @@ class ContextParallel:
     def _attend(
         self,
         cache: ShardedCache,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        query: Float[Tensor, "1 heads queries head_dim"],
+        key: Float[Tensor, "1 kv_heads held head_dim"],
+        value: Float[Tensor, "1 kv_heads held head_dim"],
         *,
         scaling: float,
         cu_seqlens: Tensor | None,
         attention_mask: Tensor | None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "1 heads queries head_dim"]:
         """`AttentionFunction` over the shares of all ranks; `key` and `value` are what this rank's cache returned."""
         assert cu_seqlens is None  # a prompt is one document
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        q, k, v = (rearrange(x, "1 heads tokens dim -> tokens heads dim") for x in (query, key, value))
         kernel = self.kernel or select_kernel(None, q.device, q.dtype)
         if cache.chunk_length is None:
             out = attend_token(q, k, v, group=self.group, scale=scaling, kernel=kernel)
         else:
             attend = attend_chunk if cache.num_before else attend_first_chunk
             out = attend(q, k, v, length=cache.chunk_length, group=self.group, scale=scaling, kernel=kernel)
-        return out.transpose(0, 1).unsqueeze(0)
+        return rearrange(out, "tokens heads dim -> 1 heads tokens dim")
 
 
 def build_context_parallel(size: int) -> ContextParallel:
@@ -403,7 +413,9 @@ def build_context_parallel(size: int) -> ContextParallel:
     return ContextParallel(build_grid(chunk_num=size).group)
 
 
-def _check_prompt(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+def _check_prompt(
+    input_ids: Int64[Tensor, "batch length"], attention_mask: Shaped[Tensor, "batch length"] | None
+) -> None:
     if input_ids.ndim != 2 or len(input_ids) != 1 or not input_ids.shape[1]:
         raise ConfigError(
             f"context_parallel answers one prompt at a time, got input_ids of shape {tuple(input_ids.shape)}; "
@@ -436,7 +448,9 @@ def _list_chunks(length: int, chunk_size: int) -> list[range]:
     return [range(first, min(first + chunk_size, length)) for first in range(0, length, chunk_size)]
 
 
-def _list_wanted(numbers: Tensor, chunks: Sequence[range], *, rank: int, size: int) -> Int64[Tensor, " wanted"]:
+def _list_wanted(
+    numbers: Int64[Tensor, " length"], chunks: Sequence[range], *, rank: int, size: int
+) -> Int64[Tensor, " wanted"]:
     """Of a row of numbers (-1: none), those at the tokens that `rank` holds; they rise if the row's do."""
     shards = [shard_row(numbers[chunk.start : chunk.stop], rank=rank, size=size, pad_value=-1) for chunk in chunks]
     held = torch.cat(shards) if shards else numbers[:0]

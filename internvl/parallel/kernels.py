@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ Borders = tuple[int, ...]
 MAX_FLASH_HEAD_DIM = 256
 
 
+@runtime_checkable
 class AttentionKernel(Protocol):
     """One block of attention, forward and backward.
 

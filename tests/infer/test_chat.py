@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -65,7 +66,7 @@ def talk(monkeypatch, *lines):
     ],
 )
 def test_the_first_message_holds_images_text_and_question(num_images, text, question, expected):
-    assert Opening(("x.png",) * num_images, text).compose(question) == expected
+    assert Opening((Path("x.png"),) * num_images, text).compose(question) == expected
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_the_first_message_holds_images_text_and_question(num_images, text, ques
     ],
 )
 def test_images_stand_in_front_of_videos_unless_the_question_places_them(text, question, expected):
-    assert Opening(("a.png", "b.png"), text, videos=("c.mp4",)).compose(question) == expected
+    assert Opening((Path("a.png"), Path("b.png")), text, videos=(Path("c.mp4"),)).compose(question) == expected
 
 
 def test_the_command_answers_in_a_process_of_its_own(checkpoint, make_image):

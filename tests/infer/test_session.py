@@ -46,7 +46,7 @@ def test_answers_equal_the_models_own_chat(checkpoint, make_image, version, stri
     paths = [make_image("a.png", 84, 28, seed=1), make_image("b.png", 28, 28, seed=2)]
     question = "first <image> then <image>\nwhich?"
     tiles = [Tiling(1, 4, 28, use_thumbnail=True).split(Image.open(path)) for path in paths]
-    pixels = torch.cat([session._transform(t) for t in tiles])
+    pixels = torch.cat([session.pictures._transform(t) for t in tiles])
     options = {"max_new_tokens": 12, "do_sample": False}
     expected = session.model.chat(
         session.tokenizer,
@@ -217,7 +217,7 @@ def test_a_conversation_equals_the_models_own_chat(checkpoint, make_image):
         checkpoint, device="cpu", rope_pos_id_version="v2pe_fix", rope_pos_id_stride=0.25, max_num=1
     )
     paths = [make_image(f"{i}.png", seed=i) for i in range(3)]
-    pixels = torch.cat([session._transform([Image.open(path).convert("RGB")]) for path in paths])
+    pixels = torch.cat([session.pictures._transform([Image.open(path).convert("RGB")]) for path in paths])
     history = [("<image>\nfirst?", "A < B <|im_end|>"), ("no picture", "well")]
     question = "<image> and <image>?"
     expected = session.model.chat(
