@@ -7,8 +7,8 @@ lmms-eval finds the model by the entry point `lmms_eval.models` of this package 
 model of its chat interface: pictures stay where a task puts them among the text.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 
@@ -24,6 +24,12 @@ try:
     from lmms_eval.api.model import lmms
 except ImportError as error:
     raise MissingDependencyError(f"lmms-eval cannot be imported ({error}); pip install lmms-eval") from error
+
+
+class Request(Protocol):
+    """What the bridge reads of a request: context, maker of messages, options, and the place of the record."""
+
+    args: tuple[str, Callable[[object], Iterable[object]], dict[str, Any], object, str, str]
 
 
 class V2PE(lmms):
@@ -68,7 +74,7 @@ class V2PE(lmms):
         """Questions per forward pass."""
         return 1
 
-    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+    def generate_until(self, requests: Sequence[Request]) -> list[str]:
         """One answer per request, in order.
 
         Raises:
@@ -88,7 +94,7 @@ class V2PE(lmms):
             self.cache_hook.add_partial("generate_until", (context, options), answers[-1])
         return answers
 
-    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+    def generate_until_multi_round(self, requests: Sequence[object]) -> list[str]:
         """Tasks that ask again depending on the answer are not supported.
 
         Raises:
@@ -96,7 +102,7 @@ class V2PE(lmms):
         """
         raise ConfigError("the v2pe model answers one round; choose tasks of output type generate_until")
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[object]) -> list[tuple[float, bool]]:
         """Tasks that compare likelihoods of given answers are not supported.
 
         Raises:
@@ -120,7 +126,7 @@ def cut_at(text: str, until: str | Sequence[str] | None) -> str:
     return text[: min((place for place in places if place >= 0), default=len(text))]
 
 
-def read_messages(messages: Any) -> list[Message]:
+def read_messages(messages: Iterable[object]) -> list[Message]:
     """lmms-eval's messages: dicts (or objects) of `role` and `content`, a list of typed parts.
 
     Raises:
@@ -129,7 +135,7 @@ def read_messages(messages: Any) -> list[Message]:
     return [Message(_get(message, "role"), tuple(map(_read_part, _get(message, "content")))) for message in messages]
 
 
-def _read_part(part: Any) -> Part:
+def _read_part(part: object) -> Part:
     kind = _get(part, "type")
     if kind == "text":
         return Part("text", _get(part, "text"))
@@ -143,5 +149,5 @@ def _read_part(part: Any) -> Part:
     raise ConfigError(f"a message holds a part of type {kind!r}; the v2pe model takes text, image and video")
 
 
-def _get(record: Any, name: str) -> Any:
+def _get(record: object, name: str) -> Any:
     return record.get(name) if isinstance(record, dict) else getattr(record, name, None)

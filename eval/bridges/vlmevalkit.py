@@ -31,6 +31,8 @@ except ImportError as error:
         f"VLMEvalKit cannot be imported ({error}); install it as its page says: https://github.com/open-compass/VLMEvalKit"
     ) from error
 
+Entry = Mapping[str, Any]  # a typed part of a message (type, value), or a message (role, content)
+
 
 class V2PE(BaseModel):
     """A session behind VLMEvalKit's `generate`; prompts are those of its data sets.
@@ -56,17 +58,17 @@ class V2PE(BaseModel):
         self.max_new_tokens = int(max_new_tokens)
         self.session = Session.from_pretrained(pretrained, from_options(InferenceSettings, options))
 
-    def generate_inner(self, message: Sequence[Mapping[str, Any]], dataset: str | None = None) -> str:
+    def generate_inner(self, message: Sequence[Entry], dataset: str | None = None) -> str:
         """The answer to one message of typed parts."""
         return ask(self.session, build_question(read_messages(message)), max_new_tokens=self.max_new_tokens)
 
-    def chat_inner(self, message: Sequence[Mapping[str, Any]], dataset: str | None = None) -> str:
+    def chat_inner(self, message: Sequence[Entry], dataset: str | None = None) -> str:
         """The answer to the last message of a conversation of `role` and `content`."""
         messages = [Message(str(entry["role"]), tuple(map(_read_part, entry["content"]))) for entry in message]
         return ask(self.session, build_question(messages), max_new_tokens=self.max_new_tokens)
 
 
-def read_messages(parts: Sequence[Mapping[str, Any]]) -> list[Message]:
+def read_messages(parts: Sequence[Entry]) -> list[Message]:
     """One user message, and a system message of the parts that say so.
 
     Raises:
@@ -77,7 +79,7 @@ def read_messages(parts: Sequence[Mapping[str, Any]]) -> list[Message]:
     return [*([Message("system", system)] if system else []), Message("user", user)]
 
 
-def _read_part(part: Mapping[str, Any]) -> Part:
+def _read_part(part: Entry) -> Part:
     kind = part.get("type")
     if kind not in ("text", "image", "video"):
         raise ConfigError(f"a message holds a part of type {kind!r}; the V2PE model takes text, image and video")

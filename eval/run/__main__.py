@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -44,6 +44,7 @@ from internvl.parallel.launch import RankEnv, finish_distributed, init_distribut
 BARRIER_TIMEOUT_S = 2 * 24 * 3600.0  # a rank may have to wait for another one's long question
 EXIT_TOO_MANY_FAILED = 3
 NUM_REASONS = 3  # that are printed per task
+Value = TypeVar("Value")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -125,7 +126,7 @@ def join_workers(env: RankEnv, options: RunOptions) -> tuple[Workers, ContextPar
     return workers, parallel
 
 
-def _share(value: Any) -> Any:
+def _share(value: Value) -> Value:
     """Rank 0's value, on every rank."""
     values = [value]
     dist.broadcast_object_list(values, src=0)
@@ -136,14 +137,16 @@ def _open_queue(env: RankEnv) -> Callable[[], int]:
     """The next number of 0, 1, 2, ..., each for one rank only: a counter that rank 0 serves. Collective."""
     host, timeout = os.environ["MASTER_ADDR"], timedelta(seconds=BARRIER_TIMEOUT_S)
     server = dist.TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False) if env.is_main else None
-    port = _share(server and server.port)
-    store = server or dist.TCPStore(host, port, is_master=False, timeout=timeout)
+    port = _share(None if server is None else server.port)
+    store = server or dist.TCPStore(host, int(port or 0), is_master=False, timeout=timeout)
     return lambda: store.add("drawn", 1) - 1
 
 
 def _draw_together(parallel: ContextParallel, draw: Callable[[], int]) -> int:
     """The first process of a group draws for all of them."""
-    return parallel.share(draw() if parallel.is_first else None)
+    number = parallel.share(draw() if parallel.is_first else None)
+    assert number is not None
+    return number
 
 
 def _report(jobs: Sequence[Job], predictions: Sequence[Sequence[Prediction]], options: RunOptions) -> None:

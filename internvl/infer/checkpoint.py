@@ -1,13 +1,13 @@
-"""Checkpoint folders: is everything there, what is in it, and load it.
+"""Checkpoint folders: completeness check, fingerprint, loading.
 
-The checks read a few kilobytes, so a wrong path costs no time; the fingerprint tells whether two evaluations were made
-with the same weights without reading gigabytes.
+The checks read a few kilobytes, so that a wrong path costs no time. The fingerprint says whether two evaluations were
+made with the same weights, without reading gigabytes.
 """
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -27,8 +27,8 @@ _WHOLE_FILE_BYTES = 64 * 2**20
 _NUM_BLOCKS, _BLOCK_BYTES = 256, 64 * 2**10
 
 
-def check_checkpoint(folder: str | Path) -> dict[str, Any]:
-    """Make sure that a folder holds a complete checkpoint.
+def check_checkpoint(folder: str | Path) -> dict[str, object]:
+    """Check that a folder holds a complete checkpoint.
 
     Returns:
         Its config.json.
@@ -43,7 +43,8 @@ def check_checkpoint(folder: str | Path) -> dict[str, Any]:
     kind = "model.safetensors" if any(folder.glob("*.safetensors")) else "pytorch_model.bin"
     index = folder / f"{kind}.index.json"
     if index.is_file():
-        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        weight_map = _read_json(index).get("weight_map")
+        shards = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         if missing or not shards:
             raise CheckpointError(f"{folder}: {index.name} lists shards that are not there: {missing or 'none'}")
@@ -52,7 +53,7 @@ def check_checkpoint(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -60,12 +61,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no JSON object")
+        raise CheckpointError(f"{path} is not a JSON object; expected a folder written by save_pretrained")
     return content
 
 
 def fingerprint_checkpoint(folder: str | Path) -> str:
-    """Hash of config, tokenizer and weights; the folder's own name and place do not matter.
+    """Hash config, tokenizer and weights; the folder's name and place do not matter.
 
     Files up to 64 MiB count whole, larger ones by their size and 256 blocks of 64 KiB spread evenly over them.
     """

@@ -15,12 +15,12 @@ attention function over all shares. Answers are those of one process.
 All ranks of the group call with the same arguments (pictures apart, see `ShardedFeatures`); all of them get the answer.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,10 +28,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.utils import ModelOutput
 
 from internvl.errors import ConfigError, InternVLError, ParallelError
 from internvl.model.caches import FilledStaticLayer, KeyCastingCache
-from internvl.model.chat import GenerateOptions
+from internvl.model.chat import Arguments, GenerateOptions
 from internvl.model.modeling_internvl_chat import InternVLChatModel, merge_visual_features
 from internvl.model.v2pe import next_position, positions_per_row
 from internvl.parallel.cached_attention import attend_chunk, attend_first_chunk, attend_token, count_shard_tokens
@@ -42,6 +43,7 @@ from internvl.parallel.vision import exchange_features, split_tiles
 from internvl.parallel.zigzag import shard_row
 
 KV_CACHES = ("dynamic", "static")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ class ContextParallel:
         """Whether this rank speaks for the group: writes answers, reads questions."""
         return self.rank == 0
 
-    def share(self, value: Any) -> Any:
+    def share(self, value: Value) -> Value:
         """The first rank's value, on every rank. Collective over the group."""
         values = [value]
         if self.group is not None:
@@ -188,10 +190,8 @@ class ContextParallel:
             yield
         except InternVLError as raised:
             error = raised
-        found: list[Any] = [None] * self.size
-        if self.group is None:
-            found = [error]
-        else:
+        found: list[tuple[type[InternVLError], str] | None] = [None] * self.size
+        if self.group is not None:
             dist.all_gather_object(found, error and (type(error), str(error)), group=self.group)
         if error is not None:
             raise error
@@ -210,7 +210,7 @@ class ContextParallel:
         attention_mask: Shaped[Tensor, "batch length"] | None = None,
         visual_features: Tensor | ShardedFeatures | None = None,
         **generate_kwargs: Any,
-    ) -> Any:
+    ) -> Tensor | ModelOutput:
         """What `InternVLChatModel.generate` does when it is given `context_parallel`. Collective over the group.
 
         Random draws are those of the first rank: its generator's state becomes that of all. An answer needs
@@ -232,7 +232,7 @@ class ContextParallel:
         """
         _check_prompt(input_ids, attention_mask)
         _check_options(options, generate_kwargs)
-        num_new_tokens = int(_asked("max_new_tokens", generate_kwargs))
+        num_new_tokens = int(_asked("max_new_tokens", generate_kwargs) or 0)
         self._check_same_call(input_ids, num_new_tokens, options.prefill_chunk_size)
         position_ids = options.position_ids
         if position_ids is None:
@@ -324,7 +324,7 @@ class ContextParallel:
         position_ids: Shaped[Tensor, "1 length"],
         features: Float[Tensor, "own_visual dim"] | None,
         chunks: Sequence[range],
-        decoding: dict[str, Any],
+        decoding: Arguments,
     ) -> None:
         """Run everything but the last token of the prompt through the decoder."""
         num_used = 0
@@ -425,7 +425,7 @@ def _check_prompt(
         raise ConfigError("context_parallel takes no padding, but attention_mask has zeros; cut the padding off")
 
 
-def _check_options(options: GenerateOptions, generate_kwargs: Mapping[str, Any]) -> None:
+def _check_options(options: GenerateOptions, generate_kwargs: Arguments) -> None:
     options.check()
     check_shareable(options.kv_cache)
     if _asked("max_new_tokens", generate_kwargs) is None:
@@ -438,7 +438,7 @@ def _check_options(options: GenerateOptions, generate_kwargs: Mapping[str, Any])
             raise ConfigError(f"context_parallel brings a cache of its own and takes no clock; leave {name} out")
 
 
-def _asked(name: str, generate_kwargs: Mapping[str, Any]) -> Any:
+def _asked(name: str, generate_kwargs: Arguments) -> int | None:
     """An argument of transformers' `generate`, given by itself or in a generation config."""
     given = generate_kwargs.get(name)
     return getattr(generate_kwargs.get("generation_config"), name, None) if given is None else given

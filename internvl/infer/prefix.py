@@ -26,7 +26,7 @@ def check_reusable(kv_cache: str, *, is_shared: bool) -> None:
     """Refuse caches of which a part cannot be kept.
 
     Raises:
-        ConfigError: Any but `dynamic`, or one that is spread over ranks.
+        ConfigError: The cache is not `dynamic`, or is spread over ranks.
     """
     if kv_cache != "dynamic" or is_shared:
         raise ConfigError(
