@@ -39,6 +39,7 @@ from eval.run.answering import load_answerer
 from eval.run.options import RunOptions
 from eval.run.planning import plan_jobs
 from eval.run.queue import Job, run_jobs
+from internvl.infer.settings import InferenceSettings
 from internvl.parallel.launch import finish_distributed, init_distributed, read_rank_env
 from internvl.tools.make_tiny import TinySpec, make_checkpoint
 
@@ -127,8 +128,9 @@ def write_mvbench(root: Path, num_videos: int) -> str:
 
 # ------------------------------------------------------------------------------------------------------- throughput
 
-WAYS: dict[str, dict[str, int]] = {
-    "plain": {"cache_mib": 0},
+SETTINGS = InferenceSettings("v2pe_fix", 0.25, dtype="float32", device="cpu")
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {"settings": replace(SETTINGS, cache_mib=0)},
     "cached": {},
     "batched": {"batch_size": 8},
 }
@@ -136,21 +138,13 @@ WAYS: dict[str, dict[str, int]] = {
 
 def plan(options: RunOptions) -> list[Job]:
     """Jobs with short answers."""
-    jobs = plan_jobs(options, stride=0.25, dtype="float32")
+    jobs = plan_jobs(options)
     return [replace(job, task=replace(job.task, max_new_tokens=NUM_NEW_TOKENS)) for job in jobs]
 
 
 def load(options: RunOptions) -> Callable[..., Any]:
     """The loaded model, as the runner calls it."""
-    return load_answerer(
-        options.checkpoint,
-        dtype="float32",
-        device="cpu",
-        rope_pos_id_version="v2pe_fix",
-        rope_pos_id_stride=0.25,
-        max_num=None,
-        cache_mib=options.cache_mib,
-    )
+    return load_answerer(options.checkpoint, options.settings)
 
 
 def measure_way(options: RunOptions) -> tuple[int, float]:
@@ -183,7 +177,7 @@ def work(options: RunOptions, report: Path) -> None:
     """One rank: answer, and write down when it began and when it had nothing more to do."""
     env = read_rank_env()
     init_distributed(env, device="cpu")
-    workers, _ = join_workers(env, options, "cpu")
+    workers, _ = join_workers(env, options)
     answer = load(options)
     workers.barrier()
     begin = time.time()
@@ -232,7 +226,9 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.work:
         folder = args.work
-        skewed = RunOptions(folder / "tiny", "mm_niah/retrieval-text-test", data_root=folder / "skewed", cache_mib=0)
+        skewed = RunOptions(
+            folder / "tiny", "mm_niah/retrieval-text-test", replace(SETTINGS, cache_mib=0), data_root=folder / "skewed"
+        )
         work(replace(skewed, out=folder / "out" / "skewed"), folder / "finish")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -242,7 +238,7 @@ def main() -> None:
         titles = "".join(f" {way:>8}" for way in WAYS) + "".join(f" {way:>9}" for way in list(WAYS)[1:])
         print(f"{'':10} {'questions':>9}{titles}   (questions per second; times plain)")
         for title, tasks, root in (("MM-NIAH", niah, "niah"), ("MVBench", mvbench, "mvbench")):
-            options = RunOptions(folder / "tiny", tasks, data_root=folder / root)
+            options = RunOptions(folder / "tiny", tasks, SETTINGS, data_root=folder / root)
             compare_ways(title, options, num_rounds=args.rounds)
         rng = random.Random(0)
         lengths = [(1 + int(min(rng.paretovariate(1.0), 12.0)), 60) for _ in range(args.skewed)]

@@ -43,7 +43,7 @@ ALLOWED = {
         "internvl.model.constants",
     },
 }
-OUTSIDE_OF_THE_MODEL = {"torch", "transformers", "internvl"}
+OUTSIDE_OF_THE_MODEL = {"torch", "transformers", "internvl", "typing_extensions"}
 
 
 def imported_modules(path):

@@ -6,22 +6,21 @@ A suite whose texts place the pictures themselves (as many `<image>` as pictures
 or `<video>` in a text is only text and loses its brackets.
 """
 
-import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from PIL import Image
 
-from eval.run.options import DTYPES, parse_stride
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip
 from internvl.errors import ConfigError
+from internvl.infer.question import Question
 from internvl.infer.session import Session
+from internvl.infer.settings import GREEDY, Sampling
 from internvl.model.constants import IMAGE_PLACEHOLDER
-from internvl.model.rope_scaling import parse_rope_scaling
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class Part:
     """
 
     kind: Kind
-    content: Any
+    content: object
 
 
 @dataclass(frozen=True)
@@ -53,70 +52,6 @@ class Message:
 
     role: str
     parts: tuple[Part, ...]
-
-
-@dataclass(frozen=True)
-class Question:
-    """Arguments of `Session.answer`.
-
-    Attributes:
-        prompt: The last user message.
-        images: Of all messages, in order.
-        videos: Of all messages, in order.
-        history: Earlier questions and answers.
-        system_message: None: the template's own.
-    """
-
-    prompt: str
-    images: tuple[Path | Image.Image, ...] = ()
-    videos: tuple[VideoClip, ...] = ()
-    history: tuple[tuple[str, str], ...] = ()
-    system_message: str | None = None
-
-
-def load_session(pretrained: str, **options: Any) -> Session:
-    """A session from the arguments of a command line, where numbers may be text.
-
-    Args:
-        pretrained: Folder of the checkpoint.
-        **options: As of `Session` and `Session.from_pretrained`; None means their default. `rope_pos_id_stride` may be
-            text such as `1/16`, `dtype` and `rope_scaling` are names, `max_num`, `num_frames` and
-            `prefill_chunk_size` may be text.
-
-    Raises:
-        ConfigError: A value is malformed or out of range.
-        CheckpointError: The checkpoint cannot be loaded.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in ("max_num", "num_frames", "prefill_chunk_size"):
-        if name in given:
-            given[name] = _read_count(name, given[name])
-    if "rope_pos_id_stride" in given:
-        given["rope_pos_id_stride"] = _read_stride(given["rope_pos_id_stride"])
-    if "rope_scaling" in given:
-        given["rope_scaling"] = parse_rope_scaling(given["rope_scaling"])
-    if "dtype" in given:
-        if given["dtype"] not in DTYPES:
-            raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {given['dtype']!r}")
-        given["dtype"] = getattr(torch, given["dtype"])
-    return Session.from_pretrained(pretrained, **given)
-
-
-def _read_count(name: str, value: Any) -> int:
-    try:
-        number = int(value)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} must be a whole number, got {value!r}") from error
-    if number < 1:
-        raise ConfigError(f"{name} must be at least 1, got {number}")
-    return number
-
-
-def _read_stride(value: Any) -> int | float:
-    try:
-        return parse_stride(str(value))
-    except argparse.ArgumentTypeError as error:
-        raise ConfigError(f"rope_pos_id_stride: {error}") from error
 
 
 def build_question(messages: Sequence[Message]) -> Question:
@@ -171,43 +106,31 @@ def _take_brackets(text: str) -> str:
     return text
 
 
-def _read_image(content: Any) -> Path | Image.Image:
+def _read_image(content: object) -> Path | Image.Image:
     if isinstance(content, Image.Image):
         return content.convert("RGB")
     return _read_path(content, "picture")
 
 
-def _read_video(content: Any) -> VideoClip:
+def _read_video(content: object) -> VideoClip:
     return content if isinstance(content, VideoClip) else VideoClip(_read_path(content, "video"))
 
 
-def _read_path(content: Any, kind: str) -> Path:
+def _read_path(content: object, kind: str) -> Path:
     if isinstance(content, (str, Path)):
         return Path(str(content).removeprefix("file://"))
     raise ConfigError(f"a {kind} must be a file, got {type(content).__name__}")
 
 
-def ask(
-    session: Session, question: Question, *, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0
-) -> str:
+def ask(session: Session, question: Question, *, max_new_tokens: int, sampling: Sampling = GREEDY) -> str:
     """The answer of a session; empty when its memory is not enough, so that one question does not end a run.
 
     Raises:
-        InternVLError: See `Session.answer`.
+        InternVLError: See `Session.ask`.
     """
     try:
-        answer = session.answer(
-            question.prompt,
-            question.images,
-            videos=question.videos,
-            history=question.history,
-            system_message=question.system_message,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-        )
+        return session.ask(question, max_new_tokens=max_new_tokens, sampling=sampling).text
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         logger.error("out of memory; the answer is left empty: %.80r", question.prompt)
         return ""
-    return answer.text

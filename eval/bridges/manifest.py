@@ -1,9 +1,7 @@
-"""What lmms-eval loads by the entry point `lmms_eval.models`: where the model class is, nothing more."""
-
-from typing import Any
+"""Manifest: what lmms-eval loads by the entry point `lmms_eval.models`, the place of the model class."""
 
 
-def make_manifest() -> Any:
+def make_manifest() -> object:
     """lmms-eval's record of the model `v2pe`."""
     from lmms_eval.models.registry_v2 import ModelManifest
 

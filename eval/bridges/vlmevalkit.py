@@ -18,8 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.bridges.conversation import DEFAULT_MAX_NEW_TOKENS, Message, Part, ask, build_question, load_session
+from eval.bridges.conversation import DEFAULT_MAX_NEW_TOKENS, Message, Part, ask, build_question
 from internvl.errors import ConfigError, InternVLError, MissingDependencyError
+from internvl.infer.flags import add_flags, from_options
+from internvl.infer.session import Session
+from internvl.infer.settings import InferenceSettings
 
 try:
     from vlmeval.vlm.base import BaseModel
@@ -28,10 +31,7 @@ except ImportError as error:
         f"VLMEvalKit cannot be imported ({error}); install it as its page says: https://github.com/open-compass/VLMEvalKit"
     ) from error
 
-OPTIONS = (
-    *("rope_pos_id_version", "rope_pos_id_stride", "rope_scaling", "max_num", "num_frames"),
-    *("dtype", "device", "prefill_chunk_size", "kv_cache"),
-)
+Entry = Mapping[str, Any]  # a typed part of a message (type, value), or a message (role, content)
 
 
 class V2PE(BaseModel):
@@ -40,7 +40,7 @@ class V2PE(BaseModel):
     Args:
         pretrained: Folder of the checkpoint.
         max_new_tokens: Limit of an answer.
-        **options: See `OPTIONS`; as of the lmms-eval model (eval/bridges/lmms_eval.py).
+        **options: Fields of `InferenceSettings`, where values may be text.
 
     Raises:
         ConfigError: A value is malformed or out of range, or there is no such option.
@@ -51,25 +51,24 @@ class V2PE(BaseModel):
     INTERLEAVE = True
     VIDEO_LLM = True
 
-    def __init__(self, pretrained: str, max_new_tokens: int | str = DEFAULT_MAX_NEW_TOKENS, **options: Any):
+    def __init__(
+        self, pretrained: str, max_new_tokens: int | str = DEFAULT_MAX_NEW_TOKENS, **options: str | float | None
+    ):
         super().__init__()
-        unknown = sorted(set(options) - set(OPTIONS))
-        if unknown:
-            raise ConfigError(f"unknown options {', '.join(unknown)}; expected some of {', '.join(OPTIONS)}")
         self.max_new_tokens = int(max_new_tokens)
-        self.session = load_session(pretrained, **options)
+        self.session = Session.from_pretrained(pretrained, from_options(InferenceSettings, options))
 
-    def generate_inner(self, message: Sequence[Mapping[str, Any]], dataset: str | None = None) -> str:
+    def generate_inner(self, message: Sequence[Entry], dataset: str | None = None) -> str:
         """The answer to one message of typed parts."""
         return ask(self.session, build_question(read_messages(message)), max_new_tokens=self.max_new_tokens)
 
-    def chat_inner(self, message: Sequence[Mapping[str, Any]], dataset: str | None = None) -> str:
+    def chat_inner(self, message: Sequence[Entry], dataset: str | None = None) -> str:
         """The answer to the last message of a conversation of `role` and `content`."""
         messages = [Message(str(entry["role"]), tuple(map(_read_part, entry["content"]))) for entry in message]
         return ask(self.session, build_question(messages), max_new_tokens=self.max_new_tokens)
 
 
-def read_messages(parts: Sequence[Mapping[str, Any]]) -> list[Message]:
+def read_messages(parts: Sequence[Entry]) -> list[Message]:
     """One user message, and a system message of the parts that say so.
 
     Raises:
@@ -80,7 +79,7 @@ def read_messages(parts: Sequence[Mapping[str, Any]]) -> list[Message]:
     return [*([Message("system", system)] if system else []), Message("user", user)]
 
 
-def _read_part(part: Mapping[str, Any]) -> Part:
+def _read_part(part: Entry) -> Part:
     kind = part.get("type")
     if kind not in ("text", "image", "video"):
         raise ConfigError(f"a message holds a part of type {kind!r}; the V2PE model takes text, image and video")
@@ -114,8 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", required=True, help="name of the model for --model")
     parser.add_argument("--pretrained", required=True, help="folder of the checkpoint")
     parser.add_argument("--max_new_tokens", type=int, default=DEFAULT_MAX_NEW_TOKENS)
-    for option in OPTIONS:
-        parser.add_argument(f"--{option}", help="as of python -m eval.run")
+    add_flags(parser, InferenceSettings, leave_out=("reuse_prefix",))
     parser.add_argument("command", nargs="+", metavar="-- run.py ...", help="script of VLMEvalKit and its arguments")
     args = vars(parser.parse_args(argv))
     command, name = args.pop("command"), args.pop("name")

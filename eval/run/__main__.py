@@ -17,9 +17,10 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -32,16 +33,18 @@ from eval.report.plots import write_task_plots
 from eval.report.summary import write_summary
 from eval.run.answering import load_answerer
 from eval.run.options import RunOptions, parse_options
-from eval.run.planning import choose_folder, choose_stride, plan_jobs
+from eval.run.planning import choose_folder, choose_positions, plan_jobs
 from eval.run.queue import Job, Workers, run_jobs
 from internvl.errors import ConfigError, InternVLError
 from internvl.infer.checkpoint import check_checkpoint
 from internvl.infer.context_parallel import ContextParallel, build_context_parallel
+from internvl.infer.settings import InferenceSettings
 from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, read_rank_env
 
 BARRIER_TIMEOUT_S = 2 * 24 * 3600.0  # a rank may have to wait for another one's long question
 EXIT_TOO_MANY_FAILED = 3
 NUM_REASONS = 3  # that are printed per task
+Value = TypeVar("Value")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -54,31 +57,16 @@ def run(options: RunOptions, env: RankEnv) -> int:
     Raises:
         InternVLError: See `eval.run.planning` and `eval.run.queue`.
     """
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = options.dtype or ("bfloat16" if device == "cuda" else "float32")
-    stride = choose_stride(
-        options.rope_pos_id_version, options.rope_pos_id_stride, check_checkpoint(options.checkpoint)
-    )
-    options, skipped = skip_missing(options)
-    jobs = plan_jobs(options, stride=stride, dtype=dtype)
-    layer_devices = choose_layer_devices(options, env, device)
-    workers, parallel = join_workers(env, options, device)
+    config = check_checkpoint(options.checkpoint)
+    settings = choose_positions(options.settings, config).on_device(env)
+    options, skipped = skip_missing(replace(options, settings=settings))
+    jobs = plan_jobs(options)
+    layer_devices = choose_layer_devices(options, env)
+    workers, parallel = join_workers(env, options)
     make_answer = partial(
-        load_answerer,
-        options.checkpoint,
-        dtype=dtype,
-        device=_place(device, env),
-        rope_pos_id_version=options.rope_pos_id_version,
-        rope_pos_id_stride=stride,
-        rope_scaling=options.rope_scaling,
-        logn_scaling=options.logn_scaling,
-        max_num=options.max_num,
-        cache_mib=options.cache_mib,
-        prefill_chunk_size=options.prefill_chunk_size,
-        kv_cache=options.kv_cache,
-        context_parallel=parallel,
-        layer_devices=layer_devices,
+        load_answerer, options.checkpoint, settings, context_parallel=parallel, layer_devices=layer_devices
     )
+    _share_cores(settings, env)
     predictions = run_jobs(
         jobs,
         make_answer,
@@ -89,23 +77,20 @@ def run(options: RunOptions, env: RankEnv) -> int:
     )
     if predictions is None:
         return 0
-    _report(jobs, predictions, options, stride)
+    _report(jobs, predictions, options)
     if skipped:
         print(describe_skipped(skipped))
     return report_failures(jobs, predictions, max_failed=options.max_failed)
 
 
-def _place(device: str, env: RankEnv) -> str:
-    """The device of this process; on CPU, processes of a machine share its cores."""
-    if device == "cuda":
-        return f"cuda:{env.local_rank % max(1, torch.cuda.device_count())}"
-    if env.local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+def _share_cores(settings: InferenceSettings, env: RankEnv) -> None:
+    """On CPU, processes of one machine share its cores."""
+    if settings.device == "cpu" and env.local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // env.local_world_size))
-    return device
 
 
-def choose_layer_devices(options: RunOptions, env: RankEnv, device: str) -> list[str]:
-    """GPUs among which this process splits the layers of its model; none: it fits on one.
+def choose_layer_devices(options: RunOptions, env: RankEnv) -> list[str]:
+    """GPUs among which this process splits the layers of its model; none when it fits on one.
 
     Raises:
         ConfigError: There are no GPUs, or fewer than the processes of this machine ask for.
@@ -113,7 +98,7 @@ def choose_layer_devices(options: RunOptions, env: RankEnv, device: str) -> list
     num_devices = options.gpus_per_task or 1
     if options.ring_attn or num_devices == 1:
         return []
-    num_gpus = torch.cuda.device_count() if device == "cuda" else 0
+    num_gpus = torch.cuda.device_count() if options.settings.device != "cpu" else 0
     if env.local_world_size * num_devices > num_gpus:
         raise ConfigError(
             f"--gpus_per_task {num_devices} for {env.local_world_size} processes needs "
@@ -123,9 +108,9 @@ def choose_layer_devices(options: RunOptions, env: RankEnv, device: str) -> list
     return [f"cuda:{env.local_rank * num_devices + index}" for index in range(num_devices)]
 
 
-def join_workers(env: RankEnv, options: RunOptions, device: str) -> tuple[Workers, ContextParallel | None]:
+def join_workers(env: RankEnv, options: RunOptions) -> tuple[Workers, ContextParallel | None]:
     """The workers of the run, and the processes that answer together with this one."""
-    is_cuda_group = options.ring_attn and device == "cuda"
+    is_cuda_group = options.ring_attn and options.settings.device != "cpu"
     init_distributed(env, device="cuda" if is_cuda_group else "cpu", timeout_s=BARRIER_TIMEOUT_S)
     size = (options.gpus_per_task or env.world_size) if options.ring_attn else 1
     parallel = build_context_parallel(size) if options.ring_attn else None
@@ -141,7 +126,7 @@ def join_workers(env: RankEnv, options: RunOptions, device: str) -> tuple[Worker
     return workers, parallel
 
 
-def _share(value: Any) -> Any:
+def _share(value: Value) -> Value:
     """Rank 0's value, on every rank."""
     values = [value]
     dist.broadcast_object_list(values, src=0)
@@ -152,19 +137,19 @@ def _open_queue(env: RankEnv) -> Callable[[], int]:
     """The next number of 0, 1, 2, ..., each for one rank only: a counter that rank 0 serves. Collective."""
     host, timeout = os.environ["MASTER_ADDR"], timedelta(seconds=BARRIER_TIMEOUT_S)
     server = dist.TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False) if env.is_main else None
-    port = _share(server and server.port)
-    store = server or dist.TCPStore(host, port, is_master=False, timeout=timeout)
+    port = _share(None if server is None else server.port)
+    store = server or dist.TCPStore(host, int(port or 0), is_master=False, timeout=timeout)
     return lambda: store.add("drawn", 1) - 1
 
 
 def _draw_together(parallel: ContextParallel, draw: Callable[[], int]) -> int:
     """The first process of a group draws for all of them."""
-    return parallel.share(draw() if parallel.is_first else None)
+    number = parallel.share(draw() if parallel.is_first else None)
+    assert number is not None
+    return number
 
 
-def _report(
-    jobs: Sequence[Job], predictions: Sequence[Sequence[Prediction]], options: RunOptions, stride: float | None
-) -> None:
+def _report(jobs: Sequence[Job], predictions: Sequence[Sequence[Prediction]], options: RunOptions) -> None:
     results = []
     for job, answered in zip(jobs, predictions, strict=True):
         store = job.store
@@ -179,7 +164,7 @@ def _report(
         )
         write_task_plots(store.folder, scores)
         results.append(scores)
-    write_summary(choose_folder(options, stride), results)
+    write_summary(choose_folder(options), results)
     print(format_results(results))
 
 

@@ -14,7 +14,6 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,9 +23,10 @@ from eval.run.queue import Answer, LastAnswerError
 from eval.run.teacher_forcing import TeacherForcing
 from internvl.errors import InternVLError, ParallelError
 from internvl.infer.context_parallel import ContextParallel
+from internvl.infer.question import Question
 from internvl.infer.session import Answer as SessionAnswer
-from internvl.infer.session import Question, Session
-from internvl.model.rope_scaling import RopeScaling
+from internvl.infer.session import Session
+from internvl.infer.settings import InferenceSettings, Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +37,8 @@ _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory",
 
 def load_answerer(
     checkpoint: Path,
+    settings: InferenceSettings,
     *,
-    dtype: str,
-    device: str,
-    rope_pos_id_version: str,
-    rope_pos_id_stride: float | None,
-    rope_scaling: RopeScaling | None = None,
-    logn_scaling: int | None = None,
-    max_num: int | None,
-    cache_mib: int,
-    prefill_chunk_size: int | None = None,
-    kv_cache: str = "dynamic",
     context_parallel: ContextParallel | None = None,
     layer_devices: Sequence[str] = (),
 ) -> Answer:
@@ -56,35 +47,25 @@ def load_answerer(
     Raises:
         CheckpointError: The checkpoint cannot be loaded.
     """
-    positions: dict[str, Any] = {
-        "rope_pos_id_version": rope_pos_id_version,
-        "rope_pos_id_stride": rope_pos_id_stride,
-    }
+    can_keep = settings.cache_mib > 0 and settings.kv_cache == "dynamic" and context_parallel is None
     session = Session.from_pretrained(
         checkpoint,
-        dtype=getattr(torch, dtype),
-        device=device,
-        **positions,
-        rope_scaling=rope_scaling,
-        logn_scaling=logn_scaling,
-        max_cache_bytes=cache_mib * 2**20,
-        prefill_chunk_size=prefill_chunk_size,
-        kv_cache=kv_cache,
+        settings,
         context_parallel=context_parallel,
         layer_devices=layer_devices,
-        reuse_prefix=cache_mib > 0 and kv_cache == "dynamic" and context_parallel is None,
+        reuse_prefix=can_keep,
     )
-    frugal = None
-    if context_parallel is None and kv_cache != "quantized":  # whose answers depend on the pieces
-        frugal = Session(
+    low_memory = None
+    if context_parallel is None and settings.kv_cache != "quantized":  # whose answers depend on the pieces
+        low_memory = Session(
             session.model,
             session.tokenizer,
-            **positions,
-            max_cache_bytes=0,
-            prefill_chunk_size=min(RETRY_CHUNK_SIZE, prefill_chunk_size or RETRY_CHUNK_SIZE),
+            settings,
+            cache_mib=0,
+            prefill_chunk_size=min(RETRY_CHUNK_SIZE, settings.prefill_chunk_size or RETRY_CHUNK_SIZE),
             kv_cache="dynamic" if layer_devices else "offloaded",
         )
-    return _Answerer(session, frugal, max_num=max_num)
+    return _Answerer(session, low_memory, max_num=settings.max_num)
 
 
 class _Answerer:
@@ -92,12 +73,12 @@ class _Answerer:
 
     Args:
         session: Answers, usually.
-        frugal: Answers where that took too much memory; None: nothing does.
+        low_memory: Answers where that took too much memory; None: nothing does.
         max_num: Largest number of tiles per image; None: the task's.
     """
 
-    def __init__(self, session: Session, frugal: Session | None, *, max_num: int | None):
-        self._session, self._frugal, self._max_num = session, frugal, max_num
+    def __init__(self, session: Session, low_memory: Session | None, *, max_num: int | None):
+        self._session, self._low_memory, self._max_num = session, low_memory, max_num
 
     def __call__(self, task: Task, samples: Sequence[Sample]) -> list[Prediction]:
         """A prediction per sample, in order."""
@@ -112,14 +93,8 @@ class _Answerer:
         return [self._ask_safely(task, sample) for sample in samples]
 
     def _ask_together(self, task: Task, samples: Sequence[Sample]) -> list[Prediction]:
-        answers = self._session.answer_batch(
-            [
-                Question(sample.prompt, sample.images, sample.videos, self._choose_limits(task, sample))
-                for sample in samples
-            ],
-            max_new_tokens=task.max_new_tokens,
-            num_frames=task.num_frames,
-        )
+        questions = [self._write_question(task, sample) for sample in samples]
+        answers = self._session.answer_batch(questions, max_new_tokens=task.max_new_tokens)
         return [_write_prediction(sample, answer, answer.text) for sample, answer in zip(samples, answers, strict=True)]
 
     def _ask_safely(self, task: Task, sample: Sample) -> Prediction:
@@ -127,9 +102,9 @@ class _Answerer:
         prediction, reason = self._try_to_ask(self._session, task, sample)
         if prediction is None and reason is None:
             self._release_memory()
-            if self._frugal is not None:
+            if self._low_memory is not None:
                 logger.error("%s, sample %s: out of memory, tried again with less", task.name, sample.id)
-                prediction, reason = self._try_to_ask(self._frugal, task, sample)
+                prediction, reason = self._try_to_ask(self._low_memory, task, sample)
                 self._release_memory()
         if prediction is not None:
             return prediction
@@ -162,21 +137,17 @@ class _Answerer:
 
     def _ask(self, session: Session, task: Task, sample: Sample) -> Prediction:
         forcing = TeacherForcing(session.tokenizer, task.write_gold(sample.answer)) if task.write_gold else None
-        answer = session.answer(
-            sample.prompt,
-            sample.images,
-            videos=sample.videos,
+        answer = session.ask(
+            self._write_question(task, sample),
             max_new_tokens=forcing.num_tokens if forcing else task.max_new_tokens,
-            logits_processor=forcing.as_list if forcing else None,
-            max_num=self._choose_limits(task, sample),
-            num_frames=task.num_frames,
+            sampling=Sampling(logits_processor=forcing.as_list if forcing else None),
         )
         return _write_prediction(sample, answer, forcing.read_response() if forcing else answer.text)
 
-    def _choose_limits(self, task: Task, sample: Sample) -> int | list[int]:
-        """Tiles per image: one number for all, or one each."""
+    def _write_question(self, task: Task, sample: Sample) -> Question:
         max_num = self._max_num or task.max_num
-        return [min(limit or max_num, max_num) for limit in sample.tile_limits] or max_num
+        limits = [min(limit or max_num, max_num) for limit in sample.tile_limits]
+        return Question(sample.prompt, sample.images, sample.videos, limits or max_num, task.num_frames)
 
     def _release_memory(self) -> None:
         self._session.release_memory()

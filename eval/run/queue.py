@@ -18,7 +18,6 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, count
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -59,7 +58,7 @@ class Workers:
         world_size: Number of processes, or of groups.
         barrier: Returns when every process has called it.
         member: This process among those that answer together; the first of them writes what they answer.
-        share: The main process's value, on every process; all of them call it.
+        share: The main process's units, on every process; all of them call it.
         draw: The next number of 0, 1, 2, ... that no other rank has got; the same in a group.
     """
 
@@ -67,7 +66,7 @@ class Workers:
     world_size: int = 1
     barrier: Callable[[], None] = lambda: None
     member: int = 0
-    share: Callable[[Any], Any] = lambda value: value
+    share: Callable[[list["Unit"]], list["Unit"]] = lambda units: units
     draw: Callable[[], int] = field(default_factory=lambda: count().__next__)
 
     @property

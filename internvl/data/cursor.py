@@ -14,7 +14,7 @@ can continue any stream.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from internvl.data.packing import PackedRow
 from internvl.errors import ConfigError
@@ -26,8 +26,8 @@ PlanDescription = Mapping[str, str | int | float]  # everything that decides whi
 _JsonRow = list[Any]  # [tokens, tiles, [source, row, repeat], ...]
 
 
-class CursorState(TypedDict):
-    """A `StreamCursor` in json; `skipped` is the number of documents that the stream skipped so far."""
+class _PlacedCursorState(TypedDict):
+    """Where a stream continues."""
 
     epoch: int
     index: int
@@ -35,7 +35,12 @@ class CursorState(TypedDict):
     seen: int
     open: list[_JsonRow]
     ready: list[_JsonRow]
-    skipped: NotRequired[int]
+
+
+class CursorState(_PlacedCursorState, total=False):
+    """A `StreamCursor` in json; `skipped` is the number of documents that the stream skipped so far."""
+
+    skipped: int
 
 
 class LoaderState(TypedDict):

@@ -16,9 +16,8 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from PIL import Image
@@ -26,15 +25,14 @@ from transformers.utils import logging as transformers_logging
 
 from internvl.data.prompt import check_placeholders
 from internvl.data.video import VIDEO_PLACEHOLDER, read_video_info
-from internvl.errors import ConfigError, DataError, InternVLError
+from internvl.errors import DataError, InternVLError
 from internvl.infer.checkpoint import check_checkpoint
 from internvl.infer.context_parallel import ContextParallel, build_context_parallel
-from internvl.infer.session import DEFAULT_NUM_FRAMES, Answer, Session, Turn
-from internvl.model.caches import KV_CACHES
+from internvl.infer.flags import add_flags, from_arguments
+from internvl.infer.question import Turn
+from internvl.infer.session import Answer, Session
+from internvl.infer.settings import GREEDY, InferenceSettings, Sampling
 from internvl.model.constants import IMAGE_PLACEHOLDER
-from internvl.model.logn_scaling import check_logn_scaling
-from internvl.model.rope_scaling import parse_rope_scaling
-from internvl.model.v2pe import ROPE_POS_ID_VERSIONS, check_stride
 from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, read_rank_env
 
 _EPILOG = """\
@@ -43,6 +41,8 @@ videos where it says <video>, each kind in the order of the command line. A vide
 Without a question a conversation starts: /reset forgets what was said (images, videos and text come with the next
 question again), /quit or Ctrl-D ends it, Ctrl-C cuts an answer short.
 """
+# Settings that the command chooses itself: one conversation at a time has nothing to keep for other questions.
+_NOT_ASKED = ("dtype", "cache_mib", "reuse_prefix")
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,23 @@ class Chat:
     Args:
         session: The loaded model.
         opening: What comes with the first question.
-        verbose: Write sizes behind every answer to standard error.
-        options: Of `Session.answer`.
+        max_new_tokens: Limit of every answer in tokens.
+        sampling: How tokens are chosen.
+        verbose: Write sizes to standard error after every answer.
     """
 
-    def __init__(self, session: Session, opening: Opening, *, verbose: bool = False, **options: Any):
+    def __init__(
+        self,
+        session: Session,
+        opening: Opening,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        verbose: bool = False,
+    ):
         self.session, self.opening, self.verbose = session, opening, verbose
         self.parallel = session.context_parallel or ContextParallel(None)
-        self.options = options
+        self.max_new_tokens, self.sampling = max_new_tokens, sampling
         self.history: list[Turn] = []
 
     def ask(self, question: str) -> Answer:
@@ -99,10 +108,15 @@ class Chat:
             InternVLError: As of `Session.answer`; the history stays as it was.
         """
         prompt = question if self.history else self.opening.compose(question)
-        on_text = _write_answer if self.parallel.is_first else None
-        images, videos = self.opening.images, self.opening.videos
+        videos = self.opening.videos
         answer = self.session.answer(
-            prompt, images, videos=videos, history=self.history, on_text=on_text, **self.options
+            prompt,
+            self.opening.images,
+            videos=videos,
+            history=self.history,
+            max_new_tokens=self.max_new_tokens,
+            sampling=self.sampling,
+            on_text=_write_answer if self.parallel.is_first else None,
         )
         self.history.append((prompt, answer.text))
         if not self.parallel.is_first:
@@ -152,14 +166,6 @@ def _write_answer(text: str) -> None:
     sys.stdout.flush()
 
 
-def parse_stride(text: str) -> float:
-    """A stride from the command line; fractions are allowed."""
-    try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise argparse.ArgumentTypeError(f"expected a number such as 64, 0.25 or 1/16, got {text!r}") from error
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (--help explains)\n")
@@ -180,30 +186,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="images; the last word is the question when it is neither a file nor named like an image")  # fmt: skip
     add("--video", action="append", default=[], type=Path, metavar="FILE",
         help="video file or folder of frames; may be given several times")  # fmt: skip
-    add("--num_frames", type=int, default=DEFAULT_NUM_FRAMES,
-        help="frames per video, spread evenly, one tile each (default: %(default)s)")  # fmt: skip
     add("--text", type=Path, metavar="FILE", help="text file that is put in front of the question")
-    add("--rope_pos_id_version", choices=ROPE_POS_ID_VERSIONS,
-        help="visual positions; default: v2pe_fix with a stride, otherwise the checkpoint's own")  # fmt: skip
-    add("--rope_pos_id_stride", type=parse_stride, metavar="STRIDE",
-        help="positions that one tile spans, such as 64, 0.25 or 1/16; default: the checkpoint's own")  # fmt: skip
-    add("--rope_scaling", metavar="SCALING",
-        help="scale positions, visual ones included: yarn:4, linear:2, dynamic:2 (version default only), none, or a "
-        "json object; default: the checkpoint's own")  # fmt: skip
-    add("--logn_scaling", type=int, metavar="TOKENS",
-        help="training length beyond which queries are made longer, by log n / log TOKENS for n keys; 0: none; "
-        "default: the checkpoint's own")  # fmt: skip
-    add("--max_num", type=int, help="largest number of tiles per image; default: the checkpoint's own")
-    add("--prefill_chunk_size", type=int, help="tokens of the prompt that pass the decoder at a time; default: all")
-    add("--kv_cache", choices=KV_CACHES, default="dynamic",
-        help="where keys and values are kept: dynamic grows token by token, static takes its memory at once, offloaded "
-        "is main memory, quantized takes one byte per number and changes answers (default: %(default)s)")  # fmt: skip
+    add_flags(parser, InferenceSettings, leave_out=_NOT_ASKED)
     add("--max_new_tokens", type=int, default=1024, help="limit of an answer in tokens (default: %(default)s)")
-    add("--temperature", type=float, default=0.0, help="draw answers at this temperature (default: 0, greedy)")
-    add("--top_p", type=float, default=1.0,
-        help="with a temperature: draw from the most probable tokens of this share (default: 1)")  # fmt: skip
-    add("--seed", type=int, help="of what is drawn; default: another one every time")
-    add("--device", choices=("cpu", "cuda"), help="default: cuda when there is a GPU")
+    add_flags(parser, Sampling)
     add("--verbose", action="store_true",
         help="write numbers of tokens, frames and tiles, the last position and seconds behind an answer")  # fmt: skip
     return parser
@@ -258,13 +244,6 @@ def _join_ranks(env: RankEnv, device: str | None) -> ContextParallel | None:
     return build_context_parallel(env.world_size)
 
 
-def _place(device: str | None, env: RankEnv) -> str | None:
-    """The device of this process: every rank has a GPU of its own."""
-    if env.world_size == 1 or device == "cpu" or not torch.cuda.is_available():
-        return device
-    return f"cuda:{env.local_rank}"
-
-
 def _run(arguments: argparse.Namespace, env: RankEnv) -> None:
     images, question = _separate_question(arguments.image, arguments.question)
     # What takes no time is checked before the model is loaded.
@@ -275,16 +254,9 @@ def _run(arguments: argparse.Namespace, env: RankEnv) -> None:
         read_video_info(video)
     text = None if arguments.text is None else _read_text(arguments.text)
     opening = Opening(images, text, videos=tuple(arguments.video))
-    version = arguments.rope_pos_id_version
-    if arguments.rope_pos_id_stride is not None:
-        check_stride(version or "v2pe_fix", arguments.rope_pos_id_stride)
-    scaling = None if arguments.rope_scaling is None else parse_rope_scaling(arguments.rope_scaling)
-    if scaling is not None and (version or arguments.rope_pos_id_stride):
-        scaling.check_version(version or "v2pe_fix")
-    check_logn_scaling(arguments.logn_scaling or None, source="--logn_scaling")
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device is cuda, but torch sees no GPU; leave the option out or pass cpu")
-    parallel = _join_ranks(env, arguments.device)
+    settings = from_arguments(InferenceSettings, arguments)
+    sampling = from_arguments(Sampling, arguments)
+    parallel = _join_ranks(env, settings.device)
     together = parallel or ContextParallel(None)
     with together.fail_together():
         question = _read_question(question) if together.is_first else None
@@ -292,21 +264,10 @@ def _run(arguments: argparse.Namespace, env: RankEnv) -> None:
     if question is not None:
         check_placeholders([opening.compose(question)], len(images), len(opening.videos))
     check_checkpoint(arguments.checkpoint)
-    session = Session.from_pretrained(
-        arguments.checkpoint,
-        device=_place(arguments.device, env),
-        rope_scaling=scaling,
-        logn_scaling=arguments.logn_scaling,
-        rope_pos_id_version=version,
-        rope_pos_id_stride=arguments.rope_pos_id_stride,
-        max_num=arguments.max_num,
-        num_frames=arguments.num_frames,
-        prefill_chunk_size=arguments.prefill_chunk_size,
-        kv_cache=arguments.kv_cache,
-        context_parallel=parallel,
-    )
-    options = {name: getattr(arguments, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
-    chat = Chat(session, opening, verbose=arguments.verbose, **options)
+    if parallel is not None:
+        settings = settings.on_device(env)
+    session = Session.from_pretrained(arguments.checkpoint, settings, context_parallel=parallel)
+    chat = Chat(session, opening, max_new_tokens=arguments.max_new_tokens, sampling=sampling, verbose=arguments.verbose)
     if question is None:
         chat.talk()
     else:
@@ -315,10 +276,9 @@ def _run(arguments: argparse.Namespace, env: RankEnv) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
     transformers_logging.disable_progress_bar()
     try:
-        _run(arguments, read_rank_env())
+        _run(build_parser().parse_args(argv), read_rank_env())
     except InternVLError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2

@@ -1,24 +1,25 @@
-"""Checkpoint folders: is everything there, what is in it, and load it.
+"""Checkpoint folders: completeness check, fingerprint, loading.
 
-The checks read a few kilobytes, so a wrong path costs no time; the fingerprint tells whether two evaluations were made
-with the same weights without reading gigabytes.
+The checks read a few kilobytes, so that a wrong path costs no time. The fingerprint says whether two evaluations were
+made with the same weights, without reading gigabytes.
 """
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from internvl.errors import CheckpointError
+from internvl.infer.settings import InferenceSettings
 from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.loading import load_strictly, read_chat_config
 from internvl.model.logn_scaling import choose_logn_scaling
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
-from internvl.model.rope_scaling import RopeScaling, apply_rope_scaling
+from internvl.model.rope_scaling import apply_rope_scaling
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
 
 _CONTENT_PATTERNS = ("config.json", "tokenizer*", "*tokens*.json", "*.safetensors", "pytorch_model*.bin")
@@ -26,8 +27,8 @@ _WHOLE_FILE_BYTES = 64 * 2**20
 _NUM_BLOCKS, _BLOCK_BYTES = 256, 64 * 2**10
 
 
-def check_checkpoint(folder: str | Path) -> dict[str, Any]:
-    """Make sure that a folder holds a complete checkpoint.
+def check_checkpoint(folder: str | Path) -> dict[str, object]:
+    """Check that a folder holds a complete checkpoint.
 
     Returns:
         Its config.json.
@@ -42,7 +43,8 @@ def check_checkpoint(folder: str | Path) -> dict[str, Any]:
     kind = "model.safetensors" if any(folder.glob("*.safetensors")) else "pytorch_model.bin"
     index = folder / f"{kind}.index.json"
     if index.is_file():
-        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        weight_map = _read_json(index).get("weight_map")
+        shards = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         if missing or not shards:
             raise CheckpointError(f"{folder}: {index.name} lists shards that are not there: {missing or 'none'}")
@@ -51,7 +53,7 @@ def check_checkpoint(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -59,12 +61,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no JSON object")
+        raise CheckpointError(f"{path} is not a JSON object; expected a folder written by save_pretrained")
     return content
 
 
 def fingerprint_checkpoint(folder: str | Path) -> str:
-    """Hash of config, tokenizer and weights; the folder's own name and place do not matter.
+    """Hash config, tokenizer and weights; the folder's name and place do not matter.
 
     Files up to 64 MiB count whole, larger ones by their size and 256 blocks of 64 KiB spread evenly over them.
     """
@@ -84,33 +86,25 @@ def fingerprint_checkpoint(folder: str | Path) -> str:
 
 
 def load_checkpoint(
-    folder: str | Path,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    rope_scaling: RopeScaling | None = None,
-    logn_scaling: int | None = None,
+    folder: str | Path, settings: InferenceSettings
 ) -> tuple[InternVLChatModel, PreTrainedTokenizerBase]:
     """Load model (in evaluation mode) and tokenizer.
 
     Args:
         folder: Checkpoint folder.
-        dtype: Of the weights.
-        device: Where to.
-        rope_scaling: Replaces the scaling of rotary positions that the checkpoint's config names; None: the config's.
-        logn_scaling: Replaces the config's training length for log-n scaling of queries (0: none); None: the config's.
+        settings: Device, dtype and scalings; scalings that are set replace those of the checkpoint's config.
 
     Raises:
         CheckpointError: Files are missing or broken, weights do not fit the config, or the tokenizer does not know
             the image tokens.
-        ConfigError: The model is of an unknown kind, or cannot take the scaling, or `logn_scaling` is no number of
-            tokens.
+        ConfigError: The model is of an unknown kind, or cannot take the scaling.
     """
+    settings = settings.on_device()
     check_checkpoint(folder)
     config = read_chat_config(folder)
-    if rope_scaling is not None:
-        apply_rope_scaling(config.llm_config, rope_scaling)
-    choose_logn_scaling(config.llm_config, logn_scaling)
+    if settings.rope_scaling is not None:
+        apply_rope_scaling(config.llm_config, settings.rope_scaling)
+    choose_logn_scaling(config.llm_config, settings.logn_scaling)
     tokenizer = load_tokenizer(folder)
     if isinstance(tokenizer, InternLM2Tokenizer):
         tokenizer.add_image_tokens(config.llm_config.vocab_size)
@@ -121,7 +115,8 @@ def load_checkpoint(
             f"InternVL2 model with {config.llm_config.vocab_size}; copy tokenizer_config.json and added_tokens.json of "
             "the release into the folder"
         )
+    dtype = getattr(torch, str(settings.dtype))
     model: InternVLChatModel = load_strictly(InternVLChatModel, folder, config=config, dtype=dtype)
     model.img_context_token_id = image_token_id
-    model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` without its types
+    model.to(torch.device(str(settings.device)))  # type: ignore[arg-type]  # transformers wraps `to` without its types
     return model, tokenizer

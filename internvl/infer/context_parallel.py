@@ -9,8 +9,8 @@
     rank 1     | . 1 2 . | . 1 2 . | 1 2 |      t2    t4       then tokens of the answer in turn
 
 Positions and the rotary base belong to the whole prompt and are the same on every rank. The decoder and
-`transformers.generate` take part through what they already have: a cache that stores a share, and an attention
-function under the name `context_parallel`. Answers are those of one process.
+`transformers.generate` take part through what they are given with the call: a cache that stores a share, and the
+attention function over all shares. Answers are those of one process.
 
 All ranks of the group call with the same arguments (pictures apart, see `ShardedFeatures`); all of them get the answer.
 """
@@ -20,19 +20,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int64
+from einops import rearrange
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.utils import ModelOutput
 
 from internvl.errors import ConfigError, InternVLError, ParallelError
-from internvl.model.attention import register_attention
 from internvl.model.caches import FilledStaticLayer, KeyCastingCache
+from internvl.model.chat import Arguments, GenerateOptions
 from internvl.model.modeling_internvl_chat import InternVLChatModel, merge_visual_features
-from internvl.model.v2pe import next_position
+from internvl.model.v2pe import next_position, positions_per_row
 from internvl.parallel.cached_attention import attend_chunk, attend_first_chunk, attend_token, count_shard_tokens
 from internvl.parallel.comm import get_rank_and_size
 from internvl.parallel.grid import build_grid
@@ -40,8 +42,8 @@ from internvl.parallel.kernels import AttentionKernel, select_kernel
 from internvl.parallel.vision import exchange_features, split_tiles
 from internvl.parallel.zigzag import shard_row
 
-ATTENTION_NAME = "context_parallel"
 KV_CACHES = ("dynamic", "static")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,15 @@ class ShardedCache(KeyCastingCache):
         else:
             super().__init__()
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
-        """Store what is this rank's of new keys and values, (1, kv_heads, tokens, head_dim); returns all it holds."""
+    def update(
+        self,
+        key_states: Float[Tensor, "1 kv_heads tokens head_dim"],
+        value_states: Float[Tensor, "1 kv_heads tokens head_dim"],
+        layer_idx: int,
+        *args: object,
+        **kwargs: object,
+    ) -> tuple[Float[Tensor, "1 kv_heads held head_dim"], Float[Tensor, "1 kv_heads held head_dim"]]:
+        """Store this rank's share of new keys and values; returns all that it holds."""
         if layer_idx == 0:
             self.num_before = self.num_tokens
             self.num_tokens += self.chunk_length or 1
@@ -134,7 +143,9 @@ class _SameScores(LogitsProcessor):
     def __init__(self, group: dist.ProcessGroup | None):
         self.group = group
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def __call__(
+        self, input_ids: Int64[Tensor, "batch length"], scores: Float[Tensor, "batch vocabulary"]
+    ) -> Float[Tensor, "batch vocabulary"]:
         scores = scores.contiguous()
         if self.group is not None:
             dist.broadcast(scores, group=self.group, group_src=0)
@@ -152,14 +163,13 @@ class ContextParallel:
     def __init__(self, group: dist.ProcessGroup | None, *, kernel: AttentionKernel | None = None):
         self.group, self.kernel = group, kernel
         self.rank, self.size = get_rank_and_size(group)
-        self._cache: ShardedCache | None = None
 
     @property
     def is_first(self) -> bool:
         """Whether this rank speaks for the group: writes answers, reads questions."""
         return self.rank == 0
 
-    def share(self, value: Any) -> Any:
+    def share(self, value: Value) -> Value:
         """The first rank's value, on every rank. Collective over the group."""
         values = [value]
         if self.group is not None:
@@ -180,10 +190,8 @@ class ContextParallel:
             yield
         except InternVLError as raised:
             error = raised
-        found: list[Any] = [None] * self.size
-        if self.group is None:
-            found = [error]
-        else:
+        found: list[tuple[type[InternVLError], str] | None] = [None] * self.size
+        if self.group is not None:
             dist.all_gather_object(found, error and (type(error), str(error)), group=self.group)
         if error is not None:
             raise error
@@ -196,21 +204,14 @@ class ContextParallel:
         self,
         model: InternVLChatModel,
         *,
-        input_ids: Int64[Tensor, "1 length"],
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        input_ids: Int64[Tensor, "batch length"],
+        options: GenerateOptions,
+        pixel_values: Float[Tensor, "tiles 3 size size"] | None = None,
+        attention_mask: Shaped[Tensor, "batch length"] | None = None,
         visual_features: Tensor | ShardedFeatures | None = None,
-        generation_config: GenerationConfig | None = None,
-        image_flags: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        image_strides: Tensor | None = None,
-        rope_pos_id_version: str | None = None,
-        rope_pos_id_stride: float | None = None,
-        prefill_chunk_size: int | None = None,
-        kv_cache: str = "dynamic",
         **generate_kwargs: Any,
-    ) -> Tensor:
-        """As of `InternVLChatModel.generate`, which comes here with `context_parallel`. Collective over the group.
+    ) -> Tensor | ModelOutput:
+        """What `InternVLChatModel.generate` does when it is given `context_parallel`. Collective over the group.
 
         Random draws are those of the first rank: its generator's state becomes that of all. An answer needs
         `max_new_tokens`, because the rotary base may depend on it.
@@ -218,18 +219,11 @@ class ContextParallel:
         Args:
             model: The same on every rank.
             input_ids: One prompt, without padding.
+            options: Positions, chunks (tokens that pass the decoders of all ranks together) and cache.
             pixel_values: Tiles of the whole prompt; a rank encodes its share of them.
             attention_mask: All ones, if given.
             visual_features: Of all tiles, on every rank; or `ShardedFeatures`.
-            generation_config: As of transformers.
-            image_flags: As of `InternVLChatModel.forward`.
-            position_ids: Of the whole prompt.
-            image_strides: As of `InternVLChatModel.build_positions`.
-            rope_pos_id_version: See there.
-            rope_pos_id_stride: See there.
-            prefill_chunk_size: Tokens of the prompt that pass the decoders of all ranks together at a time; None: all.
-            kv_cache: `dynamic` or `static`.
-            **generate_kwargs: Of transformers' `generate`.
+            **generate_kwargs: As transformers' `generate` takes them.
 
         Raises:
             ConfigError: Several prompts, padding, beams, or a cache that cannot be shared.
@@ -237,67 +231,75 @@ class ContextParallel:
             ValueError: Another number of visual tokens than of features.
         """
         _check_prompt(input_ids, attention_mask)
-        _check_options(generation_config, generate_kwargs, prefill_chunk_size, kv_cache)
-        num_new_tokens = int(_asked("max_new_tokens", generation_config, generate_kwargs))
-        self._check_same_call(input_ids, num_new_tokens, prefill_chunk_size)
+        _check_options(options, generate_kwargs)
+        num_new_tokens = int(_asked("max_new_tokens", generate_kwargs) or 0)
+        self._check_same_call(input_ids, num_new_tokens, options.prefill_chunk_size)
+        position_ids = options.position_ids
         if position_ids is None:
             position_ids = model.build_positions(
                 input_ids,
-                image_strides=image_strides,
-                rope_pos_id_version=rope_pos_id_version,
-                rope_pos_id_stride=rope_pos_id_stride,
+                image_strides=options.image_strides,
+                rope_pos_id_version=options.rope_pos_id_version,
+                rope_pos_id_stride=options.rope_pos_id_stride,
             )
-        position_ids = position_ids.reshape(1, -1)
+        position_ids = positions_per_row(position_ids, input_ids)
         length = input_ids.shape[1]
-        if position_ids.shape[1] != length:
-            raise ValueError(f"position_ids has {position_ids.shape[1]} positions for {length} tokens; give one each")
-        chunks = _list_chunks(length - 1, prefill_chunk_size or length)
+        chunks = _list_chunks(length - 1, options.prefill_chunk_size or length)
         visual = model._visual_mask(input_ids)
         if bool(visual[0, -1]):
-            raise ConfigError("the prompt ends with a visual token, expected text behind the last image (</img>)")
-        features = self._collect_features(model, visual, chunks, pixel_values, image_flags, visual_features)
-        rope_lengths = next_position(position_ids[:, -1].double()).long() + num_new_tokens
+            raise ConfigError("the prompt ends with a visual token, expected text after the last image (</img>)")
+        if pixel_values is not None and visual_features is None:
+            visual_features = self._encode_share(model, pixel_values, options.image_flags)
+        features = self._take_features(visual, chunks, visual_features)
         self._share_generator(input_ids.device)
         cache = ShardedCache(
             rank=self.rank,
             size=self.size,
-            name=kv_cache,
+            name=options.kv_cache,
             max_length=length + num_new_tokens,
             num_chunks=len(chunks),
         )
-        with self._attend_over(model, cache):
-            self._prefill(model, cache, input_ids, visual, position_ids, features, chunks, rope_lengths)
-            # The last token of the prompt is on all ranks, like those of the answer. Of the embeddings of the whole
-            # prompt, generate reads that token's only: the others share its memory.
-            last = model.get_input_embeddings()(input_ids[:, -1:])
-            processors = LogitsProcessorList(generate_kwargs.pop("logits_processor", None) or [])
-            processors.append(_SameScores(self.group))
-            return model.language_model.generate(
-                inputs_embeds=last.expand(1, length, -1),
-                attention_mask=torch.ones_like(input_ids),
-                position_ids=position_ids,
-                past_key_values=cache,
-                rope_lengths=rope_lengths,
-                logits_processor=processors,
-                generation_config=generation_config,
-                **generate_kwargs,
-            )
+        decoding = {
+            "past_key_values": cache,
+            "rope_lengths": next_position(position_ids[:, -1].double()).long() + num_new_tokens,
+            "attention": partial(self._attend, cache),
+        }
+        self._prefill(model, input_ids, visual, position_ids, features, chunks, decoding)
+        # The last token of the prompt is on all ranks, like those of the answer. Of the embeddings of the whole
+        # prompt, generate reads that token's only: the others share its memory.
+        last = model.get_input_embeddings()(input_ids[:, -1:])
+        processors = LogitsProcessorList(generate_kwargs.pop("logits_processor", None) or [])
+        processors.append(_SameScores(self.group))
+        return model.language_model.generate(
+            inputs_embeds=last.expand(1, length, -1),
+            attention_mask=torch.ones_like(input_ids),
+            position_ids=position_ids,
+            logits_processor=processors,
+            **decoding,
+            **generate_kwargs,
+        )
 
-    def _collect_features(
+    def _encode_share(
+        self, model: InternVLChatModel, pixel_values: Tensor, image_flags: Tensor | None
+    ) -> ShardedFeatures:
+        """Encode this rank's share of the real tiles."""
+        if image_flags is not None:
+            pixel_values = pixel_values[image_flags.reshape(-1).to(pixel_values.device) == 1]
+        owners = split_tiles(len(pixel_values), self.size)
+        own = owners[self.rank]
+        if own:
+            local = model.extract_feature(pixel_values[own.start : own.stop])
+        else:
+            local = pixel_values.new_zeros(0, model.num_image_token, model.config.llm_config.hidden_size)
+        return ShardedFeatures(local, owners)
+
+    def _take_features(
         self,
-        model: InternVLChatModel,
-        visual: Tensor,
+        visual: Bool[Tensor, "1 length"],
         chunks: Sequence[range],
-        pixel_values: Tensor | None,
-        image_flags: Tensor | None,
         features: Tensor | ShardedFeatures | None,
     ) -> Float[Tensor, "own_visual dim"] | None:
         """Features of this rank's visual tokens in the order in which it meets them; None without images."""
-        if features is None and pixel_values is not None:
-            if image_flags is not None:
-                pixel_values = pixel_values[image_flags.reshape(-1).to(pixel_values.device) == 1]
-            owners = split_tiles(len(pixel_values), self.size)
-            features = ShardedFeatures(self._encode(model, pixel_values, owners[self.rank]), owners)
         num_visual = int(visual.sum())
         if features is None:
             if num_visual:
@@ -314,25 +316,20 @@ class ContextParallel:
             )
         return features.flatten(0, -2)[_list_wanted(numbers, chunks, rank=self.rank, size=self.size)]
 
-    def _encode(self, model: InternVLChatModel, pixel_values: Tensor, own: range) -> Tensor:
-        if not own:
-            return pixel_values.new_zeros(0, model.num_image_token, model.config.llm_config.hidden_size)
-        return model.extract_feature(pixel_values[own.start : own.stop])
-
     def _prefill(
         self,
         model: InternVLChatModel,
-        cache: ShardedCache,
-        input_ids: Tensor,
-        visual: Tensor,
-        position_ids: Tensor,
-        features: Tensor | None,
+        input_ids: Int64[Tensor, "1 length"],
+        visual: Bool[Tensor, "1 length"],
+        position_ids: Shaped[Tensor, "1 length"],
+        features: Float[Tensor, "own_visual dim"] | None,
         chunks: Sequence[range],
-        rope_lengths: Tensor,
+        decoding: Arguments,
     ) -> None:
         """Run everything but the last token of the prompt through the decoder."""
         num_used = 0
         num_keys = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device).unsqueeze(0)
+        cache: ShardedCache = decoding["past_key_values"]
         for chunk in chunks:
             own_ids, own_visual, own_positions, own_num_keys = (
                 shard_row(x[:, chunk.start : chunk.stop], rank=self.rank, size=self.size, dim=1)
@@ -343,15 +340,9 @@ class ContextParallel:
             if features is not None and num_visual:
                 embeds = merge_visual_features(embeds, own_visual, features[num_used : num_used + num_visual])
                 num_used += num_visual
-            decoder: Any = model.language_model.model
             cache.chunk_length = len(chunk)
-            decoder(
-                inputs_embeds=embeds,
-                position_ids=own_positions,
-                past_key_values=cache,
-                use_cache=True,
-                rope_lengths=rope_lengths,
-                num_keys=own_num_keys,
+            model.language_model.model(
+                inputs_embeds=embeds, position_ids=own_positions, use_cache=True, num_keys=own_num_keys, **decoding
             )
         cache.chunk_length = None
 
@@ -384,45 +375,27 @@ class ContextParallel:
         else:
             torch.set_rng_state(sent)
 
-    @contextmanager
-    def _attend_over(self, model: InternVLChatModel, cache: ShardedCache) -> Iterator[None]:
-        """Let the decoder attend over the shares of all ranks for the time of one answer."""
-        config = model.language_model.config
-        usual = config._attn_implementation
-        register_attention(ATTENTION_NAME, self._attend)
-        config._attn_implementation = ATTENTION_NAME
-        self._cache = cache
-        try:
-            yield
-        finally:
-            self._cache = None
-            config._attn_implementation = usual
-
     def _attend(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        cache: ShardedCache,
+        query: Float[Tensor, "1 heads queries head_dim"],
+        key: Float[Tensor, "1 kv_heads held head_dim"],
+        value: Float[Tensor, "1 kv_heads held head_dim"],
         *,
         scaling: float,
         cu_seqlens: Tensor | None,
         attention_mask: Tensor | None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "1 heads queries head_dim"]:
         """`AttentionFunction` over the shares of all ranks; `key` and `value` are what this rank's cache returned."""
-        cache = self._cache
-        if cache is None or cu_seqlens is not None or len(query) != 1:
-            raise ParallelError(
-                f"attention {ATTENTION_NAME} got {len(query)} rows outside or beside an answer; it is for "
-                "generate(context_parallel=...) with one prompt, choose another attn_implementation elsewhere"
-            )
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        assert cu_seqlens is None  # a prompt is one document
+        q, k, v = (rearrange(x, "1 heads tokens dim -> tokens heads dim") for x in (query, key, value))
         kernel = self.kernel or select_kernel(None, q.device, q.dtype)
         if cache.chunk_length is None:
             out = attend_token(q, k, v, group=self.group, scale=scaling, kernel=kernel)
         else:
             attend = attend_chunk if cache.num_before else attend_first_chunk
             out = attend(q, k, v, length=cache.chunk_length, group=self.group, scale=scaling, kernel=kernel)
-        return out.transpose(0, 1).unsqueeze(0)
+        return rearrange(out, "tokens heads dim -> 1 heads tokens dim")
 
 
 def build_context_parallel(size: int) -> ContextParallel:
@@ -440,7 +413,9 @@ def build_context_parallel(size: int) -> ContextParallel:
     return ContextParallel(build_grid(chunk_num=size).group)
 
 
-def _check_prompt(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+def _check_prompt(
+    input_ids: Int64[Tensor, "batch length"], attention_mask: Shaped[Tensor, "batch length"] | None
+) -> None:
     if input_ids.ndim != 2 or len(input_ids) != 1 or not input_ids.shape[1]:
         raise ConfigError(
             f"context_parallel answers one prompt at a time, got input_ids of shape {tuple(input_ids.shape)}; "
@@ -450,35 +425,32 @@ def _check_prompt(input_ids: Tensor, attention_mask: Tensor | None) -> None:
         raise ConfigError("context_parallel takes no padding, but attention_mask has zeros; cut the padding off")
 
 
-def _check_options(
-    generation_config: GenerationConfig | None,
-    generate_kwargs: dict[str, Any],
-    prefill_chunk_size: int | None,
-    kv_cache: str,
-) -> None:
-    if prefill_chunk_size is not None and prefill_chunk_size < 1:
-        raise ConfigError(f"prefill_chunk_size must be a positive number of tokens, got {prefill_chunk_size}")
-    check_shareable(kv_cache)
-    if _asked("max_new_tokens", generation_config, generate_kwargs) is None:
+def _check_options(options: GenerateOptions, generate_kwargs: Arguments) -> None:
+    options.check()
+    check_shareable(options.kv_cache)
+    if _asked("max_new_tokens", generate_kwargs) is None:
         raise ConfigError("context_parallel needs max_new_tokens: the rotary base depends on it")
     for name in ("num_beams", "num_return_sequences"):
-        if (_asked(name, generation_config, generate_kwargs) or 1) != 1:
+        if (_asked(name, generate_kwargs) or 1) != 1:
             raise ConfigError(f"{name} is more than 1, but context_parallel follows one answer only; leave it out")
     for name, usual in (("use_cache", True), ("past_key_values", None), ("max_time", None)):
         if generate_kwargs.get(name, usual) is not usual:
             raise ConfigError(f"context_parallel brings a cache of its own and takes no clock; leave {name} out")
 
 
-def _asked(name: str, generation_config: GenerationConfig | None, generate_kwargs: dict[str, Any]) -> Any:
-    asked = generate_kwargs.get(name)
-    return getattr(generation_config, name, None) if asked is None else asked
+def _asked(name: str, generate_kwargs: Arguments) -> int | None:
+    """An argument of transformers' `generate`, given by itself or in a generation config."""
+    given = generate_kwargs.get(name)
+    return getattr(generate_kwargs.get("generation_config"), name, None) if given is None else given
 
 
 def _list_chunks(length: int, chunk_size: int) -> list[range]:
     return [range(first, min(first + chunk_size, length)) for first in range(0, length, chunk_size)]
 
 
-def _list_wanted(numbers: Tensor, chunks: Sequence[range], *, rank: int, size: int) -> Int64[Tensor, " wanted"]:
+def _list_wanted(
+    numbers: Int64[Tensor, " length"], chunks: Sequence[range], *, rank: int, size: int
+) -> Int64[Tensor, " wanted"]:
     """Of a row of numbers (-1: none), those at the tokens that `rank` holds; they rise if the row's do."""
     shards = [shard_row(numbers[chunk.start : chunk.stop], rank=rank, size=size, pad_value=-1) for chunk in chunks]
     held = torch.cat(shards) if shards else numbers[:0]

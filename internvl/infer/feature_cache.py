@@ -1,8 +1,9 @@
-"""Visual features of images that many questions share, kept up to a limit in bytes, least recently used out first."""
+"""Feature cache: visual features of images that many questions share, least recently used out first."""
 
 from collections import OrderedDict
 from collections.abc import Hashable
 
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -21,14 +22,14 @@ class FeatureCache:
     def __len__(self) -> int:
         return len(self._features)
 
-    def get(self, key: Hashable) -> Tensor | None:
+    def get(self, key: Hashable) -> Float[Tensor, "..."] | None:
         """Features under `key`, None when there are none."""
         if key not in self._features:
             return None
         self._features.move_to_end(key)
         return self._features[key]
 
-    def put(self, key: Hashable, features: Tensor) -> None:
+    def put(self, key: Hashable, features: Float[Tensor, "..."]) -> None:
         """Keep features, dropping the least recently used ones if needed."""
         if features.nbytes > self.max_bytes:
             return

@@ -1,15 +1,14 @@
-"""A model whose layers live on several devices, for one that does not fit on one: naive, one device works at a time.
+"""Layer split: a model too large for one device, its layers on several, which work one after the other.
 
     first device    vision tower, projector, token embeddings, layers 0 ... k-1
     others          layers, equally many
     last device     layers, final norm, output layer (on the first one when it shares its weights with the embeddings)
 
-accelerate's hooks move what passes between devices. It makes room, not speed; a long prompt is answered faster, and
-with less memory for keys and values per device, by context_parallel.py, where the weights fit on every device.
+accelerate's hooks move what passes between devices. This makes room, not speed. Where the weights fit on every device,
+context_parallel.py answers a long prompt faster and with less memory for keys and values per device.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from accelerate import dispatch_model
@@ -28,7 +27,7 @@ def build_device_map(model: InternVLChatModel, devices: Sequence[str]) -> dict[s
     Raises:
         ConfigError: No device, or more than layers.
     """
-    decoder: Any = model.language_model.model
+    decoder = model.language_model.model
     num_layers = len(decoder.layers)
     if not 1 <= len(devices) <= num_layers:
         raise ConfigError(
@@ -51,14 +50,14 @@ def build_device_map(model: InternVLChatModel, devices: Sequence[str]) -> dict[s
 
 
 def split_over_devices(model: InternVLChatModel, devices: Sequence[str]) -> None:
-    """Move every part of the model to its device, and have what passes between them moved, too.
+    """Move every part of the model to its device, and hook what passes between them.
 
     Args:
         model: Loaded in main memory; it is changed.
-        devices: As of `build_device_map`.
+        devices: See `build_device_map`.
 
     Raises:
-        ConfigError: As of `build_device_map`.
+        ConfigError: See `build_device_map`.
     """
     device_map = build_device_map(model, devices)
     dispatch_model(

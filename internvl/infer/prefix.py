@@ -1,17 +1,18 @@
-"""Keys and values of the last prompt, kept for the next one that begins the same: many questions about one context.
+"""Kept prefix: keys and values of the last prompt, for the next one that begins the same.
 
     asked before   system  <img>....</img>  text of the document  | which colour?  answer
     asked now      system  <img>....</img>  text of the document  | how many?
                    --------------- keys and values kept --------- | passes the decoder
 
-A key is reused where token, position and, in images, features are equal for it and everything before it, so that it is
-what the model would compute again. Where frequencies depend on the final length (dynamic NTK on ordinary positions,
-long RoPE) nothing is.
+Many questions about one context pay for it once. A key is reused where token, position and, in images, features are
+equal for it and for everything before it: it is what the model would compute again. Nothing is reused where frequencies
+depend on the final length (dynamic NTK on ordinary positions, long RoPE).
 """
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
 from internvl.errors import ConfigError
@@ -25,7 +26,7 @@ def check_reusable(kv_cache: str, *, is_shared: bool) -> None:
     """Refuse caches of which a part cannot be kept.
 
     Raises:
-        ConfigError: Any but `dynamic`, or one that is spread over ranks.
+        ConfigError: The cache is not `dynamic`, or is spread over ranks.
     """
     if kv_cache != "dynamic" or is_shared:
         raise ConfigError(
@@ -37,8 +38,8 @@ def check_reusable(kv_cache: str, *, is_shared: bool) -> None:
 @dataclass(frozen=True)
 class _Kept:
     cache: KeyCastingCache
-    input_ids: Tensor
-    position_ids: Tensor
+    input_ids: Int64[Tensor, "1 length"]
+    position_ids: Shaped[Tensor, "1 length"]
     keys: Sequence[Hashable]
 
 
@@ -60,16 +61,20 @@ class KeptPrefix:
         self._kept = None
 
     def take(
-        self, input_ids: Tensor, position_ids: Tensor, *, keys: Sequence[Hashable], tiles: Sequence[int]
+        self,
+        input_ids: Int64[Tensor, "1 length"],
+        position_ids: Shaped[Tensor, "1 length"],
+        *,
+        keys: Sequence[Hashable],
+        tiles: Sequence[int],
     ) -> KeyCastingCache:
         """A cache that holds the keys and values of as much of the prompt as is known, at most all but one token.
 
-        It is empty where less than half of the prompt is known: the cache of another prompt would stay in memory for
-        little. What was kept is handed out or freed, so an answer that fails leaves nothing behind.
+        What was kept is handed out or freed, so an answer that fails leaves nothing.
 
         Args:
-            input_ids: (1, length).
-            position_ids: (1, length).
+            input_ids: The prompt.
+            position_ids: Its positions.
             keys: What the features of every image depend on, equal only for equal features.
             tiles: Of every image.
         """
@@ -85,20 +90,25 @@ class KeptPrefix:
         if num_same_images < len(tiles):
             visual = self._model._visual_mask(input_ids)[0].nonzero().squeeze(1)
             length = min(length, int(visual[sum(tiles[:num_same_images]) * self._model.num_image_token]))
-        if length < input_ids.shape[1] / 2:
+        if length < input_ids.shape[1] / 2:  # little would be saved, and another prompt's keys would stay in memory
             return KeyCastingCache()
-        kept.cache.crop(length - kept.cache.get_seq_length())  # it holds an answer, too
+        kept.cache.crop(length - kept.cache.get_seq_length())  # it holds the last answer, too
         return kept.cache
 
     def keep(
-        self, cache: KeyCastingCache, input_ids: Tensor, position_ids: Tensor, *, keys: Sequence[Hashable]
+        self,
+        cache: KeyCastingCache,
+        input_ids: Int64[Tensor, "1 length"],
+        position_ids: Shaped[Tensor, "1 length"],
+        *,
+        keys: Sequence[Hashable],
     ) -> None:
-        """Remember the cache of a prompt that was answered; what it holds behind the prompt is not used."""
+        """Remember the cache of a prompt that was answered; what it holds after the prompt is not used."""
         if self._is_possible:
             self._kept = _Kept(cache, input_ids, position_ids, keys)
 
 
-def _count_true(row: Tensor) -> int:
+def _count_true(row: Bool[Tensor, " length"]) -> int:
     """Leading True entries."""
     return int(row.long().cumprod(0).sum())
 

@@ -1,4 +1,4 @@
-"""A loaded model that answers questions about images.
+"""Session: a loaded model that answers questions about images and videos.
 
     question with <image> ... --(files -> tiles -> features, cached per image)--> ids and features --generate--> text
 
@@ -9,54 +9,35 @@ first: `<img>` or `<IMG_CONTEXT>` written in a question stays text. Every `<imag
     <video>\\nq   -->   Frame1: <image>\\nFrame2: <image>\\n ... FrameN: <image>\\nq
 
 Several ranks can answer a question together (`context_parallel`): each loads and encodes some of the images and keeps
-some of the keys and values, all of them get the answer. One process can answer several questions at once
+some of the keys and values, and all of them get the answer. One process can answer several questions at once
 (`answer_batch`), and can keep the keys and values of a prompt for the next one that begins the same (`reuse_prefix`).
 """
 
-import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
-from PIL import Image
+from jaxtyping import Int64
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from internvl.data.prompt import (
-    ImageSource,
-    Picture,
-    VideoSource,
-    check_placeholders,
-    list_frame_pictures,
-    load_pictures,
-    place_pictures,
-)
-from internvl.data.tiling import Tiling
-from internvl.data.transform import build_transform
-from internvl.data.video import VideoClip, choose_frames
-from internvl.errors import ConfigError, DataError
+from internvl.data.prompt import ImageSource
+from internvl.errors import ConfigError
 from internvl.infer.checkpoint import load_checkpoint
-from internvl.infer.context_parallel import ContextParallel, ShardedFeatures, check_shareable, split_images
-from internvl.infer.feature_cache import FeatureCache
+from internvl.infer.context_parallel import ContextParallel, ShardedFeatures, check_shareable
 from internvl.infer.layer_split import split_over_devices
+from internvl.infer.pictures import PictureEncoder
 from internvl.infer.prefix import KeptPrefix, check_reusable
+from internvl.infer.question import EncodedQuestion, Question, QuestionEncoder
+from internvl.infer.settings import DEFAULTS, GREEDY, InferenceSettings, Sampling
 from internvl.infer.stream import TextStream, decode_answer
-from internvl.model.caches import check_kv_cache
-from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.conversation import ConversationTokenizer
 from internvl.model.modeling_internvl_chat import InternVLChatModel
-from internvl.model.rope_scaling import RopeScaling
-from internvl.model.v2pe import check_stride
-
-Turn = tuple[str, str]  # an earlier question and its answer
-DEFAULT_CACHE_BYTES = 2**30
-DEFAULT_NUM_FRAMES = 16  # of a video, as in the published MVBench evaluation
 
 
 @dataclass(frozen=True)
@@ -82,42 +63,6 @@ class Answer:
     num_frames: int = 0
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question of `Session.answer_batch`; fields as of `Session.answer`."""
-
-    prompt: str
-    images: Sequence[ImageSource] = ()
-    videos: Sequence[VideoSource] = ()
-    max_num: int | Sequence[int] | None = None
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """A question as the model takes it.
-
-    Attributes:
-        input_ids: (1, length).
-        position_ids: (1, length).
-        features: Of all tiles; None without images.
-        tiles_per_image: Of images and frames.
-        keys: What the features of every picture depend on.
-        num_frames: Frames of all videos.
-    """
-
-    input_ids: Int64[Tensor, "1 length"]
-    position_ids: Tensor
-    features: Any
-    tiles_per_image: Sequence[int]
-    keys: Sequence[Hashable]
-    num_frames: int
-
-    @property
-    def length(self) -> int:
-        """Tokens."""
-        return self.input_ids.shape[1]
-
-
 def check_batchable(kv_cache: str, *, is_shared: bool) -> None:
     """Refuse several questions at once where answers would depend on their company, or ranks answer together.
 
@@ -130,396 +75,229 @@ def check_batchable(kv_cache: str, *, is_shared: bool) -> None:
 
 
 class Session:
-    """A model with its tokenizer and one choice of visual positions.
+    """A model with its tokenizer and one choice of settings.
 
     Args:
         model: The model, in evaluation mode on its device.
         tokenizer: Its tokenizer.
-        rope_pos_id_version: `default`, `v2pe_fix` or `v2pe_rnd`; None: `v2pe_fix` when a stride is given, otherwise
-            the checkpoint's own (ordinary positions for one that was trained with random strides).
-        rope_pos_id_stride: Positions that one tile spans; None: the checkpoint's own.
-        max_num: Largest number of tiles per image; None: the checkpoint's own (`max_dynamic_patch`). A frame of a
-            video is one tile.
-        num_frames: Frames per video, spread evenly (`sample_segments` of internvl/data/video.py).
-        max_cache_bytes: Limit of the image feature cache (in main memory).
-        prefill_chunk_size: Tokens of a prompt that pass the decoder at a time, which bounds memory for long prompts;
-            None: all at once. Does not change answers.
-        kv_cache: Where keys and values are kept: `dynamic`, `static`, `offloaded` or `quantized` (see
-            internvl/model/caches.py). Only `quantized` changes answers, and its answers depend on `prefill_chunk_size`.
+        settings: How it answers; those of loading (device, dtype, scalings) have no effect on a model that is there.
         context_parallel: The ranks that answer together, see internvl/infer/context_parallel.py; None: this process
             alone. All of them make a session and ask it the same questions in the same order.
-        reuse_prefix: Keep the keys and values of a prompt, so that of the next one only what differs from it passes
-            the decoder (`dynamic` cache of a single process; see internvl/infer/prefix.py). Takes their memory
-            between questions, does not change answers.
+        **changes: Fields of `InferenceSettings` that differ from `settings`.
 
     Raises:
-        ConfigError: Version and stride do not fit together, the config names an unknown template, or the cache is
-            unknown or cannot be shared or kept.
+        ConfigError: Version and stride do not fit together, the config names an unknown template, or the cache cannot
+            be shared or kept.
     """
 
     def __init__(
         self,
         model: InternVLChatModel,
         tokenizer: PreTrainedTokenizerBase,
+        settings: InferenceSettings = DEFAULTS,
         *,
-        rope_pos_id_version: str | None = None,
-        rope_pos_id_stride: float | None = None,
-        max_num: int | None = None,
-        num_frames: int = DEFAULT_NUM_FRAMES,
-        max_cache_bytes: int = DEFAULT_CACHE_BYTES,
-        prefill_chunk_size: int | None = None,
-        kv_cache: str = "dynamic",
         context_parallel: ContextParallel | None = None,
-        reuse_prefix: bool = False,
+        **changes: Any,
     ):
-        config = model.config
-        self.model, self.tokenizer = model, tokenizer
-        self.rope_pos_id_version = rope_pos_id_version or _choose_version(config, rope_pos_id_stride)
-        self.rope_pos_id_stride = config.rope_pos_id_stride if rope_pos_id_stride is None else rope_pos_id_stride
-        check_stride(self.rope_pos_id_version, self.rope_pos_id_stride)
-        self.max_num = config.max_dynamic_patch if max_num is None else max_num
-        self.num_frames = num_frames
-        self.conversation = ConversationTokenizer(tokenizer, config.template or "internlm2-chat")
-        if prefill_chunk_size is not None and prefill_chunk_size < 1:
-            raise ConfigError(f"prefill_chunk_size must be a positive number of tokens, got {prefill_chunk_size}")
-        self.prefill_chunk_size = prefill_chunk_size
-        check_kv_cache(kv_cache)
+        self.model, self.tokenizer, self.context_parallel = model, tokenizer, context_parallel
+        self.settings = settings = replace(settings, **changes).for_checkpoint(model.config)
         if context_parallel is not None:
-            check_shareable(kv_cache)
-        self.kv_cache, self.context_parallel = kv_cache, context_parallel
-        self.cache = FeatureCache(max_cache_bytes)
-        self.prefix: KeptPrefix | None = None
-        if reuse_prefix:
-            check_reusable(kv_cache, is_shared=context_parallel is not None)
-            self.prefix = KeptPrefix(model, self.rope_pos_id_version)
-        self._transform = build_transform(config.image_size, pad2square=config.pad2square)
+            check_shareable(settings.kv_cache)
+        self._prefix: KeptPrefix | None = None
+        if settings.reuse_prefix:
+            check_reusable(settings.kv_cache, is_shared=context_parallel is not None)
+            self._prefix = KeptPrefix(model, str(settings.rope_pos_id_version))
+        self.pictures = PictureEncoder(
+            model, max_cache_bytes=settings.cache_mib * 2**20, context_parallel=context_parallel
+        )
+        conversation = ConversationTokenizer(tokenizer, model.config.template or "internlm2-chat")
+        self.questions = QuestionEncoder(self.pictures, conversation, settings)
+        self._stop_text = conversation.template.stop_token
+        stop_ids = (tokenizer.convert_tokens_to_ids(self._stop_text), tokenizer.eos_token_id)
+        self._stop_ids = [token for token in dict.fromkeys(stop_ids) if isinstance(token, int)]
 
     @classmethod
     def from_pretrained(
         cls,
         checkpoint: str | Path,
+        settings: InferenceSettings = DEFAULTS,
         *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        rope_scaling: RopeScaling | None = None,
-        logn_scaling: int | None = None,
+        context_parallel: ContextParallel | None = None,
         layer_devices: Sequence[str] = (),
-        **options: Any,
+        **changes: Any,
     ) -> "Session":
-        """Load a checkpoint folder.
+        """Load a checkpoint folder: `Session.from_pretrained(folder, rope_pos_id_version="v2pe_fix", ...)`.
 
         Args:
             checkpoint: Folder as `save_pretrained` writes it.
-            dtype: Of the weights; None: bfloat16 on CUDA, float32 elsewhere.
-            device: None: CUDA when there is a GPU.
-            rope_scaling: Scaling of rotary positions, instead of what the checkpoint's config says (see
-                internvl/model/rope_scaling.py); None: the config's.
-            logn_scaling: Training length in tokens beyond which queries are made longer (see
-                internvl/model/logn_scaling.py), instead of the config's; 0: none; None: the config's.
+            settings: How it is loaded and how it answers.
+            context_parallel: See the class.
             layer_devices: Devices that share the layers of a model which does not fit on one (see
-                internvl/infer/layer_split.py), instead of `device`.
-            **options: As of `Session`.
+                internvl/infer/layer_split.py), instead of `settings.device`.
+            **changes: Fields of `InferenceSettings` that differ from `settings`.
 
         Raises:
             CheckpointError: The folder is missing or incomplete.
             ConfigError: The model cannot take the scaling, or the visual positions cannot.
         """
-        target = torch.device([*layer_devices, device][0] or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.bfloat16 if target.type == "cuda" else torch.float32)
-        home = "cpu" if layer_devices else target
-        model, tokenizer = load_checkpoint(
-            checkpoint, dtype=dtype, device=home, rope_scaling=rope_scaling, logn_scaling=logn_scaling
-        )
+        if layer_devices:
+            changes["device"] = layer_devices[0]
+        settings = replace(settings, **changes).on_device()
+        # Layers that are to be split come from main memory: no single device has room for all of them.
+        model, tokenizer = load_checkpoint(checkpoint, replace(settings, device="cpu") if layer_devices else settings)
         if layer_devices:
             split_over_devices(model, layer_devices)
-        session = cls(model, tokenizer, **options)
-        if rope_scaling is not None:
-            rope_scaling.check_version(session.rope_pos_id_version)
-        return session
+        return cls(model, tokenizer, settings, context_parallel=context_parallel)
 
-    @torch.inference_mode()
     def answer(
         self,
         prompt: str,
         images: Sequence[ImageSource] = (),
         *,
-        videos: Sequence[VideoSource] = (),
         max_new_tokens: int,
-        history: Sequence[Turn] = (),
+        sampling: Sampling = GREEDY,
         on_text: Callable[[str], None] | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        max_num: int | Sequence[int] | None = None,
-        num_frames: int | None = None,
-        system_message: str | None = None,
-        logits_processor: LogitsProcessorList | None = None,
+        **details: Any,
     ) -> Answer:
-        """Answer one question, greedily unless a temperature is given.
+        """Answer one question: `ask` with a `Question` of `prompt`, `images` and `details` (videos, history, ...)."""
+        question = Question(prompt, images, **details)
+        return self.ask(question, max_new_tokens=max_new_tokens, sampling=sampling, on_text=on_text)
+
+    @torch.inference_mode()
+    def ask(
+        self,
+        question: Question,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answer one question, greedily unless `sampling` says otherwise.
 
         Args:
-            prompt: User message with one `<image>` per image and one `<video>` per video.
-            images: Files or pictures in the order of their placeholders, those of earlier questions first.
-            videos: Files, folders of frames, or parts of them (`VideoClip`), in the order of their placeholders.
+            question: With everything that it shows.
             max_new_tokens: Limit of the answer in tokens.
-            history: Earlier questions, with their `<image>`, and answers.
+            sampling: How its tokens are chosen.
             on_text: Called with every piece of the answer as it comes; the pieces add up to the answer's text.
-            temperature: Divides the logits; 0: the most probable token always.
-            top_p: Draw from the most probable tokens that make up this share (0 to 1, with a temperature only).
-            seed: Of what is drawn; None: the global generator of torch.
-            max_num: Tiles per image for this question, one limit for all or one per image; None: the session's.
-            num_frames: Frames per video for this question; None: the session's.
-            system_message: Replaces the template's own.
-            logits_processor: Changes the logits of every new token, as of transformers.
 
         Raises:
-            ConfigError: A limit, a temperature or a share out of range.
+            ConfigError: A limit out of range.
             DataError: Another number of `<image>` or `<video>` than of images or videos, or one that cannot be read.
         """
         start = time.perf_counter()
-        sampling = _choose_sampling(temperature, top_p)
-        question = self._prepare(
-            Question(prompt, images, videos, max_num),
-            max_new_tokens=max_new_tokens,
-            num_frames=num_frames,
-            history=history,
-            system_message=system_message,
-        )
+        _check_limit(max_new_tokens)
+        encoded = self.questions.encode(question)
+        options = sampling.generate_options()
         if on_text is not None:
-            sampling["streamer"] = TextStream(self.tokenizer, on_text, **self._stops())
-        with _seeded(seed, self.model.device):
-            new_ids = self._generate(
-                [question], max_new_tokens=max_new_tokens, logits_processor=logits_processor, **sampling
+            options["streamer"] = TextStream(
+                self.tokenizer, on_text, stop_ids=self._stop_ids, stop_text=self._stop_text
             )
-        return self._read_answer(question, new_ids[0].tolist(), seconds=time.perf_counter() - start)
+        with _seeded(sampling.seed, self.model.device):
+            new_ids = self._generate([encoded], max_new_tokens=max_new_tokens, **options)
+        return self._read_answer(encoded, new_ids[0].tolist(), seconds=time.perf_counter() - start)
 
     @torch.inference_mode()
-    def answer_batch(
-        self, questions: Sequence[Question], *, max_new_tokens: int, num_frames: int | None = None
-    ) -> list[Answer]:
+    def answer_batch(self, questions: Sequence[Question], *, max_new_tokens: int) -> list[Answer]:
         """Answer several questions at once, greedily; prompts are padded on the left to the longest.
 
-        Answers are those of `answer`, up to rounding: matrix products of several rows may add up in another order.
+        Answers are those of `ask`, up to rounding: matrix products of several rows may add up in another order.
 
         Args:
             questions: One or more.
             max_new_tokens: Limit of every answer in tokens.
-            num_frames: Frames per video; None: the session's.
 
         Returns:
             An answer per question; `seconds` is an equal share of the time of all.
 
         Raises:
             ConfigError: A limit out of range, or several questions where one at a time can be answered.
-            DataError: As of `answer`, for any of the questions.
+            DataError: As `ask`, for any of the questions.
         """
         start = time.perf_counter()
+        _check_limit(max_new_tokens)
         if len(questions) > 1:
-            check_batchable(self.kv_cache, is_shared=self.context_parallel is not None)
-        prompts = [
-            self._prepare(question, max_new_tokens=max_new_tokens, num_frames=num_frames) for question in questions
-        ]
-        rows = self._generate(prompts, max_new_tokens=max_new_tokens, do_sample=False).tolist()
+            check_batchable(self.settings.kv_cache, is_shared=self.context_parallel is not None)
+        encoded = [self.questions.encode(question) for question in questions]
+        rows = self._generate(encoded, max_new_tokens=max_new_tokens, **GREEDY.generate_options()).tolist()
         seconds = (time.perf_counter() - start) / len(questions)
-        return [self._read_answer(prompt, ids, seconds=seconds) for prompt, ids in zip(prompts, rows, strict=True)]
+        return [self._read_answer(prompt, ids, seconds=seconds) for prompt, ids in zip(encoded, rows, strict=True)]
 
     def release_memory(self) -> None:
         """Forget the features of images and the keys and values that are kept for later questions."""
-        self.cache.clear()
-        if self.prefix is not None:
-            self.prefix.clear()
+        self.pictures.cache.clear()
+        if self._prefix is not None:
+            self._prefix.clear()
 
-    def _prepare(
-        self,
-        question: Question,
-        *,
-        max_new_tokens: int,
-        num_frames: int | None,
-        history: Sequence[Turn] = (),
-        system_message: str | None = None,
-    ) -> _Prompt:
-        """Read and encode what a question shows, and write its prompt."""
-        images, videos = question.images, question.videos
-        max_num = self.max_num if question.max_num is None else question.max_num
-        num_frames = self.num_frames if num_frames is None else num_frames
-        limits = list(max_num) if isinstance(max_num, Sequence) else [max_num] * len(images)
-        if len(limits) != len(images):
-            raise ConfigError(f"max_num has {len(limits)} limits for {len(images)} images, expected one per image")
-        lowest = min(limits, default=1) if isinstance(max_num, Sequence) else max_num
-        for name, value in (("max_new_tokens", max_new_tokens), ("max_num", lowest), ("num_frames", num_frames)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}, expected at least 1")
-        texts = [*(text for text, _ in history), question.prompt]
-        check_placeholders(texts, len(images), len(videos))
-        frames = self._choose_frames(videos, num_frames)
-        placed = [Picture(image, tiling=self._tiling(limit)) for image, limit in zip(images, limits, strict=True)]
-        texts, pictures = place_pictures(texts, placed, frames)
-        features, tiles_per_image = self._prepare_images(pictures)
-        *earlier, prompt = texts
-        history = [(text, answer) for text, (_, answer) in zip(earlier, history, strict=True)]
-        pieces = self.conversation.encode_prompt(prompt, history=history, system_message=system_message)
-        joined, _ = self.conversation.join(pieces, tiles_per_image, num_image_token=self.model.num_image_token)
-        input_ids = joined.unsqueeze(0).to(self.model.device)
-        position_ids = self.model.build_positions(
-            input_ids, rope_pos_id_version=self.rope_pos_id_version, rope_pos_id_stride=self.rope_pos_id_stride
-        )
-        keys: list[Hashable] = []
-        if self.prefix is not None:  # a picture in memory is like no other
-            keys = [object() if isinstance(p.source, Image.Image) else _picture_key(p) for p in pictures]
-        return _Prompt(input_ids, position_ids, features, tiles_per_image, keys, sum(map(len, frames)))
-
-    def _generate(self, prompts: Sequence[_Prompt], **options: Any) -> Int64[Tensor, "prompts new_tokens"]:
+    def _generate(self, prompts: Sequence[EncodedQuestion], **options: Any) -> Int64[Tensor, "prompts new_tokens"]:
         """New tokens of every prompt."""
+        input_ids, position_ids, mask = self._pad_left(prompts)
+        kept = None
+        if self._prefix is not None and len(prompts) == 1:
+            kept = self._prefix.take(input_ids, position_ids, keys=prompts[0].keys, tiles=prompts[0].tiles_per_image)
+            options["past_key_values"] = kept
+        new_ids = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=mask if len(prompts) > 1 else None,
+            visual_features=_join_features(prompts),
+            position_ids=position_ids,
+            eos_token_id=self._stop_ids,
+            pad_token_id=self.tokenizer.pad_token_id,
+            prefill_chunk_size=self.settings.prefill_chunk_size,
+            kv_cache=self.settings.kv_cache,
+            context_parallel=self.context_parallel,
+            **options,
+        )
+        if kept is not None and self._prefix is not None:
+            self._prefix.keep(kept, input_ids, position_ids, keys=prompts[0].keys)
+        return new_ids
+
+    def _pad_left(self, prompts: Sequence[EncodedQuestion]) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, positions and mask, (prompts, length of the longest): answers begin in one column."""
         width = max(prompt.length for prompt in prompts)
-        pad_id = self.tokenizer.pad_token_id
         padded = [
             (
-                F.pad(prompt.input_ids, (width - prompt.length, 0), value=pad_id or 0),
+                F.pad(prompt.input_ids, (width - prompt.length, 0), value=self.tokenizer.pad_token_id or 0),
                 F.pad(prompt.position_ids, (width - prompt.length, 0), value=1),
                 F.pad(torch.ones_like(prompt.input_ids), (width - prompt.length, 0)),
             )
             for prompt in prompts
         ]
-        input_ids, position_ids, mask = (torch.cat(rows) for rows in zip(*padded, strict=True))
-        features = [prompt.features for prompt in prompts if prompt.features is not None]
-        kept = None
-        if self.prefix is not None and len(prompts) == 1:
-            kept = self.prefix.take(input_ids, position_ids, keys=prompts[0].keys, tiles=prompts[0].tiles_per_image)
-            options["past_key_values"] = kept
-        new_ids = self.model.generate(
-            input_ids=input_ids,
-            attention_mask=mask if len(prompts) > 1 else None,
-            visual_features=torch.cat(features) if len(features) > 1 else next(iter(features), None),
-            position_ids=position_ids,
-            eos_token_id=self._stop_ids(),
-            pad_token_id=pad_id,
-            prefill_chunk_size=self.prefill_chunk_size,
-            kv_cache=self.kv_cache,
-            context_parallel=self.context_parallel,
-            **options,
-        )
-        if kept is not None and self.prefix is not None:
-            self.prefix.keep(kept, input_ids, position_ids, keys=prompts[0].keys)
-        return new_ids
+        ids, positions, masks = zip(*padded, strict=True)
+        return torch.cat(ids), torch.cat(positions), torch.cat(masks)
 
-    def _read_answer(self, prompt: _Prompt, new_ids: list[int], *, seconds: float) -> Answer:
-        """The answer in a row of new tokens, which may go on with padding behind its stop."""
-        stops = self._stop_ids()
-        num_new_tokens = next((place for place, token in enumerate(new_ids, start=1) if token in stops), len(new_ids))
+    def _read_answer(self, prompt: EncodedQuestion, new_ids: list[int], *, seconds: float) -> Answer:
+        """The answer in a row of new tokens, where padding may follow its stop."""
+        stops = (place for place, token in enumerate(new_ids, start=1) if token in self._stop_ids)
         return Answer(
-            text=decode_answer(self.tokenizer, new_ids, **self._stops()),
+            text=decode_answer(self.tokenizer, new_ids, stop_ids=self._stop_ids, stop_text=self._stop_text),
             num_prompt_tokens=prompt.length,
-            num_new_tokens=num_new_tokens,
+            num_new_tokens=next(stops, len(new_ids)),
             num_tiles=sum(prompt.tiles_per_image),
             last_position=float(prompt.position_ids[0, -1]),
             seconds=seconds,
             num_frames=prompt.num_frames,
         )
 
-    def _choose_frames(self, videos: Sequence[VideoSource], num_frames: int) -> list[list[Picture]]:
-        """The frames of every video that the model sees, one tile each."""
-        if not videos:
-            return []
-        clips = [video if isinstance(video, VideoClip) else VideoClip(video) for video in videos]
-        with (self.context_parallel or ContextParallel(None)).fail_together():
-            frames = [
-                list_frame_pictures(clip.path, choose_frames(clip, num_frames=num_frames), tiling=self._tiling(1))
-                for clip in clips
-            ]
-        return frames
 
-    def _prepare_images(self, pictures: Sequence[Picture]) -> tuple[Any, list[int]]:
-        """Features as `generate` takes them (None without images), and tiles per image or frame."""
-        if not pictures:
-            return None, []
-        if self.context_parallel is None:
-            features = self._encode_images(pictures)
-            return torch.cat(features).to(self.model.device), [len(f) for f in features]
-        parallel = self.context_parallel
-        with parallel.fail_together():
-            tiles = [picture.count_tiles() for picture in pictures]
-            shares = split_images(tiles, parallel.size)
-            own = shares[parallel.rank]
-            encoded = self._encode_images(pictures[own.start : own.stop])
-        # An own tensor of zero tiles: a rank that has no image still takes part in the exchange.
-        none = torch.zeros(0, self.model.num_image_token, self.model.config.llm_config.hidden_size)
-        local = torch.cat([none.to(self.model.dtype), *encoded]).to(self.model.device)
-        owners = [range(sum(tiles[: share.start]), sum(tiles[: share.stop])) for share in shares]
-        return ShardedFeatures(local, owners), tiles
+def _check_limit(max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
 
-    def _tiling(self, max_num: int) -> Tiling:
-        config = self.model.config
-        return Tiling(min(config.min_dynamic_patch, max_num), max_num, config.image_size, config.use_thumbnail)
 
-    def _encode_images(self, pictures: Sequence[Picture]) -> list[Float[Tensor, "tiles tokens dim"]]:
-        """Features of every picture in main memory; one that appears twice is encoded once."""
-        encoded: dict[Hashable, Tensor] = {}
-        missing: dict[Hashable, Picture] = {}
-        keys = [_picture_key(picture) for picture in pictures]
-        for key, picture in zip(keys, pictures, strict=True):
-            features = encoded.get(key, self.cache.get(key))
-            if features is None:
-                missing[key] = picture
-            else:
-                encoded[key] = features
-        loaded = load_pictures(list(missing.values()))
-        for (key, picture), image in zip(missing.items(), loaded, strict=True):
-            encoded[key] = self._encode_tiles(picture.split(image))
-            if not isinstance(picture.source, Image.Image):
-                self.cache.put(key, encoded[key])
-        return [encoded[key] for key in keys]
-
-    def _encode_tiles(self, tiles: list[Image.Image]) -> Float[Tensor, "tiles tokens dim"]:
-        """One forward of the vision tower per image: its features depend on no other image in the prompt or cache."""
-        pixel_values = self._transform(tiles).to(self.model.device, self.model.dtype)
-        return self.model.extract_feature(pixel_values).cpu()
-
-    def _stop_ids(self) -> list[int]:
-        stop_id = self.tokenizer.convert_tokens_to_ids(self.conversation.template.stop_token)
-        return [token_id for token_id in dict.fromkeys((stop_id, self.tokenizer.eos_token_id)) if token_id is not None]
-
-    def _stops(self) -> dict[str, Any]:
-        return {"stop_ids": frozenset(self._stop_ids()), "stop_text": self.conversation.template.stop_token}
+def _join_features(prompts: Sequence[EncodedQuestion]) -> Tensor | ShardedFeatures | None:
+    """Features of all prompts in order; those of a single one stay as they are, which is how ranks share them."""
+    if len(prompts) == 1:
+        return prompts[0].features
+    features = [prompt.features for prompt in prompts if isinstance(prompt.features, Tensor)]
+    return torch.cat(features) if features else None
 
 
 @contextmanager
 def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Torch's generators start from a seed and go on afterwards where they were before; None: they are not touched."""
+    """Start torch's generators from a seed and restore them afterwards; None leaves them alone."""
     if seed is None:
         yield
         return
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _choose_version(config: InternVLChatConfig, stride: float | None) -> str:
-    if stride is not None:
-        return "v2pe_fix"
-    return "default" if config.rope_pos_id_version == "v2pe_rnd" else config.rope_pos_id_version
-
-
-def _choose_sampling(temperature: float, top_p: float) -> dict[str, Any]:
-    """Arguments of `generate`: greedy, or draws from the model's own distribution."""
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ConfigError(f"temperature is {temperature}, expected 0 (greedy) or more")
-    if not 0 < top_p <= 1:
-        raise ConfigError(f"top_p is {top_p}, expected more than 0 and at most 1")
-    if temperature == 0:
-        return {"do_sample": False}
-    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-
-
-def _picture_key(picture: Picture) -> Hashable:
-    """What features depend on; pictures in memory are told apart for the time of one question only."""
-    source = picture.source
-    if isinstance(source, Image.Image):
-        return ("picture", id(source), picture.tiling)
-    if not isinstance(source, str | Path):
-        return (source, picture.tiling)
-    path = Path(source)
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(f"image {path} cannot be read: {error}") from error
-    return (str(path), status.st_mtime_ns, status.st_size, picture.tiling, picture.frame)

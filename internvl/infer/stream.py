@@ -1,14 +1,15 @@
-"""From generated ids to text: at the end, and while they come.
+"""Text stream: from generated ids to text, at the end and while they come.
 
     ids     E4   BD   A0   _are   _here   <|im_end|>
     text     .    .   你   " are" " here"  (end)
 
-A character that is spread over several byte tokens is written when it is whole; white space waits for what follows,
-because an answer has none at its ends. What was written adds up to `decode_answer` of the same ids.
+A character that is spread over several byte tokens is written once it is whole. White space waits for what follows,
+because an answer has none at its ends. The pieces add up to `decode_answer` of the same ids.
 """
 
 from collections.abc import Callable, Collection, Sequence
 
+from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
@@ -33,7 +34,7 @@ def decode_answer(
 
 
 class TextStream(BaseStreamer):
-    """Streamer for `generate(streamer=...)` that hands on text as soon as it cannot change any more.
+    """Streamer for `generate(streamer=...)` that hands on text as soon as it can no longer change.
 
     Args:
         tokenizer: Tokenizer of the model.
@@ -58,7 +59,7 @@ class TextStream(BaseStreamer):
         self._settled, self._num_shared = "", 0
         self._window: list[int] = []
 
-    def put(self, value: Tensor) -> None:
+    def put(self, value: Int64[Tensor, " new"] | Int64[Tensor, "1 length"]) -> None:
         """Take new ids of shape (1,); the prompt, which comes first in shape (1, length), is not text to show."""
         if value.ndim > 1:
             return
@@ -86,7 +87,7 @@ class TextStream(BaseStreamer):
             self._on_text(new)
 
     def _shorten_window(self, text: str) -> None:
-        """Settle the text so far, if the last tokens alone read the same as they do behind the others."""
+        """Settle the text so far, if the last tokens alone read the same as they do after the others."""
         tail = self._window[-_MIN_WINDOW:]
         shared = _decode(self._tokenizer, tail)
         if shared.strip() and text.endswith(shared) and not text.endswith(_REPLACEMENT):

@@ -78,15 +78,17 @@ def attend(
     cu_seqlens: Tensor | None = None,
     attention_mask: Tensor | None = None,
     query_scale: Tensor | None = None,
+    attention: AttentionFunction | None = None,
 ) -> Tensor:
     """Attention by the function registered under `name` (see `AttentionFunction`).
 
     `query_scale`: (batch or 1, query_length) factors of the queries (see logn_scaling.py); None: 1.
+    `attention`: the function of this call, instead of the registered one.
 
     Raises:
         ConfigError: No function of that name.
     """
-    function = _ATTENTION.get(DEFAULT_ATTENTION if name in _UNCHOSEN else name)
+    function = attention or _ATTENTION.get(DEFAULT_ATTENTION if name in _UNCHOSEN else name)
     if function is None:
         raise ConfigError(f"unknown attention {name!r}; registered: {sorted(map(str, _ATTENTION))}")
     query = _scale_queries(query, query_scale)
@@ -219,13 +221,15 @@ def _as_interface(function: AttentionFunction) -> Callable:
         dropout=0.0,
         cu_seqlens=None,
         query_scale=None,
+        attention=None,
         **kwargs,
     ):
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         query = _scale_queries(query, query_scale)
         # Rotation in float32 leaves queries and keys in float32; the kernels want one dtype.
         query, key = query.to(value.dtype), key.to(value.dtype)
-        out = function(query, key, value, scaling=scaling, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
+        attend = attention or function
+        out = attend(query, key, value, scaling=scaling, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
         return out.transpose(1, 2), None
 
     return interface

@@ -9,7 +9,7 @@ A mixin of `InternVLChatModel`, whose forward pass and positions are in modeling
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Protocol, TypedDict, Unpack, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,6 +23,11 @@ from .conversation import ConversationTokenizer, ImageMarkers
 from .errors import ConfigError
 from .shapes import Float, Int, Num, Shaped
 from .v2pe import next_position, positions_per_row
+
+try:
+    from typing import Unpack
+except ImportError:  # Python 3.10; torch brings typing_extensions
+    from typing_extensions import Unpack
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +95,16 @@ class GenerateOptions:
     def take_from(cls, arguments: Arguments) -> "GenerateOptions":
         """Remove these arguments from keyword arguments; the rest is for transformers."""
         return cls(**{option.name: arguments.pop(option.name) for option in fields(cls) if option.name in arguments})
+
+    def check(self) -> None:
+        """Check cache and chunks.
+
+        Raises:
+            ConfigError: The cache is unknown, or a chunk is empty.
+        """
+        check_kv_cache(self.kv_cache)
+        if self.prefill_chunk_size is not None and self.prefill_chunk_size < 1:
+            raise ConfigError(f"prefill_chunk_size must be a positive number of tokens, got {self.prefill_chunk_size}")
 
 
 class _Prompt(NamedTuple):
@@ -265,7 +280,6 @@ class ChatMixin(PreTrainedModel):
         """
         options = GenerateOptions.take_from(generate_kwargs)
         if options.context_parallel is not None:
-            own = {name: value for name, value in vars(options).items() if name != "context_parallel"}
             return options.context_parallel.generate(
                 self,
                 input_ids=input_ids,
@@ -273,13 +287,10 @@ class ChatMixin(PreTrainedModel):
                 attention_mask=attention_mask,
                 visual_features=visual_features,
                 generation_config=generation_config,
-                **own,
+                options=options,
                 **generate_kwargs,
             )
-        check_kv_cache(options.kv_cache)
-        chunk_size = options.prefill_chunk_size
-        if chunk_size is not None and chunk_size < 1:
-            raise ConfigError(f"prefill_chunk_size must be a positive number of tokens, got {chunk_size}")
+        options.check()
         if input_ids is None:
             raise ValueError("generate needs input_ids")
         if attention_mask is None:
@@ -307,13 +318,13 @@ class ChatMixin(PreTrainedModel):
             "position_ids": positions_per_row(position_ids, input_ids),
         }
         cache = generate_kwargs.get("past_key_values")
-        if chunk_size is not None and cache is not None:
+        if options.prefill_chunk_size is not None and cache is not None:
             if num_new_tokens is None:
                 raise ConfigError("prefill_chunk_size needs max_new_tokens: the rotary base depends on it")
             # The rotary base of dynamic NTK belongs to the whole sequence, so it is fixed before the first chunk.
             last_positions = prompt["position_ids"][:, -1].double()
             generate_kwargs["rope_lengths"] = next_position(last_positions).long() + num_new_tokens
-            self._prefill(prompt, cache, generate_kwargs["rope_lengths"], chunk_size=chunk_size)
+            self._prefill(prompt, cache, generate_kwargs["rope_lengths"], chunk_size=options.prefill_chunk_size)
             num_copies = max(  # rows that transformers makes of every prompt
                 _read_argument(name, generation_config, generate_kwargs) or 1
                 for name in ("num_beams", "num_return_sequences")

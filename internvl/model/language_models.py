@@ -189,13 +189,14 @@ class WholePositionsMixin:
 class FinalLengthMixin(WholePositionsMixin):
     """Generation fixes frequencies that depend on length by the final length of every sequence, in positions."""
 
-    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, rope_lengths=None, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, rope_lengths=None, attention=None, **kwargs):
         """As of all models of transformers; Phi3's own drops the cache where its frequencies would change."""
         return GenerationMixin.prepare_inputs_for_generation(
             self,  # type: ignore[arg-type]
             input_ids,
             inputs_embeds=inputs_embeds,
             rope_lengths=rope_lengths,
+            attention=attention,
             **kwargs,
         )
 

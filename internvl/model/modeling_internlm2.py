@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from .attention import attend
+from .attention import AttentionFunction, attend
 from .configuration_internvl_chat import InternLM2Config
 from .language_models import FinalLengthMixin, Sequences
 from .logn_scaling import build_query_scales
@@ -95,6 +95,7 @@ class InternLM2Attention(nn.Module):
         attention_mask: Tensor | None,
         past_key_values: Cache | None,
         query_scale: Tensor | None = None,
+        attention: AttentionFunction | None = None,
     ) -> Tensor:
         """(batch, length, hidden) -> same."""
         heads = self.wqkv(hidden_states).unflatten(-1, (self.num_kv_heads, -1, self.head_dim))
@@ -114,6 +115,7 @@ class InternLM2Attention(nn.Module):
             cu_seqlens=cu_seqlens,
             attention_mask=attention_mask,
             query_scale=query_scale,
+            attention=attention,
         )
         return self.wo(out.transpose(1, 2).flatten(2))
 
@@ -218,6 +220,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
         cu_seqlens: Tensor | None = None,
         rope_lengths: Tensor | int | None = None,
         num_keys: Tensor | None = None,
+        attention: AttentionFunction | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Hidden states behind the final norm.
@@ -236,6 +239,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
                 that are already cached. None: the length so far.
             num_keys: (batch, length) keys that every token sees, for `config.logn_scaling` where a process holds a
                 part of a row (see logn_scaling.py). None: it holds all of it.
+            attention: The attention function of this call; None: the one that the config names.
             **kwargs: Ignored (generation passes fields that this decoder has no use for).
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -261,7 +265,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
             cu_seqlens=cu_seqlens,
             num_keys=num_keys,
         )
-        context = (rotary, cu_seqlens, attention_mask, past_key_values, query_scale)
+        context = (rotary, cu_seqlens, attention_mask, past_key_values, query_scale, attention)
         for layer in self.layers:
             hidden_states = layer(hidden_states, *context)
         return BaseModelOutputWithPast(

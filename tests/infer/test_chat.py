@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from internvl.errors import ConfigError
 from internvl.infer import chat
 from internvl.infer.chat import Chat, Opening, main
 from internvl.infer.session import Session
+from internvl.infer.settings import Sampling
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from tests.data.numbered_videos import write_video
 
@@ -64,7 +66,7 @@ def talk(monkeypatch, *lines):
     ],
 )
 def test_the_first_message_holds_images_text_and_question(num_images, text, question, expected):
-    assert Opening(("x.png",) * num_images, text).compose(question) == expected
+    assert Opening((Path("x.png"),) * num_images, text).compose(question) == expected
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_the_first_message_holds_images_text_and_question(num_images, text, ques
     ],
 )
 def test_images_stand_in_front_of_videos_unless_the_question_places_them(text, question, expected):
-    assert Opening(("a.png", "b.png"), text, videos=("c.mp4",)).compose(question) == expected
+    assert Opening((Path("a.png"), Path("b.png")), text, videos=(Path("c.mp4"),)).compose(question) == expected
 
 
 def test_the_command_answers_in_a_process_of_its_own(checkpoint, make_image):
@@ -107,9 +109,13 @@ def test_options_reach_the_session(run, asked, make_image, tmp_path):
     assert code == 0, err
     prompt, images, _, options, session = asked[0]
     assert (prompt, images) == ("<image>\nlong context\nwhat?", [str(path)])
-    assert (session.rope_pos_id_version, session.rope_pos_id_stride, session.max_num) == ("v2pe_fix", 1 / 16, 2)
+    assert (session.settings.rope_pos_id_version, session.settings.rope_pos_id_stride, session.settings.max_num) == (
+        "v2pe_fix",
+        1 / 16,
+        2,
+    )
     del options["history"], options["on_text"], options["videos"]
-    assert options == {"max_new_tokens": 6, "temperature": 0.5, "top_p": 0.9, "seed": 3}
+    assert options == {"max_new_tokens": 6, "sampling": Sampling(0.5, 0.9, 3)}
 
 
 @pytest.mark.parametrize("name", [None, "static", "offloaded", "quantized"])
@@ -143,7 +149,7 @@ def test_a_generation_config_names_the_cache(session):
     assert ask({**common, "kv_cache": "static"}) == ask(common)
     with pytest.raises(ConfigError, match="kv_cache is 'disk'"):
         ask({**common, "kv_cache": "disk"})
-    with pytest.raises(ConfigError, match="kv_cache is 'disk'"):
+    with pytest.raises(ConfigError, match="--kv_cache is 'disk'"):
         Session(session.model, session.tokenizer, kv_cache="disk")
 
 
@@ -226,12 +232,12 @@ def test_literal_image_tokens_are_answered(run, make_image):
         (["what?", "--rope_pos_id_stride", "1/0"], "expected a number such as 64"),
         (["what?", "--rope_pos_id_version", "v3"], "v2pe_fix"),
         (["what?", "--rope_pos_id_version", "v2pe_fix"], "needs rope_pos_id_stride"),
-        (["what?", "--max_num", "0"], "max_num is 0"),
+        (["what?", "--max_num", "0"], "--max_num must be at least 1"),
         (["what?", "--video", "none.mp4"], "video none.mp4 not found"),
         (["what?", "--video", "VIDEO"], "cannot be read: Invalid data found"),
         (["<video><video>?", "--video", "FRAMES"], "the prompt has 2 <video> for 1 videos"),
-        (["what?", "--video", "FRAMES", "--num_frames", "0"], "num_frames is 0"),
-        (["what?", "--kv_cache", "disk"], "'dynamic', 'static', 'offloaded', 'quantized'"),
+        (["what?", "--video", "FRAMES", "--num_frames", "0"], "--num_frames must be at least 1"),
+        (["what?", "--kv_cache", "disk"], "expected one of dynamic, static, offloaded, quantized"),
         (["what?", "--temperature", "-1"], "temperature is -1"),
         ([], "there is no question"),
         ([" "], "the question is empty"),

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from internvl.errors import CheckpointError
 from internvl.infer.checkpoint import check_checkpoint, fingerprint_checkpoint, load_checkpoint
+from internvl.infer.settings import InferenceSettings
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def copy(checkpoint, tmp_path):
 
 
 def load(folder):
-    return load_checkpoint(folder, dtype=torch.float32, device="cpu")
+    return load_checkpoint(folder, InferenceSettings(dtype="float32", device="cpu"))
 
 
 def test_a_complete_folder_loads(checkpoint):

@@ -10,15 +10,19 @@ from PIL import Image
 
 from internvl.data.tiling import Tiling
 from internvl.errors import ConfigError, DataError
-from internvl.infer.session import Question, Session
+from internvl.infer.question import Question
+from internvl.infer.session import Session
+from internvl.infer.settings import Sampling
 from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.rope_scaling import parse_rope_scaling
 
 
 def encode(session, prompt, tiles_per_image, **options):
     """Ids of a prompt, as the model gets them."""
-    pieces = session.conversation.encode_prompt(prompt, **options)
-    return session.conversation.join(pieces, tiles_per_image, num_image_token=session.model.num_image_token)[0]
+    pieces = session.questions.conversation.encode_prompt(prompt, **options)
+    return session.questions.conversation.join(pieces, tiles_per_image, num_image_token=session.model.num_image_token)[
+        0
+    ]
 
 
 def count_encoded(session, monkeypatch):
@@ -42,7 +46,7 @@ def test_answers_equal_the_models_own_chat(checkpoint, make_image, version, stri
     paths = [make_image("a.png", 84, 28, seed=1), make_image("b.png", 28, 28, seed=2)]
     question = "first <image> then <image>\nwhich?"
     tiles = [Tiling(1, 4, 28, use_thumbnail=True).split(Image.open(path)) for path in paths]
-    pixels = torch.cat([session._transform(t) for t in tiles])
+    pixels = torch.cat([session.pictures._transform(t) for t in tiles])
     options = {"max_new_tokens": 12, "do_sample": False}
     expected = session.model.chat(
         session.tokenizer,
@@ -95,13 +99,13 @@ def test_cached_features_give_the_same_answers_and_are_encoded_once(checkpoint, 
     paths = [make_image(f"{i}.png", 28 * (1 + i % 3), 28, seed=i) for i in range(4)]
     questions = [("<image>?", paths[:1]), ("<image><image>!", paths[:2]), ("a<image>b<image>c<image>", paths[1:])]
     answers, calls = {}, {}
-    for max_bytes in (0, 2**20):
-        session = Session.from_pretrained(checkpoint, device="cpu", max_num=4, max_cache_bytes=max_bytes)
-        calls[max_bytes] = count_encoded(session, monkeypatch)
-        answers[max_bytes] = [session.answer(q, p, max_new_tokens=8).text for q, p in questions * 2]
-    assert answers[0] == answers[2**20]
+    for mib in (0, 1):
+        session = Session.from_pretrained(checkpoint, device="cpu", max_num=4, cache_mib=mib)
+        calls[mib] = count_encoded(session, monkeypatch)
+        answers[mib] = [session.answer(q, p, max_new_tokens=8).text for q, p in questions * 2]
+    assert answers[0] == answers[1]
     assert len(set(answers[0])) == len(questions)
-    assert (len(calls[0]), len(calls[2**20])) == (12, 4)
+    assert (len(calls[0]), len(calls[1])) == (12, 4)
 
 
 def test_an_image_used_twice_in_a_question_is_encoded_once(session, make_image, monkeypatch):
@@ -213,7 +217,7 @@ def test_a_conversation_equals_the_models_own_chat(checkpoint, make_image):
         checkpoint, device="cpu", rope_pos_id_version="v2pe_fix", rope_pos_id_stride=0.25, max_num=1
     )
     paths = [make_image(f"{i}.png", seed=i) for i in range(3)]
-    pixels = torch.cat([session._transform([Image.open(path).convert("RGB")]) for path in paths])
+    pixels = torch.cat([session.pictures._transform([Image.open(path).convert("RGB")]) for path in paths])
     history = [("<image>\nfirst?", "A < B <|im_end|>"), ("no picture", "well")]
     question = "<image> and <image>?"
     expected = session.model.chat(
@@ -260,7 +264,9 @@ def test_streamed_pieces_add_up_to_the_answer(session, make_image):
 
 def test_draws_follow_their_seed_and_leave_the_global_generator_alone(session):
     state = torch.get_rng_state()
-    texts = [session.answer("what?", max_new_tokens=12, temperature=1.5, seed=seed).text for seed in (0, 0, 1, 2)]
+    texts = [
+        session.answer("what?", max_new_tokens=12, sampling=Sampling(1.5, seed=seed)).text for seed in (0, 0, 1, 2)
+    ]
     assert texts[0] == texts[1]
     assert len(set(texts)) > 1
     assert torch.equal(torch.get_rng_state(), state)
@@ -268,8 +274,20 @@ def test_draws_follow_their_seed_and_leave_the_global_generator_alone(session):
 
 def test_a_tiny_share_or_temperature_leaves_the_most_probable_token(session):
     greedy = session.answer("what?", max_new_tokens=12).text
-    assert session.answer("what?", max_new_tokens=12, temperature=1.0, top_p=1e-6, seed=0).text == greedy
-    assert session.answer("what?", max_new_tokens=12, temperature=1e-4, seed=0).text == greedy
+    assert session.answer("what?", max_new_tokens=12, sampling=Sampling(1.0, top_p=1e-6, seed=0)).text == greedy
+    assert session.answer("what?", max_new_tokens=12, sampling=Sampling(1e-4, seed=0)).text == greedy
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"max_num": 0}, "max_num is 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(session, options, message):
+    with pytest.raises(ConfigError, match=message):
+        session.answer("what?", **{"max_new_tokens": 1, **options})
 
 
 @pytest.mark.parametrize(
@@ -279,13 +297,11 @@ def test_a_tiny_share_or_temperature_leaves_the_most_probable_token(session):
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 0.0}, "top_p is 0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"max_num": 0}, "max_num is 0"),
     ],
 )
-def test_options_out_of_range_are_refused(session, options, message):
+def test_sampling_out_of_range_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        session.answer("what?", **{"max_new_tokens": 1, **options})
+        Sampling(**options)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +317,7 @@ def test_options_out_of_range_are_refused(session, options, message):
 def test_positions_are_the_checkpoints_own_unless_chosen(session, saved, stride, chosen):
     session.model.config.rope_pos_id_version, session.model.config.rope_pos_id_stride = saved
     made = Session(session.model, session.tokenizer, rope_pos_id_stride=stride)
-    assert (made.rope_pos_id_version, made.rope_pos_id_stride) == chosen
+    assert (made.settings.rope_pos_id_version, made.settings.rope_pos_id_stride) == chosen
 
 
 def test_a_chunked_prompt_gives_the_same_answer_and_bounds_the_decoder(checkpoint, make_image):
@@ -321,7 +337,7 @@ def test_a_chunked_prompt_gives_the_same_answer_and_bounds_the_decoder(checkpoin
     assert answers[None] == answers[10]
     assert max(lengths[None]) > 20
     assert max(lengths[10]) == 10
-    with pytest.raises(ConfigError, match="positive number of tokens"):
+    with pytest.raises(ConfigError, match="--prefill_chunk_size must be at least 1"):
         Session.from_pretrained(checkpoint, device="cpu", prefill_chunk_size=0)
 
 
@@ -387,7 +403,7 @@ def test_an_answer_that_ends_early_is_not_longer_in_a_batch(session, monkeypatch
 
 
 def test_quantized_caches_take_one_question_at_a_time(session):
-    session.kv_cache = "quantized"
+    session.settings = replace(session.settings, kv_cache="quantized")
     with pytest.raises(ConfigError, match="one question at a time"):
         session.answer_batch([Question("a"), Question("b")], max_new_tokens=1)
     assert session.answer_batch([Question("a")], max_new_tokens=1)

@@ -77,8 +77,10 @@ def test_quick_trains_a_control_and_v2pe_and_asks_both(study, tmp_path):
     assert {run.data.data_order for run in (control, v2pe)} == {"shuffle"}
     asked = [parse_options(words) for words in of_module(commands, "eval.run")]
     assert [options.out.name for options in asked] == ["gate", *["default", "stride_1-16"] * 2]
-    assert [options.rope_pos_id_stride for options in asked[1:]] == [None, 1 / 16] * 2
-    assert {str(options.rope_scaling) for options in asked if options.rope_pos_id_version == "default"} == {"none"}
+    assert [options.settings.rope_pos_id_stride for options in asked[1:]] == [None, 1 / 16] * 2
+    assert {
+        str(options.settings.rope_scaling) for options in asked if options.settings.rope_pos_id_version == "default"
+    } == {"none"}
     assert all(options.length_bins == (100, 250, 450, 800, 1600, 3200) for options in asked)
 
 
@@ -128,8 +130,8 @@ def test_methods_are_what_their_names_say(study, method, version, stride, scope)
 def test_evaluations_are_what_their_names_say(study, evaluation, stride, scaling, logn, root, module):
     commands = study(SEEDS="0", METHODS="default", EVALUATIONS="", BASELINES="", ABLATIONS=evaluation)
     options = parse_options(of_module(commands, module)[-1])
-    assert (options.rope_pos_id_stride, str(options.rope_scaling)) == (stride, scaling)
-    assert (options.logn_scaling, options.out.name) == (logn, evaluation)
+    assert (options.settings.rope_pos_id_stride, str(options.settings.rope_scaling)) == (stride, scaling)
+    assert (options.settings.logn_scaling, options.out.name) == (logn, evaluation)
     assert options.data_root.parent.name == root
 
 

@@ -6,9 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.bridges.conversation import Message, Part, Question, ask, build_question, join_parts, load_session
+from eval.bridges.conversation import Message, Part, ask, build_question, join_parts
 from internvl.data.video import VideoClip
-from internvl.errors import CheckpointError, ConfigError
+from internvl.errors import ConfigError
+from internvl.infer.flags import from_options
+from internvl.infer.question import Question
+from internvl.infer.settings import InferenceSettings
+from internvl.model.rope_scaling import parse_rope_scaling
 
 
 def text(content):
@@ -96,21 +100,19 @@ def test_conversations_that_do_not_end_in_a_question_are_refused(messages):
         build_question(messages)
 
 
-def test_arguments_may_be_text(checkpoint):
-    session = load_session(
-        str(checkpoint),
-        rope_pos_id_version="v2pe_fix",
-        rope_pos_id_stride="1/4",
-        max_num="2",
-        num_frames=3,
-        dtype="float32",
-        device="cpu",
-        rope_scaling=None,
-        kv_cache=None,
+def test_options_may_be_text():
+    options = {
+        "rope_pos_id_version": "v2pe_fix",
+        "rope_pos_id_stride": "1/4",
+        "max_num": "2",
+        "num_frames": 3,
+        "rope_scaling": "yarn:4",
+        "kv_cache": None,
+    }
+    settings = from_options(InferenceSettings, options)
+    assert settings == InferenceSettings(
+        "v2pe_fix", 0.25, max_num=2, num_frames=3, rope_scaling=parse_rope_scaling("yarn:4")
     )
-    assert (session.rope_pos_id_version, session.rope_pos_id_stride) == ("v2pe_fix", 0.25)
-    assert (session.max_num, session.num_frames) == (2, 3)
-    assert session.model.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -119,24 +121,20 @@ def test_arguments_may_be_text(checkpoint):
         ({"rope_pos_id_stride": "many"}, "expected a number"),
         ({"max_num": "0"}, "at least 1"),
         ({"num_frames": "x"}, "whole number"),
-        ({"dtype": "int4"}, "dtype must be"),
+        ({"dtype": "int4"}, "--dtype is 'int4', expected one of float32"),
         ({"rope_scaling": "odd:4"}, "odd"),
         ({"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": "-1"}, "stride"),
+        ({"strides": 4}, "unknown options strides; expected some of rope_pos_id_version"),
     ],
 )
-def test_malformed_arguments_are_refused(checkpoint, options, message):
+def test_malformed_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        load_session(str(checkpoint), device="cpu", **options)
-
-
-def test_a_missing_checkpoint_is_refused(tmp_path):
-    with pytest.raises(CheckpointError):
-        load_session(str(tmp_path / "gone"))
+        from_options(InferenceSettings, options)
 
 
 def test_too_little_memory_costs_one_answer(caplog):
     class Full:
-        def answer(self, *args, **options):
+        def ask(self, *args, **options):
             raise torch.OutOfMemoryError("no memory")
 
     assert ask(Full(), Question("q"), max_new_tokens=4) == ""

@@ -13,6 +13,7 @@ from eval.bridges.manifest import make_manifest
 from internvl.data.video import VideoClip
 from internvl.errors import ConfigError, MissingDependencyError
 from internvl.infer.session import Session
+from internvl.infer.settings import GREEDY, Sampling
 
 ROOT = Path(__file__).parents[3]
 
@@ -44,8 +45,8 @@ def test_it_is_a_chat_model_of_lmms_eval(lmms_eval):
 
 def test_arguments_of_the_command_line_reach_the_session(make_model):
     model = make_model("rope_pos_id_version=v2pe_fix,rope_pos_id_stride=1/4,num_frames=3")
-    session = model.session
-    assert (session.rope_pos_id_version, session.rope_pos_id_stride, session.max_num) == ("v2pe_fix", 0.25, 2)
+    settings = model.session.settings
+    assert (settings.rope_pos_id_version, settings.rope_pos_id_stride, settings.max_num) == ("v2pe_fix", 0.25, 2)
     assert (model.rank, model.world_size, model.batch_size, model.device.type) == (0, 1, 1, "cpu")
 
 
@@ -85,7 +86,7 @@ def test_stop_strings_end_an_answer(lmms_eval):
 def test_sampling_needs_a_temperature_and_no_veto(make_model, monkeypatch):
     model, seen = make_model(), []
     monkeypatch.setattr(
-        Session, "answer", lambda self, *args, **options: seen.append(options) or SimpleNamespace(text="x")
+        Session, "ask", lambda self, *args, **options: seen.append(options) or SimpleNamespace(text="x")
     )
     for options in (
         {"temperature": 0.7, "top_p": 0.9},
@@ -93,7 +94,7 @@ def test_sampling_needs_a_temperature_and_no_veto(make_model, monkeypatch):
         {"temperature": None},
     ):
         model.generate_until([make_request(model, [{"type": "text", "text": "q"}], options=options)])
-    assert [(entry["temperature"], entry["top_p"]) for entry in seen] == [(0.7, 0.9), (0.0, 1.0), (0.0, 1.0)]
+    assert [entry["sampling"] for entry in seen] == [Sampling(0.7, 0.9), GREEDY, GREEDY]
     assert {entry["max_new_tokens"] for entry in seen} == {1024}
 
 

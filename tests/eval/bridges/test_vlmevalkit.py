@@ -26,7 +26,7 @@ def test_answers_are_those_of_a_session(model, checkpoint, pictures):
     session = Session.from_pretrained(checkpoint, **{**OPTIONS, "rope_pos_id_stride": 0.5})
     expected = session.answer("<image>\n<image>\nWhich one?", [pictures[0], pictures[2]], max_new_tokens=4)
     assert model.generate(message, dataset="MMBench") == expected.text
-    assert (expected.num_tiles, model.session.rope_pos_id_stride) == (4, 0.5)
+    assert (expected.num_tiles, model.session.settings.rope_pos_id_stride) == (4, 0.5)
 
 
 def test_text_alone_is_a_message(model):
@@ -35,12 +35,12 @@ def test_text_alone_is_a_message(model):
 
 def test_system_parts_replace_the_system_message(model, monkeypatch):
     seen = []
-    original = Session.answer
+    original = Session.ask
     monkeypatch.setattr(
-        Session, "answer", lambda self, *args, **options: seen.append(options) or original(self, *args, **options)
+        Session, "ask", lambda self, asked, **options: seen.append(asked) or original(self, asked, **options)
     )
     model.generate([{"type": "text", "value": "Be brief.", "role": "system"}, {"type": "text", "value": "q"}])
-    assert seen[0]["system_message"] == "Be brief."
+    assert seen[0].system_message == "Be brief."
 
 
 def test_a_conversation_keeps_its_turns(model, pictures):
@@ -62,7 +62,7 @@ def test_it_is_registered_once_and_made_when_asked_for(vlmevalkit, checkpoint):
     from vlmeval.config import supported_VLM
 
     vlmevalkit.register("V2PE-half", pretrained=str(checkpoint), **OPTIONS)
-    assert supported_VLM["V2PE-half"]().session.rope_pos_id_stride == 0.5
+    assert supported_VLM["V2PE-half"]().session.settings.rope_pos_id_stride == 0.5
     with pytest.raises(ConfigError, match="already"):
         vlmevalkit.register("V2PE-half", pretrained="x")
     del supported_VLM["V2PE-half"]
@@ -84,7 +84,7 @@ def test_the_command_registers_and_starts_the_script(vlmevalkit, checkpoint, tmp
     monkeypatch.setattr(sys, "argv", ["x"])
     command = ["--name", "V2PE-s", "--pretrained", str(checkpoint), "--rope_pos_id_stride", "1/2"]
     assert vlmevalkit.main([*command, "--", str(script), "--data", "X", "--model", "V2PE-s"]) == 0
-    assert capsys.readouterr().out.strip() == "['--data', 'X', '--model', 'V2PE-s'] 1/2"
+    assert capsys.readouterr().out.strip() == "['--data', 'X', '--model', 'V2PE-s'] 0.5"
     assert vlmevalkit.main([*command, "--", str(tmp_path / "gone.py")]) == 2
     assert "not found" in capsys.readouterr().err
 

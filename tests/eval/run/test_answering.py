@@ -14,6 +14,7 @@ from eval.core.task import Task
 from eval.run.answering import is_out_of_memory, load_answerer
 from eval.run.queue import LastAnswerError
 from internvl.infer.context_parallel import ContextParallel
+from internvl.infer.settings import InferenceSettings
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 
 TASK = Task(
@@ -33,8 +34,9 @@ IN_MAIN_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAll
 @pytest.fixture
 def load(checkpoint):
     def load(**options):
-        defaults = {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 0.25, "max_num": None, "cache_mib": 16}
-        return load_answerer(checkpoint, dtype="float32", device="cpu", **{**defaults, **options})
+        settings = InferenceSettings("v2pe_fix", 0.25, dtype="float32", device="cpu", cache_mib=16)
+        parallel = options.pop("context_parallel", None)
+        return load_answerer(checkpoint, replace(settings, **options), context_parallel=parallel)
 
     return load
 

@@ -6,25 +6,31 @@ import pytest
 
 from eval.report.tables import label_setting
 from eval.run.options import parse_options
-from eval.run.planning import _scaling_settings, choose_folder
+from eval.run.planning import choose_folder
 from internvl.errors import ConfigError
 
 COMMON = ["--checkpoint", "ckpt", "--tasks", "pope"]
 
 
 def test_results_have_a_folder_and_settings_of_their_own():
-    options = parse_options([*COMMON, "--rope_scaling", "yarn:4", "--logn_scaling", "4096"])
-    assert choose_folder(options, 0.25) == Path("ckpt/eval_default_0.25_yarn-4_logn-4096")
-    settings = _scaling_settings(options)
-    assert settings == {"rope_scaling": "yarn:4", "logn_scaling": 4096}
-    version = {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 0.25}
-    assert label_setting({"settings": version | settings}) == "v2pe_fix stride 0.25 yarn:4 log-n:4096"
+    positions = ["--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "1/4"]
+    options = parse_options([*COMMON, *positions, "--rope_scaling", "yarn:4", "--logn_scaling", "4096"])
+    assert choose_folder(options) == Path("ckpt/eval_v2pe_fix_0.25_yarn-4_logn-4096")
+    told = options.settings.fingerprint()
+    assert list(told.items()) == [
+        ("rope_pos_id_version", "v2pe_fix"),
+        ("rope_pos_id_stride", 0.25),
+        ("dtype", None),
+        ("rope_scaling", "yarn:4"),
+        ("logn_scaling", 4096),
+    ]
+    assert label_setting({"settings": told}) == "v2pe_fix stride 0.25 yarn:4 log-n:4096"
 
 
 def test_switching_it_off_is_a_setting_and_leaving_the_flag_out_is_none():
-    assert _scaling_settings(parse_options([*COMMON, "--logn-scaling", "0"])) == {"logn_scaling": 0}
-    assert _scaling_settings(parse_options(COMMON)) == {}
-    assert choose_folder(parse_options(COMMON), None) == Path("ckpt/eval_default")
+    assert parse_options([*COMMON, "--logn-scaling", "0"]).settings.fingerprint()["logn_scaling"] == 0
+    assert "logn_scaling" not in parse_options(COMMON).settings.fingerprint()
+    assert choose_folder(parse_options(COMMON)) == Path("ckpt/eval_default")
 
 
 @pytest.mark.parametrize("length", ["1", "-5"])

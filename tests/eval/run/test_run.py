@@ -19,6 +19,7 @@ from eval.run.options import RunOptions, parse_options
 from eval.score import main as score
 from internvl.errors import ConfigError
 from internvl.infer.session import Session
+from internvl.infer.settings import InferenceSettings
 from internvl.parallel.launch import RankEnv
 
 ROOT = Path(__file__).parents[3]
@@ -413,16 +414,17 @@ def test_groups_that_cannot_be_are_refused(arguments, capsys, extra, message):
 def test_options_may_be_written_with_either_dash():
     command = ["--checkpoint", "a-b", "--tasks", "pope", "--max-num=3", "--data-root", "d_e-f", "--batch_size", "2"]
     options = parse_options(command)
-    assert (options.checkpoint, options.max_num, options.data_root) == (Path("a-b"), 3, Path("d_e-f"))
+    assert (options.checkpoint, options.settings.max_num, options.data_root) == (Path("a-b"), 3, Path("d_e-f"))
     assert options.batch_size == 2
 
 
 def test_layers_go_to_the_gpus_of_their_process(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    options = RunOptions(tmp_path, "mm_niah", gpus_per_task=3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    options = RunOptions(tmp_path, "mm_niah", InferenceSettings(device="cuda"), gpus_per_task=3)
     env = RankEnv(rank=3, local_rank=1, world_size=4, local_world_size=2)
-    assert choose_layer_devices(options, env, "cuda") == ["cuda:3", "cuda:4", "cuda:5"]
-    assert choose_layer_devices(replace_field(options, ring_attn=True), env, "cuda") == []
+    assert choose_layer_devices(options, env) == ["cuda:3", "cuda:4", "cuda:5"]
+    assert choose_layer_devices(replace_field(options, ring_attn=True), env) == []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(ConfigError, match="needs 8 GPUs, this machine has 4"):
-        choose_layer_devices(replace_field(options, gpus_per_task=4), env, "cuda")
+        choose_layer_devices(replace_field(options, gpus_per_task=4), env)

@@ -10,6 +10,7 @@ from eval.tasks.mm_niah_long import FAMILY, LENGTHS, summarise, write_gold
 from eval.tasks.registry import find_task, select_tasks
 from internvl.errors import ConfigError, EvalError
 from internvl.infer.session import Session
+from internvl.infer.settings import Sampling
 from tests.eval.published import write_mm_niah, write_mm_niah_long
 
 
@@ -74,7 +75,11 @@ def test_a_model_that_is_fed_its_own_words_goes_on_as_it_would(session):
     for _ in range(5):
         forcing = TeacherForcing(session.tokenizer, "x")
         forcing._gold_ids = [*ids, 0]
-        session.answer("What is the secret?", max_new_tokens=forcing.num_tokens, logits_processor=forcing.as_list)
+        session.answer(
+            "What is the secret?",
+            max_new_tokens=forcing.num_tokens,
+            sampling=Sampling(logits_processor=forcing.as_list),
+        )
         assert forcing._said_ids[:-1] == ids
         ids = forcing._said_ids
     assert session.answer("What is the secret?", max_new_tokens=5).text == forcing.read_response() != ""
@@ -84,7 +89,7 @@ def test_only_the_first_token_is_free_of_what_is_fed(session):
     said = []
     for gold in ("blue sky and sea", "red car on a road"):
         forcing = TeacherForcing(session.tokenizer, gold)
-        session.answer("What?", max_new_tokens=forcing.num_tokens, logits_processor=forcing.as_list)
+        session.answer("What?", max_new_tokens=forcing.num_tokens, sampling=Sampling(logits_processor=forcing.as_list))
         said.append(forcing._said_ids)
     assert said[0][0] == said[1][0]
     assert said[0] != said[1]

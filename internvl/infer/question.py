@@ -1,0 +1,135 @@
+"""Questions: what a user asks and shows, and the prompt that the model gets for it.
+
+    Question(prompt, images, videos, history)  --QuestionEncoder-->  ids, positions and features of an EncodedQuestion
+
+The pictures are placed and the text is tokenized where training does it, too (internvl/data/prompt.py and
+internvl/model/conversation.py).
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Int64, Shaped
+from PIL import Image
+from torch import Tensor
+
+from internvl.data.prompt import ImageSource, Picture, VideoSource, check_placeholders, place_pictures
+from internvl.errors import ConfigError
+from internvl.infer.context_parallel import ShardedFeatures
+from internvl.infer.pictures import PictureEncoder, make_key
+from internvl.infer.settings import InferenceSettings
+from internvl.model.conversation import ConversationTokenizer
+
+Turn = tuple[str, str]  # an earlier question and its answer
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with everything that it shows.
+
+    Attributes:
+        prompt: User message with one `<image>` per image and one `<video>` per video.
+        images: Files or pictures in the order of their placeholders, those of earlier questions first.
+        videos: Files, folders of frames, or parts of them (`VideoClip`), in the order of their placeholders.
+        max_num: Tiles per image, one limit for all or one per image; None: the session's.
+        num_frames: Frames per video; None: the session's.
+        history: Earlier questions, with their `<image>`, and answers.
+        system_message: Replaces the template's own.
+    """
+
+    prompt: str
+    images: Sequence[ImageSource] = ()
+    videos: Sequence[VideoSource] = ()
+    max_num: int | Sequence[int] | None = None
+    num_frames: int | None = None
+    history: Sequence[Turn] = ()
+    system_message: str | None = None
+
+
+@dataclass(frozen=True)
+class EncodedQuestion:
+    """A question as the model takes it.
+
+    Attributes:
+        input_ids: Token ids.
+        position_ids: Rotary positions.
+        features: Of all tiles; None without images.
+        tiles_per_image: Of images and frames.
+        keys: What the features of every picture depend on, equal only for equal features.
+        num_frames: Frames of all videos.
+    """
+
+    input_ids: Int64[Tensor, "1 length"]
+    position_ids: Shaped[Tensor, "1 length"]
+    features: Tensor | ShardedFeatures | None
+    tiles_per_image: Sequence[int]
+    keys: Sequence[Hashable]
+    num_frames: int
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+        return self.input_ids.shape[1]
+
+
+class QuestionEncoder:
+    """Reads and encodes what questions show, and writes their prompts.
+
+    Args:
+        pictures: Makes the features, with the model that also makes the positions.
+        conversation: Makes the token ids.
+        settings: Resolved for the checkpoint (`InferenceSettings.for_checkpoint`).
+    """
+
+    def __init__(self, pictures: PictureEncoder, conversation: ConversationTokenizer, settings: InferenceSettings):
+        self.pictures, self.conversation, self.settings = pictures, conversation, settings
+
+    def encode(self, question: Question) -> EncodedQuestion:
+        """Encode one question.
+
+        Raises:
+            ConfigError: A limit out of range.
+            DataError: Another number of `<image>` or `<video>` than of images or videos, or one that cannot be read.
+        """
+        num_frames = self.settings.num_frames if question.num_frames is None else question.num_frames
+        if num_frames < 1:
+            raise ConfigError(f"num_frames is {num_frames}, expected at least 1")
+        limits = self._list_limits(question)
+        asked = [*(earlier for earlier, _ in question.history), question.prompt]
+        check_placeholders(asked, len(question.images), len(question.videos))
+        frames = self.pictures.list_frames(question.videos, num_frames=num_frames)
+        images = [
+            Picture(image, tiling=self.pictures.tiling(limit))
+            for image, limit in zip(question.images, limits, strict=True)
+        ]
+        (*earlier, prompt), placed = place_pictures(asked, images, frames)
+        features, tiles_per_image = self.pictures.encode(placed)
+
+        history = [(text, answer) for text, (_, answer) in zip(earlier, question.history, strict=True)]
+        pieces = self.conversation.encode_prompt(prompt, history=history, system_message=question.system_message)
+        model = self.pictures.model
+        ids, _ = self.conversation.join(pieces, tiles_per_image, num_image_token=model.num_image_token)
+        input_ids = ids.unsqueeze(0).to(model.device)
+        position_ids = model.build_positions(
+            input_ids,
+            rope_pos_id_version=self.settings.rope_pos_id_version,
+            rope_pos_id_stride=self.settings.rope_pos_id_stride,
+        )
+        keys: list[Hashable] = []
+        if self.settings.reuse_prefix:  # a picture in memory is equal to no other, not even to one at its address
+            keys = [object() if isinstance(p.source, Image.Image) else make_key(p) for p in placed]
+        return EncodedQuestion(input_ids, position_ids, features, tiles_per_image, keys, sum(map(len, frames)))
+
+    def _list_limits(self, question: Question) -> list[int]:
+        """Tile limits, one per image."""
+        max_num = self.settings.max_num if question.max_num is None else question.max_num
+        assert max_num is not None  # filled in by `for_checkpoint`
+        limits = list(max_num) if isinstance(max_num, Sequence) else [max_num] * len(question.images)
+        if len(limits) != len(question.images):
+            raise ConfigError(
+                f"max_num has {len(limits)} limits for {len(question.images)} images, expected one per image"
+            )
+        lowest = min([max_num] if isinstance(max_num, int) else limits, default=1)
+        if lowest < 1:
+            raise ConfigError(f"max_num is {lowest}, expected at least 1")
+        return limits
