@@ -77,7 +77,17 @@ def test_the_model_needs_little_and_imports_relatively():
         for node in ast.walk(ast.parse(path.read_text())):
             assert not (isinstance(node, ast.ImportFrom) and node.level == 0 and node.module.startswith("internvl"))
         outside = {name.split(".")[0] for name in imported_modules(path)} - set(sys.stdlib_module_names)
-        assert outside <= OUTSIDE_OF_THE_MODEL
+        assert outside <= OUTSIDE_OF_THE_MODEL | ({"jaxtyping"} if path.name == "shapes.py" else set())
+
+
+def test_shapes_load_without_jaxtyping():
+    code = (
+        "import sys; sys.modules['jaxtyping'] = None\n"
+        "from torch import Tensor\n"
+        "from internvl.model.shapes import Float, Int\n"
+        "assert Float[Tensor, 'batch length'] is Int[Tensor, ''] is Tensor\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_light_packages_do_not_load_torch():
