@@ -8,8 +8,10 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+import tests.shapes  # noqa: F401  (the hook names its checker, and does not import it)
+
 # Shapes and types in signatures hold: every call in a test process is checked against them.
-CHECKED_PACKAGES: tuple[str, ...] = ()
+CHECKED_PACKAGES: tuple[str, ...] = ("internvl.model",)
 install_import_hook(CHECKED_PACKAGES, "tests.shapes.check_calls")
 
 settings.register_profile("shared", deadline=None)  # tests run on shared machines; time is measured in benchmarks/

@@ -21,7 +21,7 @@ from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip
 from internvl.errors import ConfigError
 from internvl.infer.session import Session
 from internvl.model.constants import IMAGE_PLACEHOLDER
-from internvl.model.rope_scaling import parse_rope_scaling
+from internvl.model.scaling import parse_rope_scaling
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from internvl.errors import InternVLError, ParallelError
 from internvl.infer.context_parallel import ContextParallel
 from internvl.infer.session import Answer as SessionAnswer
 from internvl.infer.session import Question, Session
-from internvl.model.rope_scaling import RopeScaling
+from internvl.model.scaling import RopeScaling
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,7 @@ from internvl.errors import ConfigError
 from internvl.infer.context_parallel import check_shareable
 from internvl.infer.session import check_batchable
 from internvl.model.caches import KV_CACHES, check_kv_cache
-from internvl.model.logn_scaling import check_logn_scaling
-from internvl.model.rope_scaling import RopeScaling, parse_rope_scaling
+from internvl.model.scaling import RopeScaling, check_logn_scaling, parse_rope_scaling
 from internvl.model.v2pe import ROPE_POS_ID_VERSIONS
 
 _OPTION = re.compile(r"\A--[a-z][a-z_-]*")

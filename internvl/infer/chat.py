@@ -31,8 +31,7 @@ from internvl.infer.context_parallel import ContextParallel, build_context_paral
 from internvl.infer.session import DEFAULT_NUM_FRAMES, Answer, Session, Turn, check_placeholders
 from internvl.model.caches import KV_CACHES
 from internvl.model.constants import IMAGE_PLACEHOLDER
-from internvl.model.logn_scaling import check_logn_scaling
-from internvl.model.rope_scaling import parse_rope_scaling
+from internvl.model.scaling import check_logn_scaling, parse_rope_scaling
 from internvl.model.v2pe import ROPE_POS_ID_VERSIONS, check_stride
 from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, read_rank_env
 

@@ -15,10 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from internvl.errors import CheckpointError
 from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.loading import load_strictly, read_chat_config
-from internvl.model.logn_scaling import choose_logn_scaling
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
-from internvl.model.rope_scaling import RopeScaling, apply_rope_scaling
+from internvl.model.scaling import RopeScaling, apply_rope_scaling, choose_logn_scaling
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
 
 _CONTENT_PATTERNS = ("config.json", "tokenizer*", "*tokens*.json", "*.safetensors", "pytorch_model*.bin")

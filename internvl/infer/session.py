@@ -53,7 +53,7 @@ from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
 from internvl.model.conversation import Role, get_conversation
 from internvl.model.modeling_internvl_chat import InternVLChatModel
-from internvl.model.rope_scaling import RopeScaling
+from internvl.model.scaling import RopeScaling
 from internvl.model.v2pe import check_stride
 
 
@@ -271,9 +271,9 @@ class Session:
             dtype: Of the weights; None: bfloat16 on CUDA, float32 elsewhere.
             device: None: CUDA when there is a GPU.
             rope_scaling: Scaling of rotary positions, instead of what the checkpoint's config says (see
-                internvl/model/rope_scaling.py); None: the config's.
+                internvl/model/scaling.py); None: the config's.
             logn_scaling: Training length in tokens beyond which queries are made longer (see
-                internvl/model/logn_scaling.py), instead of the config's; 0: none; None: the config's.
+                internvl/model/scaling.py), instead of the config's; 0: none; None: the config's.
             layer_devices: Devices that share the layers of a model which does not fit on one (see
                 internvl/infer/layer_split.py), instead of `device`.
             **options: As of `Session`.

@@ -43,9 +43,9 @@ from internvl.model.configuration_internvl_chat import InternLM2Config, InternVL
 from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.conversation import get_conversation
 from internvl.model.loading import load_strictly, read_chat_config
-from internvl.model.logn_scaling import read_logn_scaling
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
+from internvl.model.scaling import read_logn_scaling
 from internvl.tools.conversion import convert_folder
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from internvl.data.tiling import split_into_tiles
 from internvl.errors import ConfigError, DataError
 from internvl.infer.session import Question, Session
 from internvl.model.constants import IMG_CONTEXT_TOKEN
-from internvl.model.rope_scaling import parse_rope_scaling
+from internvl.model.scaling import parse_rope_scaling
 
 
 def count_encoded(session, monkeypatch):
