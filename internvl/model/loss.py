@@ -20,7 +20,7 @@ CHUNK_BYTES = 128 * 2**20  # float32 logits that exist at a time
 
 
 def build_loss_weight(
-    labels: Int64[Tensor, "batch length"], cu_seqlens: Int[Tensor, " borders"] | None, reduction: LossReduction
+    labels: Int64[Tensor, "batch length"], cu_seqlens: Int[Tensor, " borders"] | None, reduction: str
 ) -> Float32[Tensor, "batch length"]:
     """Weight of every token in the loss, 0 where not supervised.
 
