@@ -11,18 +11,18 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from .configuration_internvl_chat import InternVLChatConfig
 from .errors import CheckpointError, InternVLError
 
 logger = logging.getLogger(__name__)
 
-ModelType = TypeVar("ModelType", bound=PreTrainedModel)
+ModelType = TypeVar("ModelType")  # no bound: Auto classes are not models
 
 
 class LoadReport(TypedDict):
@@ -103,7 +103,7 @@ def load_strictly(
             arguments["dtype"] = next(iter(state.values())).dtype
     try:
         with _no_load_report():
-            loaded: Any = model_class.from_pretrained(str(folder) if state is None else None, **arguments)
+            loaded = cast(Any, model_class).from_pretrained(str(folder) if state is None else None, **arguments)
     except InternVLError:
         raise
     except Exception as error:  # what a broken file raises is a class of its own in every library that reads one

@@ -21,7 +21,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import ModelOutput
 
 from .attention import register_builtin_attention
 from .caches import KeyCastingCache, build_cache, check_kv_cache
@@ -422,7 +421,7 @@ class InternVLChatModel(PreTrainedModel):
         kv_cache: str = "dynamic",
         context_parallel: Any | None = None,
         **generate_kwargs: Any,
-    ) -> Tensor | ModelOutput:
+    ) -> Any:
         """Generate with a key/value cache; returns new tokens only, (batch, new tokens).
 
         Arguments as in `forward`; further ones as of transformers' `generate` (`max_new_tokens`, `do_sample`, ...).
