@@ -339,10 +339,8 @@ class InternVLChatModel(PreTrainedModel):
             labels: -100 where not supervised.
             use_cache: Make a cache when none is given, and return it.
             cu_seqlens: Document borders of a packed row (batch of one).
-            image_strides: See `build_positions`, also for `rope_pos_id_version` and `rope_pos_id_stride`.
+            image_strides, rope_pos_id_version, rope_pos_id_stride: See `build_positions`.
             visual_features: From `extract_feature`, instead of `pixel_values`.
-            rope_pos_id_version: See `image_strides`.
-            rope_pos_id_stride: See `image_strides`.
             rope_lengths: See `InternLM2Model.forward` (made here for a shared row).
             loss_weight: Weight of every label (see loss.py); None: 1 each.
             loss_denominator: What the weighted sum is divided by; None: the sum of weights of this call.
@@ -394,8 +392,7 @@ class InternVLChatModel(PreTrainedModel):
             use_cache=past_key_values is not None,
             **(whole_row | kwargs),
         )
-        hidden_states, head = outputs.last_hidden_state, self.get_output_embeddings()
-        loss = logits = None
+        hidden_states, head, loss, logits = outputs.last_hidden_state, self.get_output_embeddings(), None, None
         if labels is not None:
             loss = loss_function(hidden_states, head.weight, targets, weights, denominator=loss_denominator)
         if return_logits or (return_logits is None and (labels is None or not self.training)):
