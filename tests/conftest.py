@@ -11,7 +11,7 @@ from jaxtyping import install_import_hook
 import tests.shapes  # noqa: F401  (the hook names its checker, and does not import it)
 
 # Shapes and types in signatures hold: every call in a test process is checked against them.
-CHECKED_PACKAGES: tuple[str, ...] = ("internvl.parallel", "internvl.infer")
+CHECKED_PACKAGES: tuple[str, ...] = ("internvl.model", "internvl.parallel", "internvl.infer")
 install_import_hook(CHECKED_PACKAGES, "tests.shapes.check_calls")
 
 settings.register_profile("shared", deadline=None)  # tests run on shared machines; time is measured in benchmarks/

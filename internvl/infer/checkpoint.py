@@ -16,10 +16,9 @@ from internvl.errors import CheckpointError
 from internvl.infer.settings import InferenceSettings
 from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.loading import load_strictly, read_chat_config
-from internvl.model.logn_scaling import choose_logn_scaling
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
-from internvl.model.rope_scaling import apply_rope_scaling
+from internvl.model.scaling import apply_rope_scaling, choose_logn_scaling
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
 
 _CONTENT_PATTERNS = ("config.json", "tokenizer*", "*tokens*.json", "*.safetensors", "pytorch_model*.bin")

@@ -20,8 +20,7 @@ from internvl.errors import ConfigError
 from internvl.infer.flags import at_least, check_flags, flag, one_of
 from internvl.model.caches import KV_CACHES
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
-from internvl.model.logn_scaling import check_logn_scaling
-from internvl.model.rope_scaling import RopeScaling, parse_rope_scaling
+from internvl.model.scaling import RopeScaling, check_logn_scaling, parse_rope_scaling
 from internvl.model.v2pe import ROPE_POS_ID_VERSIONS, check_stride, check_version
 from internvl.parallel.launch import RankEnv
 

@@ -1,59 +1,67 @@
 """The attention seam: causal attention over packed rows and cached sequences, by name.
 
-Model code asks `attend` for attention and nothing else; which kernel runs is decided by the name in
-`config._attn_implementation`. Documents of a packed row are told by `cu_seqlens`, never by position ids (fractional
-positions would look like document borders), and no length x length mask is ever made: a row is cut at its document
-borders (or at its padding) and every piece goes through torch's scaled_dot_product_attention, whose fused kernels
-know grouped-query heads and causal order.
+Model code calls `attend` and nothing else; the name in `config._attn_implementation` decides which kernel runs.
+Documents of a packed row are marked by `cu_seqlens`, never by position ids, since fractional positions would look like
+document borders. No length x length mask is ever made: a row is cut at its document borders (or at its padding) and
+every piece goes through torch's scaled_dot_product_attention, whose fused kernels know grouped-query heads and causal
+order.
 
-The functions are registered with transformers' AttentionInterface under `packed_sdpa`, together with a mask function
-that builds no mask, so that decoders of transformers can use them too. Further names (flash, ring, ulysses) register
-in the same table.
+`packed_sdpa` is registered with transformers' AttentionInterface, together with a mask function that builds no mask,
+so that decoders of transformers can use it too. Other kernels (flash, ring, ulysses) register in the same table.
 
-Under torch.compile the seam is where a graph ends and the next begins: which pieces a row has is data.
+Under torch.compile graphs end at the seam, because the pieces of a row are data.
 """
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from .errors import ConfigError
+from .shapes import Float, Int, Shaped
 
 DEFAULT_ATTENTION = "packed_sdpa"
-_MASK_ENTRIES = 2**22  # of a mask at a time, where cached keys stand in front of the queries
+_MASK_ENTRIES = 2**22  # of one mask, which is needed where cached keys come before the queries
 
 
+# Heads are a multiple of kv_heads.
+Queries: TypeAlias = Float[Tensor, "batch heads queries head_dim"]
+Keys: TypeAlias = Float[Tensor, "batch kv_heads keys head_dim"]
+Borders: TypeAlias = Int[Tensor, " borders"]
+Padding: TypeAlias = Shaped[Tensor, "batch keys"]
+
+
+@runtime_checkable
 class AttentionFunction(Protocol):
     """Causal self-attention of queries that are the last tokens of their keys.
 
     Args:
-        query: (batch, heads, query_length, head_dim).
-        key: (batch, kv_heads, key_length, head_dim), heads a multiple of kv_heads.
-        value: Same shape as `key`.
+        query: Rotated queries.
+        key: Rotated keys.
+        value: Values.
         scaling: Factor of the scores.
-        cu_seqlens: (documents + 1,) int borders of a packed row; needs a batch of one and query_length == key_length.
-        attention_mask: (batch, key_length), 0 where padded; every row's real tokens stand in one piece.
+        cu_seqlens: Document borders of a packed row; needs a batch of one and as many queries as keys.
+        attention_mask: 0 where padded; the real tokens of every row are in one piece.
 
     Returns:
-        (batch, heads, query_length, head_dim). Rows of padding are zero.
+        Same shape as `query`; zero at padding.
     """
 
     def __call__(  # noqa: D102
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        query: Queries,
+        key: Keys,
+        value: Keys,
         *,
         scaling: float,
-        cu_seqlens: Tensor | None,
-        attention_mask: Tensor | None,
-    ) -> Tensor: ...
+        cu_seqlens: Borders | None,
+        attention_mask: Padding | None,
+    ) -> Queries: ...
 
 
 # Names that transformers fills in when nobody chose one.
@@ -69,46 +77,45 @@ def register_attention(name: str, function: AttentionFunction) -> None:
 
 @torch.compiler.disable
 def attend(
-    name: str | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    attention: str | AttentionFunction | None,
+    query: Queries,
+    key: Keys,
+    value: Keys,
     *,
     scaling: float,
-    cu_seqlens: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    query_scale: Tensor | None = None,
-    attention: AttentionFunction | None = None,
-) -> Tensor:
-    """Attention by the function registered under `name` (see `AttentionFunction`).
+    cu_seqlens: Borders | None = None,
+    attention_mask: Padding | None = None,
+    query_scale: Float[Tensor, "#batch queries"] | None = None,
+) -> Queries:
+    """Attention by a function, or by the one registered under a name (see `AttentionFunction`).
 
-    `query_scale`: (batch or 1, query_length) factors of the queries (see logn_scaling.py); None: 1.
-    `attention`: the function of this call, instead of the registered one.
+    `query_scale` are factors of the queries (log-n scaling, see rotary.py); None: 1.
 
     Raises:
         ConfigError: No function of that name.
     """
-    function = attention or _ATTENTION.get(DEFAULT_ATTENTION if name in _UNCHOSEN else name)
-    if function is None:
-        raise ConfigError(f"unknown attention {name!r}; registered: {sorted(map(str, _ATTENTION))}")
+    if attention is None or isinstance(attention, str):
+        name, attention = attention, _ATTENTION.get(DEFAULT_ATTENTION if attention in _UNCHOSEN else attention)
+        if attention is None:
+            raise ConfigError(f"unknown attention {name!r}; registered: {sorted(map(str, _ATTENTION))}")
     query = _scale_queries(query, query_scale)
-    return function(query, key, value, scaling=scaling, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
+    return attention(query, key, value, scaling=scaling, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
 
 
 def is_registered(name: str | None) -> bool:
-    """Whether `name` was registered here (and was not just filled in by transformers)."""
+    """Whether `name` was registered here, and not only filled in by transformers."""
     return name in _ATTENTION
 
 
 def packed_sdpa(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    query: Queries,
+    key: Keys,
+    value: Keys,
     *,
     scaling: float,
-    cu_seqlens: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-) -> Tensor:
+    cu_seqlens: Borders | None = None,
+    attention_mask: Padding | None = None,
+) -> Queries:
     """Torch's fused attention, piece by piece (see `AttentionFunction`)."""
     if cu_seqlens is not None:
         return _attend_documents(query, key, value, scaling, cu_seqlens)
@@ -117,7 +124,7 @@ def packed_sdpa(
     return attend_causal(query, key, value, scaling)
 
 
-def attend_causal(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+def attend_causal(query: Queries, key: Keys, value: Keys, scaling: float) -> Queries:
     """Causal attention where query i of n sees the first `key_length - n + i + 1` keys."""
     query_length, key_length = query.shape[2], key.shape[2]
     grouped = query.shape[1] != key.shape[1]
@@ -130,7 +137,7 @@ def attend_causal(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> 
     return _attend_with_masks(query, key, value, scaling)
 
 
-def _attend_cached_chunk(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+def _attend_cached_chunk(query: Queries, key: Keys, value: Keys, scaling: float) -> Queries:
     """A further chunk of a cached sequence: all cached keys, then the chunk's own, merged by their log-sum-exp."""
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     num_cached = key.shape[2] - query.shape[2]
@@ -140,8 +147,8 @@ def _attend_cached_chunk(query: Tensor, key: Tensor, value: Tensor, scaling: flo
     return torch.lerp(own.to(weight.dtype), cached.to(weight.dtype), weight).to(query.dtype)
 
 
-def _attend_with_masks(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """The same on any device and with gradients: one mask of bounded size per block of queries."""
+def _attend_with_masks(query: Queries, key: Keys, value: Keys, scaling: float) -> Queries:
+    """As `_attend_cached_chunk`, on any device and with gradients: one mask of bounded size per block of queries."""
     query_length, key_length = query.shape[2], key.shape[2]
     grouped = query.shape[1] != key.shape[1]
     block_length = max(_MASK_ENTRIES // key_length, 1)
@@ -159,7 +166,7 @@ def _attend_with_masks(query: Tensor, key: Tensor, value: Tensor, scaling: float
     return torch.cat(blocks, dim=2)
 
 
-def _attend_documents(query: Tensor, key: Tensor, value: Tensor, scaling: float, cu_seqlens: Tensor) -> Tensor:
+def _attend_documents(query: Queries, key: Keys, value: Keys, scaling: float, cu_seqlens: Borders) -> Queries:
     borders = cu_seqlens.reshape(-1).tolist()
     if query.shape[0] != 1 or query.shape[2] != key.shape[2] or borders[-1] != query.shape[2]:
         raise ValueError(
@@ -168,17 +175,17 @@ def _attend_documents(query: Tensor, key: Tensor, value: Tensor, scaling: float,
         )
     lengths = [b - a for a, b in pairwise(borders)]
     documents = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
-    # Joined token by token, as the kernels lay their outputs out in memory.
+    # Joined along tokens in the kernels' own memory layout, so that no output is copied twice.
     outputs = [attend_causal(q, k, v, scaling).transpose(1, 2) for q, k, v in documents if q.shape[2]]
     return torch.cat(outputs, dim=1).transpose(1, 2)
 
 
-def _attend_padded(query: Tensor, key: Tensor, value: Tensor, scaling: float, attention_mask: Tensor) -> Tensor:
+def _attend_padded(query: Queries, key: Keys, value: Keys, scaling: float, attention_mask: Padding) -> Queries:
     query_length, key_length = query.shape[2], key.shape[2]
     rows = []
     for i, mask in enumerate(attention_mask[:, :key_length].bool()):
         first, last = real_span(mask)
-        hidden = key_length - query_length  # keys that stand in the cache only
+        hidden = key_length - query_length  # keys of the cache, whose queries are not here
         query_first, query_last = max(first - hidden, 0), max(last - hidden, 0)
         row = query.new_zeros(1, *query.shape[1:])
         if query_last > query_first:
@@ -194,7 +201,7 @@ def _attend_padded(query: Tensor, key: Tensor, value: Tensor, scaling: float, at
     return torch.cat(rows, dim=0)
 
 
-def real_span(mask: Tensor) -> tuple[int, int]:
+def real_span(mask: Shaped[Tensor, " keys"]) -> tuple[int, int]:
     """(first, last + 1) index of the real tokens of one row.
 
     Raises:
@@ -209,41 +216,40 @@ def real_span(mask: Tensor) -> tuple[int, int]:
     return first, last
 
 
-def _as_interface(function: AttentionFunction) -> Callable:
+def _as_interface(function: AttentionFunction) -> Callable[..., tuple[Tensor, None]]:
+    """`function` with the signature that decoders of transformers call."""
+
     @torch.compiler.disable
     def interface(
-        module,
-        query,
-        key,
-        value,
-        attention_mask,
-        scaling=None,
-        dropout=0.0,
-        cu_seqlens=None,
-        query_scale=None,
-        attention=None,
-        **kwargs,
-    ):
+        module: nn.Module,
+        query: Queries,
+        key: Keys,
+        value: Keys,
+        attention_mask: Padding | None,
+        scaling: float | None = None,
+        **context: Any,
+    ) -> tuple[Float[Tensor, "batch queries heads head_dim"], None]:
+        # Decoders hand on what they do not know: our three entries are `cu_seqlens`, `query_scale` and `attention`.
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        query = _scale_queries(query, query_scale)
+        query = _scale_queries(query, context.get("query_scale"))
         # Rotation in float32 leaves queries and keys in float32; the kernels want one dtype.
         query, key = query.to(value.dtype), key.to(value.dtype)
-        attend = attention or function
-        out = attend(query, key, value, scaling=scaling, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
+        chosen: AttentionFunction = context.get("attention") or function
+        cu_seqlens = context.get("cu_seqlens")
+        out = chosen(query, key, value, scaling=scaling, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
         return out.transpose(1, 2), None
 
     return interface
 
 
-def _scale_queries(query: Tensor, scale: Tensor | None) -> Tensor:
-    """(batch, heads, length, head_dim) times (batch or 1, length), in the dtype of the queries."""
+def _scale_queries(query: Queries, scale: Float[Tensor, "#batch queries"] | None) -> Queries:
     if scale is None:
         return query
     return (query * scale.to(query.device)[:, None, :, None]).to(query.dtype)
 
 
-def _padding_mask(*args, attention_mask: Tensor | None = None, **kwargs) -> Tensor | None:
-    """What our attention functions want of transformers' mask code: (batch, key_length) padding, no square mask."""
+def _padding_mask(*args: object, attention_mask: Padding | None = None, **kwargs: object) -> Padding | None:
+    """In place of transformers' mask code: padding as it is, since our functions need no square mask."""
     return attention_mask
 
 
@@ -251,5 +257,5 @@ _ATTENTION: dict[str | None, AttentionFunction] = {DEFAULT_ATTENTION: packed_sdp
 
 
 def register_builtin_attention() -> None:
-    """Make this file's functions known to transformers (the chat model calls it when it is made)."""
+    """Make `packed_sdpa` known to transformers (the chat model does, so that importing this file changes nothing)."""
     register_attention(DEFAULT_ATTENTION, packed_sdpa)

@@ -1,35 +1,30 @@
-"""Key/value caches of generation, by name; all of them are made of transformers' cache layers.
+"""Key/value caches of generation, by name, made of transformers' cache layers.
 
-    name        keys and values live in             memory grows         answers
-    dynamic     the model's device                  token by token       -
-    static      the model's device                  once, at the start   those of dynamic
-    offloaded   main memory, a layer or two on the  token by token       those of dynamic
-                GPU at a time
-    quantized   the model's device, 8-bit floats    token by token       close to those of dynamic
+    name        keys and values are kept in             memory grows         answers
+    dynamic     the model's device                      token by token       -
+    static      the model's device                      once, at the start   those of dynamic
+    offloaded   main memory, but for one or two layers  token by token       those of dynamic
+    quantized   the model's device, as 8-bit floats     token by token       close to those of dynamic
 
-`generate(kv_cache=name)` makes one; every layer returns the keys and values filled so far, so attention never sees
-empty room and needs no mask for it.
+`generate(kv_cache=name)` makes one. Every layer returns the keys and values stored so far, so that attention never sees
+empty slots and needs no mask for them.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, Fp8QuantizedLayer, StaticLayer
 
 from .errors import ConfigError
+from .shapes import Float
 
 KV_CACHES = ("dynamic", "static", "offloaded", "quantized")
 
 
 def check_kv_cache(name: str) -> None:
-    """Refuse unknown names.
-
-    Raises:
-        ConfigError: `name` is none of `KV_CACHES`.
-    """
+    """Raise ConfigError unless `name` is one of `KV_CACHES`."""
     if name not in KV_CACHES:
         raise ConfigError(f"kv_cache is {name!r}, expected one of {', '.join(KV_CACHES)}")
 
@@ -49,22 +44,29 @@ class KeyCastingCache(Cache):
     def __init__(self, make_layer: Callable[[], CacheLayerMixin] = DynamicLayer, *, num_offloaded_layers: int = 0):
         if num_offloaded_layers:
             # All of them at once: the next layer is fetched while one runs, so it must be known which one that is.
-            layers: Any = [make_layer() for _ in range(num_offloaded_layers)]
-            super().__init__(layers=layers, offloading=True, offload_only_non_sliding=False)
+            layers = [make_layer() for _ in range(num_offloaded_layers)]
+            super().__init__(layers=list(layers), offloading=True, offload_only_non_sliding=False)
         else:
             super().__init__(layer_class_to_replicate=make_layer)  # type: ignore[arg-type]
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
-        """As of `Cache`: (batch, kv_heads, new tokens, head_dim) in, all tokens so far out."""
+    def update(
+        self,
+        key_states: Float[Tensor, "batch kv_heads new head_dim"],
+        value_states: Float[Tensor, "batch kv_heads new head_dim"],
+        layer_idx: int,
+        *args: object,
+        **kwargs: object,
+    ) -> tuple[Float[Tensor, "batch kv_heads keys head_dim"], Float[Tensor, "batch kv_heads keys head_dim"]]:
+        """Store new tokens of a layer; all of its tokens so far."""
         return super().update(key_states.to(value_states.dtype), value_states, layer_idx, *args, **kwargs)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """As of `Cache`: row i becomes row `beam_idx[i]`."""
+        """Row i becomes row `beam_idx[i]`."""
         self._finish_copies()
         super().reorder_cache(beam_idx)  # type: ignore[arg-type]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """As of `Cache`: every row stands `repeats` times, side by side."""
+        """Every row `repeats` times, side by side."""
         self._finish_copies()
         super().batch_repeat_interleave(repeats)
 
@@ -83,8 +85,14 @@ class FilledStaticLayer(StaticLayer):
         super().__init__(max_cache_len)
         self._num_filled = 0
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store new tokens; views of all tokens so far, (batch, kv_heads, filled, head_dim).
+    def update(
+        self,
+        key_states: Float[Tensor, "batch kv_heads new head_dim"],
+        value_states: Float[Tensor, "batch kv_heads new head_dim"],
+        *args: object,
+        **kwargs: object,
+    ) -> tuple[Float[Tensor, "batch kv_heads filled head_dim"], Float[Tensor, "batch kv_heads filled head_dim"]]:
+        """Store new tokens; views of all tokens so far.
 
         Raises:
             ValueError: No room for so many tokens.

@@ -1,18 +1,17 @@
 """Configs of InternVL2: vision tower, InternLM2 decoder, and the chat model that joins them.
 
 Field names and defaults are those of released InternVL2 checkpoints, so that any of their config.json files loads.
-Fields that describe a run and not a model (`chunk_num`, `attn_type`, `group_list`, ...) appear in files saved by older
-code; they are accepted and dropped.
+Fields of a run (`chunk_num`, `attn_type`, `group_list`, ...), which older code saved with the model, are dropped.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 from transformers import AutoConfig, LlamaConfig, Phi3Config, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from .errors import ConfigError
-from .logn_scaling import check_logn_scaling
-from .rope_scaling import TRAINED_ROPE_TYPES, read_rope_scaling
+from .scaling import TRAINED_ROPE_TYPES, check_logn_scaling, read_rope_scaling
 from .v2pe import RANDOM_STRIDES, check_version
 
 # Fields of older files that carry no meaning here.
@@ -81,12 +80,11 @@ class InternVisionConfig(PretrainedConfig):
 class InternLM2Config(PretrainedConfig):
     """InternLM2 decoder.
 
-    `rope_scaling` is None or `{"type": "linear" | "dynamic" | "yarn", "factor": >= 1}` and applies to `default`
-    positions; `"scale_v2pe": true` extends linear and YaRN to V2PE positions. YaRN may name its
-    `original_max_position_embeddings`. The entry `{"type": "v2pe"}` that older code saved means no scaling
-    (see rope_scaling.py).
+    `rope_scaling` is None or `{"type": "linear" | "dynamic" | "yarn", "factor": >= 1}`, for ordinary positions;
+    `"scale_v2pe": true` extends linear and YaRN to V2PE positions. YaRN may name its
+    `original_max_position_embeddings`. `{"type": "v2pe"}`, which older code saved, means no scaling.
 
-    `logn_scaling` is None, or the training length in tokens beyond which queries are made longer (see logn_scaling.py).
+    `logn_scaling` is None, or the training length in tokens beyond which queries are made longer. Both: see rotary.py.
     """
 
     model_type = "internlm2"
@@ -147,14 +145,17 @@ class InternLM2Config(PretrainedConfig):
 class ScalablePhi3Config(Phi3Config):
     """Phi3's config that also takes linear, dynamic NTK and YaRN scaling (transformers' own knows longrope only)."""
 
+    # Its base is a dataclass that takes further fields; checkers that go by the declared ones would refuse those.
+    __no_type_check__ = True
+
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """As of all models of transformers, without Phi3's own reading of `yarn`."""
+        """The base class's, without Phi3's own reading of `yarn`."""
         kwargs = super(Phi3Config, self).convert_rope_params_to_dict(**kwargs)
-        cast(Any, self.rope_parameters).setdefault("partial_rotary_factor", 1.0)
+        cast(dict[str, object], self.rope_parameters).setdefault("partial_rotary_factor", 1.0)
         return kwargs
 
     def validate_rope(self) -> None:
-        """As of all models of transformers, without Phi3's own list of types."""
+        """The base class's, without Phi3's own list of types."""
         super(Phi3Config, self).validate_rope()
 
 
@@ -246,7 +247,7 @@ class InternVLChatConfig(PretrainedConfig):
         side = self.image_size // self.vision_config.patch_size
         return math.floor(side * side * self.downsample_ratio**2 + 1e-6)
 
-    def get_text_config(self, decoder=None, encoder=None) -> PretrainedConfig:
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
         """Config of the decoder (transformers' generation code asks for it)."""
         return self.llm_config
 
@@ -281,19 +282,18 @@ def _llm_config(config: PretrainedConfig | dict | None) -> PretrainedConfig:
     return _LLM_CONFIGS[architecture](**fields)
 
 
-def _native_rope_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields of rope scaling in the form that configs of transformers keep.
-
-    `scale_v2pe`, which transformers does not know, stands beside the entry; the type `v2pe` of older code is none; what
-    older code calls `su`, or `yarn` with lists of factors, is longrope.
-    """
+def _native_rope_fields(fields: Mapping[str, Any]) -> dict[str, object]:
+    """Fields of rope scaling in the form that configs of transformers keep."""
     name = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
     entry = dict(fields.get(name) or {})
+    # transformers does not know `scale_v2pe`, so it goes beside the entry.
     scale_v2pe = entry.pop("scale_v2pe", fields.get("scale_v2pe", False))
     old_kind = entry.pop("type", "default")
     kind = entry.get("rope_type", old_kind)
+    # Older code calls longrope `su`, or `yarn` with lists of factors.
     if kind in ("su", "yarn") and "short_factor" in entry:
         kind = "longrope"
+    # The type `v2pe` of older code is no scaling.
     if kind == "v2pe":
         kind, entry = "default", {key: entry[key] for key in ("rope_theta", "partial_rotary_factor") if key in entry}
     if kind in ("linear", "dynamic", "yarn"):

@@ -1,10 +1,9 @@
-"""Which decoders a chat model can have, and how each of them takes V2PE positions.
+"""Decoders that a chat model can have, and how each of them takes V2PE positions.
 
-InternLM2 is ours (modeling_internlm2.py). Llama, Qwen2, Qwen3 and Phi3 are transformers' own classes; only their
-rotary module is supplied here, by composition: integer positions go to the module that the class came with, so
-ordinary positions are exactly transformers' (but for frequencies that depend on length, which are chosen per sequence),
-floating positions get float32 tables from float64 angles. Attention reaches the seam in attention.py by name, and
-documents of a packed row reach it as `cu_seqlens`.
+InternLM2 is our own class (modeling_internlm2.py). Llama, Qwen2, Qwen3 and Phi3 are transformers' classes with another
+rotary module inside. Integer positions go to the module that the class came with, so that ordinary positions are
+exactly transformers'; floating ones get their tables from rotary.py. Attention reaches the seam in attention.py by its
+registered name, and documents of a packed row reach it as `cu_seqlens`.
 
     family     InternVL2 sizes            decoder
     internlm2  2B, 8B, 26B                InternLM2ForCausalLM
@@ -14,147 +13,68 @@ documents of a packed row reach it as `cu_seqlens`.
     qwen3      (InternVL3.5)              Qwen3ForCausalLM
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
-from .attention import DEFAULT_ATTENTION, is_registered
+from .attention import DEFAULT_ATTENTION, AttentionFunction, is_registered
 from .errors import ConfigError
-from .logn_scaling import build_query_scales
-from .rope_scaling import TRAINED_ROPE_TYPES
-from .v2pe import next_position, ntk_base, rotary_tables
-
-# Rope types whose frequencies depend on the final length of a sequence.
-_TYPES_BY_LENGTH = ("dynamic", "longrope")
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Where the sequences of a batch lie, and how long they will be.
-
-    Attributes:
-        cu_seqlens: (documents + 1,) borders of a packed row; None: every row is a sequence.
-        final_lengths: Final length in positions, of every sequence or, (batch, length), of every token's sequence;
-            None: the length so far.
-    """
-
-    cu_seqlens: Tensor | None = None
-    final_lengths: Tensor | int | None = None
-
-    def lengths_of_tokens(self, position_ids: Tensor) -> Tensor:
-        """Final length of the sequence that a token belongs to: int64, (batch, 1) or (1, length) of a packed row."""
-        if torch.is_tensor(self.final_lengths) and self.final_lengths.shape == position_ids.shape:
-            return self.final_lengths.long()
-        if self.final_lengths is not None:
-            lengths = torch.as_tensor(self.final_lengths, device=position_ids.device).reshape(-1)
-        elif self.cu_seqlens is None:
-            lengths = position_ids.amax(dim=1).ceil() + 1
-        else:
-            # Positions rise within a document: its last one is the largest.
-            last = self._borders(position_ids)[1:] - 1
-            lengths = position_ids[0, last.clamp(min=0)].ceil() + 1
-        if self.cu_seqlens is None:
-            return lengths.long().unsqueeze(1)
-        return torch.repeat_interleave(lengths.long(), self._borders(position_ids).diff()).unsqueeze(0)
-
-    def _borders(self, position_ids: Tensor) -> Tensor:
-        assert self.cu_seqlens is not None
-        return self.cu_seqlens.reshape(-1).to(position_ids.device, torch.int64)
+from .rotary import Sequences, build_query_scales, build_rotary_tables, exceeds_training
+from .shapes import Float, Num
+from .v2pe import next_position
 
 
 class V2PERotaryEmbedding(nn.Module):
-    """Rotary tables of one decoder for ordinary and for V2PE positions.
+    """Rotary tables of a decoder of transformers, for ordinary and for V2PE positions.
 
     Args:
-        native: The rotary module of transformers that it stands in for.
+        native: The rotary module of transformers that it replaces.
         config: Config of the decoder.
 
     Attributes:
-        sequences: Of the forward pass that runs (see `_note_sequences`); frequencies that depend on length are chosen
-            per sequence by it, so that neither the next sample nor cached keys get those of another length.
+        sequences: Of the current forward pass, see `_note_sequences`.
     """
 
-    def __init__(self, native: Any, config: Any):
+    def __init__(self, native: nn.Module, config: PreTrainedConfig):
         super().__init__()
-        self.native: Any = native
-        self.config: Any = config
+        self.native = native
+        self.config = config
         self.sequences = Sequences()
 
-    def forward(self, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, (batch, length, rotated width).
+    def forward(
+        self, hidden_states: Tensor, position_ids: Num[Tensor, "batch length"]
+    ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch length width"]]:
+        """Cosines and sines.
 
-        Integer positions: as transformers makes them (scaled as the config says, in the dtype of `hidden_states`), but
-        for sequences beyond the length that the model was trained on, whose dynamic NTK or longrope frequencies follow
-        from their own final length (float32). Floating positions: float32, scaled by linear or YaRN if the config says
-        `scale_v2pe`, and never otherwise beyond what the model was trained with.
+        Integer positions get the tables of transformers, scaled as the config says and in the dtype of
+        `hidden_states`. Floating positions, and sequences beyond the length that the model was trained on, get float32
+        tables from rotary.py, whose frequencies follow from the sequence's own final length: transformers changes
+        them for the whole batch, after keys were cached.
         """
-        kind = self.config.rope_parameters["rope_type"]
-        lengths = self.sequences.lengths_of_tokens(position_ids) if kind in _TYPES_BY_LENGTH else None
-        if not position_ids.is_floating_point():
-            if lengths is None or not bool((lengths > self._unscaled_length(kind)).any()):
-                return self.native(hidden_states, position_ids=position_ids)
-        elif kind not in TRAINED_ROPE_TYPES and not getattr(self.config, "scale_v2pe", False):
-            kind = "default"
-        frequencies, scale = self._frequencies(kind, lengths, position_ids.device)
-        if frequencies.dim() == 1:
-            width, base = 2 * len(frequencies), self.config.rope_parameters["rope_theta"]
-            cos, sin = rotary_tables(
-                position_ids, head_dim=width, base=base, inverse_frequency=frequencies, scale=scale
-            )
-        else:
-            angles = position_ids.double().unsqueeze(-1) * frequencies
-            cos, sin = (angles.cos() * scale).float(), (angles.sin() * scale).float()
+        if not position_ids.is_floating_point() and not exceeds_training(self.config, position_ids, self.sequences):
+            return self.native(hidden_states, position_ids=position_ids)
+        cos, sin = build_rotary_tables(self.config, position_ids, self.sequences)
         return torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1)
 
-    def _unscaled_length(self, kind: str) -> int:
-        """Tokens up to which a sequence has the frequencies of short ones."""
-        if kind == "dynamic":
-            return self.config.max_position_embeddings
-        return self.config.rope_parameters["original_max_position_embeddings"]
 
-    def _frequencies(self, kind: str, lengths: Tensor | None, device: torch.device) -> tuple[Tensor, float]:
-        """Inverse frequencies, float64, (width / 2,) or with the dimensions of `lengths` in front; factor of tables."""
-        parameters = self.config.rope_parameters
-        if kind in ("default", "dynamic"):
-            width = int(_head_dim(self.config) * parameters.get("partial_rotary_factor", 1.0))
-            base = torch.tensor(parameters["rope_theta"], dtype=torch.float64, device=device)
-            if kind == "dynamic" and lengths is not None:
-                base = ntk_base(
-                    parameters["rope_theta"],
-                    lengths,
-                    max_position_embeddings=self.config.max_position_embeddings,
-                    factor=parameters["factor"],
-                    head_dim=width,
-                )
-            exponents = torch.arange(0, width, 2, dtype=torch.float64, device=device) / width
-            return base.unsqueeze(-1) ** -exponents, 1.0
-        compute = ROPE_INIT_FUNCTIONS[kind]
-        frequencies, scale = compute(self.config, device)
-        if lengths is None:
-            return frequencies.double(), scale
-        limit = self._unscaled_length(kind)
-        long_frequencies, _ = compute(self.config, device, seq_len=limit + 1)
-        return torch.where((lengths > limit).unsqueeze(-1), long_frequencies, frequencies).double(), scale
+def _note_sequences(
+    decoder: PreTrainedModel, args: tuple[object, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[object, ...], dict[str, Any]]:
+    """Forward pre-hook: tells the rotary module, which is only given positions, where sequences lie.
 
-
-def _note_sequences(model: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Forward pre-hook of a decoder of transformers, which hands positions alone to its rotary module.
-
-    Everything that it does not know itself reaches the attention seam: `cu_seqlens`, and `query_scale`, which is made
-    here.
+    Arguments that the decoder does not know reach the attention seam: `cu_seqlens`, and `query_scale`, made here.
     """
-    model.rotary_emb.sequences = Sequences(kwargs.get("cu_seqlens"), kwargs.get("rope_lengths"))
+    _rotary(decoder).sequences = Sequences(kwargs.get("cu_seqlens"), kwargs.get("rope_lengths"))
     num_keys = kwargs.pop("num_keys", None)
-    states = kwargs.get("inputs_embeds")
+    cache, states = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
     query_scale = build_query_scales(
-        model.config,
+        decoder.config,
         states=kwargs.get("input_ids", *args[:1]) if states is None else states,
-        past_key_values=kwargs.get("past_key_values"),
+        num_cached=0 if cache is None else cache.get_seq_length(),
         attention_mask=kwargs.get("attention_mask"),
         cu_seqlens=kwargs.get("cu_seqlens"),
         num_keys=num_keys,
@@ -164,18 +84,22 @@ def _note_sequences(model: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tu
     return args, kwargs
 
 
-def _forget_sequences(model: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-    model.rotary_emb.sequences = Sequences()
+def _forget_sequences(
+    decoder: PreTrainedModel, args: tuple[object, ...], kwargs: dict[str, object], output: object
+) -> None:
+    _rotary(decoder).sequences = Sequences()
 
 
-def _head_dim(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def _rotary(decoder: PreTrainedModel) -> V2PERotaryEmbedding:
+    return cast(V2PERotaryEmbedding, decoder.rotary_emb)
 
 
 class WholePositionsMixin:
     """Generation: the n-th new token sits at ceil(last prompt position) + n."""
 
-    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, is_encoder_decoder=False, num_new_tokens=1):
+    def _update_model_kwargs_for_generation(
+        self, outputs: object, model_kwargs: dict[str, Any], is_encoder_decoder: bool = False, num_new_tokens: int = 1
+    ) -> dict[str, Any]:
         positions = model_kwargs.get("position_ids")
         if positions is not None and positions.is_floating_point():
             # The parent appends last + 1, last + 2, ...: give it a whole number to start from.
@@ -187,10 +111,17 @@ class WholePositionsMixin:
 
 
 class FinalLengthMixin(WholePositionsMixin):
-    """Generation fixes frequencies that depend on length by the final length of every sequence, in positions."""
+    """Generation: frequencies that depend on length follow from every sequence's final length, in positions."""
 
-    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, rope_lengths=None, attention=None, **kwargs):
-        """As of all models of transformers; Phi3's own drops the cache where its frequencies would change."""
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        inputs_embeds: Tensor | None = None,
+        rope_lengths: Tensor | int | None = None,
+        attention: AttentionFunction | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """`GenerationMixin`'s, since Phi3's own drops the cache where its frequencies would change."""
         return GenerationMixin.prepare_inputs_for_generation(
             self,  # type: ignore[arg-type]
             input_ids,
@@ -201,8 +132,13 @@ class FinalLengthMixin(WholePositionsMixin):
         )
 
     def _prepare_cache_for_generation(
-        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-    ):
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: object,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
         super()._prepare_cache_for_generation(  # type: ignore[misc]
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
@@ -228,31 +164,28 @@ class Phi3ForCausalLM(FinalLengthMixin, transformers.Phi3ForCausalLM):  # type: 
     """transformers' Phi3 with V2PE positions; longrope frequencies of a sequence never change while it grows."""
 
 
-_NATIVE_FAMILIES = {
+_NATIVE_FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {
     model.__name__: model for model in (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM)
 }
 
 
-def grow_vocabulary(decoder: Any, vocab_size: int, num_added: int) -> None:
-    """Give a decoder at least `vocab_size` tokens.
-
-    Embedding and output rows of the last `num_added` of them become the mean of those before.
-    """
+def grow_vocabulary(decoder: PreTrainedModel, vocab_size: int, num_added: int) -> None:
+    """Give a decoder at least `vocab_size` tokens, the last `num_added` of which start as the mean of those before."""
     num_old = vocab_size - num_added
     decoder.resize_token_embeddings(max(vocab_size, decoder.config.vocab_size), mean_resizing=False)
     for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
-        rows = layer.weight.data
+        rows = cast(Tensor, layer.weight).data
         rows[num_old:vocab_size] = rows[:num_old].float().mean(dim=0).to(rows.dtype)
     decoder.vocab_size = decoder.config.vocab_size
 
 
-def build_native_decoder(config: PreTrainedConfig) -> nn.Module:
+def build_native_decoder(config: PreTrainedConfig) -> PreTrainedModel:
     """A decoder of transformers whose rotary module takes V2PE positions.
 
     Raises:
         ConfigError: Unknown architecture, or a sliding attention window that the model would use.
     """
-    model_class: Any = _NATIVE_FAMILIES[check_architecture(config)]
+    model_class = _NATIVE_FAMILIES[check_architecture(config)]
     window = getattr(config, "sliding_window", None)
     if window is not None and getattr(config, "use_sliding_window", True) and window < config.max_position_embeddings:
         raise ConfigError(
@@ -272,7 +205,7 @@ def check_architecture(config: PreTrainedConfig) -> str:
     """Name of the decoder class that a config asks for.
 
     Raises:
-        ConfigError: It is none of those supported.
+        ConfigError: It is not one of those supported.
     """
     name = (getattr(config, "architectures", None) or [None])[0]
     if name not in _NATIVE_FAMILIES:

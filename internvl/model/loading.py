@@ -1,28 +1,37 @@
-"""Weights from files into models, strictly: none is missing, none is left over.
+"""Strict loading of weights: none may be missing, none may be left over.
 
-A checkpoint that lacks a parameter would run with random numbers in its place, one with a weight too many (adapters, an
-extra module) would answer without it. Both are errors that list the names. Harmless leftovers of older code are passed
-over: buffers that follow from the config.
+A checkpoint without some parameter would run with random numbers in its place, and one with a weight too many
+(adapters, an extra module) would answer without it. Both are errors that list the names. Buffers that older code saved,
+and that follow from the config, are ignored.
 """
 
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from .configuration_internvl_chat import InternVLChatConfig
 from .errors import CheckpointError, InternVLError
 
 logger = logging.getLogger(__name__)
 
-ModelType = TypeVar("ModelType", bound=PreTrainedModel)
+ModelType = TypeVar("ModelType")  # no bound: Auto classes are not models
+
+
+class LoadReport(TypedDict):
+    """What `from_pretrained` tells about keys of the weights."""
+
+    missing_keys: Collection[str]
+    unexpected_keys: Collection[str]
+    mismatched_keys: Collection[tuple[str, Sequence[int], Sequence[int]]]
+
 
 # Buffers that older code saved: rotary frequencies of a layer, 0 1 2 ... positions.
 _HARMLESS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids)$")
@@ -44,11 +53,11 @@ def read_chat_config(folder: str | Path) -> InternVLChatConfig:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise CheckpointError(f"{path} is no JSON object")
+        raise CheckpointError(f"{path} is not a JSON object")
     absent = [name for name in ("vision_config", "llm_config") if name not in fields]
     if absent:
         raise CheckpointError(
-            f"{path} describes no InternVL chat model: {' and '.join(absent)} missing "
+            f"{path} does not describe an InternVL chat model: {' and '.join(absent)} missing "
             f"(model_type {fields.get('model_type')!r}); a bare language model becomes one by "
             "python -m internvl.tools.assemble"
         )
@@ -69,7 +78,7 @@ def load_strictly(
     dtype: torch.dtype | str = "auto",
     flag: str | None = None,
 ) -> ModelType:
-    """A model, in evaluation mode, all of whose parameters come from the weights, and all of whose weights were used.
+    """A model in evaluation mode whose parameters all come from the weights, with no weight left over.
 
     Args:
         model_class: Class to build (an Auto class of transformers will do).
@@ -94,7 +103,7 @@ def load_strictly(
             arguments["dtype"] = next(iter(state.values())).dtype
     try:
         with _no_load_report():
-            loaded: Any = model_class.from_pretrained(str(folder) if state is None else None, **arguments)
+            loaded = cast(Any, model_class).from_pretrained(str(folder) if state is None else None, **arguments)
     except InternVLError:
         raise
     except Exception as error:  # what a broken file raises is a class of its own in every library that reads one
@@ -106,7 +115,7 @@ def load_strictly(
 
 @contextmanager
 def _no_load_report() -> Iterator[None]:
-    """Without transformers' own table of such keys, which calls harmless what is an error here."""
+    """Silence transformers' own table of such keys, which calls harmless what is an error here."""
     library = logging.getLogger("transformers.modeling_utils")
 
     def is_wanted(record: logging.LogRecord) -> bool:
@@ -119,7 +128,7 @@ def _no_load_report() -> Iterator[None]:
         library.removeFilter(is_wanted)
 
 
-def _check_report(report: Mapping[str, Any], folder: str, model_name: str) -> None:
+def _check_report(report: LoadReport, folder: str, model_name: str) -> None:
     missing = sorted(report["missing_keys"])
     unknown = sorted(key for key in report["unexpected_keys"] if not _HARMLESS.search(key))
     if len(unknown) < len(report["unexpected_keys"]):

@@ -1,10 +1,10 @@
 """One loss everywhere: sum(w * CE) / sum(w) over the supervised tokens.
 
-The weight of a token depends on its document (see `build_loss_weight`). Only supervised tokens meet the output layer,
-a chunk at a time, and the gradient is taken in the same pass, so that logits of a whole row never exist.
+The weight of a token depends on its document (see `build_loss_weight`). Only supervised tokens reach the output layer,
+a chunk at a time, and gradients are computed in the same pass: logits of a whole row never exist.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,25 +12,25 @@ from torch import Tensor
 
 from .constants import IGNORE_INDEX
 from .errors import ConfigError
+from .shapes import Float, Float32, Int, Int64, Num
 
 LossReduction = Literal["token", "sample", "square"]
 
 CHUNK_BYTES = 128 * 2**20  # float32 logits that exist at a time
 
 
-def build_loss_weight(labels: Tensor, cu_seqlens: Tensor | None, reduction: LossReduction) -> Tensor:
-    """Weight of every token in the loss.
+def build_loss_weight(
+    labels: Int64[Tensor, "batch length"], cu_seqlens: Int[Tensor, " borders"] | None, reduction: str
+) -> Float32[Tensor, "batch length"]:
+    """Weight of every token in the loss, 0 where not supervised.
 
     A document with n supervised tokens gives each of them 1 (`token`), 1 / n (`sample`: every document counts the
-    same) or 1 / sqrt(n) (`square`: between the two). The first token of a document is nobody's target and weighs 0.
+    same) or 1 / sqrt(n) (`square`: between the two). No token predicts the first one of a document, which weighs 0.
 
     Args:
-        labels: (batch, length) int64, -100 where not supervised; `labels[i]` is the target of position i - 1.
-        cu_seqlens: (documents + 1,) borders of a packed row (batch of one); None: every row is a document.
+        labels: -100 where not supervised; `labels[i]` is the target of position i - 1.
+        cu_seqlens: Document borders of a packed row (batch of one); None: every row is a document.
         reduction: See above.
-
-    Returns:
-        float32, same shape as `labels`; 0 where not supervised.
 
     Raises:
         ConfigError: Unknown reduction.
@@ -55,13 +55,12 @@ def build_loss_weight(labels: Tensor, cu_seqlens: Tensor | None, reduction: Loss
     return torch.where(supervised, counts.clamp(min=1).float().pow(power), 0.0)
 
 
-def shift_targets(labels: Tensor, loss_weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Targets and weights of every position: what position i predicts stands at i + 1.
+def shift_targets(
+    labels: Int64[Tensor, "batch length"], loss_weight: Float[Tensor, "batch length"] | None
+) -> tuple[Int64[Tensor, "batch length"], Float32[Tensor, "batch length"]]:
+    """What every position predicts, which is the label of the next one, and its weight (0 at the last position).
 
     Without `loss_weight` every supervised token weighs 1.
-
-    Returns:
-        targets int64 and weights float32, same shape as `labels`; the last position has weight 0.
     """
     weights = (labels != IGNORE_INDEX).float() if loss_weight is None else loss_weight.float()
     weights = torch.where(labels == IGNORE_INDEX, 0.0, weights)
@@ -70,27 +69,23 @@ def shift_targets(labels: Tensor, loss_weight: Tensor | None) -> tuple[Tensor, T
 
 
 def weighted_cross_entropy(
-    hidden_states: Tensor,
-    output_weight: Tensor,
-    targets: Tensor,
-    weights: Tensor,
+    hidden_states: Float[Tensor, "batch length hidden"],
+    output_weight: Float[Tensor, "vocabulary hidden"],
+    targets: Int64[Tensor, "batch length"],
+    weights: Float32[Tensor, "batch length"],
     *,
-    denominator: Tensor | float | None = None,
-    token_losses: Tensor | None = None,
-) -> Tensor:
+    denominator: Num[Tensor, ""] | float | None = None,
+    token_losses: Float32[Tensor, "batch length"] | None = None,
+) -> Float32[Tensor, ""]:
     """sum(w * CE) / denominator of a linear output layer, without logits of the whole row.
 
     Args:
-        hidden_states: (batch, length, hidden).
-        output_weight: (vocabulary, hidden).
-        targets: (batch, length) int64, what each position predicts.
-        weights: (batch, length) float32, 0 where nothing is predicted.
+        hidden_states: Outputs of the decoder.
+        output_weight: Of the output layer.
+        targets: What each position predicts.
+        weights: 0 where nothing is predicted.
         denominator: Sum of weights to divide by; None: that of `weights`. A sum of 0 gives loss 0.
-        token_losses: (batch, length) float32, is given w * CE of every position that predicts something; the others
-            stay as they are.
-
-    Returns:
-        float32 scalar.
+        token_losses: Receives w * CE of every position that predicts something; other entries stay as they are.
     """
     chosen = weights.reshape(-1).nonzero().squeeze(1)
     flat_weights = weights.reshape(-1)[chosen]
@@ -98,7 +93,7 @@ def weighted_cross_entropy(
         denominator = flat_weights.sum()
     scale = torch.as_tensor(denominator, dtype=torch.float32, device=hidden_states.device)
     states = hidden_states.flatten(0, 1)
-    if not torch.is_grad_enabled():  # an autograd function cannot tell
+    if not torch.is_grad_enabled():  # inside an autograd function gradients are always off
         states, output_weight = states.detach(), output_weight.detach()
     noted = None if token_losses is None else token_losses.view(-1)
     total = _LinearCrossEntropy.apply(states, output_weight, targets.reshape(-1), flat_weights, chosen, noted)
@@ -106,14 +101,14 @@ def weighted_cross_entropy(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """sum(w * CE(hidden @ weight.T, target)); the forward pass also takes the gradients, chunk by chunk.
+    """sum(w * CE(hidden @ weight.T, target)), with gradients made in the forward pass, chunk by chunk.
 
-    The gradients are handed out as they are, without a copy, so a second backward pass has none.
+    The backward pass returns them without a copy, therefore a second one has none.
     """
 
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         states: Tensor,
         weight: Tensor,
         targets: Tensor,
@@ -121,7 +116,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chosen: Tensor,
         noted: Tensor | None,
     ) -> Tensor:
-        """Of the tokens numbered in `chosen`; `token_weights` are theirs, the other tensors are of all tokens."""
+        """`token_weights` belong to the tokens numbered in `chosen`, the other tensors to all tokens."""
         need_states, need_weight = ctx.needs_input_grad[:2]
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         grad_states = torch.zeros_like(states) if need_states else None
@@ -144,9 +139,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad_total: Tensor):
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
-            raise RuntimeError("the gradients of this loss were taken already; compute the loss anew")
+            raise RuntimeError("the gradients of this loss were taken already; compute the loss again")
         grads, ctx.grads = ctx.grads, None
         scaled = (None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in grads)
         return (*scaled, None, None, None, None)

@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_internvl_chat import InternVisionConfig
 from .errors import ConfigError
+from .shapes import Float
 
 
 class InternRMSNorm(nn.Module):
@@ -23,8 +24,7 @@ class InternRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(hidden_size))
         self.eps = eps
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """(..., hidden) -> (..., hidden) in the input's dtype."""
+    def forward(self, hidden_states: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens hidden"]:  # noqa: D102
         states = hidden_states.float()
         states = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * states.to(hidden_states.dtype)
@@ -37,8 +37,8 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, branch: Tensor) -> Tensor:
-        """(tiles, ...) -> same, kept tiles scaled by 1 / (1 - rate)."""
+    def forward(self, branch: Float[Tensor, " tiles *rest"]) -> Float[Tensor, " tiles *rest"]:
+        """Kept branches are scaled by 1 / (1 - rate), so that the expected value stays."""
         if self.rate == 0.0 or not self.training:
             return branch
         keep = 1.0 - self.rate
@@ -65,8 +65,9 @@ class InternVisionEmbeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, config.patch_size)
         self.position_embedding = nn.Parameter(torch.randn(1, self.grid**2 + 1, config.hidden_size))
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """(tiles, 3, height, width) -> (tiles, 1 + patches, hidden)."""
+    def forward(  # noqa: D102
+        self, pixel_values: Float[Tensor, "tiles channels height width"]
+    ) -> Float[Tensor, "tiles tokens hidden"]:
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         height, width = patches.shape[-2:]
         classes = self.class_embedding.expand(len(patches), -1, -1).to(patches.dtype)
@@ -79,8 +80,10 @@ class InternVisionEmbeddings(nn.Module):
         return resize_position_embedding(self.position_embedding, (height, width))
 
 
-def resize_position_embedding(embedding: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize learned positions to another patch grid: (1, 1 + n*n, hidden) -> (1, 1 + height*width, hidden)."""
+def resize_position_embedding(
+    embedding: Float[Tensor, "1 old_tokens hidden"], size: tuple[int, int]
+) -> Float[Tensor, "1 tokens hidden"]:
+    """Resize learned positions to another patch grid: 1 + n*n -> 1 + height*width, the class token's unchanged."""
     class_position, grid_positions = embedding[:, :1], embedding[:, 1:]
     side = int(grid_positions.shape[1] ** 0.5)
     image = grid_positions.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
@@ -106,8 +109,9 @@ class InternAttention(nn.Module):
             self.k_norm = InternRMSNorm(config.hidden_size, config.layer_norm_eps)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """(tiles, tokens, hidden) -> same."""
+    def forward(  # noqa: D102
+        self, hidden_states: Float[Tensor, "tiles tokens hidden"]
+    ) -> Float[Tensor, "tiles tokens hidden"]:
         query, key, value = self.qkv(hidden_states).chunk(3, dim=-1)
         if self.qk_normalization:
             query, key = self.q_norm(query), self.k_norm(key)
@@ -127,8 +131,7 @@ class InternMLP(nn.Module):
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """(..., hidden) -> same."""
+    def forward(self, hidden_states: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens hidden"]:  # noqa: D102
         return self.fc2(self.act(self.fc1(hidden_states)))
 
 
@@ -146,8 +149,9 @@ class InternVisionEncoderLayer(GradientCheckpointingLayer):
         self.drop_path1 = DropPath(drop_path_rate)
         self.drop_path2 = DropPath(drop_path_rate)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """(tiles, tokens, hidden) -> same."""
+    def forward(  # noqa: D102
+        self, hidden_states: Float[Tensor, "tiles tokens hidden"]
+    ) -> Float[Tensor, "tiles tokens hidden"]:
         attended = self.attn(self.norm1(hidden_states).to(hidden_states.dtype))
         hidden_states = torch.addcmul(hidden_states, self.drop_path1(attended), self.ls1)
         refined = self.mlp(self.norm2(hidden_states).to(hidden_states.dtype))
@@ -162,8 +166,10 @@ class InternVisionEncoder(nn.Module):
         rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers).tolist()
         self.layers = nn.ModuleList(InternVisionEncoderLayer(config, rate) for rate in rates)
 
-    def forward(self, hidden_states: Tensor, select_layer: int = -1) -> Tensor:
-        """Hidden state number `select_layer` (0: the embeddings, -1: behind the last layer)."""
+    def forward(
+        self, hidden_states: Float[Tensor, "tiles tokens hidden"], select_layer: int = -1
+    ) -> Float[Tensor, "tiles tokens hidden"]:
+        """Hidden state number `select_layer` (0: the embeddings, -1: after the last layer)."""
         count = len(self.layers)
         last = select_layer if select_layer >= 0 else count + 1 + select_layer
         if not 0 <= last <= count:
@@ -199,8 +205,10 @@ class InternVisionModel(PreTrainedModel):
         self.embeddings.grid = grid
         self.config.image_size = new_image_size
 
-    def forward(self, pixel_values: Tensor, select_layer: int = -1) -> Tensor:
-        """(tiles, 3, side, side) -> (tiles, 1 + patches, hidden)."""
+    def forward(
+        self, pixel_values: Float[Tensor, "..."], select_layer: int = -1
+    ) -> Float[Tensor, "tiles tokens hidden"]:
+        """Hidden states of the class token and the patches of (tiles, 3, side, side) pixels, after `select_layer`."""
         if pixel_values.dim() != 4:
             raise ValueError(f"pixel_values must be (tiles, 3, height, width), got shape {tuple(pixel_values.shape)}")
         return self.encoder(self.embeddings(pixel_values), select_layer)

@@ -1,15 +1,11 @@
 """InternLM2 decoder: grouped-query attention with one fused query/key/value matrix, SwiGLU, RMS norms.
 
-Parameter names are those of released InternVL2 checkpoints. Rotary tables are made once per forward from float64
-positions (see v2pe.py) and shared by all layers; attention goes through the seam in attention.py; packed rows are
-told by `cu_seqlens`.
-
-Which scaling the rotary table gets depends on the positions in use and not on a field of the checkpoint: whole-number
-positions of an integer dtype are ordinary ones and follow `config.rope_scaling` (dynamic NTK in InternVL2), floating
-positions are V2PE's and are scaled only if `rope_scaling` says so (`"scale_v2pe": true`, linear and YaRN).
+Parameter names are those of released InternVL2 checkpoints. Rotary tables are made once per forward pass (rotary.py)
+and shared by all layers. Attention goes through the seam in attention.py, with documents of a packed row marked by
+`cu_seqlens`.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +18,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from .attention import AttentionFunction, attend
 from .configuration_internvl_chat import InternLM2Config
-from .language_models import FinalLengthMixin, Sequences
-from .logn_scaling import build_query_scales
-from .v2pe import apply_rotary, ntk_base, ordinary_positions, rotary_tables, yarn_frequencies
+from .language_models import FinalLengthMixin
+from .rotary import Sequences, apply_rotary, build_query_scales, build_rotary_tables
+from .shapes import Float, Float32, Int, Num, Shaped
+from .v2pe import ordinary_positions
 
 
 class InternLM2RMSNorm(nn.Module):
@@ -35,16 +32,15 @@ class InternLM2RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(hidden_size))
         self.eps = eps
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """(..., hidden) -> same."""
+    def forward(self, hidden_states: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens hidden"]:  # noqa: D102
         return _RMSNorm.apply(hidden_states, self.weight, self.eps)
 
 
 class _RMSNorm(torch.autograd.Function):
-    """w * x / rms(x); keeps x and one number a token for its backward pass, and makes few copies of a long row."""
+    """w * x / rms(x); keeps x and one number per token for its backward pass, and makes few copies of a long row."""
 
     @staticmethod
-    def forward(ctx, hidden_states: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, hidden_states: Tensor, weight: Tensor, eps: float) -> Tensor:
         states = hidden_states.float()
         inverse_rms = torch.rsqrt(_mean_last(states, states) + eps)
         ctx.save_for_backward(hidden_states, weight, inverse_rms)
@@ -52,7 +48,7 @@ class _RMSNorm(torch.autograd.Function):
         return normalized.mul_(weight) if weight.dtype == normalized.dtype else weight * normalized
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         hidden_states, weight, inverse_rms = ctx.saved_tensors
         normalized = hidden_states.float() * inverse_rms
         grad = grad.float()
@@ -89,15 +85,15 @@ class InternLM2Attention(nn.Module):
 
     def forward(
         self,
-        hidden_states: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        cu_seqlens: Tensor | None,
-        attention_mask: Tensor | None,
+        hidden_states: Float[Tensor, "batch length hidden"],
+        rotary: tuple[Float32[Tensor, "batch length half"], Float32[Tensor, "batch length half"]],
+        cu_seqlens: Int[Tensor, " borders"] | None,
+        attention_mask: Shaped[Tensor, "batch keys"] | None,
         past_key_values: Cache | None,
-        query_scale: Tensor | None = None,
+        query_scale: Float32[Tensor, "#batch length"] | None = None,
         attention: AttentionFunction | None = None,
-    ) -> Tensor:
-        """(batch, length, hidden) -> same."""
+    ) -> Float[Tensor, "batch length hidden"]:
+        """Attend to the row's documents, or to cached and new tokens; `rotary` are cosines and sines."""
         heads = self.wqkv(hidden_states).unflatten(-1, (self.num_kv_heads, -1, self.head_dim))
         groups = heads.permute(0, 2, 3, 1, 4)  # (batch, kv heads, queries + key + value, length, head_dim)
         query, key, value = groups.split([self.queries_per_kv, 1, 1], dim=2)
@@ -107,7 +103,7 @@ class InternLM2Attention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_index)
         out = attend(
-            self.config._attn_implementation,
+            attention or self.config._attn_implementation,
             query,
             key,
             value,
@@ -115,7 +111,6 @@ class InternLM2Attention(nn.Module):
             cu_seqlens=cu_seqlens,
             attention_mask=attention_mask,
             query_scale=query_scale,
-            attention=attention,
         )
         return self.wo(out.transpose(1, 2).flatten(2))
 
@@ -131,8 +126,7 @@ class InternLM2MLP(nn.Module):
         self.act = ACT2FN[config.hidden_act]
         self.is_silu = config.hidden_act == "silu"
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """(..., hidden) -> same."""
+    def forward(self, hidden_states: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens hidden"]:  # noqa: D102
         gate, up = self.w1(hidden_states), self.w3(hidden_states)
         return self.w2(_GatedSiLU.apply(gate, up) if self.is_silu else self.act(gate) * up)
 
@@ -141,12 +135,12 @@ class _GatedSiLU(torch.autograd.Function):
     """silu(gate) * up; keeps the two for its backward pass, and not silu(gate) as a third tensor of that width."""
 
     @staticmethod
-    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
@@ -161,8 +155,10 @@ class InternLM2DecoderLayer(GradientCheckpointingLayer):
         self.attention_norm = InternLM2RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.ffn_norm = InternLM2RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, hidden_states: Tensor, *context) -> Tensor:
-        """(batch, length, hidden) -> same; `context` as in `InternLM2Attention.forward`."""
+    def forward(
+        self, hidden_states: Float[Tensor, "batch length hidden"], *context: object
+    ) -> Float[Tensor, "batch length hidden"]:
+        """One layer; `context` as in `InternLM2Attention.forward`."""
         hidden_states = hidden_states + self.attention(self.attention_norm(hidden_states), *context)
         return hidden_states + self.feed_forward(self.ffn_norm(hidden_states))
 
@@ -211,34 +207,33 @@ class InternLM2Model(InternLM2PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
+        attention_mask: Shaped[Tensor, "batch keys"] | None = None,
+        position_ids: Num[Tensor, "#batch length"] | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
+        inputs_embeds: Float[Tensor, "batch length hidden"] | None = None,
         use_cache: bool | None = None,
-        cu_seqlens: Tensor | None = None,
-        rope_lengths: Tensor | int | None = None,
-        num_keys: Tensor | None = None,
+        cu_seqlens: Int[Tensor, " borders"] | None = None,
+        rope_lengths: Int[Tensor, "..."] | int | None = None,
+        num_keys: Int[Tensor, "batch length"] | None = None,
         attention: AttentionFunction | None = None,
-        **kwargs,
+        **kwargs: object,
     ) -> BaseModelOutputWithPast:
-        """Hidden states behind the final norm.
+        """Hidden states after the final norm.
 
         Args:
-            input_ids: (batch, length); or give `inputs_embeds`.
-            attention_mask: (batch, cached + length), 0 where padded.
-            position_ids: (batch, length). Floating: V2PE positions, never scaled. Integer: ordinary positions,
-                scaled as `config.rope_scaling` says. None: ordinary positions made here.
+            input_ids: Tokens; or give `inputs_embeds`.
+            attention_mask: Of cached and new tokens, 0 where padded.
+            position_ids: Floating: V2PE positions; integer: ordinary ones (rotary.py says which of them are scaled);
+                None: ordinary ones, made here.
             past_key_values: Cache; keys are stored rotated.
-            inputs_embeds: (batch, length, hidden).
+            inputs_embeds: Token embeddings.
             use_cache: Fill (and if needed make) a cache.
-            cu_seqlens: (documents + 1,) borders of a packed row.
+            cu_seqlens: Borders of a packed row.
             rope_lengths: Final length in positions of every sequence (documents of a packed row, rows otherwise), or
                 (batch, length) of every token's sequence, for dynamic NTK: one base per sequence, the same for keys
                 that are already cached. None: the length so far.
-            num_keys: (batch, length) keys that every token sees, for `config.logn_scaling` where a process holds a
-                part of a row (see logn_scaling.py). None: it holds all of it.
+            num_keys: Keys that every token sees, for log-n scaling where a process holds a part of a row.
             attention: The attention function of this call; None: the one that the config names.
             **kwargs: Ignored (generation passes fields that this decoder has no use for).
         """
@@ -254,17 +249,17 @@ class InternLM2Model(InternLM2PreTrainedModel):
             position_ids = ordinary_positions(
                 batch, length, num_cached, attention_mask, cu_seqlens, inputs_embeds.device
             )
-        rotary = self._rotary_tables(position_ids.expand(batch, length), cu_seqlens, rope_lengths)
-
-        hidden_states = inputs_embeds
+        sequences = Sequences(cu_seqlens, rope_lengths)
+        rotary = build_rotary_tables(self.config, position_ids.expand(batch, length), sequences)
         query_scale = build_query_scales(
             self.config,
             states=inputs_embeds,
-            past_key_values=past_key_values,
+            num_cached=num_cached,
             attention_mask=attention_mask,
             cu_seqlens=cu_seqlens,
             num_keys=num_keys,
         )
+        hidden_states = inputs_embeds
         context = (rotary, cu_seqlens, attention_mask, past_key_values, query_scale, attention)
         for layer in self.layers:
             hidden_states = layer(hidden_states, *context)
@@ -272,37 +267,6 @@ class InternLM2Model(InternLM2PreTrainedModel):
             last_hidden_state=self.norm(hidden_states),
             past_key_values=past_key_values,
         )
-
-    def _rotary_tables(
-        self, position_ids: Tensor, cu_seqlens: Tensor | None, rope_lengths: Tensor | int | None
-    ) -> tuple[Tensor, Tensor]:
-        config = self.config
-        head_dim = config.hidden_size // config.num_attention_heads
-        scaling = config.rope_scaling
-        if scaling is None or (position_ids.is_floating_point() and not scaling.get("scale_v2pe", False)):
-            return rotary_tables(position_ids, head_dim=head_dim, base=config.rope_theta)
-        if scaling["type"] == "yarn":
-            frequencies, scale = yarn_frequencies(
-                config.rope_theta,
-                head_dim=head_dim,
-                factor=scaling["factor"],
-                original_length=scaling.get("original_max_position_embeddings", config.max_position_embeddings),
-            )
-            return rotary_tables(
-                position_ids, head_dim=head_dim, base=config.rope_theta, inverse_frequency=frequencies, scale=scale
-            )
-        if scaling["type"] == "linear":
-            return rotary_tables(
-                position_ids.to(torch.float64) / scaling["factor"], head_dim=head_dim, base=config.rope_theta
-            )
-        base = ntk_base(
-            config.rope_theta,
-            Sequences(cu_seqlens, rope_lengths).lengths_of_tokens(position_ids),
-            max_position_embeddings=config.max_position_embeddings,
-            factor=scaling["factor"],
-            head_dim=head_dim,
-        )
-        return rotary_tables(position_ids, head_dim=head_dim, base=base)
 
 
 class InternLM2ForCausalLM(FinalLengthMixin, InternLM2PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -335,28 +299,19 @@ class InternLM2ForCausalLM(FinalLengthMixin, InternLM2PreTrainedModel, Generatio
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
+        attention_mask: Shaped[Tensor, "batch keys"] | None = None,
+        position_ids: Num[Tensor, "#batch length"] | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
+        inputs_embeds: Float[Tensor, "batch length hidden"] | None = None,
         use_cache: bool | None = None,
-        rope_lengths: Tensor | int | None = None,
+        rope_lengths: Int[Tensor, "..."] | int | None = None,
         logits_to_keep: int = 0,
-        **kwargs,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits in float32.
+        """Logits in float32, of the last `logits_to_keep` positions (0: of all).
 
-        Args:
-            input_ids: As in `InternLM2Model.forward`, like all arguments up to `rope_lengths`.
-            attention_mask: See there.
-            position_ids: See there.
-            past_key_values: See there.
-            inputs_embeds: See there.
-            use_cache: See there.
-            rope_lengths: See there.
-            logits_to_keep: Logits of the last n positions only; 0: of all.
-            **kwargs: `cu_seqlens`, see there.
+        All other arguments are those of `InternLM2Model.forward`.
         """
         outputs = self.model(
             input_ids=input_ids,

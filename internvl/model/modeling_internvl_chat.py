@@ -11,26 +11,32 @@ Positions are made here, once per forward, from the ids and one stride per image
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
+from os import PathLike
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .attention import register_builtin_attention
 from .caches import KeyCastingCache
 from .chat import ChatMixin
-from .configuration_internvl_chat import InternVLChatConfig
+from .configuration_internvl_chat import InternLM2Config, InternVLChatConfig
 from .constants import IGNORE_INDEX
 from .errors import ConfigError
 from .language_models import build_native_decoder
-from .logn_scaling import read_logn_scaling
 from .loss import shift_targets, weighted_cross_entropy
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
+from .rotary import Sequences
 from .row_sharing import RowSharing
+from .scaling import read_logn_scaling
+from .shapes import Bool, Float, Int, Int64, Num, Shaped
 from .v2pe import (
+    Stride,
     Strides,
     build_position_ids,
     check_stride,
@@ -105,27 +111,29 @@ class InternVLChatModel(ChatMixin):
         """Replace the output layer of the decoder."""
         self.language_model.set_output_embeddings(value)
 
-    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """As of `PreTrainedModel`; the config carries `img_context_token_id`, so that a saved folder is complete."""
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save config, weights and code; the config gets `img_context_token_id`, so that the folder is complete."""
         self.config.img_context_token_id = self.img_context_token_id
         super().save_pretrained(save_directory, *args, **kwargs)
 
     # ---------------------------------------------------------------------------------------------------- features
 
-    def extract_feature(self, pixel_values: Tensor, *, num_batches: int | None = None) -> Tensor:
-        """Visual tokens of tiles: (tiles, 3, S, S) -> (tiles, T, D).
+    def extract_feature(
+        self, pixel_values: Float[Tensor, "tiles 3 height width"], *, num_batches: int | None = None
+    ) -> Float[Tensor, "tiles tokens dim"]:
+        """Visual tokens of tiles.
 
-        With `vit_batch_size` n the tower runs on n tiles at a time, and the backward pass computes a micro-batch's
-        activations anew: only its tiles are kept (of a frozen tower only its output). Features and gradients are the
-        same. Zero tiles give zero features that still lead a backward pass, of zeros, through tower and projector.
+        With `vit_batch_size` n the tower runs on n tiles at a time, and the backward pass recomputes the activations
+        of each batch: only its tiles are kept (of a frozen tower only its output). Features and gradients are the
+        same. Zero tiles give zero features whose backward pass still reaches tower and projector.
 
         Args:
             pixel_values: Tiles.
-            num_batches: Run the tower at least so often, on blank tiles that contribute nothing. Sharded weights
-                (ZeRO-3) are gathered in every run, so that all ranks must run it equally often.
+            num_batches: Run the tower at least this often, on blank tiles that contribute nothing. Every run gathers
+                sharded weights (ZeRO-3), so that all ranks must run it equally often.
 
         Raises:
-            ConfigError: `vit_batch_size` is no positive number.
+            ConfigError: `vit_batch_size` is not a positive number.
         """
         size = max(len(pixel_values), 1) if self.vit_batch_size is None else self.vit_batch_size
         if size < 1:
@@ -145,12 +153,10 @@ class InternVLChatModel(ChatMixin):
             return checkpoint(lambda tiles: self._project(self._run_tower(tiles)), tiles, use_reentrant=False)
         return checkpoint(self._project, self._run_tower(tiles), use_reentrant=False)
 
-    def _run_tower(self, tiles: Tensor) -> Tensor:
-        """(tiles, 3, S, S) -> (tiles, patches, H), without the class token."""
-        return self.vision_model(tiles, select_layer=self.config.select_layer)[:, 1:]
+    def _run_tower(self, tiles: Float[Tensor, "tiles 3 height width"]) -> Float[Tensor, "tiles patches hidden"]:
+        return self.vision_model(tiles, select_layer=self.config.select_layer)[:, 1:]  # without the class token
 
-    def _project(self, states: Tensor) -> Tensor:
-        """(tiles, patches, H) -> (tiles, T, D)."""
+    def _project(self, states: Float[Tensor, "tiles patches hidden"]) -> Float[Tensor, "tiles tokens dim"]:
         side = math.isqrt(states.shape[1])
         grid = states.unflatten(1, (side, side))
         return self.mlp1(pixel_shuffle(grid, self.config.downsample_ratio, self.config.ps_version).flatten(1, 2))
@@ -164,8 +170,8 @@ class InternVLChatModel(ChatMixin):
         *,
         row_sharing: RowSharing | None = None,
         num_vit_batches: int | None = None,
-    ) -> Tensor:
-        """Token embeddings with visual features in place: (batch, length, D), of this rank's tokens of a shared row."""
+    ) -> Float[Tensor, "batch length dim"]:
+        """Token embeddings with visual features in place, of this rank's tokens of a shared row."""
         if visual_features is None:
             needed = self.training or row_sharing is not None
             visual_features = self._encode_images(pixel_values, image_flags, num_vit_batches, needed=needed)
@@ -186,10 +192,10 @@ class InternVLChatModel(ChatMixin):
 
     def _encode_images(
         self, pixel_values: Tensor | None, image_flags: Tensor | None, num_batches: int | None, *, needed: bool
-    ) -> Tensor | None:
-        """Features of the real tiles, (tiles, T, D); of no tiles None, or zero features if they are `needed`.
+    ) -> Float[Tensor, "tiles tokens dim"] | None:
+        """Features of the real tiles; without tiles None, or zero features if they are `needed`.
 
-        They are where ranks work together: every rank's backward pass must reach the vision tower, or sharded
+        Ranks that work together need them: every rank's backward pass must reach the vision tower, or sharded
         optimisers wait for each other.
         """
         if pixel_values is not None and image_flags is not None:
@@ -201,30 +207,29 @@ class InternVLChatModel(ChatMixin):
             pixel_values = torch.zeros(0, 3, size, size, dtype=self.dtype, device=self.device)
         return self.extract_feature(pixel_values, num_batches=num_batches)
 
-    def _visual_mask(self, input_ids: Tensor) -> Tensor:
-        """(batch, length) bool, True at visual tokens (nowhere while `img_context_token_id` is unknown)."""
+    def _visual_mask(self, input_ids: Int[Tensor, "batch length"]) -> Bool[Tensor, "batch length"]:
+        """True at visual tokens (nowhere while `img_context_token_id` is unknown)."""
         return input_ids == (-1 if self.img_context_token_id is None else self.img_context_token_id)
 
     # --------------------------------------------------------------------------------------------------- positions
 
     def build_positions(
         self,
-        input_ids: Tensor,
+        input_ids: Int[Tensor, "batch length"],
         *,
-        attention_mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        image_strides: Tensor | None = None,
+        attention_mask: Shaped[Tensor, "batch length"] | None = None,
+        cu_seqlens: Int[Tensor, " borders"] | None = None,
+        image_strides: Int[Tensor, " images"] | None = None,
         rope_pos_id_version: str | None = None,
-        rope_pos_id_stride: float | None = None,
-    ) -> Tensor:
+        rope_pos_id_stride: Stride | None = None,
+    ) -> Num[Tensor, "batch length"]:
         """Positions of a batch: int64 for `default` (the decoder may scale those), float64 for V2PE.
 
         Args:
-            input_ids: (batch, length).
-            attention_mask: (batch, length), 0 where padded.
-            cu_seqlens: (documents + 1,) borders of a packed row.
-            image_strides: (images,) int64 strides in units of 1/65536, in the order of the row. Wins over
-                `rope_pos_id_stride`.
+            input_ids: Tokens.
+            attention_mask: 0 where padded.
+            cu_seqlens: Document borders of a packed row.
+            image_strides: Strides in units of 1/65536, in the order of the row. They win over `rope_pos_id_stride`.
             rope_pos_id_version: `default`, `v2pe_fix` or `v2pe_rnd`; None: the checkpoint's own. A checkpoint that
                 was trained with `v2pe_rnd` has no stride of its own: it runs on ordinary positions (which are among
                 its strides) until one is chosen.
@@ -252,7 +257,7 @@ class InternVLChatModel(ChatMixin):
         )
         return positions.to(torch.int64) if version == "default" else positions
 
-    def _strides(self, input_ids: Tensor, version: str, stride: float | None, image_strides: Tensor | None) -> Strides:
+    def _strides(self, input_ids: Tensor, version: str, stride: Stride | None, image_strides: Tensor | None) -> Strides:
         if version == "default":
             if image_strides is not None and bool((units_to_strides(image_strides) != self.num_image_token).any()):
                 raise ConfigError(
@@ -269,26 +274,47 @@ class InternVLChatModel(ChatMixin):
         generator = torch.Generator().manual_seed(0)
         return draw_strides(num_images, self.config.rope_pos_id_random_strides, generator)
 
+    def _share_positions(
+        self, row_sharing: RowSharing, position_ids: Tensor | None, cu_seqlens: Tensor | None
+    ) -> dict[str, Tensor]:
+        """What the decoder needs to know of a whole row to run on this rank's tokens."""
+        if position_ids is None or len(position_ids) != 1:
+            got = "a cache" if position_ids is None else f"a batch of {len(position_ids)}"
+            raise ValueError(f"a shared row is a batch of one without a cache, got {got}")
+        length = position_ids.shape[1]
+        if cu_seqlens is None:
+            cu_seqlens = torch.tensor([0, length])
+        lengths = Sequences(cu_seqlens).lengths_of_tokens(position_ids)
+        shares = {
+            "position_ids": row_sharing.shard(position_ids),
+            "rope_lengths": row_sharing.shard(lengths, pad_value=1),
+            "cu_seqlens": cu_seqlens,
+        }
+        if read_logn_scaling(self.language_model.config) is not None:
+            num_keys = 1 + ordinary_positions(1, length, 0, None, cu_seqlens, position_ids.device)
+            shares["num_keys"] = row_sharing.shard(num_keys, pad_value=1)
+        return shares
+
     # ----------------------------------------------------------------------------------------------------- forward
 
     def forward(
         self,
-        pixel_values: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        image_flags: Tensor | None = None,
-        past_key_values=None,
-        labels: Tensor | None = None,
+        pixel_values: Float[Tensor, "tiles 3 height width"] | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
+        attention_mask: Shaped[Tensor, "batch keys"] | None = None,
+        position_ids: Num[Tensor, "*positions"] | None = None,
+        image_flags: Int[Tensor, "..."] | None = None,
+        past_key_values: Cache | None = None,
+        labels: Int64[Tensor, "batch length"] | None = None,
         use_cache: bool | None = None,
-        cu_seqlens: Tensor | None = None,
-        image_strides: Tensor | None = None,
-        visual_features: Tensor | None = None,
+        cu_seqlens: Int[Tensor, " borders"] | None = None,
+        image_strides: Int[Tensor, " images"] | None = None,
+        visual_features: Float[Tensor, "..."] | None = None,
         rope_pos_id_version: str | None = None,
-        rope_pos_id_stride: float | None = None,
-        rope_lengths: Tensor | int | None = None,
-        loss_weight: Tensor | None = None,
-        loss_denominator: Tensor | float | None = None,
+        rope_pos_id_stride: Stride | None = None,
+        rope_lengths: Int[Tensor, "..."] | int | None = None,
+        loss_weight: Float[Tensor, "batch length"] | None = None,
+        loss_denominator: Num[Tensor, ""] | float | None = None,
         loss_function: Callable[..., Tensor] = weighted_cross_entropy,
         logits_to_keep: int = 0,
         return_logits: bool | None = None,
@@ -299,39 +325,30 @@ class InternVLChatModel(ChatMixin):
         """Logits and, with `labels`, the loss sum(w * CE) / sum(w).
 
         A row that a group of ranks shares (`row_sharing`) is given whole, except for `pixel_values`, of which every
-        rank gives its own tiles. Positions, targets and weights are made of the whole row before it is cut, so that
-        no target is lost at a seam. Loss and logits are those of the rank's own tokens: the losses of the group add
-        up to that of the row.
+        rank gives its own tiles. Loss and logits are those of the rank's own tokens: the losses of the group add up
+        to that of the row.
 
         Args:
-            pixel_values: (tiles, 3, S, S), tiles of all images in the order of the row.
-            input_ids: (batch, length) int64.
-            attention_mask: (batch, length), 0 where padded.
-            position_ids: (batch, length) in natural units; wins over everything below that makes positions.
-                Floating positions are V2PE's, integer ones ordinary (see modeling_internlm2.py).
-            image_flags: (tiles,) 1 for real tiles; tiles with 0 are left out.
+            pixel_values: Tiles of all images in the order of the row.
+            input_ids: Required: positions and visual tokens are found in them.
+            attention_mask: 0 where padded.
+            position_ids: Positions in natural units, one row or one per row of ids; no others are made then.
+            image_flags: 1 for real tiles; tiles with 0 are left out.
             past_key_values: Cache of transformers.
-            labels: (batch, length) int64, -100 where not supervised.
+            labels: -100 where not supervised.
             use_cache: Make a cache when none is given, and return it.
-            cu_seqlens: (documents + 1,) borders of the documents of a packed row (batch of one).
-            image_strides: (images,) int64 in units of 1/65536, see `build_positions`.
-            visual_features: (tiles, T, D) from `extract_feature`, instead of `pixel_values`.
-            rope_pos_id_version: See `build_positions`.
-            rope_pos_id_stride: See `build_positions`.
-            rope_lengths: Final length per sequence for dynamic NTK, see modeling_internlm2.py (made here for a shared
-                row).
-            loss_weight: (batch, length) weight of every label (see loss.py); None: 1 each.
+            cu_seqlens: Document borders of a packed row (batch of one).
+            image_strides, rope_pos_id_version, rope_pos_id_stride: See `build_positions`.
+            visual_features: From `extract_feature`, instead of `pixel_values`.
+            rope_lengths: See `InternLM2Model.forward` (made here for a shared row).
+            loss_weight: Weight of every label (see loss.py); None: 1 each.
             loss_denominator: What the weighted sum is divided by; None: the sum of weights of this call.
-            loss_function: What computes the loss, with arguments and result of `weighted_cross_entropy`.
+            loss_function: Computes the loss, with arguments and result of `weighted_cross_entropy`.
             logits_to_keep: Logits of the last n positions only; 0: of all.
             return_logits: None: logits, except in a training step.
-            row_sharing: How the row is shared among ranks; the decoder's attention must be one that knows of it.
+            row_sharing: How ranks share the row; the decoder's attention must know of it.
             num_vit_batches: See `extract_feature`.
             **kwargs: Passed to the decoder.
-
-        Raises:
-            ConfigError: Positions cannot be made (see `build_positions`).
-            ValueError: Another number of visual tokens than of features.
         """
         if input_ids is None:
             raise ValueError("InternVLChatModel needs input_ids (positions and visual tokens are found in them)")
@@ -348,20 +365,13 @@ class InternVLChatModel(ChatMixin):
             )
         if position_ids is not None:
             position_ids = positions_per_row(position_ids, input_ids)
+        whole_row = {"position_ids": position_ids, "rope_lengths": rope_lengths, "cu_seqlens": cu_seqlens}
         if labels is not None:
             targets, weights = shift_targets(labels, loss_weight)
-            if loss_denominator is None:
-                loss_denominator = weights.sum()
+            loss_denominator = weights.sum() if loss_denominator is None else loss_denominator
+        # Positions, targets and weights are made of the whole row before it is cut, so that none is lost at a seam.
         if row_sharing is not None:
-            if position_ids is None or input_ids.shape[0] != 1:
-                raise ValueError(f"a shared row is a batch of one without a cache, got a batch of {input_ids.shape[0]}")
-            if cu_seqlens is None:
-                cu_seqlens = torch.tensor([0, input_ids.shape[1]])
-            rope_lengths = row_sharing.shard(_final_lengths(position_ids, cu_seqlens), pad_value=1)
-            position_ids = row_sharing.shard(position_ids)
-            if read_logn_scaling(self.language_model.config) is not None:
-                num_keys = 1 + ordinary_positions(1, input_ids.shape[1], 0, None, cu_seqlens, input_ids.device)
-                kwargs["num_keys"] = row_sharing.shard(num_keys, pad_value=1)
+            kwargs |= self._share_positions(row_sharing, position_ids, cu_seqlens)
             if labels is not None:
                 targets, weights = row_sharing.shard(targets, pad_value=IGNORE_INDEX), row_sharing.shard(weights)
         inputs_embeds = self._embed(
@@ -374,53 +384,42 @@ class InternVLChatModel(ChatMixin):
         )
         if use_cache and past_key_values is None:
             past_key_values = KeyCastingCache()
-        decoder: Any = self.language_model.model
-        outputs = decoder(
+        outputs = self.language_model.model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=past_key_values is not None,
-            cu_seqlens=cu_seqlens,
-            rope_lengths=rope_lengths,
-            **kwargs,
+            **(whole_row | kwargs),
         )
-        hidden_states = outputs.last_hidden_state
-        head: Any = self.get_output_embeddings()
-        loss = None
+        hidden_states, head, loss, logits = outputs.last_hidden_state, self.get_output_embeddings(), None, None
         if labels is not None:
             loss = loss_function(hidden_states, head.weight, targets, weights, denominator=loss_denominator)
-        if return_logits is None:
-            return_logits = labels is None or not self.training
-        logits = head(hidden_states[:, -logits_to_keep:]).float() if return_logits else None
+        if return_logits or (return_logits is None and (labels is None or not self.training)):
+            logits = head(hidden_states[:, -logits_to_keep:]).float()
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
 
 
-def _final_lengths(position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """Length in positions of the document that every token of a packed row belongs to: int64 (1, length)."""
-    borders = cu_seqlens.reshape(-1).to(position_ids.device, torch.int64)
-    last = position_ids[0, (borders[1:] - 1).clamp(min=0)].ceil().long()
-    return torch.repeat_interleave(last + 1, borders.diff()).unsqueeze(0)
-
-
-def build_language_model(config: Any) -> Any:
-    """The decoder that a config describes.
+def build_language_model(config: PreTrainedConfig) -> Any:
+    """The decoder that a config describes: a PreTrainedModel that can generate, with its layers in `model`.
 
     Raises:
         ConfigError: Its architecture is not supported.
     """
     # By name: code that a checkpoint carries may hold a second copy of the config class.
-    return InternLM2ForCausalLM(config) if config.model_type == "internlm2" else build_native_decoder(config)
+    if config.model_type == "internlm2":
+        return InternLM2ForCausalLM(cast(InternLM2Config, config))
+    return build_native_decoder(config)
 
 
-def pixel_shuffle(grid: Tensor, ratio: float, version: str) -> Tensor:
+def pixel_shuffle(
+    grid: Shaped[Tensor, "tiles height width channels"], ratio: float, version: str
+) -> Shaped[Tensor, "tiles rows columns folded_channels"]:
     """Fold neighbouring patches into channels.
 
     Args:
-        grid: (tiles, height, width, channels).
+        grid: States of patches.
         ratio: Side ratio, 0.5 folds 2 x 2 patches into one.
-        version: `v2`: (tiles, height*ratio, width*ratio, channels/ratio**2), rows first. `v1`: the same with height
-            and width swapped, as the first release had it.
+        version: `v2`: rows first. `v1`: height and width swapped, as the first release had it.
     """
     factor = round(1 / ratio)
     blocks = grid.unflatten(2, (-1, factor)).unflatten(1, (-1, factor))  # (n, h, a, w, b, c)
@@ -428,13 +427,17 @@ def pixel_shuffle(grid: Tensor, ratio: float, version: str) -> Tensor:
     return blocks.permute(order).flatten(3)
 
 
-def merge_visual_features(embeds: Tensor, visual: Tensor, features: Tensor | None) -> Tensor:
+def merge_visual_features(
+    embeds: Float[Tensor, "batch length dim"],
+    visual: Bool[Tensor, "batch length"],
+    features: Float[Tensor, "*tokens dim"] | None,
+) -> Float[Tensor, "batch length dim"]:
     """Put features in place of visual tokens, in order.
 
     Args:
-        embeds: (batch, length, D).
-        visual: (batch, length) bool, True at visual tokens.
-        features: (tiles, T, D), or (visual tokens, D).
+        embeds: Of all tokens.
+        visual: True at visual tokens.
+        features: (tiles, T, dim), or (visual tokens, dim).
 
     Raises:
         ValueError: Another number of visual tokens than of features; nothing is cut or repeated.

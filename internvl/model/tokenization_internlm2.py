@@ -8,6 +8,7 @@ reserves two for them), and `add_image_tokens` puts the rest where InternVL2 has
 """
 
 import json
+from typing import Any
 
 from transformers import AddedToken
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
@@ -57,10 +58,10 @@ class InternLM2Tokenizer(SentencePieceBackend):
         eos_token: End of text.
         pad_token: Padding.
         add_bos_token: Put `bos_token` in front (only `add_special_tokens=False` in a call leaves it out otherwise).
-        add_eos_token: Put `eos_token` behind.
+        add_eos_token: Put `eos_token` at the end.
         chat_template: Jinja template of `apply_chat_template`; None: that of `internlm2-chat`. It renders no
             `bos_token`: the call that turns the text into ids puts it in front.
-        **kwargs: As of `PreTrainedTokenizer`.
+        **kwargs: Of `PreTrainedTokenizer`.
     """
 
     model_input_names = ["input_ids", "attention_mask"]
@@ -69,14 +70,14 @@ class InternLM2Tokenizer(SentencePieceBackend):
     def __init__(
         self,
         vocab_file: str,
-        unk_token: str = "<unk>",
-        bos_token: str = "<s>",
-        eos_token: str = "</s>",
-        pad_token: str = "</s>",
+        unk_token: str | AddedToken = "<unk>",
+        bos_token: str | AddedToken = "<s>",
+        eos_token: str | AddedToken = "</s>",
+        pad_token: str | AddedToken = "</s>",
         add_bos_token: bool = True,
         add_eos_token: bool = False,
         chat_template: str | dict[str, str] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         kwargs.pop("special_tokens_pattern", None)
         pattern = {(True, False): "bos", (True, True): "bos_eos", (False, True): "eos", (False, False): "none"}
@@ -115,7 +116,7 @@ class InternLM2Tokenizer(SentencePieceBackend):
 
         Args:
             vocab_size: Tokens that the model knows. It decides whether a `tokenizer.model` without further files
-                belongs to an InternVL2 checkpoint: ids behind the pieces of the file are then those of the release.
+                belongs to an InternVL2 checkpoint: ids after the pieces of the file are then those of the release.
 
         Returns:
             Whether all of them are known now; when not, nothing was changed.
@@ -128,7 +129,7 @@ class InternLM2Tokenizer(SentencePieceBackend):
         return not missing
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Join pieces to text; added tokens stand as they are, without spaces around them."""
+        """Join pieces to text; added tokens stay as they are, without spaces around them."""
         text: list[str] = []
         pieces: list[str] = []
         for token in tokens:

@@ -1,22 +1,22 @@
-"""Variable Visual Position Encoding: how far every token advances the rotary position.
+"""Variable Visual Position Encoding (V2PE): where every token stands on the rotary axis.
 
 Text advances by 1. The visual tokens of one image advance by `delta = stride / T` each, where T is the number of
-visual tokens of a tile, so that one tile spans `stride` positions (arXiv 2412.09616). With T = 4, stride 2 and an
+visual tokens per tile, so that one tile spans `stride` positions (arXiv 2412.09616). With T = 4, stride 2 and an
 image of two tiles between text tokens:
 
     token     a   b  <img>  v1   v2   v3   v4   v5   v6   v7   v8  </img>  c
     position  0   1    2    2.5  3.0  3.5  4.0  4.5  5.0  5.5  6.0    7    8
 
-The k-th visual token sits at `p(<img>) + k * stride / T`, the token behind the image at `ceil(last) + 1`. Text is
-always on whole numbers. stride = T gives ordinary positions.
+The k-th visual token sits at `p(<img>) + k * stride / T`, the token after the image at `ceil(last) + 1`: text always
+stands on whole numbers. With stride = T all positions are ordinary ones.
 
-Everything here is a pure function of (ids, one stride per image, document borders). Positions are float64 and whole
-numbers inside are counted in int64, so they are exact for rows of millions of tokens. Batches carry strides as
-integers in units of 1/65536 (`STRIDE_UNITS`): training frameworks cast float tensors to bf16, integers survive.
+Everything here is a pure function of ids, strides and document borders. Positions are float64 and exact for rows of
+millions of tokens. Batches carry strides as integers in units of 1/65536 (`STRIDE_UNITS`), because training
+frameworks cast float tensors to bf16 and leave integers alone.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TypeAlias
 
@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError
+from .shapes import Bool, Float64, Int, Int64, Num, Shaped
 
 ROPE_POS_ID_VERSIONS = ("default", "v2pe_fix", "v2pe_rnd")
 RANDOM_STRIDES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 STRIDE_UNITS = 65536
-_BLOCK = 65536  # tokens whose positions fit into a processor cache
+_BLOCK_TOKENS = 65536
 
 Stride: TypeAlias = int | float | Fraction
 Strides: TypeAlias = Stride | Sequence[Stride] | Tensor | None
@@ -43,7 +44,7 @@ def check_version(version: str) -> None:
 def check_stride(version: str, stride: Stride | None) -> None:
     """Raise ConfigError unless version and stride fit together.
 
-    `v2pe_fix` needs a positive finite stride; `default` and `v2pe_rnd` use none (one that is given must be sane).
+    `v2pe_fix` needs a positive finite stride. `default` and `v2pe_rnd` use none, but one that is given must be valid.
     """
     check_version(version)
     if stride is None:
@@ -87,34 +88,30 @@ def stride_to_units(stride: Stride) -> int:
     return int(units)
 
 
-def units_to_strides(units: Tensor) -> Tensor:
-    """Inverse of `stride_to_units` for a tensor of any shape: int64 units -> float64 strides."""
+def units_to_strides(units: Int[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    """Inverse of `stride_to_units`."""
     return units.to(torch.float64) / STRIDE_UNITS
 
 
 def build_position_ids(
-    input_ids: Tensor,
+    input_ids: Int[Tensor, "*batch length"],
     *,
     image_token_id: int,
     num_image_token: int,
     strides: Strides,
-    cu_seqlens: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-) -> Tensor:
+    cu_seqlens: Int[Tensor, " borders"] | None = None,
+    attention_mask: Shaped[Tensor, "*batch length"] | None = None,
+) -> Float64[Tensor, "*batch length"]:
     """Positions of every token.
 
     Args:
-        input_ids: (batch, length) or (length,) token ids. Each run of `image_token_id` is one image.
+        input_ids: Token ids. Each run of `image_token_id` is one image.
         image_token_id: Id of the visual token (`<IMG_CONTEXT>`).
         num_image_token: T, visual tokens per tile.
         strides: Positions that one tile spans, in natural units. None for ordinary positions (stride = T), one
             number for all images, or one per image in the order of the row (rows of a batch one after another).
-        cu_seqlens: (documents + 1,) borders of the documents of a packed row (batch of one). Every document starts
-            at position 0.
-        attention_mask: Same shape as `input_ids`, 0 where padded. Padding gets position 1 and advances nothing.
-
-    Returns:
-        float64 positions, same shape as `input_ids`.
+        cu_seqlens: Borders of the documents of a packed row (batch of one), each of which starts at position 0.
+        attention_mask: 0 where padded. Padding gets position 1 and advances nothing.
 
     Raises:
         ConfigError: A stride that is not positive, or another number of strides than images.
@@ -131,15 +128,15 @@ def build_position_ids(
     run_start = find_run_starts(visual, valid, starts)
     run_length = torch.diff(run_start, append=run_start.new_tensor([len(ids)]))
     image = visual[run_start].nonzero().squeeze(1)
-    image_strides = strides_per_image(strides, len(image), num_image_token).to(ids.device)
+    image_strides = strides_per_image(strides, len(image), num_image_token)
     run_stride = torch.full_like(run_start, num_image_token, dtype=torch.float64)
-    run_stride[image] = image_strides
+    run_stride[image] = torch.tensor([float(s) for s in image_strides], dtype=torch.float64, device=ids.device)
     advance = run_length.clone()
-    advance[image] = _ceil_advance(run_length[image], image_strides, num_image_token, _inexact_strides(strides))
+    advance[image] = _whole_advances(run_length[image], image_strides, num_image_token)
     if valid is not None:
         advance *= valid[run_start]
 
-    # Position in front of every run: what the runs before it took, counted from the start of its document.
+    # Position before the first token of every run: what earlier runs of its document took.
     taken = advance.cumsum(0) - advance
     document = torch.searchsorted(starts, run_start, right=True) - 1
     anchor = taken - taken[torch.searchsorted(run_start, starts)][document] - 1
@@ -154,19 +151,19 @@ def ordinary_positions(
     batch: int,
     length: int,
     num_cached: int,
-    attention_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
+    attention_mask: Shaped[Tensor, "batch keys"] | None,
+    cu_seqlens: Int[Tensor, " borders"] | None,
     device: torch.device,
-) -> Tensor:
-    """A token each, without regard to images: int64, (batch, length) or (1, length) of a packed row.
+) -> Int64[Tensor, "rows length"]:
+    """Positions that advance by 1 per token, images or not: (batch, length), or (1, length) of a packed row.
 
     Args:
         batch: Rows.
         length: Tokens of a row.
-        num_cached: Tokens in front of them.
-        attention_mask: (batch, cached + length), 0 where padded; padding gets position 1.
-        cu_seqlens: (documents + 1,) borders of a packed row; every document starts at 0.
-        device: Where to.
+        num_cached: Tokens before them, in a cache.
+        attention_mask: Of cached and new tokens, 0 where padded; padding gets position 1.
+        cu_seqlens: Borders of a packed row, whose documents all start at 0.
+        device: Of the result.
     """
     if cu_seqlens is not None:
         borders = cu_seqlens.reshape(-1).to(device, torch.int64)
@@ -178,13 +175,15 @@ def ordinary_positions(
     return positions.masked_fill(attention_mask == 0, 1)[:, -length:]
 
 
-def document_starts(input_ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Index of the first token of every document in the flattened batch, int64, without empty documents.
+def document_starts(
+    input_ids: Int[Tensor, "*batch length"], cu_seqlens: Int[Tensor, " borders"] | None
+) -> Int64[Tensor, " documents"]:
+    """Index of the first token of every document in the flattened batch, without empty documents.
 
     Raises:
         ValueError: `cu_seqlens` that is not 0 ... length in non-decreasing order, or a batch of several rows with it.
     """
-    batch, length = (1, input_ids.shape[0]) if input_ids.dim() == 1 else input_ids.shape
+    batch, length = input_ids.shape[:-1].numel(), input_ids.shape[-1]
     if cu_seqlens is None:
         if length == 0:
             return torch.zeros(0, dtype=torch.int64, device=input_ids.device)
@@ -198,19 +197,21 @@ def document_starts(input_ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     return starts[borders.diff() > 0]
 
 
-def find_run_starts(visual: Tensor, valid: Tensor | None, starts: Tensor) -> Tensor:
+def find_run_starts(
+    visual: Bool[Tensor, " tokens"], valid: Bool[Tensor, " tokens"] | None, starts: Int64[Tensor, " documents"]
+) -> Int64[Tensor, " runs"]:
     """Cut a row into runs of one kind (visual tokens, other tokens, padding), never across a document border.
 
         token  <pad> <pad>  a  <img>  v1  v2  v3  v4  </img>  b
         run      0     0    1    1    2   2   2   2     3     3
 
     Args:
-        visual: (tokens,) bool, false on padding.
-        valid: (tokens,) bool, false on padding; None without padding.
+        visual: False on padding.
+        valid: False on padding; None without padding.
         starts: First token of every document.
 
     Returns:
-        Index of the first token of every run, int64, ascending.
+        Index of the first token of every run, ascending.
     """
     first = torch.zeros_like(visual)
     torch.ne(visual[1:], visual[:-1], out=first[1:])
@@ -220,89 +221,58 @@ def find_run_starts(visual: Tensor, valid: Tensor | None, starts: Tensor) -> Ten
     return first.nonzero().squeeze(1)
 
 
-def _spread_runs(
-    run_start: Tensor, run_length: Tensor, anchor: Tensor, run_stride: Tensor, num_image_token: int
-) -> Tensor:
-    """Token k = 1, 2, ... of a run sits at anchor + k * stride / T: (runs,) each -> (tokens,) float64.
-
-    A block at a time and in place, so that the row is written to memory once and needs no second one beside it.
-    """
-    run_start, anchor = run_start.to(torch.float64), anchor.to(torch.float64)
-    run_of_token = torch.repeat_interleave(run_length.to(torch.int32))
-    positions = torch.empty(len(run_of_token), dtype=torch.float64, device=run_start.device)
-    scratch = torch.empty(min(len(positions), _BLOCK), dtype=torch.float64, device=run_start.device)
-    for first, block in enumerate(positions.split(_BLOCK)):
-        run = run_of_token[first * _BLOCK : first * _BLOCK + len(block)]
-        of_run = scratch[: len(block)]
-        torch.arange(first * _BLOCK + 1, first * _BLOCK + len(block) + 1, out=block)
-        block -= torch.index_select(run_start, 0, run, out=of_run)
-        block *= torch.index_select(run_stride, 0, run, out=of_run)
-        block /= num_image_token
-        block += torch.index_select(anchor, 0, run, out=of_run)
-    return positions
-
-
-def strides_per_image(strides: Strides, num_images: int, num_image_token: int) -> Tensor:
-    """One float64 stride per image from any of the accepted forms.
+def strides_per_image(strides: Strides, num_images: int, num_image_token: int) -> Sequence[Stride]:
+    """One stride per image from any of the accepted forms.
 
     Raises:
         ConfigError: Wrong count, or a stride that is not a positive number.
     """
+    if isinstance(strides, Tensor):
+        strides = strides.tolist()
     if strides is None:
         strides = num_image_token
-    if isinstance(strides, Tensor):
-        values = strides.detach().to(device="cpu", dtype=torch.float64).reshape(-1)
-        if strides.dim() == 0:
-            values = values.expand(num_images)
-    elif isinstance(strides, (int, float, Fraction)):
-        values = torch.full((num_images,), float(strides), dtype=torch.float64)
-    else:
-        values = torch.tensor([float(s) for s in _flatten(strides)], dtype=torch.float64)
+    values = strides if isinstance(strides, Sequence) else [strides] * num_images
     if len(values) != num_images:
         raise ConfigError(f"got {len(values)} strides for {num_images} images; give one per image, or one for all")
-    if not bool((torch.isfinite(values) & (values > 0)).all()):
-        raise ConfigError(f"strides must be positive numbers, got {values.tolist()[:8]}")
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        raise ConfigError(f"strides must be positive numbers, got {list(values[:8])}")
     return values
 
 
-def _flatten(values: Iterable) -> Iterable[Stride]:
-    for value in values:
-        if isinstance(value, (list, tuple)):
-            yield from _flatten(value)
-        else:
-            yield value
+def _whole_advances(
+    lengths: Int64[Tensor, " images"], strides: Sequence[Stride], num_image_token: int
+) -> Int64[Tensor, " images"]:
+    """ceil(length * stride / T) of every image.
 
-
-def _inexact_strides(strides: Strides) -> dict[int, Fraction]:
-    """The strides that no float64 holds exactly, by image; key -1: one stride for all images."""
-    if strides is None or isinstance(strides, (Tensor, int, float)):
-        return {}
-    given = {-1: strides} if isinstance(strides, Fraction) else dict(enumerate(_flatten(strides)))
-    return {i: stride for i, stride in given.items() if isinstance(stride, Fraction) and stride != float(stride)}
-
-
-def _ceil_advance(
-    span_length: Tensor, strides: Tensor, num_image_token: int, inexact: Mapping[int, Fraction]
-) -> Tensor:
-    """ceil(length * stride / T) per image, int64, exact.
-
-    Strides in whole units of 1/65536 are computed in integers, all at once. For others the float quotient decides
-    unless it is close to a whole number, where rationals do.
+    In Python's integers, since a float product would round ten tiles of 1/10 up to the next whole position. There is
+    one image per hundreds of tokens: the loop costs little beside `_spread_runs`.
     """
-    quotient = span_length.to(torch.float64) * strides / num_image_token
-    units = strides * STRIDE_UNITS
-    in_units = (units == units.floor()) & (units * span_length < 2.0**62)
-    numerator = span_length * units.where(in_units, 0.0).to(torch.int64)
-    advance = -torch.div(-numerator, num_image_token * STRIDE_UNITS, rounding_mode="floor")
-    advance = advance.where(in_units, quotient.ceil().to(torch.int64))
+    advances = []
+    for length, stride in zip(lengths.tolist(), strides, strict=True):
+        numerator, denominator = stride.as_integer_ratio()
+        advances.append(-(-length * numerator // (num_image_token * denominator)))
+    return torch.tensor(advances, dtype=torch.int64, device=lengths.device)
 
-    doubtful = ~in_units & ((quotient - quotient.round()).abs() < 1e-6 * quotient.clamp(min=1.0))
-    if inexact:
-        doubtful[list(inexact) if -1 not in inexact else slice(None)] = True
-    for i in doubtful.nonzero().squeeze(1).tolist():
-        stride = inexact.get(i) or inexact.get(-1) or Fraction(strides[i].item())
-        advance[i] = math.ceil(stride * int(span_length[i]) / num_image_token)
-    return advance
+
+def _spread_runs(
+    run_start: Int64[Tensor, " runs"],
+    run_length: Int64[Tensor, " runs"],
+    anchor: Int64[Tensor, " runs"],
+    run_stride: Float64[Tensor, " runs"],
+    num_image_token: int,
+) -> Float64[Tensor, " tokens"]:
+    """Token k = 1, 2, ... of a run sits at anchor + k * stride / T."""
+    run_of_token = torch.repeat_interleave(run_length.to(torch.int32))
+    positions = torch.arange(1, len(run_of_token) + 1, dtype=torch.float64, device=run_start.device)
+    run_start, anchor = run_start.to(torch.float64), anchor.to(torch.float64)
+    # Block by block, because a block stays in the processor's cache: twice as fast as on the whole row, at one and at
+    # sixteen million tokens (benchmarks/positions.py), and no second row of floats exists beside the result.
+    for block, run in zip(positions.split(_BLOCK_TOKENS), run_of_token.split(_BLOCK_TOKENS), strict=True):
+        block -= run_start.index_select(0, run)
+        block *= run_stride.index_select(0, run)
+        block /= num_image_token
+        block += anchor.index_select(0, run)
+    return positions
 
 
 def draw_strides(num_images: int, choices: Sequence[Stride], generator: torch.Generator) -> list[Stride]:
@@ -311,111 +281,6 @@ def draw_strides(num_images: int, choices: Sequence[Stride], generator: torch.Ge
     return [choices[i] for i in picks.tolist()]
 
 
-def next_position(last_position: Tensor) -> Tensor:
-    """Position of the first token behind a prompt: `ceil(last) + 1` (the n-th generated token: `ceil(last) + n`)."""
+def next_position(last_position: Num[Tensor, "*shape"]) -> Num[Tensor, "*shape"]:
+    """Position of the first token after a prompt: `ceil(last) + 1` (the n-th generated token: `ceil(last) + n`)."""
     return last_position.ceil() + 1
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Rotary tables
-
-
-def ntk_base(base: float, lengths: Tensor, *, max_position_embeddings: int, factor: float, head_dim: int) -> Tensor:
-    """Rotary base of dynamic NTK scaling for sequences of the given final lengths, float64.
-
-    base' = base * (factor * length / max_position_embeddings - (factor - 1)) ** (head_dim / (head_dim - 2)) beyond
-    `max_position_embeddings`, `base` up to it (the rule of InternLM2's dynamic rotary embedding).
-    """
-    ratio = factor * lengths.to(torch.float64) / max_position_embeddings - (factor - 1)
-    return base * ratio.clamp(min=1.0) ** (head_dim / (head_dim - 2))
-
-
-def yarn_frequencies(
-    base: float, *, head_dim: int, factor: float, original_length: int, beta_fast: float = 32.0, beta_slow: float = 1.0
-) -> tuple[Tensor, float]:
-    """Inverse frequencies and table scale of YaRN (arXiv 2309.00071).
-
-    Frequencies that turn often within `original_length` stay, those that turn less than once are divided by `factor`,
-    a linear ramp lies between. Tables are scaled by 0.1 ln(factor) + 1.
-
-    Returns:
-        (head_dim / 2,) float64, and the factor of cosines and sines.
-    """
-    plain = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-
-    def dimension_of(rotations: float) -> float:
-        return head_dim * math.log(original_length / (rotations * 2 * math.pi)) / (2 * math.log(base))
-
-    low = max(math.floor(dimension_of(beta_fast)), 0)
-    high = min(math.ceil(dimension_of(beta_slow)), head_dim - 1)
-    index = torch.arange(head_dim // 2, dtype=torch.float64)
-    stretched = ((index - low) / max(high - low, 0.001)).clamp(0, 1)
-    return plain * (1 - stretched) + plain / factor * stretched, 0.1 * math.log(factor) + 1.0
-
-
-def rotary_tables(
-    position_ids: Tensor,
-    *,
-    head_dim: int,
-    base: float | Tensor,
-    inverse_frequency: Tensor | None = None,
-    scale: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles.
-
-    Angles are computed in float64 and only their cosines and sines are rounded to float32: in bf16 most entries of
-    neighbouring visual tokens would be identical at small strides.
-
-    Args:
-        position_ids: (batch, length) positions, any dtype.
-        head_dim: Width of a head (even).
-        base: Rotary base (theta), one number or (batch, length) one per token.
-        inverse_frequency: (head_dim / 2,) float64, instead of those that follow from `base`.
-        scale: Factor of the tables.
-
-    Returns:
-        cos and sin, (batch, length, head_dim / 2), float32.
-    """
-    if inverse_frequency is None:
-        exponent = torch.arange(0, head_dim, 2, dtype=torch.float64, device=position_ids.device) / head_dim
-        theta = torch.as_tensor(base, dtype=torch.float64, device=position_ids.device)
-        inverse_frequency = theta.unsqueeze(-1) ** -exponent
-    angles = position_ids.to(torch.float64).unsqueeze(-1) * inverse_frequency.to(position_ids.device)
-    return (angles.cos() * scale).to(torch.float32), (angles.sin() * scale).to(torch.float32)
-
-
-def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate queries or keys in float32 ("rotate half" form) and cast back.
-
-    Args:
-        states: (batch, ..., length, head_dim), heads in between.
-        cos: (batch, length, head_dim / 2) float32.
-        sin: Same.
-
-    Returns:
-        Contiguous, of the shape and dtype of `states`.
-    """
-    table_shape = (cos.shape[0], *[1] * (states.dim() - 3), *cos.shape[1:])
-    return _Rotation.apply(states, cos.view(table_shape), sin.view(table_shape))
-
-
-class _Rotation(torch.autograd.Function):
-    """(a, b) -> (a cos - b sin, b cos + a sin); its backward is the rotation by the opposite angle."""
-
-    @staticmethod
-    def forward(ctx, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotate(states, cos, sin, direction=1)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return _rotate(grad, *ctx.saved_tensors, direction=-1), None, None
-
-
-def _rotate(states: Tensor, cos: Tensor, sin: Tensor, *, direction: int) -> Tensor:
-    states_float = states.float()
-    swapped = states_float.roll(states.shape[-1] // 2, dims=-1)  # (b, a)
-    rotated = torch.empty(states.shape, dtype=torch.float32, device=states.device)
-    torch.mul(states_float, torch.cat([cos, cos], dim=-1), out=rotated)
-    rotated.addcmul_(swapped, torch.cat([-sin, sin], dim=-1), value=direction)
-    return rotated.to(states.dtype)

@@ -20,9 +20,9 @@ from internvl.errors import CheckpointError, ConfigError, InternVLError
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.loading import load_strictly, read_chat_config
-from internvl.model.logn_scaling import read_logn_scaling
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
+from internvl.model.scaling import read_logn_scaling
 from internvl.tools.conversion import convert_folder
 from internvl.tools.native_config import build_chat_config, build_native_config, check_exportable
 from internvl.tools.native_weights import from_native_state, to_native_state

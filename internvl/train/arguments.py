@@ -25,7 +25,7 @@ import transformers
 from transformers import HfArgumentParser
 
 from internvl.errors import CheckpointError, ConfigError
-from internvl.model.rope_scaling import parse_rope_scaling
+from internvl.model.scaling import parse_rope_scaling
 from internvl.model.v2pe import RANDOM_STRIDES, check_stride, stride_to_units
 from internvl.train.parameter_groups import LearningRates
 from internvl.train.removed_flags import RemovedArguments, refuse_removed_flags

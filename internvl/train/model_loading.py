@@ -18,7 +18,7 @@ from internvl.model.language_models import grow_vocabulary
 from internvl.model.loading import load_strictly, read_chat_config
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
-from internvl.model.rope_scaling import apply_rope_scaling, parse_rope_scaling
+from internvl.model.scaling import apply_rope_scaling, parse_rope_scaling
 from internvl.train.arguments import DataTrainingArguments, ModelArguments
 
 logger = logging.getLogger(__name__)

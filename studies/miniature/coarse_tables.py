@@ -17,8 +17,7 @@ from torch import Tensor
 from eval.run import __main__ as run
 from eval.run.options import parse_options
 from internvl.errors import ConfigError, InternVLError
-from internvl.model import language_models, modeling_internlm2
-from internvl.model.v2pe import rotary_tables
+from internvl.model import rotary
 from internvl.parallel.launch import finish_distributed
 
 FOLDER_ENDING = "+bf16"
@@ -53,15 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InternVLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    coarse = round_tables(rotary_tables)
-    modules: tuple[Any, ...] = (modeling_internlm2, language_models)
-    for module in modules:
-        module.rotary_tables = coarse
+    exact = rotary.rotary_tables
+    rotary.rotary_tables = round_tables(exact)
     try:
         return run.main(arguments)
     finally:
-        for module in modules:
-            module.rotary_tables = rotary_tables
+        rotary.rotary_tables = exact
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from internvl.infer.question import Question
 from internvl.infer.session import Session
 from internvl.infer.settings import Sampling
 from internvl.model.constants import IMG_CONTEXT_TOKEN
-from internvl.model.rope_scaling import parse_rope_scaling
+from internvl.model.scaling import parse_rope_scaling
 
 
 def encode(session, prompt, tiles_per_image, **options):

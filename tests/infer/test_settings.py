@@ -9,7 +9,7 @@ from internvl.errors import ConfigError
 from internvl.infer.flags import add_flags, from_arguments, from_options
 from internvl.infer.settings import SAME_ANSWERS, InferenceSettings
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
-from internvl.model.rope_scaling import RopeScaling
+from internvl.model.scaling import RopeScaling
 from internvl.parallel.launch import RankEnv
 
 # A value other than the default for every setting; a new setting needs a line here.

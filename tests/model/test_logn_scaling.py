@@ -9,8 +9,9 @@ import torch
 from internvl.model.attention import attend, packed_sdpa, register_attention
 from internvl.model.configuration_internvl_chat import InternLM2Config, InternVLChatConfig
 from internvl.model.errors import ConfigError
-from internvl.model.logn_scaling import choose_logn_scaling, logn_scales
 from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.model.rotary import logn_scales
+from internvl.model.scaling import choose_logn_scaling
 
 from .test_language_models import FAMILIES, NEVER, build
 from .tiny import document, tiny_config

@@ -10,8 +10,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from internvl.model.configuration_internvl_chat import InternLM2Config, InternVLChatConfig
 from internvl.model.errors import ConfigError
 from internvl.model.modeling_internvl_chat import InternVLChatModel
-from internvl.model.rope_scaling import RopeScaling, apply_rope_scaling, parse_rope_scaling
-from internvl.model.v2pe import yarn_frequencies
+from internvl.model.rotary import yarn_frequencies
+from internvl.model.scaling import RopeScaling, apply_rope_scaling, parse_rope_scaling
 
 from .test_language_models import FAMILIES, NEVER, ROPES, build, native_twin
 from .tiny import document, tiny_config, tiny_model

@@ -12,8 +12,7 @@ import torch
 from eval.metrics.estimate import wilson_interval
 from eval.run import __main__ as run
 from internvl.errors import EvalError
-from internvl.model import modeling_internlm2
-from internvl.model.v2pe import rotary_tables
+from internvl.model import rotary
 from studies.miniature import coarse_tables
 from studies.miniature.__main__ import main
 from studies.miniature.cells import LENGTHS, Cell, collect_cells, list_settings, read_study, summarise, write_study
@@ -326,22 +325,22 @@ def test_every_figure_of_the_study_stands_on_the_page():
 
 
 def test_coarse_tables_have_the_values_of_bfloat16_for_one_run_only(monkeypatch, tmp_path):
-    positions = torch.arange(40).unsqueeze(0) / 16
-    seen = []
+    positions, frequencies = torch.arange(40).unsqueeze(0) / 16, torch.tensor([1.0, 0.1, 0.01, 0.001])
+    exact_tables, seen = rotary.rotary_tables, []
 
     def fake_run(arguments):
-        seen.append(modeling_internlm2.rotary_tables(positions, head_dim=8, base=1e4))
+        seen.append(rotary.rotary_tables(positions, frequencies))
         return 3
 
     monkeypatch.setattr(run, "main", fake_run)
     common = ["--checkpoint", "x", "--tasks", "pope", "--out"]
     assert coarse_tables.main([*common, str(tmp_path / "stride_1-16+bf16")]) == 3
-    fine = rotary_tables(positions, head_dim=8, base=1e4)
+    fine = rotary.rotary_tables(positions, frequencies)
     for coarse, exact in zip(seen[0], fine, strict=True):
         assert coarse.dtype == torch.float32
         assert torch.equal(coarse, exact.bfloat16().float())
         assert not torch.equal(coarse, exact)
-    assert modeling_internlm2.rotary_tables is rotary_tables
+    assert rotary.rotary_tables is exact_tables
 
 
 def test_coarse_tables_need_a_folder_that_says_so(capsys, tmp_path):

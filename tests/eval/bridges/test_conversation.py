@@ -12,7 +12,7 @@ from internvl.errors import ConfigError
 from internvl.infer.flags import from_options
 from internvl.infer.question import Question
 from internvl.infer.settings import InferenceSettings
-from internvl.model.rope_scaling import parse_rope_scaling
+from internvl.model.scaling import parse_rope_scaling
 
 
 def text(content):

@@ -1,17 +1,19 @@
-"""Rope scaling: how a flag says it, how a decoder's config holds it, and what of it is allowed.
+"""Scalings by name: how a flag and a decoder's config say them, and which ones are allowed.
 
-    yarn:4    linear:2    dynamic:2    none    {"type": "yarn", "factor": 4, "original_max_position_embeddings": 8192}
+    --rope_scaling   yarn:4    linear:2    dynamic:2    none    {"type": "yarn", "factor": 4, ...}
+    --logn_scaling   32768
 
-`linear` divides positions by the factor, `yarn` stretches slow frequencies only (arXiv 2309.00071), `dynamic` raises
-the base with the length of the sequence (NTK). A config's scaling applies to ordinary positions; a flag means the
-positions of the run, V2PE's included (`scale_v2pe`). Dynamic NTK counts tokens and has no meaning for V2PE positions.
+What they compute, and which positions they apply to, is in rotary.py. A config's scaling means ordinary positions. A
+flag means the positions of the run, V2PE's included (`scale_v2pe`).
 """
 
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, TypedDict, TypeGuard, cast, get_args
+
+from transformers import PreTrainedConfig
 
 from .errors import ConfigError
 
@@ -19,11 +21,29 @@ Kind = Literal["none", "linear", "dynamic", "yarn"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # Types whose frequencies the model was trained with: never replaced, and V2PE positions have them as well.
 TRAINED_ROPE_TYPES = ("llama3", "longrope")
-_KIND_OF_NAME: dict[Any, Kind] = {"default": "none", "v2pe": "none", **{kind: kind for kind in KINDS}}
+_KIND_OF_NAME: dict[object, Kind] = {"default": "none", "v2pe": "none", **{kind: kind for kind in KINDS}}
 _FORMS = (
     "none, linear:FACTOR, dynamic:FACTOR, yarn:FACTOR, or a json object such as "
     '{"type": "yarn", "factor": 4, "original_max_position_embeddings": 8192}'
 )
+
+
+class ScalingEntry(TypedDict, total=False):
+    """`rope_scaling` of InternLM2's config (`type`), `rope_parameters` of transformers' (`rope_type` and the rest)."""
+
+    type: str
+    rope_type: str
+    factor: float
+    original_max_position_embeddings: int
+    scale_v2pe: bool
+    rope_theta: float
+    partial_rotary_factor: float
+
+
+def read_scaling_entry(config: PreTrainedConfig) -> ScalingEntry:
+    """What a decoder's config says about scaling; empty without any."""
+    entry = config.rope_scaling if config.model_type == "internlm2" else getattr(config, "rope_parameters", None)
+    return cast(ScalingEntry, entry or {})
 
 
 @dataclass(frozen=True)
@@ -44,7 +64,7 @@ class RopeScaling:
     scale_v2pe: bool = False
 
     def __str__(self) -> str:
-        """Short form, `yarn:4` or `yarn:4:8192`; `:default` behind it when V2PE positions are left alone."""
+        """Short form, `yarn:4` or `yarn:4:8192`, with `:default` at the end when V2PE positions are left alone."""
         if self.kind == "none":
             return "none"
         parts = [self.kind, repr(self.factor).removesuffix(".0")]
@@ -55,22 +75,18 @@ class RopeScaling:
         return ":".join(parts)
 
     def check_version(self, rope_pos_id_version: str) -> None:
-        """Make sure that the scaling has a meaning for these positions.
-
-        Raises:
-            ConfigError: Dynamic NTK for V2PE positions.
-        """
+        """Raise ConfigError for dynamic NTK with V2PE positions, where it has no meaning."""
         if self.kind == "dynamic" and rope_pos_id_version != "default":
             raise ConfigError(
                 f"--rope_scaling {self} has no meaning with rope_pos_id_version {rope_pos_id_version}: dynamic NTK "
                 "follows the number of tokens, not V2PE positions; use linear or yarn, or version default"
             )
 
-    def to_dict(self) -> dict[str, Any] | None:
+    def to_dict(self) -> ScalingEntry | None:
         """The entry `rope_scaling` of InternLM2's config; None: no scaling."""
         if self.kind == "none":
             return None
-        entry: dict[str, Any] = {"type": self.kind, "factor": self.factor}
+        entry = ScalingEntry(type=self.kind, factor=self.factor)
         if self.original_length is not None:
             entry["original_max_position_embeddings"] = self.original_length
         if self.scale_v2pe:
@@ -78,7 +94,7 @@ class RopeScaling:
         return entry
 
 
-def parse_rope_scaling(value: str | Mapping[str, Any]) -> RopeScaling:
+def parse_rope_scaling(value: object) -> RopeScaling:
     """What `--rope_scaling` asks for: all positions of the run are scaled.
 
     Args:
@@ -92,7 +108,7 @@ def parse_rope_scaling(value: str | Mapping[str, Any]) -> RopeScaling:
     return read_rope_scaling(entry, source="--rope_scaling", scale_v2pe=True)
 
 
-def _entry_of_text(text: str) -> Mapping[str, Any]:
+def _entry_of_text(text: str) -> Mapping[str, object]:
     if text.lstrip().startswith("{"):
         try:
             return json.loads(text)
@@ -109,27 +125,27 @@ def _entry_of_text(text: str) -> Mapping[str, Any]:
     return {"type": kind, **dict(zip(names, values, strict=False))}
 
 
-def read_rope_scaling(entry: Mapping[str, Any], *, source: str, scale_v2pe: bool = False) -> RopeScaling:
+def read_rope_scaling(entry: Mapping[str, object], *, source: str, scale_v2pe: bool = False) -> RopeScaling:
     """A checked entry of a config or of a flag.
 
     Args:
         entry: `type` (or `rope_type`), `factor`, and optionally `original_max_position_embeddings` (YaRN) and
             `scale_v2pe` (linear, YaRN). Types `default` and `v2pe` (older V2PE checkpoints) stand for no scaling.
-        source: Where it stands, for the error.
+        source: Where it comes from, for the error.
         scale_v2pe: What holds when the entry does not say it.
 
     Raises:
-        ConfigError: Unknown type or key, a factor that is no finite number of at least 1, an original length that is
-            no positive whole number, or dynamic NTK for V2PE positions.
+        ConfigError: Unknown type or key, a factor that is not a finite number of at least 1, an original length that
+            is not a positive whole number, or dynamic NTK for V2PE positions.
     """
-    kind = _KIND_OF_NAME.get(entry.get("type", entry.get("rope_type")))
+    name = entry.get("type", entry.get("rope_type"))
+    kind = _KIND_OF_NAME.get(name)
     if kind is None:
-        name = entry.get("type", entry.get("rope_type"))
         raise ConfigError(f"{source}: type {name!r} in {dict(entry)}; expected one of {', '.join(KINDS)}")
     if kind == "none":
         return RopeScaling("none")
     _refuse_unknown_keys(entry, kind, source)
-    factor: Any = entry.get("factor")
+    factor = entry.get("factor")
     if not _is_number(factor) or not math.isfinite(factor) or factor < 1:
         raise ConfigError(
             f"{source}: factor is {factor!r} in {dict(entry)}; expected a finite number of at least 1, such as {kind}:4"
@@ -151,7 +167,7 @@ def read_rope_scaling(entry: Mapping[str, Any], *, source: str, scale_v2pe: bool
     return RopeScaling(kind, float(factor), None if length is None else int(length), scales)
 
 
-def _refuse_unknown_keys(entry: Mapping[str, Any], kind: Kind, source: str) -> None:
+def _refuse_unknown_keys(entry: Mapping[str, object], kind: Kind, source: str) -> None:
     known = {"type", "rope_type", "factor", "scale_v2pe"}
     if kind == "yarn":
         known.add("original_max_position_embeddings")
@@ -160,28 +176,28 @@ def _refuse_unknown_keys(entry: Mapping[str, Any], kind: Kind, source: str) -> N
         raise ConfigError(f"{source}: {kind} takes no {', '.join(unknown)}; expected {', '.join(sorted(known))} only")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def apply_rope_scaling(config: Any, scaling: RopeScaling) -> None:
-    """Make the config of a decoder say so, instead of what it says now.
+def apply_rope_scaling(config: PreTrainedConfig, scaling: RopeScaling) -> None:
+    """Write a flag's scaling into a decoder's config, in place of what it says now.
 
     Args:
-        config: Config of InternLM2 or of a decoder of transformers, before the decoder is built.
+        config: Of InternLM2 or of a decoder of transformers, before the decoder is built.
         scaling: From `parse_rope_scaling`. YaRN without an original length takes the one that the config's scaling
             names, else `max_position_embeddings`.
 
     Raises:
         ConfigError: The model was trained with frequencies of its own (llama3, longrope).
     """
-    current = (config.rope_scaling if config.model_type == "internlm2" else config.rope_parameters) or {}
+    current = read_scaling_entry(config)
     if current.get("rope_type") in TRAINED_ROPE_TYPES:
         raise ConfigError(
             f"--rope_scaling {scaling}: the model was trained with rope type {current['rope_type']}, whose frequencies "
             "would be lost; leave the flag out"
         )
-    entry = scaling.to_dict() or {"type": "default"}
+    entry = scaling.to_dict() or ScalingEntry(type="default")
     if scaling.kind == "yarn" and scaling.original_length is None:
         known = current.get("original_max_position_embeddings") or getattr(
             config, "original_max_position_embeddings", None
@@ -190,9 +206,50 @@ def apply_rope_scaling(config: Any, scaling: RopeScaling) -> None:
     if config.model_type == "internlm2":
         config.rope_scaling = None if scaling.kind == "none" else entry
         return
-    kept = {name: current[name] for name in ("rope_theta", "partial_rotary_factor") if name in current}
+    # transformers knows nothing of V2PE, so this flag goes beside the entry and not into it.
     config.scale_v2pe = entry.pop("scale_v2pe", False)
+    kept = {name: current[name] for name in ("rope_theta", "partial_rotary_factor") if name in current}
     config.rope_parameters = {"rope_type": entry.pop("type"), **kept, **entry}
     if scaling.kind == "yarn" and hasattr(config, "original_max_position_embeddings"):
         # transformers prefers this field over the entry's.
         config.original_max_position_embeddings = entry["original_max_position_embeddings"]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Log-n scaling of queries
+
+
+def check_logn_scaling(train_length: object, *, source: str) -> None:
+    """Check the training length of log-n scaling.
+
+    Args:
+        train_length: Tokens of the contexts that the model was trained on; None: no scaling.
+        source: Where it comes from, for the error.
+
+    Raises:
+        ConfigError: Not a whole number of at least 2 (whose logarithm queries are divided by).
+    """
+    if train_length is None:
+        return
+    if isinstance(train_length, bool) or not isinstance(train_length, int) or train_length < 2:
+        raise ConfigError(
+            f"{source} is {train_length!r}, expected the number of tokens that the model was trained on, a whole "
+            "number of at least 2, such as 32768"
+        )
+
+
+def choose_logn_scaling(config: PreTrainedConfig, train_length: int | None) -> None:
+    """Write a flag's training length into a decoder's config; 0: no scaling; None: the config stays as it is.
+
+    Raises:
+        ConfigError: See `check_logn_scaling`.
+    """
+    if train_length is None:
+        return
+    check_logn_scaling(train_length or None, source="--logn_scaling")
+    config.logn_scaling = train_length or None
+
+
+def read_logn_scaling(config: PreTrainedConfig) -> int | None:
+    """The training length that a decoder's config names for log-n scaling; None: no scaling."""
+    return getattr(config, "logn_scaling", None)

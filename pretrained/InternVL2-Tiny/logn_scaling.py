@@ -1,1 +1,0 @@
-../../internvl/model/logn_scaling.py

@@ -1,1 +1,0 @@
-../../internvl/model/rope_scaling.py
