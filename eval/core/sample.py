@@ -1,19 +1,23 @@
-"""The two records of an evaluation: what the model is asked, and what it answered."""
+"""The two records of an evaluation: a Sample is what the model is asked, a Prediction is what it answered."""
 
 import base64
 import io
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from PIL import Image
 
+from eval.core.records import JsonObject
 from internvl.data.storage.media import load_image
 from internvl.data.video import VideoClip
-from internvl.errors import DataError, EvalError
+from internvl.errors import DataError
+
+# A gold answer: a JSON value in the form that the scorer of its task takes.
+Gold: TypeAlias = Any
 
 # What base64 and pillow raise for text or content that is damaged, cut short or larger than pillow's limit.
 _PICTURE_ERRORS = (
@@ -30,7 +34,7 @@ _PICTURE_ERRORS = (
 
 @dataclass(frozen=True)
 class PackedImage:
-    """A picture that its annotation file holds in itself.
+    """A picture that is stored inside its annotation file.
 
     Attributes:
         place: File and record, for messages.
@@ -44,7 +48,7 @@ class PackedImage:
         """The picture in RGB.
 
         Raises:
-            DataError: The text is no base64 or holds no picture.
+            DataError: The text is not base64, or it does not hold a picture.
         """
         try:
             return Image.open(io.BytesIO(base64.b64decode(self.content, validate=True))).convert("RGB")
@@ -65,12 +69,13 @@ class EnlargedImage:
     factor: int
 
     def open(self) -> Image.Image:
-        """The enlarged picture in RGB (bilinear, as upstream does).
+        """The enlarged picture in RGB.
 
         Raises:
             DataError: The file cannot be read.
         """
         image = load_image(self.path)
+        # Bilinear, since published numbers were made that way.
         return image.resize((image.width * self.factor, image.height * self.factor), Image.Resampling.BILINEAR)
 
 
@@ -81,29 +86,29 @@ class Sample:
     Attributes:
         id: Unique within its task.
         prompt: User message with one `<image>` per image and one `<video>` per video, in order.
-        images: Image files, or pictures that the annotation file holds.
-        answer: The gold answer in the form that the task's scorer takes.
+        images: Image files, or pictures from inside the annotation file.
+        answer: The gold answer; None where it is not public.
         metadata: JSON values that scoring and reports need later (context length, depth, chance level, ...).
         cost: Estimated tokens of the prompt; long samples run first.
         videos: Videos or parts of them.
-        tile_limits: Largest number of tiles per image, None for the task's; empty: the task's for all.
+        tile_limits: Largest number of tiles per image, None for the task's limit; empty: the task's limit for all.
     """
 
     id: str
     prompt: str
     images: tuple[Path | PackedImage | EnlargedImage, ...]
-    answer: Any
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    answer: Gold
+    metadata: JsonObject = field(default_factory=dict)
     cost: float = 0.0
     videos: tuple[VideoClip, ...] = ()
     tile_limits: tuple[int | None, ...] = ()
 
 
 def check_answers(samples: Sequence[Sample], *, source: Path) -> None:
-    """Refuse questions with and without a gold answer in one task: there would be a score of some of them.
+    """Refuse a task in which only some questions have a gold answer: its score would be that of a part.
 
     Raises:
-        DataError: Names the first question without one.
+        DataError: Names the first question without an answer.
     """
     missing = [sample.id for sample in samples if sample.answer is None]
     if missing and len(missing) < len(samples):
@@ -126,14 +131,14 @@ class Prediction:
         num_prompt_tokens: Tokens of the prompt, visual ones included.
         num_tiles: Tiles of all images.
         last_position: Rotary position of the last prompt token.
-        seconds: Time from question to answer; of questions that were answered at once an equal share each.
-        failure: Why there is no response (counted as wrong); None when there is one.
+        seconds: Time from question to answer. Questions of a batch get equal shares of its time.
+        failure: Why there is no response (the question counts as wrong); None when there is one.
     """
 
     id: str
     response: str
-    answer: Any
-    metadata: Mapping[str, Any]
+    answer: Gold
+    metadata: JsonObject
     num_prompt_tokens: int
     num_tiles: int
     last_position: float
@@ -145,19 +150,6 @@ class Prediction:
         """What is written down for a sample that has no answer."""
         return cls(sample.id, "", sample.answer, sample.metadata, 0, 0, 0.0, seconds, failure=reason)
 
-    def to_record(self) -> dict[str, Any]:
-        """As a JSON object."""
+    def to_record(self) -> dict[str, object]:
+        """A JSON object; `eval.core.result.parse_prediction` is its inverse."""
         return asdict(self)
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Prediction":
-        """Inverse of `to_record`; further keys are ignored.
-
-        Raises:
-            EvalError: A field is missing.
-        """
-        names = [f.name for f in fields(cls)]
-        missing = [name for name in names if name not in record]
-        if missing:
-            raise EvalError(f"a prediction lacks {', '.join(missing)}; delete the file and evaluate again")
-        return cls(**{name: record[name] for name in names})
