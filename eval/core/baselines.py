@@ -27,21 +27,13 @@ class ConstantAnswer:
 
 @dataclass(frozen=True)
 class Baselines:
-    """Scores of constant answers, in the order in which scores.json has them.
+    """Scores of constant answers, in the order in which scores.json has them."""
 
-    Attributes:
-        count: Questions that were taken.
-        empty: Score of saying nothing.
-        letter: The best letter.
-        letters: Score by letter, `A` to `D` or as many as a question has options.
-        majority: The most common gold answer; None where no gold answer occurs twice.
-    """
-
-    count: int
-    empty: float
-    letter: ConstantAnswer
-    letters: Mapping[str, float]
-    majority: ConstantAnswer | None
+    count: int  # questions that were taken
+    empty: float  # score of saying nothing
+    letter: ConstantAnswer  # the best letter
+    letters: Mapping[str, float]  # score by letter, `A` to `D` or as many as a question has options
+    majority: ConstantAnswer | None  # the most common gold answer; None where no gold answer occurs twice
 
 
 def measure_baselines(predictions: Sequence[Prediction], measure: Callable[[Sequence[Prediction]], float]) -> Baselines:

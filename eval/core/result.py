@@ -31,109 +31,63 @@ OPTIONAL_NUMBER = (int, float, NoneType)
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that the answers of a task depend on.
+    """Everything that the answers of a task depend on."""
 
-    Attributes:
-        values: All settings as they are stored; two results are comparable where these agree.
-        task: Name of the task; empty where none was written down.
-        task_version: Version of the task; None where none was written down.
-        prompts: Whose prompts were used.
-        rope_pos_id_version: How positions were made.
-        rope_pos_id_stride: Positions that one tile spans; None unless the stride is fixed.
-        rope_scaling: Scaling of rotary positions, such as `yarn:4`; None: the checkpoint's own.
-        logn_scaling: Training length of log-n scaling; None: the checkpoint's own.
-    """
-
-    values: JsonObject
-    task: str
-    task_version: int | None
-    prompts: str
-    rope_pos_id_version: str
-    rope_pos_id_stride: float | None
-    rope_scaling: str | None
-    logn_scaling: float | None
+    values: JsonObject  # all settings as they are stored; two results are comparable where these agree
+    task: str  # name of the task; empty where none was written down
+    task_version: int | None  # version of the task; None where none was written down
+    prompts: str  # whose prompts were used
+    rope_pos_id_version: str  # how positions were made
+    rope_pos_id_stride: float | None  # positions that one tile spans; None unless the stride is fixed
+    rope_scaling: str | None  # scaling of rotary positions, such as `yarn:4`; None: the checkpoint's own
+    logn_scaling: float | None  # training length of log-n scaling; None: the checkpoint's own
 
 
 @dataclass(frozen=True)
 class SavedSettings:
-    """A settings.json.
+    """A settings.json."""
 
-    Attributes:
-        fingerprint: Hash of the settings that every line of `parts/` carries.
-        settings: What the predictions were made with.
-        info: Paths for readers, which an answer does not depend on.
-    """
-
-    fingerprint: str
-    settings: Settings
-    info: Mapping[str, str]
+    fingerprint: str  # hash of the settings that every line of `parts/` carries
+    settings: Settings  # what the predictions were made with
+    info: Mapping[str, str]  # paths for readers, which an answer does not depend on
 
 
 @dataclass(frozen=True)
 class LengthBin:
-    """The questions whose contexts are about the same length.
+    """The questions whose contexts are about the same length."""
 
-    Attributes:
-        low: Shortest context in tokens; None: open.
-        high: First length that is too long; None: open.
-        score: Their mean.
-        stderr: Its standard error.
-        count: Questions.
-        chance: Score of guessing; None where it is not known.
-    """
-
-    low: int | None
-    high: int | None
+    low: int | None  # shortest context in tokens; None: open
+    high: int | None  # first length that is too long; None: open
     score: float
-    stderr: float
+    stderr: float  # its standard error
     count: int
-    chance: float | None
+    chance: float | None  # score of guessing; None where it is not known
 
 
 @dataclass(frozen=True)
 class DepthGrid:
-    """Scores by context length and by depth of the needle.
+    """Scores by context length and by depth of the needle."""
 
-    Attributes:
-        lengths: Labels of the length bins.
-        depths: Left edges of the depth cells, in shares of the context.
-        score_sums: Sum of scores by (length, depth).
-        counts: Questions by (length, depth).
-    """
-
-    lengths: Sequence[str]
-    depths: Sequence[float]
-    score_sums: Sequence[Sequence[float]]
-    counts: Sequence[Sequence[int]]
+    lengths: Sequence[str]  # labels of the length bins
+    depths: Sequence[float]  # left edges of the depth cells, in shares of the context
+    score_sums: Sequence[Sequence[float]]  # sum of scores by (length, depth)
+    counts: Sequence[Sequence[int]]  # questions by (length, depth)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Numbers of one task under one scoring rule.
+    """Numbers of one task under one scoring rule."""
 
-    Attributes:
-        score: The task's number; None where no answer is public.
-        stderr: Its standard error; None likewise.
-        count: Questions.
-        num_failed: Questions without a response.
-        num_empty: Questions with an empty response.
-        chance: Score of guessing; None where it is not known.
-        by_length: Bins of context lengths, from short to long; empty where the task has none.
-        by_depth_and_length: Of tasks about needles.
-        baselines: What answers get that do not look at the question; None without public answers.
-        numbers: The stored object, for what only the task itself knows.
-    """
-
-    score: float | None
-    stderr: float | None
+    score: float | None  # the task's number; None where no answer is public
+    stderr: float | None  # its standard error; None likewise
     count: int
-    num_failed: int
-    num_empty: int
-    chance: float | None
-    by_length: tuple[LengthBin, ...]
-    by_depth_and_length: DepthGrid | None
-    baselines: Baselines | None
-    numbers: JsonObject
+    num_failed: int  # questions without a response
+    num_empty: int  # questions with an empty response
+    chance: float | None  # score of guessing; None where it is not known
+    by_length: tuple[LengthBin, ...]  # bins of context lengths, from short to long; empty where the task has none
+    by_depth_and_length: DepthGrid | None  # of tasks about needles
+    baselines: Baselines | None  # what answers get that do not look at the question; None without public answers
+    numbers: JsonObject  # the stored object, for what only the task itself knows
 
     @property
     def estimate(self) -> Estimate | None:
@@ -145,29 +99,17 @@ class Scores:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A scores.json.
+    """A scores.json."""
 
-    Attributes:
-        task: `group/task`.
-        version: Version of the task.
-        source: Where data and rules were published.
-        protocol: The rule of the headline number.
-        settings: What the predictions were made with.
-        info: Paths for readers.
-        scores: By scoring rule.
-        folder: Where the file lies.
-        content: The stored object, for the groups' own summaries.
-    """
-
-    task: str
-    version: int
-    source: str
-    protocol: str
-    settings: Settings
-    info: Mapping[str, str]
-    scores: Mapping[str, Scores]
-    folder: Path
-    content: JsonObject
+    task: str  # `group/task`
+    version: int  # version of the task
+    source: str  # where data and rules were published
+    protocol: str  # the rule of the headline number
+    settings: Settings  # what the predictions were made with
+    info: Mapping[str, str]  # paths for readers
+    scores: Mapping[str, Scores]  # by scoring rule
+    folder: Path  # where the file lies
+    content: JsonObject  # the stored object, for the groups' own summaries
 
     @property
     def headline(self) -> Scores:

@@ -34,15 +34,10 @@ _PICTURE_ERRORS = (
 
 @dataclass(frozen=True)
 class PackedImage:
-    """A picture that is stored inside its annotation file.
+    """A picture that is stored inside its annotation file."""
 
-    Attributes:
-        place: File and record, for messages.
-        content: The encoded file (png, jpeg, ...) as base64 text.
-    """
-
-    place: str
-    content: str = field(repr=False)
+    place: str  # file and record, for messages
+    content: str = field(repr=False)  # the encoded file (png, jpeg, ...) as base64 text
 
     def open(self) -> Image.Image:
         """The picture in RGB.
@@ -58,15 +53,10 @@ class PackedImage:
 
 @dataclass(frozen=True)
 class EnlargedImage:
-    """An image file that the model sees enlarged, which gives it more tiles.
-
-    Attributes:
-        path: The file.
-        factor: Of width and height.
-    """
+    """An image file that the model sees enlarged, which gives it more tiles."""
 
     path: Path
-    factor: int
+    factor: int  # of width and height
 
     def open(self) -> Image.Image:
         """The enlarged picture in RGB.
@@ -81,26 +71,17 @@ class EnlargedImage:
 
 @dataclass(frozen=True)
 class Sample:
-    """One question.
+    """One question."""
 
-    Attributes:
-        id: Unique within its task.
-        prompt: User message with one `<image>` per image and one `<video>` per video, in order.
-        images: Image files, or pictures from inside the annotation file.
-        answer: The gold answer; None where it is not public.
-        metadata: JSON values that scoring and reports need later (context length, depth, chance level, ...).
-        cost: Estimated tokens of the prompt; long samples run first.
-        videos: Videos or parts of them.
-        tile_limits: Largest number of tiles per image, None for the task's limit; empty: the task's limit for all.
-    """
-
-    id: str
-    prompt: str
-    images: tuple[Path | PackedImage | EnlargedImage, ...]
-    answer: Gold
+    id: str  # unique within its task
+    prompt: str  # user message with one `<image>` per image and one `<video>` per video, in order
+    images: tuple[Path | PackedImage | EnlargedImage, ...]  # image files, or pictures from inside the annotation file
+    answer: Gold  # the gold answer; None where it is not public
+    # JSON values that scoring and reports need later (context length, depth, chance level, ...).
     metadata: JsonObject = field(default_factory=dict)
-    cost: float = 0.0
-    videos: tuple[VideoClip, ...] = ()
+    cost: float = 0.0  # estimated tokens of the prompt; long samples run first
+    videos: tuple[VideoClip, ...] = ()  # videos or parts of them
+    # Largest number of tiles per image, None for the task's limit; empty: the task's limit for all.
     tile_limits: tuple[int | None, ...] = ()
 
 
@@ -121,29 +102,17 @@ def check_answers(samples: Sequence[Sample], *, source: Path) -> None:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answered question: a line of a predictions file.
-
-    Attributes:
-        id: The sample's.
-        response: What the model said; empty for a failed sample.
-        answer: The gold answer, so that scoring needs no annotation file.
-        metadata: The sample's.
-        num_prompt_tokens: Tokens of the prompt, visual ones included.
-        num_tiles: Tiles of all images.
-        last_position: Rotary position of the last prompt token.
-        seconds: Time from question to answer. Questions of a batch get equal shares of its time.
-        failure: Why there is no response (the question counts as wrong); None when there is one.
-    """
+    """One answered question: a line of a predictions file."""
 
     id: str
-    response: str
-    answer: Gold
+    response: str  # what the model said; empty for a failed sample
+    answer: Gold  # the gold answer, so that scoring needs no annotation file
     metadata: JsonObject
-    num_prompt_tokens: int
-    num_tiles: int
-    last_position: float
-    seconds: float
-    failure: str | None = None
+    num_prompt_tokens: int  # tokens of the prompt, visual ones included
+    num_tiles: int  # tiles of all images
+    last_position: float  # rotary position of the last prompt token
+    seconds: float  # time from question to answer. Questions of a batch get equal shares of its time
+    failure: str | None = None  # why there is no response (the question counts as wrong); None when there is one
 
     @classmethod
     def failed(cls, sample: Sample, reason: str, *, seconds: float = 0.0) -> "Prediction":

@@ -22,19 +22,12 @@ _CLEAR = 2.0  # standard errors; about 95 % of chance differences are smaller
 
 @dataclass(frozen=True)
 class Difference:
-    """What a setting gains over the reference at one context length.
+    """What a setting gains over the reference at one context length."""
 
-    Attributes:
-        setting: The compared positions.
-        length: Label of the context length.
-        reference: Mean accuracy of the reference over tasks.
-        accuracy: Mean accuracy of the setting over the same tasks.
-    """
-
-    setting: str
-    length: str
-    reference: Estimate
-    accuracy: Estimate
+    setting: str  # the compared positions
+    length: str  # label of the context length
+    reference: Estimate  # mean accuracy of the reference over tasks
+    accuracy: Estimate  # mean accuracy of the setting over the same tasks
 
     @property
     def gain(self) -> float:

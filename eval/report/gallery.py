@@ -34,21 +34,13 @@ MAX_RESPONSE, MAX_PROMPT, MAX_FACT = 2000, 2400, 80
 
 @dataclass(frozen=True)
 class Response:
-    """What one setting said.
-
-    Attributes:
-        setting: Its label.
-        text: The response, cut if long.
-        score: In 0..1; None where no answer is public or the rule cannot take one question alone.
-        failure: Why there is no response.
-        cost: Tokens, tiles, last position and seconds in words.
-    """
+    """What one setting said."""
 
     setting: str
-    text: str
-    score: float | None
-    failure: str | None
-    cost: str
+    text: str  # the response, cut if long
+    score: float | None  # in 0..1; None where no answer is public or the rule cannot take one question alone
+    failure: str | None  # why there is no response
+    cost: str  # tokens, tiles, last position and seconds in words
 
     @property
     def verdict(self) -> tuple[str, str]:
@@ -64,36 +56,22 @@ class Response:
 
 @dataclass(frozen=True)
 class Picture:
-    """A thumbnail.
+    """A thumbnail."""
 
-    Attributes:
-        caption: Which picture it is.
-        source: `data:` address; empty where the picture cannot be shown.
-    """
-
-    caption: str
-    source: str
+    caption: str  # which picture it is
+    source: str  # `data:` address; empty where the picture cannot be shown
 
 
 @dataclass(frozen=True)
 class Card:
-    """One question.
-
-    Attributes:
-        id: Of the sample.
-        prompt: What the model was asked, cut in the middle if long.
-        gold: The gold answer as JSON or text.
-        facts: Further facts such as context length and depth.
-        responses: One per setting.
-        pictures: Some of its pictures and frames.
-    """
+    """One question."""
 
     id: str
-    prompt: str
-    gold: str
-    facts: Mapping[str, str]
+    prompt: str  # what the model was asked, cut in the middle if long
+    gold: str  # the gold answer as JSON or text
+    facts: Mapping[str, str]  # further facts such as context length and depth
     responses: tuple[Response, ...]
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Picture, ...]  # some of its pictures and frames
 
     @property
     def states(self) -> tuple[str, ...]:

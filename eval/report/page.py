@@ -45,27 +45,16 @@ class LabelledResult:
 
 @dataclass(frozen=True)
 class TaskSection:
-    """What the page shows of one task.
-
-    Attributes:
-        name: Of the task.
-        anchor: Where links to the section lead.
-        runs: Its results.
-        figures: Its plots.
-        lengths: Columns of the table of context lengths.
-        lines: Lines of that table; empty where the task has no lengths.
-        num_questions: Questions of the largest run.
-        cards: Questions to look at.
-    """
+    """What the page shows of one task."""
 
     name: str
-    anchor: str
+    anchor: str  # where links to the section lead
     runs: Sequence[LabelledResult]
     figures: Sequence[Markup]
-    lengths: Sequence[str]
-    lines: Mapping[tuple[str, str, str], Mapping[str, Row]]
-    num_questions: int
-    cards: Sequence[Card]
+    lengths: Sequence[str]  # columns of the table of context lengths
+    lines: Mapping[tuple[str, str, str], Mapping[str, Row]]  # lines of that table; empty where the task has no lengths
+    num_questions: int  # questions of the largest run
+    cards: Sequence[Card]  # questions to look at
 
 
 def render_page(

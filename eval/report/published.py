@@ -27,40 +27,24 @@ class Percent(NamedTuple):
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """One model in a table of several.
+    """One model in a table of several."""
 
-    Attributes:
-        name: Of the model as printed, or of an own run.
-        kind: Number of parameters as printed (empty where none is), or the scoring rule of an own run.
-        cells: Numbers by column.
-        note: What a reader should know about the numbers.
-        source: Where the numbers are from.
-        is_own: Whether it was measured here.
-    """
-
-    name: str
-    kind: str
-    cells: Mapping[str, Percent]
-    note: str = ""
-    source: str = SOURCE
-    is_own: bool = False
+    name: str  # of the model as printed, or of an own run
+    kind: str  # number of parameters as printed (empty where none is), or the scoring rule of an own run
+    cells: Mapping[str, Percent]  # numbers by column
+    note: str = ""  # what a reader should know about the numbers
+    source: str = SOURCE  # where the numbers are from
+    is_own: bool = False  # whether it was measured here
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Own runs beside published rows.
+    """Own runs beside published rows."""
 
-    Attributes:
-        title: Of the table.
-        columns: Benchmarks.
-        rows: Published ones first.
-        notes: What the columns mean where the name does not say it.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[ComparedRow, ...]
-    notes: tuple[str, ...] = ()
+    title: str  # of the table
+    columns: tuple[str, ...]  # benchmarks
+    rows: tuple[ComparedRow, ...]  # published ones first
+    notes: tuple[str, ...] = ()  # what the columns mean where the name does not say it
 
     @property
     def has_own_rows(self) -> bool:

@@ -40,45 +40,25 @@ _CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One score.
+    """One score."""
 
-    Attributes:
-        task: `group/task`, or the name of a mean over several tasks.
-        setting: Label of the run.
-        length: Label of the context length, `all` or `average`.
-        accuracy: The score; None where no answer is public.
-        stderr: Its standard error; None likewise.
-        count: Questions.
-        low: Shortest context in tokens; None: open.
-        high: First length that is too long; None: open.
-        chance: Score of guessing; None where it is not known.
-        protocol: The scoring rule.
-        version: Of the task.
-        checkpoint: Folder of the model.
-        rope_pos_id_version: How positions were made.
-        rope_pos_id_stride: Positions that one tile spans.
-        num_failed: Questions without a response; None unless the row is about all lengths.
-        num_empty: Questions with an empty response; None likewise.
-        baselines: Scores of constant answers; None likewise.
-    """
-
-    task: str
-    setting: str
-    length: str
-    accuracy: float | None
-    stderr: float | None
+    task: str  # `group/task`, or the name of a mean over several tasks
+    setting: str  # label of the run
+    length: str  # label of the context length, `all` or `average`
+    accuracy: float | None  # the score; None where no answer is public
+    stderr: float | None  # its standard error; None likewise
     count: int
-    low: int | None = None
-    high: int | None = None
-    chance: float | None = None
-    protocol: str = ""
+    low: int | None = None  # shortest context in tokens; None: open
+    high: int | None = None  # first length that is too long; None: open
+    chance: float | None = None  # score of guessing; None where it is not known
+    protocol: str = ""  # the scoring rule
     version: int | None = None
-    checkpoint: str | None = None
-    rope_pos_id_version: str | None = None
-    rope_pos_id_stride: float | None = None
-    num_failed: int | None = None
-    num_empty: int | None = None
-    baselines: Baselines | None = None
+    checkpoint: str | None = None  # folder of the model
+    rope_pos_id_version: str | None = None  # how positions were made
+    rope_pos_id_stride: float | None = None  # positions that one tile spans
+    num_failed: int | None = None  # questions without a response; None unless the row is about all lengths
+    num_empty: int | None = None  # questions with an empty response; None likewise
+    baselines: Baselines | None = None  # scores of constant answers; None likewise
 
     def to_json(self) -> dict[str, object]:
         """The row as page.json has it."""

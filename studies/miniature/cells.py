@@ -34,50 +34,29 @@ _PLACE = re.compile(r"seed_(?P<seed>\d+)/(?P<method>[^/]+)/evaluations/(?P<evalu
 
 @dataclass(frozen=True)
 class Cell:
-    """One question at one length of one evaluation of one model.
+    """One question at one length of one evaluation of one model."""
 
-    Attributes:
-        seed: Of the model's weights, data and training.
-        method: How the model was trained, a folder of the study.
-        evaluation: How it was asked, a folder of the study.
-        question: A value of `QUESTIONS`.
-        length: Of the context, a value of `LENGTHS`.
-        score: Share of right answers.
-        count: Questions.
-        depth_sums: Right answers by depth of the needle, in fifths from the start of the context.
-        depth_counts: Questions by depth.
-    """
-
-    seed: int
-    method: str
-    evaluation: str
-    question: str
-    length: int
-    score: float
+    seed: int  # of the model's weights, data and training
+    method: str  # how the model was trained, a folder of the study
+    evaluation: str  # how it was asked, a folder of the study
+    question: str  # a value of `QUESTIONS`
+    length: int  # of the context, a value of `LENGTHS`
+    score: float  # share of right answers
     count: int
-    depth_sums: tuple[float, ...]
-    depth_counts: tuple[int, ...]
+    depth_sums: tuple[float, ...]  # right answers by depth of the needle, in fifths from the start of the context
+    depth_counts: tuple[int, ...]  # questions by depth
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A mean over seeds.
+    """A mean over seeds."""
 
-    Attributes:
-        mean: Accuracy.
-        low: Lower end of its 95 % interval, in 0..1.
-        high: Upper end.
-        least: The worst seed.
-        most: The best seed.
-        num_seeds: Seeds.
-    """
-
-    mean: float
-    low: float
-    high: float
-    least: float
-    most: float
-    num_seeds: int
+    mean: float  # accuracy
+    low: float  # lower end of its 95 % interval, in 0..1
+    high: float  # upper end
+    least: float  # the worst seed
+    most: float  # the best seed
+    num_seeds: int  # seeds
 
 
 def collect_cells(work: Path) -> list[Cell]:

@@ -18,19 +18,12 @@ COMPARED_LENGTHS = (1, 16, 32)  # of the tables that compare many settings
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose texts may have markdown's code marks.
+    """A table whose texts may have markdown's code marks."""
 
-    Attributes:
-        title: What it shows.
-        note: What its numbers are.
-        head: Names of the columns.
-        rows: As many texts each.
-    """
-
-    title: str
-    note: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    title: str  # what it shows
+    note: str  # what its numbers are
+    head: tuple[str, ...]  # names of the columns
+    rows: tuple[tuple[str, ...], ...]  # as many texts each
 
 
 def build_tables(cells: Sequence[Cell]) -> list[Table]:
