@@ -1,18 +1,26 @@
-"""`python -m eval.score DIR...`: make scores, plots and summaries again from saved predictions; needs no model.
+"""`python -m eval.score DIR...`: makes scores, plots and summaries again from saved predictions, without a model.
 
     DIR/.../RUN/GROUP/TASK/predictions.jsonl  -->  scores.json and plots beside it, RUN/summary.json
 
-A DIR may hold several runs, such as a checkpoint's folder with an evaluation per stride; each gets its own summary.
+A DIR may hold several runs, such as a checkpoint's folder with one evaluation per stride. Each gets its own summary.
 """
 
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from eval.core.predictions import PredictionStore, make_fingerprint, read_merged, read_settings
+from eval.core.predictions import PredictionStore, make_fingerprint
+from eval.core.result import (
+    PREDICTIONS_NAME,
+    SETTINGS_NAME,
+    SavedSettings,
+    TaskResult,
+    find_run_folder,
+    read_predictions,
+    read_settings,
+)
 from eval.core.sample import Prediction
 from eval.core.scoring import check_length_edges, write_scores
 from eval.report.overview import format_results
@@ -24,84 +32,71 @@ from internvl.errors import EvalError, InternVLError
 
 logger = logging.getLogger(__name__)
 
-# What all tasks of one run share.
+# Settings that all tasks of one run share.
 RUN_SETTINGS = (
     *("checkpoint", "rope_pos_id_version", "rope_pos_id_stride", "rope_scaling", "logn_scaling"),
     *("dtype", "kv_cache"),
 )
 
 
-def score_folder(folder: Path, *, protocol: str | None, length_edges: Sequence[int] | None) -> dict[str, Any]:
+def score_folder(folder: Path, *, protocol: str | None, length_edges: Sequence[int] | None) -> TaskResult:
     """Score the predictions of one task and write scores.json and plots beside them.
 
     Raises:
         EvalError: Predictions or settings are missing, broken, or do not belong together.
         ConfigError: There is no such task or protocol.
     """
-    saved = read_settings(folder)
-    settings = saved["settings"]
-    task = find_task(_read_name(folder, settings), prompts=settings.get("prompts", "upstream"))
-    version = settings.get("task_version", task.version)
-    if version != task.version:
+    saved = _read_named_settings(folder)
+    settings = saved.settings
+    task = find_task(settings.task, prompts=settings.prompts)
+    if settings.task_version not in (None, task.version):
         logger.warning(
             "%s holds predictions of version %s of %s, which is at version %s now: prompts or decoding differ",
-            folder, version, task.name, task.version,
+            folder, settings.task_version, task.name, task.version,
         )  # fmt: skip
-    scores = write_scores(
+    result = write_scores(
         folder,
         task,
-        read_predictions(folder, saved),
-        settings=settings,
-        info=saved.get("info", {}),
+        read_checked_predictions(folder, saved),
+        settings=settings.values,
+        info=saved.info,
         protocol=protocol,
         length_edges=length_edges,
     )
-    write_task_plots(folder, scores)
-    return scores
+    write_task_plots(folder, result)
+    return result
 
 
-def read_predictions(folder: Path, saved: Mapping[str, Any]) -> list[Prediction]:
-    """The finished predictions of a task folder, checked against its settings.
-
-    Args:
-        folder: Result folder of the task.
-        saved: Content of its settings.json.
+def read_checked_predictions(folder: Path, saved: SavedSettings) -> list[Prediction]:
+    """The finished predictions of a task's folder, once it is certain that they were made with its settings.
 
     Raises:
-        EvalError: The file is missing, cut or broken, holds an id twice, or was made with other settings.
+        EvalError: The file is missing, cut off or broken, holds an id twice, or was made with other settings.
     """
-    if saved.get("fingerprint") != make_fingerprint(saved["settings"]):
+    if saved.fingerprint != make_fingerprint(saved.settings.values):
         raise EvalError(
-            f"{folder / 'settings.json'}: settings and fingerprint do not belong together; the file was changed after "
+            f"{folder / SETTINGS_NAME}: settings and fingerprint do not belong together; the file was changed after "
             "the evaluation, so nobody can say what the predictions were made with"
         )
-    PredictionStore(folder, saved["settings"]).read()  # refuses parts that were made with other settings
-    predictions = read_merged(folder)
-    seen: set[str] = set()
-    for prediction in predictions:
-        if prediction.id in seen:
-            raise EvalError(
-                f"{folder / 'predictions.jsonl'} holds sample {prediction.id!r} twice; delete one of the lines"
-            )
-        seen.add(prediction.id)
-    return predictions
+    PredictionStore(folder, saved.settings.values).read()  # refuses parts that were made with other settings
+    return read_predictions(folder)
 
 
-def score_run(folder: Path, *, protocol: str | None, length_edges: Sequence[int] | None) -> list[dict[str, Any]]:
+def score_run(folder: Path, *, protocol: str | None, length_edges: Sequence[int] | None) -> list[TaskResult]:
     """Score every task below a result folder and write the summary of every whole run in it.
 
     Raises:
         EvalError: There are no finished predictions, or tasks of one run were made with different settings.
     """
-    tasks = sorted(path.parent for path in folder.rglob("predictions.jsonl"))
+    tasks = sorted(path.parent for path in folder.rglob(PREDICTIONS_NAME))
     if not tasks:
-        raise EvalError(f"{folder} holds no predictions.jsonl; expected a result folder of eval.run")
+        raise EvalError(f"{folder} holds no {PREDICTIONS_NAME}; expected a result folder of eval.run")
     unfinished = {path.parent.parent for path in folder.rglob("parts/*.jsonl")} - set(tasks)
     for task in sorted(unfinished):
         logger.warning("%s is not finished and not scored; start the same eval.run command again", task)
     runs: dict[Path, list[Path]] = {}
     for task in tasks:
-        runs.setdefault(find_run(task), []).append(task)
+        runs.setdefault(find_run_folder(task, _read_named_settings(task).settings.task), []).append(task)
     for run, members in runs.items():
         check_one_setting(run, members)
     results = []
@@ -113,25 +108,17 @@ def score_run(folder: Path, *, protocol: str | None, length_edges: Sequence[int]
     return results
 
 
-def find_run(folder: Path) -> Path:
-    """The result folder of the run that a task folder `RUN/GROUP/TASK` belongs to; itself where it was moved."""
-    name = Path(_read_name(folder, read_settings(folder)["settings"]))
-    folder = folder.resolve()
-    is_in_place = folder.parts[-len(name.parts) :] == name.parts
-    return folder.parents[len(name.parts) - 1] if is_in_place else folder
-
-
 def check_one_setting(run: Path, folders: Sequence[Path]) -> None:
     """Refuse a result folder whose tasks were evaluated with different checkpoints or positions.
 
     Raises:
         EvalError: Names the difference and the tasks.
     """
-    settings = {folder: read_settings(folder)["settings"] for folder in folders}
+    settings = [read_settings(folder).settings for folder in folders]
     for name in RUN_SETTINGS:
         values: dict[str, list[str]] = {}
-        for entry in settings.values():
-            values.setdefault(repr(entry.get(name)), []).append(str(entry.get("task")))
+        for entry in settings:
+            values.setdefault(repr(entry.values.get(name)), []).append(entry.task)
         if len(values) > 1:
             found = "; ".join(f"{value} in {', '.join(tasks)}" for value, tasks in values.items())
             raise EvalError(
@@ -140,11 +127,11 @@ def check_one_setting(run: Path, folders: Sequence[Path]) -> None:
             )
 
 
-def _read_name(folder: Path, settings: Mapping[str, Any]) -> str:
-    name = settings.get("task")
-    if not isinstance(name, str):
-        raise EvalError(f"{folder / 'settings.json'} names no task, got {name!r}")
-    return name
+def _read_named_settings(folder: Path) -> SavedSettings:
+    saved = read_settings(folder)
+    if not saved.settings.task:
+        raise EvalError(f"{folder / SETTINGS_NAME} names no task, got {saved.settings.values.get('task')!r}")
+    return saved
 
 
 def main(argv: Sequence[str] | None = None) -> int:

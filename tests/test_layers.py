@@ -31,6 +31,7 @@ ALLOWED = {
         "eval.metrics",
         "internvl.atomic",
         "internvl.errors",
+        "internvl.data.natural_order",
         "internvl.data.storage.media",
         "internvl.data.video",
     },

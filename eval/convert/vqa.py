@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eval.convert.command import run_converter
 from eval.convert.files import write_line
@@ -129,7 +130,7 @@ def _convert_file(original: Original, folder: Path, out: Path) -> int:
 
 
 def _list_records(original: Original, path: Path) -> Iterator[Record]:
-    content = read_json(path, object)
+    content: Any = read_json(path, object)
     try:
         entries = content[original.key] if original.key else content
         for number, record in entries.items() if isinstance(entries, dict) else enumerate(entries):

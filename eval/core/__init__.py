@@ -1,1 +1,1 @@
-"""The evaluation suite's own machinery; a benchmark plugs in as one `Task` and needs nothing else."""
+"""Machinery of the evaluation suite: records, predictions, scoring and results. A benchmark adds one `Task`."""

@@ -1,35 +1,47 @@
-"""What a score is worth: the same questions answered without looking at them, scored by the task's own rule.
+"""Baselines: the scores of constant answers, which tell what a score is worth.
 
-Three kinds of blind answers: nothing at all, the same option letter everywhere, and the most common gold answer
-everywhere. A rule that gives them points (MVBench's official rule takes an empty answer for a right one) shows here.
+Every question of a task is answered without looking at it, in three ways: with nothing, with the same option letter
+everywhere, and with the most common gold answer everywhere. The task's own rule scores these answers. A rule that
+rewards them shows here: MVBench's official rule takes an empty answer for a right one.
 """
 
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from string import ascii_uppercase
-from typing import Any
 
-from eval.core.sample import Prediction
+from eval.core.sample import Gold, Prediction
 
 MIN_LETTERS = 4
-MAX_QUESTIONS = 20_000  # of a larger set so many are taken, evenly spread
+MAX_QUESTIONS = 20_000  # of larger sets, this many are taken, evenly spread
 
 
-def measure_floors(
-    predictions: Sequence[Prediction], measure: Callable[[Sequence[Prediction]], float]
-) -> dict[str, Any]:
-    """Scores of blind answers to the questions of some predictions.
+@dataclass(frozen=True)
+class ConstantAnswer:
+    """The same answer to all questions, and its score."""
+
+    response: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Scores of constant answers, in the order in which scores.json has them."""
+
+    count: int  # questions that were taken
+    empty: float  # score of saying nothing
+    letter: ConstantAnswer  # the best letter
+    letters: Mapping[str, float]  # score by letter, `A` to `D` or as many as a question has options
+    majority: ConstantAnswer | None  # the most common gold answer; None where no gold answer occurs twice
+
+
+def measure_baselines(predictions: Sequence[Prediction], measure: Callable[[Sequence[Prediction]], float]) -> Baselines:
+    """Scores of constant answers to the questions of some predictions.
 
     Args:
         predictions: All predictions of a task; their responses do not matter.
         measure: Predictions -> score of the task.
-
-    Returns:
-        `count` (questions that were taken), `empty` (score), `letters` (score by letter, `A` to `D` or as many as a
-        question has options), `letter` (the best of them: `response`, `score`), `majority` (the most common gold
-        answer: `response`, `score`; None where no gold answer is there twice).
     """
     step = max(1.0, len(predictions) / MAX_QUESTIONS)
     taken = [predictions[int(place * step)] for place in range(min(len(predictions), MAX_QUESTIONS))]
@@ -40,34 +52,34 @@ def measure_floors(
     letters = {letter: measure_constant(letter) for letter in list_letters(taken)}
     best = max(letters, key=lambda letter: letters[letter])
     majority = find_majority(taken)
-    return {
-        "count": len(taken),
-        "empty": measure_constant(""),
-        "letter": {"response": best, "score": letters[best]},
-        "letters": letters,
-        "majority": None if majority is None else {"response": majority, "score": measure_constant(majority)},
-    }
+    return Baselines(
+        count=len(taken),
+        empty=measure_constant(""),
+        letter=ConstantAnswer(best, letters[best]),
+        letters=letters,
+        majority=None if majority is None else ConstantAnswer(majority, measure_constant(majority)),
+    )
 
 
 def list_letters(predictions: Sequence[Prediction]) -> str:
-    """Letters of the options: at least `ABCD`, more where the chance level of a question says so."""
+    """Letters of the options: `ABCD`, or more where the chance level of a question implies more options."""
     chances = [prediction.metadata.get("chance") for prediction in predictions]
     num_options = max((round(1 / chance) for chance in chances if chance), default=0)
     return ascii_uppercase[: max(MIN_LETTERS, min(num_options, len(ascii_uppercase)))]
 
 
 def find_majority(predictions: Sequence[Prediction]) -> str | None:
-    """The gold answer of most questions as a model would say it (the first of equals); None when all differ."""
+    """The most common gold answer as a model would say it (the first of equals); None when all differ."""
     golds = [name_gold(prediction.answer) for prediction in predictions]
     counts = Counter(gold for gold in golds if gold is not None)
     return next((gold for gold, count in counts.most_common(1) if count > 1), None)
 
 
-def name_gold(answer: Any) -> str | None:
+def name_gold(answer: Gold) -> str | None:
     """A gold answer in words; None where it has no single form.
 
-    An option index becomes its letter, a list of numbers JSON (the form of counting answers), a list of accepted texts
-    its most common one, an object its `letter`, `text` or `answer`.
+    An option index becomes its letter, and a list of numbers becomes JSON (the form of counting answers). Of a list of
+    accepted texts the most common one is taken, and of an object its `letter`, `text` or `answer`.
     """
     if isinstance(answer, str):
         return answer

@@ -1,4 +1,4 @@
-"""The pictures and videos of samples: where they are expected, and which of those that exist cannot be read."""
+"""Pictures and videos of samples: where they are expected, and which of the existing ones cannot be read."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -11,7 +11,7 @@ from internvl.errors import DataError
 
 
 def list_media(sample: Sample) -> Iterator[tuple[str, Path]]:
-    """`image` or `video`, and the path, of every file of a sample; a video may be a folder of frames."""
+    """(`image` or `video`, path) of every file of a sample. A video may be a folder of frames."""
     for image in sample.images:
         if not isinstance(image, PackedImage):
             yield "image", image.path if isinstance(image, EnlargedImage) else image
@@ -25,7 +25,10 @@ def is_there(kind: str, path: Path) -> bool:
 
 
 def find_broken_media(samples: Iterable[Sample]) -> Iterator[str]:
-    """Why pictures and videos that exist cannot be read, each once; decodes pictures, reads headers of videos."""
+    """Why existing pictures and videos cannot be read, each named once.
+
+    Pictures are decoded whole; of videos only the headers are read, since decoding would take hours.
+    """
     seen: set[Path] = set()
     for sample in samples:
         readers: list[Callable[[], object]] = [image.open for image in sample.images if isinstance(image, PackedImage)]

@@ -1,4 +1,4 @@
-"""Result files: written whole, and a disk that is full or read-only becomes an error for users."""
+"""Writing of result files: whole or not at all, with an error for users when the disk is full or read-only."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from internvl.errors import EvalError
 
 @contextmanager
 def open_result(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write into; it takes its name when the block ends well and is removed when an error ends it.
+    """A file to write into. It takes its name when the block ends well and is removed when an error ends the block.
 
     Raises:
         EvalError: The file cannot be written (disk full, no permission).

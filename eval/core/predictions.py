@@ -1,11 +1,11 @@
-"""Predictions on disk: appended as they come, safe against being killed, never mixed between settings.
+"""Prediction store: appends answers to disk as they come, survives being killed, and never mixes settings.
 
     FOLDER/settings.json             what the predictions were made with
     FOLDER/parts/RANK-of-WORLD.jsonl one line per answer, appended and flushed at once
-    FOLDER/predictions.jsonl         all of them, once each, in the order of the samples; exists when the task is done
+    FOLDER/predictions.jsonl         every sample once, in the order of the samples; exists when the task is done
 
-Any later run reads every part, whatever its rank and world size were, and asks only what is not answered yet. A failed
-sample has a line, too; when it is tried again, the new line goes behind it and counts instead.
+A later run reads every part, whatever its rank and world size were, and asks only the open questions. A failed sample
+has a line too. When it is tried again, the new line is appended and counts instead.
 """
 
 import hashlib
@@ -13,20 +13,21 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from eval.core.output import write_result
+from eval.core.records import JsonObject
+from eval.core.result import PREDICTIONS_NAME, SETTINGS_NAME, read_prediction_lines, read_settings
 from eval.core.sample import Prediction, Sample
 from internvl.errors import EvalError
 
 logger = logging.getLogger(__name__)
 
 
-def make_fingerprint(settings: Mapping[str, Any]) -> str:
-    """Short hash of settings, equal exactly when they are equal."""
+def make_fingerprint(settings: JsonObject) -> str:
+    """Short hash of settings: two settings are equal exactly when their hashes are."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -36,10 +37,10 @@ class PredictionStore:
     Args:
         folder: Folder of the task's results.
         settings: Everything that an answer depends on, as JSON values.
-        info: Facts for readers that an answer does not depend on (paths).
+        info: Paths for readers, which an answer does not depend on.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], info: Mapping[str, Any] | None = None):
+    def __init__(self, folder: Path, settings: JsonObject, info: Mapping[str, str] | None = None):
         self.folder = folder
         self.settings = dict(settings)
         self.info = dict(info or {})
@@ -48,17 +49,17 @@ class PredictionStore:
     @property
     def merged_path(self) -> Path:
         """The finished predictions file."""
-        return self.folder / "predictions.jsonl"
+        return self.folder / PREDICTIONS_NAME
 
     def check(self) -> None:
-        """Refuse a folder that holds predictions made with other settings. Changes nothing.
+        """Refuse a folder that holds predictions made with other settings, without changing anything.
 
         Raises:
             EvalError: Names every difference.
         """
         if not self._holds_predictions():
             return
-        saved = self._read_settings()
+        saved = read_settings(self.folder).settings.values
         names = sorted(saved.keys() | self.settings.keys())
         differences = [
             f"{name}: saved {saved.get(name)!r}, asked {self.settings.get(name)!r}"
@@ -72,9 +73,9 @@ class PredictionStore:
             )
 
     def prepare(self, *, overwrite: bool = False) -> None:
-        """Make the folder ready for appending: one process calls this, before any other reads or writes.
+        """Make the folder ready for appending. One process calls this, before any other reads or writes.
 
-        Unfinished last lines, which a killed run leaves behind, are cut off.
+        Unfinished last lines, which a killed run leaves, are cut off.
         """
         if overwrite or not self._holds_predictions():
             for path in [*self._list_parts(), self.merged_path]:
@@ -82,23 +83,22 @@ class PredictionStore:
         for path in self._list_parts():
             _cut_unfinished_line(path)
         content = {"fingerprint": self.fingerprint, "settings": self.settings, "info": self.info}
-        write_result(self.folder / "settings.json", json.dumps(content, indent=2) + "\n")
+        write_result(self.folder / SETTINGS_NAME, json.dumps(content, indent=2) + "\n")
         (self.folder / "parts").mkdir(exist_ok=True)
 
     def read(self) -> dict[str, Prediction]:
-        """All predictions so far by id; unfinished last lines are ignored.
+        """All predictions so far by id. Unfinished last lines are ignored.
 
         Of several lines of one sample the one that did not fail counts.
 
         Raises:
-            EvalError: A broken line, one made with other settings, or an id that was answered twice.
+            EvalError: A line is broken or was made with other settings, or an id was answered twice.
         """
         predictions: dict[str, Prediction] = {}
         for path in self._list_parts():
-            for number, record in _read_lines(path):
-                if record.get("fingerprint") != self.fingerprint:
+            for number, prediction, fingerprint in read_prediction_lines(path):
+                if fingerprint != self.fingerprint:
                     raise EvalError(f"{path} line {number} was made with other settings; pass --overwrite")
-                prediction = Prediction.from_record(record)
                 earlier = predictions.get(prediction.id)
                 if earlier is not None and prediction.failure is not None:
                     continue
@@ -111,7 +111,7 @@ class PredictionStore:
         return predictions
 
     def open_part(self, rank: int, world_size: int, *, member: int = 0) -> "PartWriter":
-        """Append to the file of one rank, or of a further process of its group; it is made with the first line."""
+        """A writer for one rank, or for a further process of its group. The file is created with the first line."""
         suffix = f"-{member}" if member else ""
         return PartWriter(self.folder / "parts" / f"{rank:04d}-of-{world_size:04d}{suffix}.jsonl", self.fingerprint)
 
@@ -137,47 +137,12 @@ class PredictionStore:
         return sorted((self.folder / "parts").glob("*-of-*.jsonl"))
 
     def _holds_predictions(self) -> bool:
-        return self.merged_path.exists() or any(True for path in self._list_parts() for _ in _read_lines(path))
-
-    def _read_settings(self) -> dict[str, Any]:
-        return read_settings(self.folder)["settings"]
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """`settings.json` of a result folder: fingerprint, settings, info.
-
-    Raises:
-        EvalError: It is missing or broken.
-    """
-    path = folder / "settings.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content["settings"], dict):
-            raise TypeError("'settings' is no object")
-        return content
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvalError(
-            f"{path} says what the predictions beside it were made with, but cannot be read ({error}); "
-            "choose another --out, or pass --overwrite"
-        ) from error
-
-
-def read_merged(folder: Path) -> list[Prediction]:
-    """The finished predictions of a result folder.
-
-    Raises:
-        EvalError: The file is missing, cut off or broken.
-    """
-    path = folder / "predictions.jsonl"
-    if not path.is_file():
-        raise EvalError(f"{path} not found; the task is not finished: start the same eval.run command again")
-    if not path.read_bytes().endswith(b"\n"):
-        raise EvalError(f"{path} is empty or ends in the middle of a line; start the same eval.run command again")
-    return [Prediction.from_record(record) for _, record in _read_lines(path)]
+        lines = (line for path in self._list_parts() for line in read_prediction_lines(path))
+        return self.merged_path.exists() or next(lines, None) is not None
 
 
 class PartWriter:
-    """Appends predictions to one file, each line on disk before the next question is asked."""
+    """Appends predictions to one file. Each line is on disk before the next question is asked."""
 
     def __init__(self, path: Path, fingerprint: str):
         self.path = path
@@ -185,7 +150,7 @@ class PartWriter:
         self._file: io.FileIO | None = None
 
     def append(self, prediction: Prediction) -> None:
-        """Write one line. One that cannot be written whole is taken back, so that the file still ends with a whole one.
+        """Write one line whole or not at all, so that the file always ends with a whole line.
 
         Raises:
             EvalError: The line cannot be written (disk full, no permission).
@@ -212,24 +177,12 @@ def _write_whole(file: io.FileIO, line: bytes) -> None:
     end = file.seek(0, os.SEEK_END)
     num_written = 0
     try:
-        while num_written < len(line):  # a disk that fills up takes a part first
+        while num_written < len(line):  # a disk that fills up accepts a part of the line first
             num_written += file.write(line[num_written:]) or 0
     except OSError:
         with suppress(OSError):
             file.truncate(end)
         raise
-
-
-def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, record) of every finished line."""
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except ValueError as error:
-            raise EvalError(f"{path} line {number} is broken ({error}); delete the line and start again") from error
-        if not isinstance(record, dict):
-            raise EvalError(f"{path} line {number} is no JSON object; delete the line and start again")
-        yield number, record
 
 
 def _cut_unfinished_line(path: Path) -> None:

@@ -1,11 +1,18 @@
-"""Annotation files: one record a line (jsonl) or one JSON value, every defect named with its file and place."""
+"""Records of annotation files: reads jsonl and JSON files, and the fields of their records.
+
+Benchmarks come from many hands, so every defect is a DataError that names the file, the line and the field.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar, overload
 
 from internvl.errors import DataError, EvalError
+
+# A parsed object. What its values are shows when `require_field` reads them.
+JsonObject: TypeAlias = Mapping[str, Any]
+Kind = TypeVar("Kind")
 
 _BYTES_LOOKED_AT = 64
 # What a download or an editor leaves instead of an annotation file: first bytes -> what it is, what to do.
@@ -22,10 +29,10 @@ _OTHER_CONTENTS = {
 
 
 def find_annotation(path: Path, *, data_root: Path, source: str) -> Path:
-    """The path itself.
+    """The path itself, once it is known to be a file.
 
     Raises:
-        EvalError: No such file; the message says where it is expected and where it comes from.
+        EvalError: There is no such file; the message says where it is expected and where to get it.
     """
     if not path.is_file():
         raise EvalError(
@@ -36,10 +43,10 @@ def find_annotation(path: Path, *, data_root: Path, source: str) -> Path:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """All records of a jsonl file (UTF-8, blank lines are skipped).
+    """All records of a jsonl file in UTF-8. Blank lines are skipped.
 
     Raises:
-        DataError: The file cannot be read, is something else, holds no records, or a line is no JSON object.
+        DataError: The file cannot be read, is of another kind or holds no records, or a line is not a JSON object.
     """
     records = []
     for number, line in _read_lines(path):
@@ -55,11 +62,11 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def read_json(path: Path, kind: type) -> Any:
-    """A whole JSON file.
+def read_json(path: Path, kind: type[Kind]) -> Kind:
+    """The value of a whole JSON file.
 
     Raises:
-        DataError: It is no JSON in UTF-8, something else, or another kind of value.
+        DataError: It is not JSON in UTF-8, or it is another kind of value.
     """
     try:
         content = parse_json(read_text(path))
@@ -71,12 +78,13 @@ def read_json(path: Path, kind: type) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """A JSON value; NaN and infinities, which Python writes for absent values although JSON has none, become None.
+    """A JSON value, with None for NaN and infinities.
 
     Raises:
-        ValueError: It is no JSON, or nested too deeply.
+        ValueError: It is not JSON, or nested too deeply.
     """
     try:
+        # JSON has no NaN, but Python writes it for absent values (pandas does so for empty cells).
         return json.loads(text, parse_constant=lambda name: None)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
@@ -86,7 +94,7 @@ def read_text(path: Path) -> str:
     """A whole text file in UTF-8, without a byte order mark.
 
     Raises:
-        DataError: It cannot be read, is empty, something else, or not UTF-8 (line and byte are named).
+        DataError: It cannot be read, is empty, of another kind, or not UTF-8 (line and byte are named).
     """
     try:
         content = path.read_bytes()
@@ -134,11 +142,15 @@ def _explain_byte(error: UnicodeDecodeError, line: int, start: int) -> str:
     )
 
 
-def require_field(record: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
+@overload
+def require_field(record: JsonObject, name: str, kind: type[Kind]) -> Kind: ...
+@overload
+def require_field(record: JsonObject, name: str, kind: tuple[type, ...]) -> Any: ...
+def require_field(record: JsonObject, name: str, kind: type | tuple[type, ...]) -> object:
     """A field of a record.
 
     Raises:
-        DataError: It is missing or of another type, or the record is no object.
+        DataError: It is missing or of another type, or the record is not an object.
     """
     if not isinstance(record, Mapping):
         raise DataError(f"the record is a JSON {type(record).__name__}, expected an object")
@@ -152,11 +164,15 @@ def require_field(record: Mapping[str, Any], name: str, kind: type | tuple[type,
     return value
 
 
-def optional_field(record: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
+@overload
+def optional_field(record: JsonObject, name: str, kind: type[Kind]) -> Kind | None: ...
+@overload
+def optional_field(record: JsonObject, name: str, kind: tuple[type, ...]) -> Any: ...
+def optional_field(record: JsonObject, name: str, kind: type | tuple[type, ...]) -> object:
     """A field of a record; None where it is missing or null.
 
     Raises:
-        DataError: It is of another type, or the record is no object.
+        DataError: It is of another type, or the record is not an object.
     """
     is_absent = isinstance(record, Mapping) and record.get(name) is None
     return None if is_absent else require_field(record, name, kind)

@@ -1,22 +1,28 @@
-"""From predictions to numbers, without a model: every score comes with its standard error, count and protocol."""
+"""Scoring: turns predictions into scores.json, without a model.
+
+    predictions --score_answer--> scored answers --mean, aggregate--> numbers of a rule --+--> scores.json
+                --constant answers instead, the same way--> baselines of that rule -------+
+
+Every score comes with its standard error, its count and its scoring rule.
+"""
 
 import json
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from eval.core.baselines import measure_floors
+from eval.core.baselines import measure_baselines
 from eval.core.output import write_result
+from eval.core.records import JsonObject
+from eval.core.result import SCORES_NAME, LengthBin, TaskResult, read_result
 from eval.core.sample import Prediction
 from eval.core.task import Scored, Task
 from eval.metrics.estimate import estimate_mean
 from eval.metrics.protocol import read_protocol
 from internvl.errors import ConfigError, EvalError
-
-SCORES_NAME = "scores.json"
 
 
 def check_length_edges(edges: Sequence[int]) -> None:
@@ -25,30 +31,24 @@ def check_length_edges(edges: Sequence[int]) -> None:
         raise ConfigError(f"length bins must be rising token counts such as 1000 2000 4000, got {list(edges)}")
 
 
-def score_by_length(scored: Sequence[Scored], edges: Sequence[int]) -> list[dict[str, Any]]:
-    """Estimate per bin of `metadata["context_length"]`; bins without samples are left out.
-
-    Returns:
-        Rows of `low` and `high` (tokens; None: open), `score`, `stderr`, `count`, `chance`.
-    """
+def score_by_length(scored: Sequence[Scored], edges: Sequence[int]) -> list[dict[str, object]]:
+    """The `LengthBin`s of `metadata["context_length"]` as JSON objects. Bins without samples are left out."""
     bins: dict[int, list[Scored]] = {}
     for item in scored:
         bins.setdefault(bisect_right(edges, item.metadata["context_length"]), []).append(item)
     rows = []
     for index, items in sorted(bins.items()):
-        estimate = estimate_mean([item.score for item in items])
-        rows.append(
-            {
-                "low": edges[index - 1] if index else None,
-                "high": edges[index] if index < len(edges) else None,
-                **vars(estimate),
-                "chance": mean_chance([item.metadata for item in items]),
-            }
+        row = LengthBin(
+            low=edges[index - 1] if index else None,
+            high=edges[index] if index < len(edges) else None,
+            **vars(estimate_mean([item.score for item in items])),
+            chance=mean_chance([item.metadata for item in items]),
         )
+        rows.append(asdict(row))
     return rows
 
 
-def mean_chance(metadata: Sequence[Mapping[str, Any]]) -> float | None:
+def mean_chance(metadata: Sequence[JsonObject]) -> float | None:
     """Mean chance level; None when it is not known for every sample."""
     levels = [entry.get("chance") for entry in metadata]
     known = [level for level in levels if level is not None]
@@ -57,11 +57,11 @@ def mean_chance(metadata: Sequence[Mapping[str, Any]]) -> float | None:
 
 def score_predictions(
     task: Task, predictions: Sequence[Prediction], *, protocol: str, length_edges: Sequence[int] | None = None
-) -> dict[str, Any]:
-    """Score one task under one protocol.
+) -> JsonObject:
+    """Numbers of one task under one protocol.
 
-    A failed sample stays in the denominator and is wrong, also under rules that take an empty response for a right one.
-    Where no answer is public (all are None) there is no score.
+    A failed sample stays in the denominator and is wrong, even under rules that reward an empty response. Where no
+    answer is public (all are None) there is no score.
 
     Returns:
         `score`, `stderr` (both None without answers), `count`, `num_failed`, `num_empty`, `chance`, and what the
@@ -96,21 +96,22 @@ def score_prediction(task: Task, prediction: Prediction, *, protocol: str) -> fl
         raise EvalError(f"{task.name}, sample {prediction.id!r}: cannot be scored: {error}") from error
 
 
-def score_with_floors(
+def score_with_baselines(
     task: Task, predictions: Sequence[Prediction], *, protocol: str, length_edges: Sequence[int] | None = None
-) -> dict[str, Any]:
-    """As `score_predictions`, with `floors` (see `measure_floors`) beside a score."""
+) -> JsonObject:
+    """As `score_predictions`, with the baselines where there is a score."""
     numbers = score_predictions(task, predictions, protocol=protocol, length_edges=length_edges)
     if numbers["score"] is None:
         return numbers
 
-    def measure(blind: Sequence[Prediction]) -> float:
-        return score_predictions(task, blind, protocol=protocol, length_edges=length_edges)["score"]
+    def measure(constant: Sequence[Prediction]) -> float:
+        return score_predictions(task, constant, protocol=protocol, length_edges=length_edges)["score"]
 
-    return {**numbers, "floors": measure_floors(predictions, measure)}
+    # `floors` is the key that readers of the file know.
+    return {**numbers, "floors": asdict(measure_baselines(predictions, measure))}
 
 
-def _count(predictions: Sequence[Prediction]) -> dict[str, Any]:
+def _count(predictions: Sequence[Prediction]) -> dict[str, object]:
     return {
         "count": len(predictions),
         "num_failed": sum(prediction.failure is not None for prediction in predictions),
@@ -124,11 +125,11 @@ def write_scores(
     task: Task,
     predictions: Sequence[Prediction],
     *,
-    settings: Mapping[str, Any],
-    info: Mapping[str, Any],
+    settings: JsonObject,
+    info: Mapping[str, str],
     protocol: str | None = None,
     length_edges: Sequence[int] | None = None,
-) -> dict[str, Any]:
+) -> TaskResult:
     """Score a task under all of its protocols and write `scores.json`, and the file to upload if the task has one.
 
     Args:
@@ -136,7 +137,7 @@ def write_scores(
         task: The task.
         predictions: All of its predictions.
         settings: What they were made with.
-        info: Further facts for readers.
+        info: Paths for readers.
         protocol: The protocol whose score is the task's headline; None for the task's first.
         length_edges: Borders of context-length bins in tokens; None for the task's own.
 
@@ -146,9 +147,6 @@ def write_scores(
     headline = protocol if protocol is not None else task.protocols[0]
     if headline not in task.protocols:
         raise ConfigError(f"{task.name} has the protocols {', '.join(task.protocols)}, got {headline!r}")
-    results = {
-        name: score_with_floors(task, predictions, protocol=name, length_edges=length_edges) for name in task.protocols
-    }
     content = {
         "task": task.name,
         "version": settings.get("task_version", task.version),
@@ -156,9 +154,13 @@ def write_scores(
         "protocol": headline,
         "settings": dict(settings),
         "info": dict(info),
-        "results": results,
+        "results": {
+            name: score_with_baselines(task, predictions, protocol=name, length_edges=length_edges)
+            for name in task.protocols
+        },
     }
     if task.upload is not None:
         write_result(folder / task.upload.name, task.upload.render(predictions))
     write_result(folder / SCORES_NAME, json.dumps(content, indent=2) + "\n")
-    return content
+    # Read again, so that a run reports exactly what a later report finds in the file.
+    return read_result(folder / SCORES_NAME)

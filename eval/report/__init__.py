@@ -1,1 +1,1 @@
-"""What people read: tables, plots, pages."""
+"""Reports on finished evaluations: tables, plots and one HTML page (`python -m eval.report`)."""

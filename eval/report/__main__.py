@@ -1,4 +1,4 @@
-"""`python -m eval.report DIR... [--out page.html]`: several evaluations side by side, on one page and as data.
+"""`python -m eval.report DIR... [--out page.html]`: shows several evaluations side by side, on one page and as data.
 
     page.html   tables beside published rows, plots, questions with pictures and responses; needs no other file
     page.md     the tables
@@ -14,27 +14,18 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from eval.core.output import write_result
-from eval.core.predictions import read_settings
+from eval.core.result import PREDICTIONS_NAME, TaskResult, find_results, read_settings
 from eval.core.sample import Sample
 from eval.core.task import Task
 from eval.report.gallery import Card, Thumbnails, collect_cards
+from eval.report.labels import label_settings
 from eval.report.overview import build_overview, list_averages
 from eval.report.page import render_page
-from eval.report.tables import (
-    find_results,
-    format_averages,
-    format_comparison,
-    format_csv,
-    format_table,
-    label_settings,
-    tabulate,
-    tabulate_averages,
-    tabulate_protocols,
-)
-from eval.score import read_predictions
+from eval.report.rows import format_csv, tabulate, tabulate_averages
+from eval.report.tables import format_averages, format_comparison, format_table
+from eval.score import read_checked_predictions
 from eval.tasks.registry import find_task
 from internvl.errors import ConfigError, InternVLError
 
@@ -44,45 +35,43 @@ DEFAULT_SAMPLES = 20
 DEFAULT_PICTURE_MIB = 12.0
 
 
-def collect_all_cards(results: Sequence[Mapping[str, Any]], *, limit: int, picture_mib: float) -> dict[str, list[Card]]:
-    """Questions to look at, by task; a task whose predictions or data are not there goes without (or without pictures).
+def collect_all_cards(results: Sequence[TaskResult], *, limit: int, picture_mib: float) -> dict[str, list[Card]]:
+    """Questions to look at, by task. Where predictions are missing there are no questions, without data no pictures.
 
     Args:
-        results: Contents of scores.json files, with their folders.
+        results: What was measured.
         limit: Largest number of questions per task.
         picture_mib: Size of all pictures together.
     """
     thumbnails = Thumbnails(int(picture_mib * 2**20))
-    by_task: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    by_task: dict[str, dict[str, TaskResult]] = {}
     for label, result in zip(label_settings(results), results, strict=True):
-        by_task.setdefault(result["task"], []).append((label, result))
+        by_task.setdefault(result.task, {})[label] = result
     cards = {}
-    for name, members in by_task.items() if limit else ():
+    for name, runs in by_task.items() if limit else ():
         try:
-            cards[name] = _collect_task(name, members, limit=limit, thumbnails=thumbnails)
+            cards[name] = _collect_task(name, runs, limit=limit, thumbnails=thumbnails)
         except InternVLError as error:
             logger.warning("%s: no questions are shown: %s", name, error)
     return cards
 
 
-def _collect_task(
-    name: str, members: Sequence[tuple[str, Mapping[str, Any]]], *, limit: int, thumbnails: Thumbnails
-) -> list[Card]:
-    first = members[0][1]
-    task = find_task(name, prompts=first["settings"].get("prompts", "upstream"))
-    predictions = {}
-    for label, result in members:
-        folder = Path(result["folder"])
-        if (folder / "predictions.jsonl").is_file():
-            predictions[label] = read_predictions(folder, read_settings(folder))
+def _collect_task(name: str, runs: Mapping[str, TaskResult], *, limit: int, thumbnails: Thumbnails) -> list[Card]:
+    first = next(iter(runs.values()))
+    task = find_task(name, prompts=first.settings.prompts)
+    predictions = {
+        label: read_checked_predictions(result.folder, read_settings(result.folder))
+        for label, result in runs.items()
+        if (result.folder / PREDICTIONS_NAME).is_file()
+    }
     samples = _read_samples(task, first) if predictions else {}
-    return collect_cards(task, predictions, samples, protocol=first["protocol"], limit=limit, thumbnails=thumbnails)
+    return collect_cards(task, predictions, samples, protocol=first.protocol, limit=limit, thumbnails=thumbnails)
 
 
-def _read_samples(task: Task, result: Mapping[str, Any]) -> dict[str, Sample]:
-    """The task's questions by id; none where the data is not there any more."""
+def _read_samples(task: Task, result: TaskResult) -> dict[str, Sample]:
+    """The task's questions by id; none where the data has gone."""
     try:
-        return {sample.id: sample for sample in task.read_samples(Path(result["info"]["data_root"]))}
+        return {sample.id: sample for sample in task.read_samples(Path(result.info["data_root"]))}
     except (InternVLError, OSError, KeyError) as error:
         logger.warning("%s: prompts and pictures are not shown: %s", task.name, error)
         return {}
@@ -119,20 +108,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows, comparisons, averages = tabulate(results), build_overview(results), list_averages(results)
         cards = collect_all_cards(results, limit=args.samples, picture_mib=args.picture_mib)
         page = render_page(results, title=args.title, comparisons=comparisons, averages=averages, cards=cards)
-        table = format_table(rows)
-        tables = [format_comparison(table) for table in comparisons if any(row.is_own for row in table.rows)]
-        means = format_averages(averages)
-        tables += ["## Averages over several tasks\n", means, ""] if means else []
-        content = {"rows": rows, "averages": tabulate_averages(averages)}
+        table, means = format_table(rows), format_averages(averages)
+        sections = [format_comparison(comparison) for comparison in comparisons if comparison.has_own_rows]
+        sections += ["## Averages over several tasks\n", means, ""] if means else []
+        average_rows = tabulate_averages(averages)
+        data = {"rows": [row.to_json() for row in rows], "averages": [row.to_json() for row in average_rows]}
         write_result(out, page)
-        write_result(args.json or out.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
-        write_result(
-            args.markdown or out.with_suffix(".md"), "\n".join([f"# {args.title}\n", *tables, "## Tasks\n", table, ""])
-        )
-        write_result(
-            args.csv or out.with_suffix(".csv"),
-            format_csv([*tabulate_protocols(results), *tabulate_averages(averages)]),
-        )
+        write_result(args.json or out.with_suffix(".json"), json.dumps(data, indent=2) + "\n")
+        markdown = "\n".join([f"# {args.title}\n", *sections, "## Tasks\n", table, ""])
+        write_result(args.markdown or out.with_suffix(".md"), markdown)
+        write_result(args.csv or out.with_suffix(".csv"), format_csv([*tabulate(results, rules="all"), *average_rows]))
     except InternVLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Questions with their pictures, gold answers and responses, few enough to look at: why a score is what it is.
+"""Gallery: a few questions with their pictures, gold answers and responses, which show why a score is what it is.
 
     predictions of several settings + samples  -->  the worst questions and some right ones  -->  cards
 
@@ -11,12 +11,12 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 
 from eval.core.baselines import name_gold
-from eval.core.sample import EnlargedImage, PackedImage, Prediction, Sample
+from eval.core.records import JsonObject
+from eval.core.sample import EnlargedImage, Gold, PackedImage, Prediction, Sample
 from eval.core.scoring import score_prediction
 from eval.core.task import Task
 from internvl.data.storage.media import load_image
@@ -25,7 +25,7 @@ from internvl.errors import EvalError, InternVLError
 
 logger = logging.getLogger(__name__)
 
-RIGHT = 0.999  # a score from here on is right; Rouge of equal texts is a little below 1
+RIGHT = 0.999  # from this score on an answer is right; Rouge of equal texts is a little below 1
 THUMBNAIL_SIDE = 200
 MAX_PICTURES = 6
 FRAMES_PER_VIDEO = 4
@@ -34,59 +34,48 @@ MAX_RESPONSE, MAX_PROMPT, MAX_FACT = 2000, 2400, 80
 
 @dataclass(frozen=True)
 class Response:
-    """What one setting said.
-
-    Attributes:
-        setting: Its label.
-        text: The response, cut if long.
-        score: In 0..1; None where no answer is public or the rule cannot take one question alone.
-        failure: Why there is no response.
-        cost: Tokens, tiles, last position and seconds in words.
-    """
+    """What one setting said."""
 
     setting: str
-    text: str
-    score: float | None
-    failure: str | None
-    cost: str
+    text: str  # the response, cut if long
+    score: float | None  # in 0..1; None where no answer is public or the rule cannot take one question alone
+    failure: str | None  # why there is no response
+    cost: str  # tokens, tiles, last position and seconds in words
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """(what a page says of the response, its style there)."""
+        if self.failure is not None:
+            return f"failed: {self.failure}", "is-wrong"
+        if self.score is None:
+            return "not scored", "dim"
+        if self.score >= RIGHT:
+            return "right", "is-right"
+        return ("wrong", "is-wrong") if self.score <= 0 else (f"{self.score:.2f}", "is-part")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A thumbnail.
+    """A thumbnail."""
 
-    Attributes:
-        caption: Which picture it is.
-        source: `data:` address; empty where it cannot be shown.
-    """
-
-    caption: str
-    source: str
+    caption: str  # which picture it is
+    source: str  # `data:` address; empty where the picture cannot be shown
 
 
 @dataclass(frozen=True)
 class Card:
-    """One question.
-
-    Attributes:
-        id: Of the sample.
-        prompt: What the model was asked, cut in the middle if long.
-        gold: The gold answer as JSON or text.
-        facts: Further facts such as context length and depth.
-        responses: One per setting.
-        pictures: Some of its pictures and frames.
-    """
+    """One question."""
 
     id: str
-    prompt: str
-    gold: str
-    facts: Mapping[str, str]
+    prompt: str  # what the model was asked, cut in the middle if long
+    gold: str  # the gold answer as JSON or text
+    facts: Mapping[str, str]  # further facts such as context length and depth
     responses: tuple[Response, ...]
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Picture, ...]  # some of its pictures and frames
 
     @property
     def states(self) -> tuple[str, ...]:
-        """`failed`, `empty`, `wrong`, `right` (under every setting), `differ`, `unscored`: as many as are true."""
+        """Those of `failed`, `empty`, `wrong`, `right` (under every setting), `differ` and `unscored` that are true."""
         scores = [response.score for response in self.responses if response.score is not None]
         found = {
             "failed": any(response.failure is not None for response in self.responses),
@@ -136,7 +125,7 @@ def collect_cards(
     Args:
         task: The task.
         predictions: Setting -> its predictions.
-        samples: Questions by id, for prompts and pictures; those that are not there go without.
+        samples: Questions by id, for prompts and pictures; cards of missing ones have neither.
         protocol: Scoring rule.
         limit: Largest number of cards.
         thumbnails: Maker of small pictures.
@@ -153,9 +142,9 @@ def collect_cards(
 
 
 def choose_questions(by_id: Mapping[str, Mapping[str, tuple[Prediction, float | None]]], limit: int) -> list[str]:
-    """Ids of the questions to show: failed ones, then the worst mean scores; a quarter is left for right ones.
+    """Ids of the questions to show: failed ones, then those with the worst mean scores, a quarter of right ones.
 
-    Questions of one rank are taken evenly from all of them, so that not only the first of a file are seen.
+    Questions of one rank are taken evenly from all of them, so that not only the first ones of a file are seen.
     """
 
     def rank(sample_id: str) -> tuple[bool, float]:
@@ -217,13 +206,13 @@ def _make_response(setting: str, prediction: Prediction, score: float | None) ->
     return Response(setting, cut_middle(prediction.response, MAX_RESPONSE), score, prediction.failure, cost)
 
 
-def _write_gold(answer: Any) -> str:
-    """As it is saved; an option index with its letter."""
+def _write_gold(answer: Gold) -> str:
+    """A gold answer as it is saved; an option index with its letter."""
     text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
     return f"{text} ({name_gold(answer)})" if isinstance(answer, int) else text
 
 
-def _list_facts(metadata: Mapping[str, Any]) -> dict[str, str]:
+def _list_facts(metadata: JsonObject) -> dict[str, str]:
     """Numbers and short texts of a sample's metadata."""
     facts = {}
     for name, value in metadata.items():
@@ -234,7 +223,7 @@ def _list_facts(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def cut_middle(text: str, limit: int) -> str:
-    """A text of at most about `limit` characters; what is left out of its middle is counted."""
+    """A text of about `limit` characters at most; a note counts what was left out of its middle."""
     if len(text) <= limit:
         return text
     head, tail = limit // 3, limit - limit // 3
@@ -242,7 +231,7 @@ def cut_middle(text: str, limit: int) -> str:
 
 
 def _show_media(sample: Sample, thumbnails: Thumbnails) -> list[Picture]:
-    """Some pictures, evenly spread, then some frames of every video."""
+    """Some pictures, evenly spread, then some frames of the first video."""
     num_images = len(sample.images)
     num_shown = min(num_images, MAX_PICTURES)
     pictures = []

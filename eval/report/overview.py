@@ -1,33 +1,35 @@
-"""The published tables with one's own runs in them: general benchmarks, and long contexts.
+"""Overview: own runs in the published tables, one of general benchmarks and one of long contexts.
 
-    scores.json of many tasks  --mean of a column's tasks-->  percent ± standard error, a row per run and scoring rule
+    results of many tasks  --mean of a column's tasks-->  percent ± standard error, a row per run and scoring rule
 
-Standard errors of means assume independent questions; a column is empty until all of its tasks are there.
+Standard errors of means take questions as independent. A column is empty until all of its tasks are there.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from eval.metrics.estimate import Estimate, average_estimates, pool_estimates, read_estimate
+from eval.core.result import Scores, TaskResult
+from eval.metrics.estimate import Estimate, average_estimates, pool_estimates
 from eval.metrics.milebench import TASK_GROUPS
-from eval.report.published import GENERAL, GENERAL_COLUMNS, LONG, LONG_COLUMNS, PublishedRow
-from eval.report.tables import (
-    AVERAGE_JOINT,
+from eval.report.labels import label_runs
+from eval.report.published import (
+    GENERAL,
+    GENERAL_COLUMNS,
+    LONG,
+    LONG_COLUMNS,
     ComparedRow,
     Comparison,
-    format_averages,
-    format_table,
-    label_runs,
-    tabulate,
+    Percent,
 )
+from eval.report.rows import AVERAGE_JOINT, tabulate
+from eval.report.tables import format_averages, format_table
 from eval.tasks.longvqa import LENGTHS, SETS
 from eval.tasks.mm_niah import read_published
 from eval.tasks.mvbench import VIDEO_FOLDERS
 from eval.tasks.registry import summarise_groups
 
-Results = Mapping[str, Mapping[str, Any]]
-Column = Callable[[Results], Estimate | None]
+# How a column is computed: scores of a run by task, under one rule -> mean; None where a task is missing.
+Column = Callable[[Mapping[str, Scores]], Estimate | None]
 
 PROTOCOLS = ("upstream", "official")
 NOTES = {
@@ -38,102 +40,87 @@ NOTES = {
     "long": (
         "MM-NIAH: test split, else val; mean over length bins and depths, where an empty cell counts 0 as in the "
         "official script, so small subsets come out too low.",
-        "MileBench: mean over the task groups T-1 to T-4, S-1 to S-5, N-1, N-2 and I-1; means over sets stand under "
-        "averages.",
+        "MileBench: mean over the task groups T-1 to T-4, S-1 to S-5, N-1, N-2 and I-1; means over sets are listed "
+        "under averages.",
         "Video-MME without subtitles; MVBench is the mean over all questions.",
     ),
 }
 
 
-def build_overview(results: Sequence[Mapping[str, Any]]) -> list[Comparison]:
-    """Both tables, published rows first, then own runs.
-
-    Args:
-        results: Contents of scores.json files.
-    """
-    long_vqa = {f"Long-VQA {length}": _mean_of(*_name_sets(length)) for length in LENGTHS}
-    found = {result["task"] for result in results}
-    long_vqa = {name: column for name, column in long_vqa.items() if found >= set(_name_sets(name.split()[1]))}
+def build_overview(results: Sequence[TaskResult]) -> list[Comparison]:
+    """Both tables, published rows first, then own runs."""
+    found = {result.task for result in results}
+    long_vqa = {
+        f"Long-VQA {length}": _mean_of(*_name_sets(length)) for length in LENGTHS if found >= set(_name_sets(length))
+    }
+    runs = _group_by_run(results)
     return [
-        _compare("General benchmarks", GENERAL_COLUMNS, GENERAL, _general_columns(), results, NOTES["general"]),
-        _compare(
+        Comparison(
+            "General benchmarks",
+            GENERAL_COLUMNS,
+            (*GENERAL, *_measure_runs(runs, _general_columns())),
+            NOTES["general"],
+        ),
+        Comparison(
             "Long contexts",
             (*LONG_COLUMNS, *long_vqa),
-            LONG,
-            {**_long_columns(), **long_vqa},
-            results,
+            (*LONG, *_measure_runs(runs, {**_long_columns(), **long_vqa})),
             NOTES["long"],
         ),
     ]
 
 
-def list_averages(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Estimate]]:
-    """Every mean that the groups' own summaries give, by run and place (`milebench / separate / official / ...`)."""
-    runs: dict[str, list[Mapping[str, Any]]] = {}
-    for result, label in zip(results, label_runs(results), strict=True):
-        runs.setdefault(label, []).append(result)
-    return {label: dict(_flatten(summarise_groups(tasks))) for label, tasks in runs.items()}
+def list_averages(results: Sequence[TaskResult]) -> dict[str, dict[str, Estimate]]:
+    """Every mean in the groups' own summaries, by run and place (`milebench / separate / official / ...`)."""
+    return {
+        label: dict(_flatten(summarise_groups([result.content for result in members])))
+        for label, members in _group_by_run(results).items()
+    }
 
 
-def format_results(results: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown for a terminal: a table of all tasks, and one of the means over several of them where there are any."""
+def format_results(results: Sequence[TaskResult]) -> str:
+    """Markdown for a terminal: a table of all tasks, and one of the means over several tasks where there are any."""
     tables = [format_table(tabulate(results)), format_averages(list_averages(results))]
     return "\n\n".join(filter(None, tables))
 
 
-def _flatten(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Estimate]]:
+def _flatten(content: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Estimate]]:
     if isinstance(content, Mapping) and "stderr" in content:
-        yield AVERAGE_JOINT.join(path), read_estimate(content)
+        yield AVERAGE_JOINT.join(path), Estimate(content["score"], content["stderr"], content["count"])
     elif isinstance(content, Mapping):
         for key, value in content.items():
             yield from _flatten(value, (*path, str(key)))
 
 
-def _compare(
-    title: str,
-    names: tuple[str, ...],
-    published: Sequence[PublishedRow],
-    columns: Mapping[str, Column],
-    results: Sequence[Mapping[str, Any]],
-    notes: tuple[str, ...],
-) -> Comparison:
-    others = [
-        ComparedRow(
-            row.model, row.size, {name: (score, None) for name, score in row.scores.items()}, row.note, row.source
-        )
-        for row in published
-    ]
-    runs: dict[str, dict[str, Mapping[str, Any]]] = {}
+def _group_by_run(results: Sequence[TaskResult]) -> dict[str, list[TaskResult]]:
+    runs: dict[str, list[TaskResult]] = {}
     for result, label in zip(results, label_runs(results), strict=True):
-        runs.setdefault(label, {})[result["task"]] = result
-    own = [row for label, tasks in runs.items() for row in _measure_rows(label, tasks, columns)]
-    return Comparison(title, names, (*others, *own), notes)
+        runs.setdefault(label, []).append(result)
+    return runs
 
 
-def _measure_rows(label: str, tasks: Results, columns: Mapping[str, Column]) -> list[ComparedRow]:
-    """A row per scoring rule, one where the rules agree, none without a number."""
-    by_protocol = {protocol: _measure(tasks, protocol, columns) for protocol in PROTOCOLS}
-    if by_protocol["upstream"] == by_protocol["official"]:
-        by_protocol = {"both": by_protocol["official"]}
-    first = next(iter(tasks.values()))
-    name = f"{Path(first['info'].get('checkpoint') or 'checkpoint').name}, {label}"
-    folders = ", ".join(sorted({str(result.get("folder", "")) for result in tasks.values()}))
-    return [
-        ComparedRow(name, f"{protocol} rules" if protocol == "both" else f"{protocol} rule", cells, "", folders, True)
-        for protocol, cells in by_protocol.items()
-        if cells
-    ]
+def _measure_runs(runs: Mapping[str, Sequence[TaskResult]], columns: Mapping[str, Column]) -> Iterator[ComparedRow]:
+    """A row per run and scoring rule: one row where the rules agree, none without a number."""
+    for label, results in runs.items():
+        by_protocol = {f"{protocol} rule": _measure(results, protocol, columns) for protocol in PROTOCOLS}
+        if by_protocol["upstream rule"] == by_protocol["official rule"]:
+            by_protocol = {"both rules": by_protocol["official rule"]}
+        name = f"{Path(results[0].info.get('checkpoint') or 'checkpoint').name}, {label}"
+        folders = ", ".join(sorted({str(result.folder) for result in results}))
+        for kind, cells in by_protocol.items():
+            if cells:
+                yield ComparedRow(name, kind, cells, source=folders, is_own=True)
 
 
-def _measure(tasks: Results, protocol: str, columns: Mapping[str, Column]) -> dict[str, tuple[float, float | None]]:
-    """Percent and standard error by column, as far as the tasks of a column are there."""
-    numbers = {
-        name: result["results"][protocol]
-        for name, result in tasks.items()
-        if result["results"].get(protocol, {}).get("score") is not None
+def _measure(results: Sequence[TaskResult], protocol: str, columns: Mapping[str, Column]) -> dict[str, Percent]:
+    """Numbers by column, as far as the tasks of a column are there."""
+    scores = {
+        result.task: result.scores[protocol]
+        for result in results
+        if protocol in result.scores and result.scores[protocol].score is not None
     }
-    estimates = {name: read(numbers) for name, read in columns.items()}
-    return {name: (100 * e.score, 100 * e.stderr) for name, e in estimates.items() if e is not None}
+    means = {name: compute(scores) for name, compute in columns.items()}
+    return {name: Percent(100 * mean.score, 100 * mean.stderr) for name, mean in means.items() if mean is not None}
 
 
 def _general_columns() -> dict[str, Column]:
@@ -148,19 +135,19 @@ def _general_columns() -> dict[str, Column]:
         "MMBench EN": _mean_of("mmbench/dev-en"),
         "SEED-I": _mean_of("seed/image"),
     }
-    return {**parts, "Avg": lambda numbers: _average([read(numbers) for read in parts.values()])}
+    return {**parts, "Avg": _nested_mean(list(parts.values()))}
 
 
 def _long_columns() -> dict[str, Column]:
-    needles = {needle: _read_needles(needle) for needle in ("image", "text")}
+    needles = {needle: _pool_needles(needle) for needle in ("image", "text")}
     groups = {
         group: _nested_mean([_mean_of(*(f"milebench/{name}" for name in names)) for names in tasks.values()])
         for group, tasks in TASK_GROUPS.items()
     }
     return {
-        **{f"MM-NIAH {needle}": read for needle, read in needles.items()},
+        **{f"MM-NIAH {needle}": column for needle, column in needles.items()},
         "MM-NIAH avg": _nested_mean(list(needles.values())),
-        **{f"MileBench {group}": read for group, read in groups.items()},
+        **{f"MileBench {group}": column for group, column in groups.items()},
         "MileBench avg": _nested_mean(list(groups.values())),
         "Video-MME": _mean_of("videomme/test"),
         "MVBench": _pool([f"mvbench/{name}" for name in VIDEO_FOLDERS]),
@@ -173,38 +160,34 @@ def _name_sets(length: str) -> list[str]:
 
 def _mean_of(*names: str) -> Column:
     """Every task counts the same."""
-    return lambda numbers: _average([_read(numbers.get(name)) for name in names])
+    return lambda scores: _average([scores[name].estimate if name in scores else None for name in names])
 
 
 def _nested_mean(columns: Sequence[Column]) -> Column:
-    return lambda numbers: _average([read(numbers) for read in columns])
+    return lambda scores: _average([compute(scores) for compute in columns])
 
 
 def _pool(names: Sequence[str]) -> Column:
     """Every question counts the same."""
 
-    def read(numbers: Results) -> Estimate | None:
-        known = [read_estimate(numbers[name]) for name in names if name in numbers]
+    def compute(scores: Mapping[str, Scores]) -> Estimate | None:
+        known = [mean for name in names if name in scores and (mean := scores[name].estimate)]
         return pool_estimates(known) if len(known) == len(names) else None
 
-    return read
+    return compute
 
 
-def _read_needles(needle: str) -> Column:
+def _pool_needles(needle: str) -> Column:
     """Mean over the three MM-NIAH tasks with one kind of needle, each the mean over its length bins and depths."""
 
-    def read(numbers: Results) -> Estimate | None:
+    def compute(scores: Mapping[str, Scores]) -> Estimate | None:
         for split in ("test", "val"):
             names = [f"mm_niah/{kind}-{needle}-{split}" for kind in ("retrieval", "counting", "reasoning")]
-            if all(name in numbers for name in names):
-                return average_estimates([read_published(numbers[name]) for name in names])
+            if all(name in scores for name in names):
+                return average_estimates([read_published(scores[name].numbers) for name in names])
         return None
 
-    return read
-
-
-def _read(numbers: Mapping[str, Any] | None) -> Estimate | None:
-    return None if numbers is None else read_estimate(numbers)
+    return compute
 
 
 def _average(parts: Sequence[Estimate | None]) -> Estimate | None:

@@ -1,15 +1,14 @@
 """Plots: accuracy by needle depth and context length, by context length, and by stride.
 
-Each is a PNG file for a folder of results, or SVG text for a page: text and axes of the SVG take the colour of the text
-around them, so that it reads on light and dark pages. Figures are drawn on matplotlib's own canvases; no global state
-of pyplot is touched.
+A plot becomes a PNG file in a folder of results, or SVG text on a page. Text and axes of the SVG take the colour of the
+text around them, so that it can be read on light and dark pages. Figures are drawn on matplotlib's own canvases: pyplot
+keeps global state, which a library should leave alone.
 """
 
 import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib import colormaps
@@ -20,8 +19,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from eval.core.output import write_result
+from eval.core.result import DepthGrid, LengthBin, TaskResult
 from eval.metrics.estimate import wilson_interval
-from eval.report.tables import ALL_LENGTHS, label_length, label_setting
+from eval.report.labels import label_setting
+from eval.report.rows import ALL_LENGTHS, label_length
 
 INK = "#1b1c1d"  # text and axes; `currentColor` in SVG, so no data may have this colour
 EMPTY_COLOR = "#d4d4d4"
@@ -31,37 +32,26 @@ _COLORS = ("#3b82f6", "#f97316", "#16a34a", "#d946ef", "#e11d48", "#0891b2", "#a
 _LINES = ("-", "--", ":", "-.")
 
 
-def draw_heatmap(
-    grid: Mapping[str, Any], *, title: str, xlabel: str = "context length in tokens (left edge of bin)"
-) -> Figure:
-    """Accuracy by depth (rows, start of the context on top) and length (columns); cells without samples are grey.
-
-    Args:
-        grid: `lengths`, `depths`, and `score_sums` and `counts` as (length, depth) tables.
-        title: Title.
-        xlabel: What `lengths` are.
-    """
-    used = [index for index, counts in enumerate(grid["counts"]) if any(counts)]
+def draw_heatmap(grid: DepthGrid, *, title: str, xlabel: str = "context length in tokens (left edge of bin)") -> Figure:
+    """Accuracy by depth (rows, start of the context on top) and length (columns); cells without samples are grey."""
+    used = [index for index, counts in enumerate(grid.counts) if any(counts)]
     columns = range(used[0], used[-1] + 1)
-    depths = range(len(grid["depths"]))
+    depths = range(len(grid.depths))
     figure, axes = _make_axes(max(3.5, 1.2 + 0.45 * len(columns)), title, height=2.9)
     axes.patch.set_alpha(1)
     axes.set_facecolor(EMPTY_COLOR)
     nan = float("nan")
-    image = [
-        [grid["score_sums"][c][r] / grid["counts"][c][r] if grid["counts"][c][r] else nan for c in columns]
-        for r in depths
-    ]
+    image = [[grid.score_sums[c][r] / grid.counts[c][r] if grid.counts[c][r] else nan for c in columns] for r in depths]
     mesh = axes.pcolormesh(image, vmin=0, vmax=1, cmap="RdYlGn", edgecolors="face", linewidth=0.4)
     axes.invert_yaxis()
     for row, values in enumerate(image):
         for column, value in enumerate(values):
-            count = grid["counts"][columns[column]][row]
+            count = grid.counts[columns[column]][row]
             text = f"{value:.2f}\nn {count}" if count else "-"
             color = "white" if count and abs(value - 0.5) > 0.38 else "black"
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=color)
-    axes.set_xticks([place + 0.5 for place in range(len(columns))], [grid["lengths"][c] for c in columns], fontsize=8)
-    axes.set_yticks([row + 0.5 for row in depths], [f"{depth:.1f}" for depth in grid["depths"]])
+    axes.set_xticks([place + 0.5 for place in range(len(columns))], [grid.lengths[c] for c in columns], fontsize=8)
+    axes.set_yticks([row + 0.5 for row in depths], [f"{depth:.1f}" for depth in grid.depths])
     axes.set_xlabel(xlabel)
     axes.set_ylabel("needle depth (left edge)")
     bar = figure.colorbar(mesh, ax=axes)
@@ -69,22 +59,18 @@ def draw_heatmap(
     return figure
 
 
-def draw_length_plot(series: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str) -> Figure:
-    """Accuracy by length, one line per setting with its 95 % interval (Wilson); chance is dashed.
-
-    Args:
-        series: Setting -> rows of `low`, `high`, `score`, `count`, `chance`.
-        title: Title.
-    """
-    lengths = {(row["low"] or 0): label_length(row["low"], row["high"]) for rows in series.values() for row in rows}
+def draw_length_plot(series: Mapping[str, Sequence[LengthBin]], *, title: str) -> Figure:
+    """Accuracy by length, one line per setting with its 95 % interval (Wilson); chance is dashed."""
+    entries = [entry for bins in series.values() for entry in bins]
+    lengths = {(entry.low or 0): label_length(entry.low, entry.high) for entry in entries}
     places = {low: place for place, low in enumerate(sorted(lengths))}
     figure, axes = _make_axes(max(6.5, 3.5 + 0.7 * len(places)), title)
-    for index, (label, rows) in enumerate(series.items()):
-        x = [places[row["low"] or 0] for row in rows]
-        low, high = zip(*(wilson_interval(row["score"], row["count"]) for row in rows), strict=True)
-        _draw_line(axes, index, label, x, [row["score"] for row in rows], low, high)
-    chances = {places[row["low"] or 0]: row["chance"] for rows in series.values() for row in rows}
-    if all(chance is not None for chance in chances.values()):
+    for index, (label, bins) in enumerate(series.items()):
+        x = [places[entry.low or 0] for entry in bins]
+        low, high = zip(*(wilson_interval(entry.score, entry.count) for entry in bins), strict=True)
+        _draw_line(axes, index, label, x, [entry.score for entry in bins], low, high)
+    chances = {places[entry.low or 0]: entry.chance for entry in entries if entry.chance is not None}
+    if len(chances) == len(places):
         axes.plot(sorted(chances), [chances[x] for x in sorted(chances)], "--", color=INK, linewidth=1, label="chance")
     axes.set_xticks(range(len(places)), [lengths[low] for low in sorted(lengths)])
     axes.set_xlabel("context length in tokens")
@@ -159,14 +145,14 @@ def draw_band_panels(
 
 
 def draw_stride_plot(
-    series: Mapping[str, Sequence[tuple[float, float, int]]], *, title: str, baselines: Mapping[str, float]
+    series: Mapping[str, Sequence[tuple[float, float, int]]], *, title: str, without_stride: Mapping[str, float]
 ) -> Figure:
-    """Accuracy by stride, one line per context length; the 95 % interval (Wilson) of all lengths.
+    """Accuracy by stride, one line per context length, and the 95 % interval (Wilson) of all lengths.
 
     Args:
         series: Length label (or `all`) -> `(stride, score, count)`.
         title: Title.
-        baselines: Setting without a stride -> score over all lengths, dotted.
+        without_stride: Setting without a stride -> score over all lengths, a horizontal line.
     """
     strides = sorted({stride for rows in series.values() for stride, _, _ in rows})
     places = {stride: place for place, stride in enumerate(strides)}
@@ -181,7 +167,7 @@ def draw_stride_plot(
         else:
             color = colormaps["plasma"](0.15 + 0.7 * index / max(1, len(series) - 1))
             axes.plot(x, y, marker="o", markersize=4, color=color, linewidth=1.2, label=label)
-    for index, (label, score) in enumerate(baselines.items()):
+    for index, (label, score) in enumerate(without_stride.items()):
         axes.axhline(score, linestyle=_LINES[(2 + index) % len(_LINES)], color=INK, linewidth=1, label=label)
     axes.set_xticks(range(len(strides)), [format_stride(stride) for stride in strides])
     axes.set_xlabel("stride (positions that one tile spans)")
@@ -195,14 +181,14 @@ def format_stride(stride: float) -> str:
     return f"{stride:g}"
 
 
-def write_task_plots(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write the plots of one task beside its scores.json, as far as its aggregation gives the numbers."""
-    numbers = result["results"][result["protocol"]]
-    title = f"{result['task']}, {label_setting(result)}"
-    if "by_depth_and_length" in numbers:
-        write_result(folder / HEATMAP_NAME, encode_png(draw_heatmap(numbers["by_depth_and_length"], title=title)))
-    if numbers.get("by_length"):
-        plot = draw_length_plot({label_setting(result): numbers["by_length"]}, title=title)
+def write_task_plots(folder: Path, result: TaskResult) -> None:
+    """Write the plots of one task beside its scores.json, as far as it has lengths and depths."""
+    scores, label = result.headline, label_setting(result.settings)
+    title = f"{result.task}, {label}"
+    if scores.by_depth_and_length is not None:
+        write_result(folder / HEATMAP_NAME, encode_png(draw_heatmap(scores.by_depth_and_length, title=title)))
+    if scores.by_length:
+        plot = draw_length_plot({label: scores.by_length}, title=title)
         write_result(folder / LENGTH_PLOT_NAME, encode_png(plot))
 
 
@@ -214,7 +200,7 @@ def encode_png(figure: Figure) -> bytes:
 
 
 def encode_svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element for a page: no background, text and axes in `currentColor`, equal every time."""
+    """The figure as an `<svg>` element for a page: the same every time, without background, in the page's colour."""
     buffer = io.BytesIO()
     figure.patch.set_alpha(0)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "plot"}):

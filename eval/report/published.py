@@ -1,12 +1,13 @@
-"""Scores that others published, as printed: the rows beside which an evaluation of one's own is read.
+"""Published scores, in percent and as printed: the rows beside which own evaluations are read.
 
-Every number stands in the two tables of the README of https://github.com/OpenGVLab/V2PE (commit f96f189, December 2024;
-arXiv 2412.09616 has the method). Values are percent. Nothing here was measured by this project. A model without a
-number in a table (`-` there) has no entry.
+All numbers are from the two tables in the README of https://github.com/OpenGVLab/V2PE (commit f96f189, December 2024;
+the method is described in arXiv 2412.09616). This project measured none of them. A model whose number is missing in
+the table (`-`) has no entry for that column.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 SOURCE = "https://github.com/OpenGVLab/V2PE/blob/f96f189/README.md"
 
@@ -17,29 +18,49 @@ LONG_COLUMNS = (
 )
 
 
+class Percent(NamedTuple):
+    """A number of a comparison: percent, and its standard error unless it was published without one."""
+
+    value: float
+    stderr: float | None = None
+
+
 @dataclass(frozen=True)
-class PublishedRow:
-    """One model's row of a published table.
+class ComparedRow:
+    """One model in a table of several."""
 
-    Attributes:
-        model: Name as printed.
-        size: Number of parameters as printed; empty where none is.
-        scores: Percent by column.
-        note: What a reader should know about the numbers.
-        source: Where they are printed.
-    """
-
-    model: str
-    size: str
-    scores: Mapping[str, float]
-    note: str = ""
-    source: str = SOURCE
+    name: str  # of the model as printed, or of an own run
+    kind: str  # number of parameters as printed (empty where none is), or the scoring rule of an own run
+    cells: Mapping[str, Percent]  # numbers by column
+    note: str = ""  # what a reader should know about the numbers
+    source: str = SOURCE  # where the numbers are from
+    is_own: bool = False  # whether it was measured here
 
 
-def _read_row(columns: tuple[str, ...], model: str, size: str, numbers: str, note: str = "") -> PublishedRow:
+@dataclass(frozen=True)
+class Comparison:
+    """Own runs beside published rows."""
+
+    title: str  # of the table
+    columns: tuple[str, ...]  # benchmarks
+    rows: tuple[ComparedRow, ...]  # published ones first
+    notes: tuple[str, ...] = ()  # what the columns mean where the name does not say it
+
+    @property
+    def has_own_rows(self) -> bool:
+        """Whether anything was measured here; a table without is of no use in a report."""
+        return any(row.is_own for row in self.rows)
+
+    @property
+    def all_notes(self) -> list[str]:
+        """Notes on the columns, then those on single rows."""
+        return [*self.notes, *(f"{row.name}: {row.note}." for row in self.rows if row.note)]
+
+
+def _read_row(columns: tuple[str, ...], model: str, size: str, numbers: str, note: str = "") -> ComparedRow:
     """A row from its numbers in the order of the columns, `-` where the table has none."""
     cells = zip(columns, numbers.split(), strict=True)
-    return PublishedRow(model, size, {column: float(text) for column, text in cells if text != "-"}, note)
+    return ComparedRow(model, size, {column: Percent(float(text)) for column, text in cells if text != "-"}, note)
 
 
 GENERAL = tuple(

@@ -1,48 +1,53 @@
-"""The file that a person opens first: all tasks of one result folder in a few lines."""
+"""Summary of a run: summary.json, the file that a person opens first, has all tasks in a few lines."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from eval.core.output import write_result
-from eval.core.scoring import SCORES_NAME
+from eval.core.result import SCORES_NAME, TaskResult, read_result
 from eval.tasks.registry import summarise_groups
 
-_KEYS = ("score", "stderr", "count", "num_failed", "num_empty", "chance")
 
-
-def write_summary(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
+def write_summary(folder: Path, results: Sequence[TaskResult]) -> None:
     """Write `summary.json`: the headline numbers of every task and the groups' own averages.
 
     Tasks that were scored into the same folder before stay in it.
 
     Args:
         folder: Result folder of the run.
-        results: Contents of the tasks' scores.json.
+        results: Tasks that were scored just now; they come first.
+
+    Raises:
+        EvalError: A scores.json in the folder is broken.
     """
-    own = {result["task"] for result in results}
-    earlier = (scores for scores in _read_scores(folder) if scores["task"] not in own)
-    results = [*results, *sorted(earlier, key=lambda scores: scores["task"])]
-    content = {"tasks": [_summarise_task(result) for result in results], "groups": summarise_groups(results)}
+    own = {result.task for result in results}
+    found = map(read_result, folder.rglob(SCORES_NAME))
+    # Results of other runs may lie below the folder too, such as a checkpoint's; they have summaries of their own.
+    earlier = [result for result in found if result.folder == folder / result.task and result.task not in own]
+    results = [*results, *sorted(earlier, key=lambda result: result.task)]
+    content = {
+        "tasks": [_summarise_task(result) for result in results],
+        "groups": summarise_groups([result.content for result in results]),
+    }
     write_result(folder / "summary.json", json.dumps(content, indent=2) + "\n")
 
 
-def _read_scores(folder: Path) -> list[dict[str, Any]]:
-    """Scores of this run that lie below the folder as `TASK/scores.json`; those of other runs in it are left out."""
-    found = {path: json.loads(path.read_text(encoding="utf-8")) for path in folder.rglob(SCORES_NAME)}
-    return [scores for path, scores in found.items() if path.parent == folder / scores["task"]]
-
-
-def _summarise_task(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Headline numbers, score and standard error by protocol, and what blind answers get under the headline's."""
-    headline = result["results"][result["protocol"]]
+def _summarise_task(result: TaskResult) -> dict[str, object]:
+    """Headline numbers and baselines, then score and standard error under every rule."""
+    headline = result.headline
     return {
-        "task": result["task"],
-        "version": result["version"],
-        "protocol": result["protocol"],
-        **{key: headline[key] for key in _KEYS},
-        "scores": {protocol: numbers["score"] for protocol, numbers in result["results"].items()},
-        "stderrs": {protocol: numbers["stderr"] for protocol, numbers in result["results"].items()},
-        "floors": headline.get("floors"),
+        "task": result.task,
+        "version": result.version,
+        "protocol": result.protocol,
+        "score": headline.score,
+        "stderr": headline.stderr,
+        "count": headline.count,
+        "num_failed": headline.num_failed,
+        "num_empty": headline.num_empty,
+        "chance": headline.chance,
+        "scores": {protocol: scores.score for protocol, scores in result.scores.items()},
+        "stderrs": {protocol: scores.stderr for protocol, scores in result.scores.items()},
+        "floors": None if headline.baselines is None else asdict(headline.baselines),
     }

@@ -1,4 +1,4 @@
-"""The study of studies/miniature/run.sh as data: finished runs -> one json file -> tables and figures.
+"""The study of studies/miniature/run.sh as data: finished runs -> one JSON file -> tables and figures.
 
     python -m studies.miniature collect work_dirs/miniature --out docs/results/miniature.json
     python -m studies.miniature tables docs/results/miniature.json --page docs/reproduction.md
@@ -6,9 +6,9 @@
     python -m studies.miniature page work_dirs/miniature/miniature.json --out work_dirs/miniature/index.html
     python -m studies.miniature check work_dirs/miniature/seed_0/stage1/evaluations/default --goal 0.95
 
-Tables and figures average over seeds; intervals are those of a mean of few seeds (Student's t), of one seed those of
-its questions (Wilson). `tables` replaces what stands between `<!-- tables: NAME.json -->` and `<!-- end of tables -->`
-in a page.
+Tables and figures average over seeds. Intervals are those of a mean of few seeds (Student's t), or of one seed's
+questions (Wilson). `tables` replaces the lines between `<!-- tables: NAME.json -->` and `<!-- end of tables -->` of a
+page.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _build_parser().parse_args(argv)
     try:
         return args.command(args)
-    except (InternVLError, OSError) as error:
+    except (InternVLError, OSError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -1,6 +1,6 @@
-"""Finished runs of the study as data: a cell is one question at one length of one evaluation of one model.
+"""Cells: finished runs of the study as data, one cell per model, evaluation, question and context length.
 
-WORK/seed_SEED/METHOD/evaluations/EVALUATION/mm_niah/TASK/scores.json    what `collect_cells` reads
+WORK/seed_SEED/METHOD/evaluations/EVALUATION/mm_niah/TASK/scores.json    is what `collect_cells` reads.
 """
 
 import json
@@ -14,9 +14,10 @@ from pathlib import Path
 from scipy import stats
 
 from eval.core.output import write_result
-from eval.core.scoring import SCORES_NAME
+from eval.core.records import JsonObject, require_field
+from eval.core.result import NUMBER, SCORES_NAME, read_result
 from eval.metrics.estimate import wilson_interval
-from internvl.errors import EvalError
+from internvl.errors import DataError, EvalError
 
 # Left edge of a length bin in tokens -> length in units of 32 haystack tiles of 4 tokens each.
 LENGTHS = {100: 1, 250: 2, 450: 4, 800: 8, 1600: 16, 3200: 32}
@@ -26,57 +27,36 @@ QUESTIONS = {
     "mm_niah/reasoning-image-test": "second digit",
 }
 DIGITS = ("first digit", "second digit")
-# What tables and figures are about: both digit questions take the order of visual tokens and are averaged.
+# What tables and figures show. Both digit questions need the order of visual tokens, so they are averaged.
 GROUPS = {"text": ("text",), "digits": DIGITS}
 _PLACE = re.compile(r"seed_(?P<seed>\d+)/(?P<method>[^/]+)/evaluations/(?P<evaluation>[^/]+)/mm_niah/[^/]+/[^/]+")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One question at one length of one evaluation of one model.
+    """One question at one length of one evaluation of one model."""
 
-    Attributes:
-        seed: Of the model's weights, data and training.
-        method: How the model was trained, a folder of the study.
-        evaluation: How it was asked, a folder of the study.
-        question: A value of `QUESTIONS`.
-        length: Of the context, a value of `LENGTHS`.
-        score: Share of right answers.
-        count: Questions.
-        depth_sums: Right answers by depth of the needle, fifths from the start of the context.
-        depth_counts: Questions by depth.
-    """
-
-    seed: int
-    method: str
-    evaluation: str
-    question: str
-    length: int
-    score: float
+    seed: int  # of the model's weights, data and training
+    method: str  # how the model was trained, a folder of the study
+    evaluation: str  # how it was asked, a folder of the study
+    question: str  # a value of `QUESTIONS`
+    length: int  # of the context, a value of `LENGTHS`
+    score: float  # share of right answers
     count: int
-    depth_sums: tuple[float, ...]
-    depth_counts: tuple[int, ...]
+    depth_sums: tuple[float, ...]  # right answers by depth of the needle, in fifths from the start of the context
+    depth_counts: tuple[int, ...]  # questions by depth
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A mean over seeds.
+    """A mean over seeds."""
 
-    Attributes:
-        mean: Accuracy.
-        low: Lower end of its 95 % interval, in 0..1.
-        high: Upper end.
-        least: The worst seed.
-        most: The best seed.
-        num_seeds: Seeds.
-    """
-
-    mean: float
-    low: float
-    high: float
-    least: float
-    most: float
-    num_seeds: int
+    mean: float  # accuracy
+    low: float  # lower end of its 95 % interval, in 0..1
+    high: float  # upper end
+    least: float  # the worst seed
+    most: float  # the best seed
+    num_seeds: int  # seeds
 
 
 def collect_cells(work: Path) -> list[Cell]:
@@ -99,60 +79,71 @@ def collect_cells(work: Path) -> list[Cell]:
 
 
 def _read_cells(path: Path, seed: int, method: str, evaluation: str) -> list[Cell]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        question = QUESTIONS[content["task"]]
-        numbers = content["results"][content["protocol"]]
-        grid = numbers["by_depth_and_length"]
-        edges = [row["low"] for row in numbers["by_length"]]
-        if len(grid["counts"]) != len(LENGTHS) + 1:
-            raise ValueError(f"{len(grid['counts'])} bins")
-        # Row 0 of the grid lies below the first edge, row i right of edge i.
-        rows = dict(zip(sorted(LENGTHS), range(1, len(LENGTHS) + 1), strict=True))
-        return [
-            Cell(
-                seed=seed,
-                method=method,
-                evaluation=evaluation,
-                question=question,
-                length=LENGTHS[low],
-                score=row["score"],
-                count=row["count"],
-                depth_sums=tuple(grid["score_sums"][rows[low]]),
-                depth_counts=tuple(grid["counts"][rows[low]]),
-            )
-            for low, row in zip(edges, numbers["by_length"], strict=True)
-        ]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    result = read_result(path)
+    bins, grid = result.headline.by_length, result.headline.by_depth_and_length
+    # Row 0 of the grid lies below the first edge, row i right of edge i.
+    rows = {low: row for row, low in enumerate(sorted(LENGTHS), start=1)}
+    is_known = result.task in QUESTIONS and all(entry.low in LENGTHS for entry in bins)
+    if not is_known or grid is None or len(grid.counts) != len(LENGTHS) + 1:
         raise EvalError(
-            f"{path} is no result of the study ({error!r}); expected a task of {', '.join(QUESTIONS)} scored with "
-            f"--length_bins {' '.join(map(str, sorted(LENGTHS)))}"
-        ) from error
+            f"{path} is not a result of the study ({result.task}, bins from {[entry.low for entry in bins]} tokens); "
+            f"expected a task of {', '.join(QUESTIONS)} scored with --length_bins {' '.join(map(str, rows))}"
+        )
+    return [
+        Cell(
+            seed=seed,
+            method=method,
+            evaluation=evaluation,
+            question=QUESTIONS[result.task],
+            length=LENGTHS[entry.low],
+            score=entry.score,
+            count=entry.count,
+            depth_sums=tuple(grid.score_sums[rows[entry.low]]),
+            depth_counts=tuple(grid.counts[rows[entry.low]]),
+        )
+        for entry in bins
+        if entry.low is not None
+    ]
 
 
 def read_study(path: Path) -> list[Cell]:
     """The cells of a file that `write_study` wrote.
 
     Raises:
-        EvalError: It is none.
+        EvalError: It is another file, or a cell lacks a field or has one of a wrong type.
     """
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        lists = ("depth_sums", "depth_counts")
-        return [Cell(**{**row, **{name: tuple(row[name]) for name in lists}}) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvalError(f"{path} is no file of `python -m studies.miniature collect` ({error!r})") from error
+        rows = require_field(json.loads(path.read_text(encoding="utf-8")), "cells", list)
+        return [_parse_cell(row) for row in rows]
+    except (OSError, ValueError, RecursionError, DataError) as error:
+        raise EvalError(
+            f"{path} is no file of `python -m studies.miniature collect` ({error}); make it again with that command"
+        ) from error
+
+
+def _parse_cell(row: JsonObject) -> Cell:
+    return Cell(
+        seed=require_field(row, "seed", int),
+        method=require_field(row, "method", str),
+        evaluation=require_field(row, "evaluation", str),
+        question=require_field(row, "question", str),
+        length=require_field(row, "length", int),
+        score=require_field(row, "score", NUMBER),
+        count=require_field(row, "count", int),
+        depth_sums=tuple(require_field(row, "depth_sums", list)),
+        depth_counts=tuple(require_field(row, "depth_counts", list)),
+    )
 
 
 def write_study(path: Path, cells: Sequence[Cell]) -> None:
-    """Write cells as json, one a line, so that two versions of the file compare line by line."""
+    """Write cells as JSON, one per line, so that two versions of the file can be compared line by line."""
     lines = ",\n".join("  " + json.dumps(asdict(cell)) for cell in cells)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_result(path, f'{{"made_by": "python -m studies.miniature collect", "cells": [\n{lines}\n]}}\n')
 
 
 def merge_cells(old: Sequence[Cell], new: Sequence[Cell]) -> list[Cell]:
-    """Both, in the order in which `collect_cells` gives them; of one seed, method and evaluation `new` counts."""
+    """All cells in the order of `collect_cells`; of the same seed, method and evaluation only `new` counts."""
 
     def place(cell: Cell) -> tuple[str, str, str]:
         return f"seed_{cell.seed}", cell.method, cell.evaluation

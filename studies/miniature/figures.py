@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from eval.core.output import write_result
+from eval.core.result import DepthGrid
 from eval.report.plots import draw_band_panels, draw_band_plot, draw_heatmap, encode_png
 from studies.miniature.cells import GROUPS, Cell, list_lengths, list_settings, select_cells, summarise
 from studies.miniature.tables import TITLES
@@ -34,7 +34,7 @@ def make_figures(
     Args:
         cells: The study.
         stem: How their names begin.
-        lines: `METHOD@EVALUATION` of the lines; those that are not there are left out.
+        lines: `METHOD@EVALUATION` of the lines; those without cells are left out.
         heatmaps: `METHOD@EVALUATION` of the heat-maps, likewise.
     """
     there = {f"{method}@{evaluation}": (method, evaluation) for method, evaluation in list_settings(cells)}
@@ -57,7 +57,7 @@ def make_figures(
 
 
 def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Write PNG files into a folder, which is made when missing; returns them."""
+    """Write PNG files into a folder, which is made when it is missing; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {folder / f"{name}.png": figure for name, figure in figures.items()}
     for path, figure in paths.items():
@@ -111,18 +111,14 @@ def _draw_points(cells: Sequence[Cell]) -> dict[str, tuple[float, float, float]]
     return points
 
 
-def _build_grid(cells: Sequence[Cell]) -> dict[str, Any]:
-    """Right answers and questions of all seeds by length and depth, as `draw_heatmap` takes them."""
+def _build_grid(cells: Sequence[Cell]) -> DepthGrid:
+    """Right answers and questions of all seeds by length and depth."""
     lengths = list_lengths(cells)
-    num_depths = max(len(cell.depth_counts) for cell in cells)
-    by_length = [[cell for cell in cells if cell.length == length] for length in lengths]
-
-    def add_up(name: str) -> list[list[float]]:
-        return [[sum(getattr(cell, name)[d] for cell in members) for d in range(num_depths)] for members in by_length]
-
-    return {
-        "lengths": [f"{length}x" for length in lengths],
-        "depths": [depth / num_depths for depth in range(num_depths)],
-        "score_sums": add_up("depth_sums"),
-        "counts": add_up("depth_counts"),
-    }
+    depths = range(max(len(cell.depth_counts) for cell in cells))
+    members = [[cell for cell in cells if cell.length == length] for length in lengths]
+    return DepthGrid(
+        lengths=[f"{length}x" for length in lengths],
+        depths=[depth / len(depths) for depth in depths],
+        score_sums=[[sum(cell.depth_sums[depth] for cell in own) for depth in depths] for own in members],
+        counts=[[sum(cell.depth_counts[depth] for cell in own) for depth in depths] for own in members],
+    )

@@ -162,7 +162,7 @@ flags_of() { # evaluation
             dynamic-* | linear-* | yarn-*) scaling=$(echo "$option" | tr - :) ;;
             logn-*) flags="$flags --logn_scaling ${option#logn-}" ;;
             text-*) root=$WORK/text_${option#text-} ;;
-            bf16) module=studies.miniature.coarse_tables ;;
+            bf16) module=studies.miniature.coarse_rotary ;;
             *) die "evaluation $1: +$option is not known (see --help)" ;;
         esac
     done

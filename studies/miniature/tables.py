@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from internvl import markdown
 from internvl.errors import EvalError
 from studies.miniature.cells import DIGITS, GROUPS, Cell, list_lengths, list_settings, select_cells, summarise
 
@@ -17,19 +18,12 @@ COMPARED_LENGTHS = (1, 16, 32)  # of the tables that compare many settings
 
 @dataclass(frozen=True)
 class Table:
-    """Texts in markdown (only code marks are used).
+    """A table whose texts may have markdown's code marks."""
 
-    Attributes:
-        title: What it shows.
-        note: What its numbers are.
-        head: Names of the columns.
-        rows: As many texts each.
-    """
-
-    title: str
-    note: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    title: str  # what it shows
+    note: str  # what its numbers are
+    head: tuple[str, ...]  # names of the columns
+    rows: tuple[tuple[str, ...], ...]  # as many texts each
 
 
 def build_tables(cells: Sequence[Cell]) -> list[Table]:
@@ -49,9 +43,9 @@ def build_tables(cells: Sequence[Cell]) -> list[Table]:
 
 
 def tabulate_gain(cells: Sequence[Cell]) -> Table:
-    """What `rnd_image` gains over the control on the digits of long contexts, by seed, the other methods beside it.
+    """What `rnd_image` gains over the control on the digits of long contexts, by seed; other methods stand beside it.
 
-    Only seeds with both.
+    Seeds that lack one of the two are left out.
     """
     found = [
         cell
@@ -111,7 +105,7 @@ def tabulate_matrix(cells: Sequence[Cell], group: str) -> Table:
     cells = [cell for cell in cells if cell.question in GROUPS[group] and "+" not in cell.evaluation]
     lengths = _list_compared(cells)
     methods = list(dict.fromkeys(method for method, _ in list_settings(cells)))
-    # As one method they are in the order of their strides.
+    # Taken as cells of one method, evaluations come in the order of their strides.
     evaluations = [evaluation for _, evaluation in list_settings([replace(cell, method="") for cell in cells])]
     at_lengths = " / ".join(f"{length}x" for length in lengths)
     num_seeds = len({cell.seed for cell in cells})
@@ -190,7 +184,7 @@ def _format_score(score: float | None) -> str:
 def _format_gains(gains: Sequence[float]) -> str:
     if not gains:
         return "-"
-    # Adding zero makes -0.0 positive.
+    # Adding zero makes -0.0 positive, which would print as -0.00.
     mean, least, most = (f"{round(gain, 2) + 0.0:+.2f}" for gain in (statistics.fmean(gains), min(gains), max(gains)))
     return mean if len(gains) == 1 else f"{mean} ({least}..{most})"
 
@@ -205,9 +199,9 @@ def _format_cells(cells: Sequence[Cell]) -> str:
 
 
 def format_table(table: Table) -> str:
-    """Markdown."""
-    lines = [f"| {' | '.join(texts)} |" for texts in (table.head, ("---",) * len(table.head), *table.rows)]
-    return "\n".join([f"**{table.title}** ({table.note})", "", *lines])
+    """The table in markdown, below its title."""
+    lines = markdown.format_table([table.head, *table.rows], is_padded=False)
+    return f"**{table.title}** ({table.note})\n\n{lines}"
 
 
 def format_tables(cells: Sequence[Cell]) -> str:
@@ -216,7 +210,7 @@ def format_tables(cells: Sequence[Cell]) -> str:
 
 
 def update_page(text: str, name: str, tables: str) -> str:
-    """A page with the tables of the results file `name` between its marks.
+    """A page with new tables between the marks of the results file `name`.
 
     Raises:
         EvalError: The page has no such marks, or has them twice.

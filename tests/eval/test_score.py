@@ -69,8 +69,8 @@ def test_the_same_predictions_give_the_same_bytes(run):
 def test_a_failed_question_is_wrong_even_where_an_empty_answer_is_right(data_folder, saved_runs, tmp_path):
     saved_runs.write(tmp_path / "run", "mvbench/state_change", ["", ""], data_root=data_folder, failures=(1,))
     [scores] = score_run(tmp_path / "run", protocol="upstream", length_edges=None)
-    assert scores["results"]["upstream"]["score"] == 0.5
-    assert scores["results"]["upstream"]["floors"]["empty"] == 1.0
+    assert scores.scores["upstream"].score == 0.5
+    assert scores.scores["upstream"].baselines.empty == 1.0
 
 
 @pytest.fixture
@@ -149,10 +149,13 @@ def test_scoring_needs_neither_data_nor_parts(run, benchmark_root):
         (lambda text: text[:-5], "ends in the middle of a line"),
         (lambda text: "", "is empty"),
         (lambda text: text.replace('"id": "3"', '"id": 3,,', 1), "line 4 is broken"),
-        (lambda text: "[1]\n" + text, "line 1 is no JSON object"),
+        (lambda text: "[1]\n" + text, "line 1 is broken (it is a JSON list, expected an object)"),
         (lambda text: text + text.splitlines(keepends=True)[0], "holds sample '0' twice"),
         (lambda text: text.replace('"answer": 0', '"answer": {"odd": 1}', 1), "sample '0': cannot be scored"),
-        (lambda text: text.replace('"response": "A"', '"said": "A"', 1), "lacks response"),
+        (
+            lambda text: text.replace('"response": "A"', '"said": "A"', 1),
+            "line 1 is broken (the field 'response'",
+        ),
     ],
 )
 def test_damaged_predictions_are_named(run, capsys, damage, message):

@@ -13,7 +13,7 @@ from eval.metrics.estimate import wilson_interval
 from eval.run import __main__ as run
 from internvl.errors import EvalError
 from internvl.model import rotary
-from studies.miniature import coarse_tables
+from studies.miniature import coarse_rotary
 from studies.miniature.__main__ import main
 from studies.miniature.cells import LENGTHS, Cell, collect_cells, list_settings, read_study, summarise, write_study
 from studies.miniature.figures import make_figures, write_figures
@@ -44,12 +44,15 @@ def write_scores(folder: Path, question: str, scores: dict[int, float], count: i
     rows = [None, *(LENGTHS[low] for low in EDGES)]
     counts = [[0, count if length in scores else 0, 0, 0, 0] for length in rows]
     sums = [[0.0, count * scores.get(length, 0.0), 0.0, 0.0, 0.0] for length in rows]
-    grid = {"lengths": [], "depths": [0, 0.2, 0.4, 0.6, 0.8], "score_sums": sums, "counts": counts}
-    numbers = {"score": 0.5, "by_length": by_length, "by_depth_and_length": grid}
+    edges = {"lengths": ["<100", *map(str, EDGES)], "depths": [0, 0.2, 0.4, 0.6, 0.8]}
+    grid = {**edges, "score_sums": sums, "counts": counts}
+    counted = {"score": 0.5, "stderr": 0.1, "count": count, "num_failed": 0, "num_empty": 0, "chance": 0.1}
+    numbers = {**counted, "by_length": by_length, "by_depth_and_length": grid}
     task = f"mm_niah/{TASKS[question]}"
     path = folder / task / "scores.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"task": task, "protocol": "official", "results": {"official": numbers}}))
+    head = {"task": task, "version": 1, "source": "here", "protocol": "official", "settings": {}, "info": {}}
+    path.write_text(json.dumps({**head, "results": {"official": numbers}}))
     return path
 
 
@@ -334,7 +337,7 @@ def test_coarse_tables_have_the_values_of_bfloat16_for_one_run_only(monkeypatch,
 
     monkeypatch.setattr(run, "main", fake_run)
     common = ["--checkpoint", "x", "--tasks", "pope", "--out"]
-    assert coarse_tables.main([*common, str(tmp_path / "stride_1-16+bf16")]) == 3
+    assert coarse_rotary.main([*common, str(tmp_path / "stride_1-16+bf16")]) == 3
     fine = rotary.rotary_tables(positions, frequencies)
     for coarse, exact in zip(seen[0], fine, strict=True):
         assert coarse.dtype == torch.float32
@@ -344,6 +347,6 @@ def test_coarse_tables_have_the_values_of_bfloat16_for_one_run_only(monkeypatch,
 
 
 def test_coarse_tables_need_a_folder_that_says_so(capsys, tmp_path):
-    assert coarse_tables.main(["--checkpoint", "x", "--tasks", "pope", "--out", str(tmp_path / "stride_1-16")]) == 2
+    assert coarse_rotary.main(["--checkpoint", "x", "--tasks", "pope", "--out", str(tmp_path / "stride_1-16")]) == 2
     assert "ends in +bf16" in capsys.readouterr().err
-    assert coarse_tables.main(["--checkpoint", "x", "--tasks", "pope"]) == 2
+    assert coarse_rotary.main(["--checkpoint", "x", "--tasks", "pope"]) == 2

@@ -124,7 +124,7 @@ def test_methods_are_what_their_names_say(study, method, version, stride, scope)
         ("default+dynamic-2", None, "dynamic:2", None, "data", "eval.run"),
         ("stride_1-4+yarn-4", 0.25, "yarn:4", None, "data", "eval.run"),
         ("stride_1-16+logn-256+text-12", 1 / 16, "None", 256, "text_12", "eval.run"),
-        ("stride_2+bf16", 2, "None", None, "data", "studies.miniature.coarse_tables"),
+        ("stride_2+bf16", 2, "None", None, "data", "studies.miniature.coarse_rotary"),
     ],
 )
 def test_evaluations_are_what_their_names_say(study, evaluation, stride, scaling, logn, root, module):

@@ -1,8 +1,8 @@
-"""What blind answers get, by a task's own rule."""
+"""What constant answers get, by a task's own rule."""
 
 import pytest
 
-from eval.core.baselines import MAX_QUESTIONS, find_majority, list_letters, measure_floors, name_gold
+from eval.core.baselines import MAX_QUESTIONS, ConstantAnswer, find_majority, list_letters, measure_baselines, name_gold
 from eval.core.sample import Prediction
 
 
@@ -16,17 +16,17 @@ def share_equal(predictions):
 
 def test_constant_answers_are_scored_by_the_given_rule():
     golds = ["A", "B", "B", "C", "", "B"]
-    floors = measure_floors([predict(i, gold) for i, gold in enumerate(golds)], share_equal)
-    assert floors["count"] == 6
-    assert floors["empty"] == pytest.approx(1 / 6)
-    assert floors["letters"] == pytest.approx({"A": 1 / 6, "B": 0.5, "C": 1 / 6, "D": 0.0})
-    assert floors["letter"] == {"response": "B", "score": 0.5}
-    assert floors["majority"] == {"response": "B", "score": 0.5}
+    baselines = measure_baselines([predict(i, gold) for i, gold in enumerate(golds)], share_equal)
+    assert baselines.count == 6
+    assert baselines.empty == pytest.approx(1 / 6)
+    assert baselines.letters == pytest.approx({"A": 1 / 6, "B": 0.5, "C": 1 / 6, "D": 0.0})
+    assert baselines.letter == ConstantAnswer("B", 0.5)
+    assert baselines.majority == ConstantAnswer("B", 0.5)
 
 
-def test_a_failed_answer_counts_as_answered_blindly():
+def test_a_failed_answer_counts_as_a_constant_answer():
     seen = []
-    measure_floors([predict(0, "A", "", failure="out of memory")], lambda blind: seen.extend(blind) or 0.0)
+    measure_baselines([predict(0, "A", "", failure="out of memory")], lambda blind: seen.extend(blind) or 0.0)
     assert all(prediction.failure is None for prediction in seen)
 
 
@@ -67,7 +67,7 @@ def test_gold_answers_are_said_as_a_model_would(answer, name):
 def test_large_sets_are_thinned_evenly():
     predictions = [predict(i, "A" if i % 2 else "B") for i in range(2 * MAX_QUESTIONS + 10)]
     taken = []
-    floors = measure_floors(predictions, lambda blind: taken.append([int(p.id) for p in blind]) or 0.0)
-    assert floors["count"] == MAX_QUESTIONS == len(taken[0]) == len(set(taken[0]))
+    baselines = measure_baselines(predictions, lambda blind: taken.append([int(p.id) for p in blind]) or 0.0)
+    assert baselines.count == MAX_QUESTIONS == len(taken[0]) == len(set(taken[0]))
     assert taken[0][0] == 0
     assert taken[0][-1] > 2 * MAX_QUESTIONS - 10

@@ -7,7 +7,8 @@ import subprocess
 import pytest
 
 from eval.core.output import write_result
-from eval.core.predictions import PredictionStore, read_merged, read_settings
+from eval.core.predictions import PredictionStore
+from eval.core.result import read_predictions, read_settings
 from eval.core.sample import Prediction, Sample
 from internvl.errors import EvalError
 
@@ -55,7 +56,7 @@ def test_merge_is_complete_ordered_and_ignores_other_samples(store):
     append(store, "b", "x", rank=0, world_size=2)
     merged = store.merge([sample(i) for i in "abc"])
     assert [p.id for p in merged] == ["a", "b", "c"]
-    assert read_merged(store.folder) == merged
+    assert read_predictions(store.folder) == merged
 
 
 def test_missing_answers_are_an_error(store):
@@ -87,7 +88,7 @@ def test_a_half_written_last_line_is_dropped(store, num_kept_bytes):
 def test_a_broken_line_in_the_middle_is_an_error(store):
     path = append(store, "a")
     path.write_bytes(b'{"id": \n' + path.read_bytes())
-    with pytest.raises(EvalError, match="line 1 is broken"):
+    with pytest.raises(EvalError, match=r"line 1 is broken"):
         store.read()
 
 
@@ -96,7 +97,7 @@ def test_a_line_without_a_field_is_an_error(store):
     record = json.loads(path.read_text())
     del record["seconds"]
     path.write_text(json.dumps(record) + "\n")
-    with pytest.raises(EvalError, match="lacks seconds"):
+    with pytest.raises(EvalError, match=r"line 1 is broken .*'seconds' is missing"):
         store.read()
 
 
@@ -115,7 +116,7 @@ def test_settings_without_predictions_may_change(store):
     other = PredictionStore(store.folder, {**SETTINGS, "checkpoint": "other"})
     other.check()
     other.prepare()
-    assert read_settings(store.folder)["settings"]["checkpoint"] == "other"
+    assert read_settings(store.folder).settings.values["checkpoint"] == "other"
 
 
 def test_equal_settings_are_accepted_whatever_the_place(store):
@@ -153,7 +154,7 @@ def test_lost_settings_beside_predictions_are_an_error(store):
 def test_a_cut_merged_file_is_an_error(tmp_path, content):
     (tmp_path / "predictions.jsonl").write_bytes(content)
     with pytest.raises(EvalError, match="ends in the middle"):
-        read_merged(tmp_path)
+        read_predictions(tmp_path)
 
 
 def test_a_full_disk_is_a_clear_error(store):

@@ -5,12 +5,17 @@ import json
 import pytest
 
 from eval.report.compare import compare_settings, main
+from eval.report.rows import Row
 from internvl.errors import EvalError
 
 
 def row(task, setting, length, accuracy, stderr=0.02):
     low = None if length == "all" else int(length.rstrip("+"))
-    return {"task": task, "setting": setting, "length": length, "low": low, "accuracy": accuracy, "stderr": stderr}
+    return Row(task, setting, length, accuracy, stderr, 100, low=low)
+
+
+def write(path, rows):
+    path.write_text(json.dumps({"rows": [row.to_json() for row in rows]}))
 
 
 ROWS = [
@@ -29,7 +34,7 @@ ROWS = [
 def test_tasks_count_the_same_and_errors_add_up():
     short, long = compare_settings(ROWS, "default")
     assert (short.length, long.length) == ("100+", "800+")
-    assert long.baseline_accuracy == pytest.approx(0.5)
+    assert long.reference.score == pytest.approx(0.5)
     assert long.gain == pytest.approx(0.3)
     assert long.stderr == pytest.approx(0.02)
     assert (short.verdict, long.verdict) == ("no clear difference", "better")
@@ -49,7 +54,7 @@ def test_settings_must_share_their_tasks():
 
 def test_the_command_prints_a_line_per_length_and_refuses_other_files(tmp_path, capsys):
     path = tmp_path / "report.json"
-    path.write_text(json.dumps({"rows": ROWS}))
+    write(path, ROWS)
     assert main([str(path)]) == 0
     assert (
         "800+ tokens: v2pe_fix stride 1 0.800 ± 0.014, default 0.500 ± 0.014, difference +0.300 ± 0.020"
@@ -66,6 +71,6 @@ def test_tasks_without_lengths_are_compared_as_a_whole_and_those_without_answers
     [difference] = compare_settings(rows, "x")
     assert difference.gain == pytest.approx(0.6)
     path = tmp_path / "report.json"
-    path.write_text(json.dumps({"rows": rows}))
+    write(path, rows)
     assert main([str(path), "--baseline", "x"]) == 0
     assert "all questions: y 0.800 ± 0.014, x 0.200 ± 0.014" in capsys.readouterr().out

@@ -1,9 +1,11 @@
 """Own runs in the published tables."""
 
 import math
+from pathlib import Path
 
 import pytest
 
+from eval.core.result import parse_result
 from eval.metrics.estimate import Estimate
 from eval.metrics.milebench import SETS as MILEBENCH_SETS
 from eval.report.overview import build_overview, format_results, list_averages
@@ -13,16 +15,18 @@ from eval.tasks.mvbench import VIDEO_FOLDERS
 
 
 def make_result(task, score, *, stderr=0.01, count=100, stride=64, upstream=None, **numbers):
-    entry = {"score": score, "stderr": stderr, "count": count, "chance": None, **numbers}
-    return {
+    counts = {"count": count, "num_failed": 0, "num_empty": 0}
+    entry = {"score": score, "stderr": stderr, **counts, "chance": None, **numbers}
+    content = {
         "task": task,
         "version": 1,
+        "source": "here",
         "protocol": "official",
         "settings": {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": stride, "checkpoint": "abc"},
         "info": {"checkpoint": "/models/mine"},
         "results": {"official": entry, "upstream": {**entry, "score": score if upstream is None else upstream}},
-        "folder": f"/runs/{stride}/{task}",
     }
+    return parse_result(content, Path(f"/runs/{stride}/{task}"))
 
 
 def own_rows(table):
@@ -31,23 +35,20 @@ def own_rows(table):
 
 def test_published_rows_are_as_printed():
     baseline, *_, v2pe = GENERAL
-    assert (baseline.model, v2pe.model) == ("InternVL2-2B", "InternVL2-V2PE-32K")
-    assert (v2pe.scores["ChartQA"], v2pe.scores["SEED-I"], baseline.scores["Avg"]) == (76.4, 71.2, 72.4)
-    assert (LONG[0].scores["MM-NIAH avg"], LONG[-1].scores["MileBench NI"], LONG[-1].scores["MVBench"]) == (
-        21.0,
-        97.2,
-        65.6,
-    )
-    assert "MVBench" not in LONG[0].scores
-    assert all(set(row.scores) <= set(GENERAL_COLUMNS) and row.source == SOURCE for row in GENERAL)
-    assert all(set(row.scores) <= set(LONG_COLUMNS) and row.source == SOURCE for row in LONG)
+    assert (baseline.name, v2pe.name) == ("InternVL2-2B", "InternVL2-V2PE-32K")
+    assert (v2pe.cells["ChartQA"].value, v2pe.cells["SEED-I"].value, baseline.cells["Avg"].value) == (76.4, 71.2, 72.4)
+    needles = LONG[0].cells["MM-NIAH avg"]
+    assert (needles.value, LONG[-1].cells["MileBench NI"].value, LONG[-1].cells["MVBench"].value) == (21.0, 97.2, 65.6)
+    assert "MVBench" not in LONG[0].cells
+    assert all(set(row.cells) <= set(GENERAL_COLUMNS) and row.source == SOURCE for row in GENERAL)
+    assert all(set(row.cells) <= set(LONG_COLUMNS) and row.source == SOURCE for row in LONG)
 
 
 def test_the_averages_of_the_baseline_are_the_means_of_its_columns():
     """Guards against a slip in typing."""
-    scores = GENERAL[0].scores
+    scores = {name: cell.value for name, cell in GENERAL[0].cells.items()}
     assert sum(scores[name] for name in GENERAL_COLUMNS[:-1]) / 9 == pytest.approx(scores["Avg"], abs=0.05)
-    scores = LONG[0].scores
+    scores = {name: cell.value for name, cell in LONG[0].cells.items()}
     assert sum(scores[f"MileBench {group}"] for group in ("T", "S", "NI")) / 3 == pytest.approx(49.9, abs=0.05)
 
 
@@ -90,9 +91,7 @@ def test_runs_stand_in_rows_of_their_own():
 
 
 def test_a_task_without_public_answers_fills_no_column():
-    result = make_result("mmbench/dev-en", 0.5)
-    for entry in result["results"].values():
-        entry["score"] = None
+    result = make_result("mmbench/dev-en", None, stderr=None)
     assert own_rows(build_overview([result])[0]) == []
 
 
@@ -100,6 +99,8 @@ def make_needles(name, rates):
     """One bin below the first edge, two above; two depths; 10 questions per cell, an empty cell has None."""
     cells = [(0, 0) if rate is None else (rate * 10, 10) for rate in rates]
     grid = {
+        "lengths": ["<1k", "1k", "2k"],
+        "depths": [0.0, 0.5],
         "score_sums": [[0, 0], [cells[0][0], cells[1][0]], [cells[2][0], cells[3][0]]],
         "counts": [[5, 5], [cells[0][1], cells[1][1]], [cells[2][1], cells[3][1]]],
     }

@@ -1,7 +1,6 @@
 """The report page as a reader gets it: built from saved predictions and, where there is a browser, shown by one."""
 
 import importlib.util
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +10,8 @@ import pytest
 from PIL import Image
 
 from eval.report.__main__ import main as report
+from eval.report.compare import compare_settings
+from eval.report.rows import read_rows
 from eval.score import main as score
 
 TASK = "mm_niah/retrieval-text-test"
@@ -150,8 +151,6 @@ def test_a_photograph_of_the_page_has_content_in_light_and_width(runs, tmp_path)
 
 
 def test_json_rows_feed_the_comparison(runs):
-    from eval.report.compare import compare_settings
-
-    rows = json.loads((make_page(runs).with_suffix(".json")).read_text())["rows"]
+    rows = read_rows(make_page(runs).with_suffix(".json"))
     [*differences] = compare_settings(rows, "v2pe_fix stride 16")
     assert {difference.setting for difference in differences} == {"v2pe_fix stride 64"}

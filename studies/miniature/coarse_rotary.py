@@ -1,15 +1,15 @@
-"""An ablation: `eval.run` with rotary tables rounded to bfloat16, as they are where they have the type of the weights.
+"""An ablation: `eval.run` with cosines and sines of positions rounded to bfloat16, as in many implementations.
 
-    python -m studies.miniature.coarse_tables --out FOLDER+bf16 [arguments of eval.run]
+    python -m studies.miniature.coarse_rotary --out FOLDER+bf16 [arguments of eval.run]
 
-Cosines and sines then have 8 bits, and visual tokens that lie a small stride apart get mostly the same ones. Everything
-else stays as it is. Saved settings do not tell such a run from an ordinary one, therefore the name of its result folder
-must: it ends in `+bf16`.
+Rounded tables have 8 bits, so visual tokens that lie a small stride apart mostly get the same entries. Nothing else
+changes. Saved settings do not show the rounding, so the name of the result folder must: it ends in `+bf16`.
 """
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import ParamSpec
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -21,12 +21,15 @@ from internvl.model import rotary
 from internvl.parallel.launch import finish_distributed
 
 FOLDER_ENDING = "+bf16"
+Arguments = ParamSpec("Arguments")
 
 
-def round_tables(make_tables: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The same tables, float32, with the values that bfloat16 has."""
+def round_tables(
+    make_tables: Callable[Arguments, tuple[Tensor, Tensor]],
+) -> Callable[Arguments, tuple[Tensor, Tensor]]:
+    """The same tables, still float32, but with values that bfloat16 can hold."""
 
-    def make_coarse_tables(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def make_coarse_tables(*args: Arguments.args, **kwargs: Arguments.kwargs) -> tuple[Tensor, Tensor]:
         cos, sin = make_tables(*args, **kwargs)
         return cos.to(torch.bfloat16).to(cos.dtype), sin.to(torch.bfloat16).to(sin.dtype)
 
@@ -34,7 +37,7 @@ def round_tables(make_tables: Callable[..., tuple[Tensor, Tensor]]) -> Callable[
 
 
 def check_folder(argv: Sequence[str]) -> None:
-    """Refuse a result folder that could be taken for that of an ordinary run.
+    """Refuse a result folder that looks like the one of an ordinary run.
 
     Raises:
         ConfigError: `--out` is missing or has another ending.
@@ -45,19 +48,15 @@ def check_folder(argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; exit codes as of `eval.run`."""
+    """Entry point; the exit codes are those of `eval.run`."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         check_folder(arguments)
     except InternVLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    exact = rotary.rotary_tables
-    rotary.rotary_tables = round_tables(exact)
-    try:
+    with patch.object(rotary, "rotary_tables", round_tables(rotary.rotary_tables)):
         return run.main(arguments)
-    finally:
-        rotary.rotary_tables = exact
 
 
 if __name__ == "__main__":

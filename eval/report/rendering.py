@@ -1,0 +1,56 @@
+"""Rendering: fills a template and gives one self-contained HTML page, which loads nothing from elsewhere.
+
+Whatever comes from data or from a model is escaped by the templates, and a content security policy lets the page's own
+script run and no other: a response `<script>` is text, twice over.
+"""
+
+import base64
+import hashlib
+import re
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from eval.report.plots import encode_svg
+from eval.report.tables import format_chance
+
+_PACKAGE = "eval.report"  # has the frame of a page, its style and its script
+
+
+def render(template: str, *, title: str, package: str = _PACKAGE, with_script: bool = False, **content: object) -> str:
+    """A whole page.
+
+    Args:
+        template: File in the folder `templates` of a package.
+        title: Heading.
+        package: The package, if its templates extend those of `eval.report`.
+        with_script: Put the script on the page that filters questions.
+        **content: What the template shows.
+    """
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader(_PACKAGE)]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"chance": format_chance, "code": mark_code}
+    assert environment.loader is not None
+    script, _, _ = environment.loader.get_source(environment, "filter.js")
+    # The browser hashes what stands between the script tags, so the policy must be made from exactly that text.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return environment.get_template(template).render(
+        title=title, policy=Markup(policy), script=Markup(script) if with_script else "", **content
+    )
+
+
+def embed(figure: Figure) -> Markup:
+    """A figure as SVG for a template; matplotlib escapes the texts in it."""
+    return Markup(encode_svg(figure))
+
+
+def mark_code(text: str) -> Markup:
+    """Text with markdown's code marks as HTML."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))

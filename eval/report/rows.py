@@ -1,0 +1,207 @@
+"""Rows: every score of a report as one record, in memory, as JSON and as CSV.
+
+results  --tabulate-->  a row per task, setting, scoring rule and context length  -->  tables, page.csv, page.json
+means over several tasks  --tabulate_averages-->  rows of length `average`
+"""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from eval.core.baselines import Baselines
+from eval.core.records import optional_field, require_field
+from eval.core.result import OPTIONAL_NUMBER, TaskResult
+from eval.metrics.estimate import Estimate
+from eval.metrics.protocol import PROTOCOLS
+from eval.report.labels import label_settings
+from internvl.errors import DataError, EvalError
+
+ALL_LENGTHS = "all"
+AVERAGE = "average"  # in the place of a length: a mean over several tasks
+AVERAGE_JOINT = " / "  # in names of such means
+
+_AVERAGE_KEYS = ("task", "setting", "protocol", "length", "accuracy", "stderr", "count")
+_LENGTH_KEYS = (
+    *("task", "setting", "protocol", "version", "checkpoint", "rope_pos_id_version", "rope_pos_id_stride"),
+    *("length", "accuracy", "low", "high", "stderr", "count", "chance"),
+)
+_WHOLE_KEYS = (*_LENGTH_KEYS, "num_failed", "num_empty", "floors")
+_CSV_COLUMNS = (
+    *("task", "setting", "protocol", "version", "checkpoint", "rope_pos_id_version", "rope_pos_id_stride"),
+    *("length", "low", "high", "accuracy", "stderr", "count", "num_failed", "num_empty", "chance"),
+    *("floor_empty", "floor_letter", "floor_letter_score", "floor_majority", "floor_majority_score"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One score."""
+
+    task: str  # `group/task`, or the name of a mean over several tasks
+    setting: str  # label of the run
+    length: str  # label of the context length, `all` or `average`
+    accuracy: float | None  # the score; None where no answer is public
+    stderr: float | None  # its standard error; None likewise
+    count: int
+    low: int | None = None  # shortest context in tokens; None: open
+    high: int | None = None  # first length that is too long; None: open
+    chance: float | None = None  # score of guessing; None where it is not known
+    protocol: str = ""  # the scoring rule
+    version: int | None = None
+    checkpoint: str | None = None  # folder of the model
+    rope_pos_id_version: str | None = None  # how positions were made
+    rope_pos_id_stride: float | None = None  # positions that one tile spans
+    num_failed: int | None = None  # questions without a response; None unless the row is about all lengths
+    num_empty: int | None = None  # questions with an empty response; None likewise
+    baselines: Baselines | None = None  # scores of constant answers; None likewise
+
+    def to_json(self) -> dict[str, object]:
+        """The row as page.json has it."""
+        values = {**vars(self), "floors": None if self.baselines is None else asdict(self.baselines)}
+        names = {ALL_LENGTHS: _WHOLE_KEYS, AVERAGE: _AVERAGE_KEYS}.get(self.length, _LENGTH_KEYS)
+        return {name: values[name] for name in names}
+
+    def to_csv(self) -> dict[str, object]:
+        """The row as page.csv has it, with a column per baseline."""
+        if self.baselines is None:
+            return vars(self)
+        letter, majority = self.baselines.letter, self.baselines.majority
+        return {
+            **vars(self),
+            "floor_empty": self.baselines.empty,
+            "floor_letter": letter.response,
+            "floor_letter_score": letter.score,
+            "floor_majority": majority and majority.response,
+            "floor_majority_score": majority and majority.score,
+        }
+
+
+def tabulate(results: Sequence[TaskResult], *, rules: Literal["headline", "all"] = "headline") -> list[Row]:
+    """One row per task, setting and context length, and one over all lengths; under the headline's rule or all."""
+    return [
+        row
+        for result, label in zip(results, label_settings(results), strict=True)
+        for protocol in ([result.protocol] if rules == "headline" else result.scores)
+        for row in _tabulate_protocol(result, label, protocol)
+    ]
+
+
+def _tabulate_protocol(result: TaskResult, label: str, protocol: str) -> list[Row]:
+    make = partial(
+        Row,
+        task=result.task,
+        setting=label,
+        protocol=protocol,
+        version=result.version,
+        checkpoint=result.info.get("checkpoint"),
+        rope_pos_id_version=result.settings.rope_pos_id_version,
+        rope_pos_id_stride=result.settings.rope_pos_id_stride,
+    )
+    scores = result.scores[protocol]
+    rows = [
+        make(
+            length=label_length(entry.low, entry.high),
+            accuracy=entry.score,
+            stderr=entry.stderr,
+            count=entry.count,
+            low=entry.low,
+            high=entry.high,
+            chance=entry.chance,
+        )
+        for entry in scores.by_length
+    ]
+    whole = make(
+        length=ALL_LENGTHS,
+        accuracy=scores.score,
+        stderr=scores.stderr,
+        count=scores.count,
+        chance=scores.chance,
+        num_failed=scores.num_failed,
+        num_empty=scores.num_empty,
+        baselines=scores.baselines,
+    )
+    return [*rows, whole]
+
+
+def tabulate_averages(averages: Mapping[str, Mapping[str, Estimate]]) -> list[Row]:
+    """One row per run and mean over several tasks.
+
+    Args:
+        averages: Run -> name (`milebench / separate / official / by_set / T`) -> mean. The row is named without the
+            scoring rule, which has a field of its own.
+    """
+    rows = []
+    for label, estimates in averages.items():
+        for name, mean in estimates.items():
+            parts = name.split(AVERAGE_JOINT)
+            task = AVERAGE_JOINT.join(part for part in parts if part not in PROTOCOLS)
+            protocol = next((part for part in parts if part in PROTOCOLS), "")
+            rows.append(Row(task, label, AVERAGE, mean.score, mean.stderr, mean.count, protocol=protocol))
+    return rows
+
+
+def read_rows(path: Path) -> list[Row]:
+    """What a comparison needs of the rows of a page.json: task, setting, length and score.
+
+    Raises:
+        EvalError: It is not a page.json, or a row lacks a field or has one of a wrong type.
+    """
+    try:
+        rows = require_field(json.loads(path.read_text(encoding="utf-8")), "rows", list)
+    except (OSError, ValueError, RecursionError, DataError) as error:
+        raise EvalError(f"{path} is no report of eval.report ({error}); expected the JSON beside a page") from error
+    try:
+        return [
+            Row(
+                task=require_field(row, "task", str),
+                setting=require_field(row, "setting", str),
+                length=require_field(row, "length", str),
+                accuracy=require_field(row, "accuracy", OPTIONAL_NUMBER),
+                stderr=require_field(row, "stderr", OPTIONAL_NUMBER),
+                count=require_field(row, "count", int),
+                low=optional_field(row, "low", int),
+            )
+            for row in rows
+        ]
+    except DataError as error:
+        raise EvalError(f"{path} has a broken row ({error}); make it again with python -m eval.report") from error
+
+
+def format_csv(rows: Sequence[Row]) -> str:
+    """Rows as comma-separated values with a header line."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, _CSV_COLUMNS, lineterminator="\n", restval="", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(row.to_csv() for row in rows)
+    return file.getvalue()
+
+
+def label_length(low: int | None, high: int | None) -> str:
+    """`<1k`, `1k-2k`, `64k+`."""
+    if low is None:
+        return f"<{format_tokens(high or 0)}"
+    return f"{format_tokens(low)}-{format_tokens(high)}" if high is not None else f"{format_tokens(low)}+"
+
+
+def format_tokens(num_tokens: int) -> str:
+    """`4000` -> `4k`, `1500` -> `1500`."""
+    return f"{num_tokens // 1000}k" if num_tokens >= 1000 and num_tokens % 1000 == 0 else str(num_tokens)
+
+
+def group_rows(rows: Sequence[Row]) -> dict[tuple[str, str, str], dict[str, Row]]:
+    """The lines of a table: rows by (task, setting, protocol), then by length label."""
+    lines: dict[tuple[str, str, str], dict[str, Row]] = {}
+    for row in rows:
+        lines.setdefault((row.task, row.setting, row.protocol), {})[row.length] = row
+    return lines
+
+
+def order_lengths(rows: Sequence[Row]) -> list[str]:
+    """Length labels from short to long, all lengths last."""
+    lengths = {row.length: (row.length == ALL_LENGTHS, row.low or 0) for row in rows}
+    return sorted(lengths, key=lambda label: lengths[label])
