@@ -33,8 +33,9 @@ from transformers.utils import ModelOutput
 from internvl.errors import ConfigError, InternVLError, ParallelError
 from internvl.model.caches import FilledStaticLayer, KeyCastingCache
 from internvl.model.chat import Arguments, GenerateOptions
-from internvl.model.modeling_internvl_chat import InternVLChatModel, merge_visual_features
+from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.v2pe import next_position, positions_per_row
+from internvl.model.visual_features import merge_visual_features
 from internvl.parallel.cached_attention import attend_chunk, attend_first_chunk, attend_token, count_shard_tokens
 from internvl.parallel.comm import get_rank_and_size
 from internvl.parallel.grid import build_grid

@@ -1,6 +1,6 @@
 """InternVL2 with V2PE: vision tower -> pixel shuffle -> projector -> merge into the text -> decoder.
 
-    tiles (n, 3, S, S) --ViT--> (n, 1+P, H) --pixel shuffle--> (n, T, 4H) --mlp1--> (n, T, D)
+    tiles ... --vision tower, projector (visual_features.py)--> (n, T, D)
     ids   ... <img> <IMG_CONTEXT> * T*tiles </img> ...  --embed, replace visual tokens-->  (batch, length, D)
 
 Positions are made here, once per forward, from the ids and one stride per image (see v2pe.py). Call
@@ -9,14 +9,12 @@ Positions are made here, once per forward, from the ids and one stride per image
 """
 
 import logging
-import math
 from collections.abc import Callable
 from os import PathLike
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -45,11 +43,12 @@ from .v2pe import (
     positions_per_row,
     units_to_strides,
 )
+from .visual_features import VisualFeaturesMixin, merge_visual_features
 
 logger = logging.getLogger(__name__)
 
 
-class InternVLChatModel(ChatMixin):
+class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
     """The chat model. Parameter names and folder layout are those of released InternVL2 checkpoints.
 
     Attributes:
@@ -116,50 +115,7 @@ class InternVLChatModel(ChatMixin):
         self.config.img_context_token_id = self.img_context_token_id
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    # ---------------------------------------------------------------------------------------------------- features
-
-    def extract_feature(
-        self, pixel_values: Float[Tensor, "tiles 3 height width"], *, num_batches: int | None = None
-    ) -> Float[Tensor, "tiles tokens dim"]:
-        """Visual tokens of tiles.
-
-        With `vit_batch_size` n the tower runs on n tiles at a time, and the backward pass recomputes the activations
-        of each batch: only its tiles are kept (of a frozen tower only its output). Features and gradients are the
-        same. Zero tiles give zero features whose backward pass still reaches tower and projector.
-
-        Args:
-            pixel_values: Tiles.
-            num_batches: Run the tower at least this often, on blank tiles that contribute nothing. Every run gathers
-                sharded weights (ZeRO-3), so that all ranks must run it equally often.
-
-        Raises:
-            ConfigError: `vit_batch_size` is not a positive number.
-        """
-        size = max(len(pixel_values), 1) if self.vit_batch_size is None else self.vit_batch_size
-        if size < 1:
-            raise ConfigError(f"vit_batch_size must be a positive number of tiles, got {size}")
-        batches = pixel_values.split(size) if len(pixel_values) else ()
-        features = [self._encode_tiles(tiles) for tiles in batches]
-        blank = pixel_values.new_zeros(1, *pixel_values.shape[1:])
-        for _ in range(len(features), max(num_batches or 1, 1)):
-            features.append(self._encode_tiles(blank)[:0])
-        return torch.cat(features)
-
-    def _encode_tiles(self, tiles: Tensor) -> Tensor:
-        """One run of the tower and the projector, recomputed in the backward pass with `vit_batch_size`."""
-        if self.vit_batch_size is None or not torch.is_grad_enabled():
-            return self._project(self._run_tower(tiles))
-        if any(parameter.requires_grad for parameter in self.vision_model.parameters()):
-            return checkpoint(lambda tiles: self._project(self._run_tower(tiles)), tiles, use_reentrant=False)
-        return checkpoint(self._project, self._run_tower(tiles), use_reentrant=False)
-
-    def _run_tower(self, tiles: Float[Tensor, "tiles 3 height width"]) -> Float[Tensor, "tiles patches hidden"]:
-        return self.vision_model(tiles, select_layer=self.config.select_layer)[:, 1:]  # without the class token
-
-    def _project(self, states: Float[Tensor, "tiles patches hidden"]) -> Float[Tensor, "tiles tokens dim"]:
-        side = math.isqrt(states.shape[1])
-        grid = states.unflatten(1, (side, side))
-        return self.mlp1(pixel_shuffle(grid, self.config.downsample_ratio, self.config.ps_version).flatten(1, 2))
+    # -------------------------------------------------------------------------------------------------- embeddings
 
     def _embed(
         self,
@@ -189,23 +145,6 @@ class InternVLChatModel(ChatMixin):
                 "Set model.img_context_token_id = tokenizer.convert_tokens_to_ids('<IMG_CONTEXT>')"
             )
         return merge_visual_features(embeds, visual, visual_features)
-
-    def _encode_images(
-        self, pixel_values: Tensor | None, image_flags: Tensor | None, num_batches: int | None, *, needed: bool
-    ) -> Float[Tensor, "tiles tokens dim"] | None:
-        """Features of the real tiles; without tiles None, or zero features if they are `needed`.
-
-        Ranks that work together need them: every rank's backward pass must reach the vision tower, or sharded
-        optimisers wait for each other.
-        """
-        if pixel_values is not None and image_flags is not None:
-            pixel_values = pixel_values[image_flags.reshape(-1).to(pixel_values.device) == 1]
-        if pixel_values is None or not len(pixel_values):
-            if not needed:
-                return None
-            size = self.config.image_size
-            pixel_values = torch.zeros(0, 3, size, size, dtype=self.dtype, device=self.device)
-        return self.extract_feature(pixel_values, num_batches=num_batches)
 
     def _visual_mask(self, input_ids: Int[Tensor, "batch length"]) -> Bool[Tensor, "batch length"]:
         """True at visual tokens (nowhere while `img_context_token_id` is unknown)."""
@@ -409,45 +348,3 @@ def build_language_model(config: PreTrainedConfig) -> Any:
     if config.model_type == "internlm2":
         return InternLM2ForCausalLM(cast(InternLM2Config, config))
     return build_native_decoder(config)
-
-
-def pixel_shuffle(
-    grid: Shaped[Tensor, "tiles height width channels"], ratio: float, version: str
-) -> Shaped[Tensor, "tiles rows columns folded_channels"]:
-    """Fold neighbouring patches into channels.
-
-    Args:
-        grid: States of patches.
-        ratio: Side ratio, 0.5 folds 2 x 2 patches into one.
-        version: `v2`: rows first. `v1`: height and width swapped, as the first release had it.
-    """
-    factor = round(1 / ratio)
-    blocks = grid.unflatten(2, (-1, factor)).unflatten(1, (-1, factor))  # (n, h, a, w, b, c)
-    order = (0, 1, 3, 2, 4, 5) if version == "v2" else (0, 3, 1, 2, 4, 5)
-    return blocks.permute(order).flatten(3)
-
-
-def merge_visual_features(
-    embeds: Float[Tensor, "batch length dim"],
-    visual: Bool[Tensor, "batch length"],
-    features: Float[Tensor, "*tokens dim"] | None,
-) -> Float[Tensor, "batch length dim"]:
-    """Put features in place of visual tokens, in order.
-
-    Args:
-        embeds: Of all tokens.
-        visual: True at visual tokens.
-        features: (tiles, T, dim), or (visual tokens, dim).
-
-    Raises:
-        ValueError: Another number of visual tokens than of features; nothing is cut or repeated.
-    """
-    num_features = 0 if features is None else features.shape[:-1].numel()
-    num_visual = int(visual.sum())
-    if num_visual != num_features:
-        raise ValueError(
-            f"the text has {num_visual} visual tokens but the images give {num_features} features; "
-            "every image needs <img>, T <IMG_CONTEXT> per tile, </img> in the text"
-        )
-    assert features is not None
-    return embeds.masked_scatter(visual.unsqueeze(-1), features.to(embeds.dtype))

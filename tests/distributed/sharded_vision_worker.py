@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from internvl.model.modeling_internvl_chat import InternVLChatModel, merge_visual_features
+from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.model.visual_features import merge_visual_features
 from internvl.parallel.grid import Grid, build_grid
 from internvl.parallel.launch import finish_distributed, init_distributed, read_rank_env
 from internvl.parallel.vision import agree_on_batches, exchange_features, locate_wanted, split_tiles

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from internvl.model.errors import ConfigError
-from internvl.model.modeling_internvl_chat import InternVLChatModel, pixel_shuffle
+from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
+from internvl.model.visual_features import pixel_shuffle
 from internvl.tools.make_tiny import TinySpec, make_checkpoint
 
 GENERATION = {"max_new_tokens": 6, "do_sample": False}

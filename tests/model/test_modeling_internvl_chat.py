@@ -8,9 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from internvl.model.configuration_internvl_chat import InternLM2Config, InternVLChatConfig
 from internvl.model.errors import ConfigError
-from internvl.model.modeling_internvl_chat import InternVLChatModel, merge_visual_features
+from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import register_auto_classes
 from internvl.model.v2pe import stride_to_units
+from internvl.model.visual_features import merge_visual_features
 
 from .tiny import VISUAL, document, tiny_config, tiny_model
 

@@ -1,0 +1,1 @@
+../../internvl/model/visual_features.py
