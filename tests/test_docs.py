@@ -1,0 +1,41 @@
+"""The documentation names files, folders and commands that exist."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "INSTALLATION.md", *sorted((ROOT / "docs").rglob("*.md"))]
+INVENTED = {"eval/tasks/colours.py"}  # the benchmark that docs/decisions/adding_a_benchmark.md adds
+SOURCES = [path for part in ("internvl", "eval", "studies") for path in (ROOT / part).rglob("*.py")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    missing = [link for link in links if not re.match(r"https?://", link) and not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_modules_that_commands_start_exist(page):
+    names = set(re.findall(r"python3? -m ((?:internvl|eval|studies)[\w.]*\w)", page.read_text()))
+    assert not [name for name in names if importlib.util.find_spec(name) is None]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_of_the_project_exist(page):
+    paths = set(
+        re.findall(
+            r"\b((?:internvl|eval|studies|scripts|shell|tests|benchmarks)/[\w/.-]*\w\.(?:py|sh))\b", page.read_text()
+        )
+    )
+    assert not [path for path in paths - INVENTED if not (ROOT / path).exists()]
+
+
+def test_every_file_on_the_map_exists():
+    named = set(re.findall(r"[\w/]+\.py\b", (ROOT / "docs" / "architecture.md").read_text()))
+    ends = {str(path.relative_to(ROOT)) for path in SOURCES} | {"tests/test_layers.py"}
+    assert not [name for name in named if not any(f"/{end}".endswith(f"/{name}") for end in ends)]
