@@ -47,7 +47,7 @@ def test_special_strings_are_made_harmless(folder):
 def test_what_cannot_be_used_is_listed(folder):
     corpus = read_corpus(folder)
     assert corpus.loose_images == ("pictures/loose.png",)
-    assert sum("is no readable image of the corpus" in problem for problem in corpus.problems) == 2
+    assert sum("is not a readable image of the corpus" in problem for problem in corpus.problems) == 2
     assert any(problem.startswith("four.txt") for problem in corpus.problems)
 
 
