@@ -38,9 +38,9 @@ class _PlacedCursorState(TypedDict):
 
 
 class CursorState(_PlacedCursorState, total=False):
-    """A `StreamCursor` in json; `skipped` is the number of documents that the stream skipped so far."""
+    """A `StreamCursor` in json."""
 
-    skipped: int
+    skipped: int  # documents that the stream skipped so far
 
 
 class LoaderState(TypedDict):
@@ -89,11 +89,7 @@ class StreamCursor:
 
     @classmethod
     def from_json(cls, value: CursorState) -> "StreamCursor":
-        """The inverse of `to_json`.
-
-        Raises:
-            ConfigError: An entry is missing or of another type.
-        """
+        """The inverse of `to_json`; raises ConfigError if an entry is missing or of another type."""
         try:
             epoch = int(value["epoch"])
             return cls(
@@ -142,11 +138,7 @@ def merge_states(states: Sequence[LoaderState]) -> LoaderState:
 
 
 def check_plan(saved: PlanDescription, current: PlanDescription) -> None:
-    """Make sure that saved cursors belong to the rows of this run. Entries that only one side has are not compared.
-
-    Raises:
-        ConfigError: An entry differs.
-    """
+    """Raise ConfigError unless saved cursors belong to the rows of this run; entries of one side only do not count."""
     for name in saved:
         if name in current and saved[name] != current[name]:
             raise ConfigError(
@@ -156,11 +148,7 @@ def check_plan(saved: PlanDescription, current: PlanDescription) -> None:
 
 
 def check_turns(num_rows: Sequence[int]) -> None:
-    """Check that the streams of a rank took turns: of `num_rows` per stream, the first ones may be one ahead.
-
-    Raises:
-        ConfigError: They did not.
-    """
+    """Raise ConfigError unless the streams took turns: of `num_rows` per stream, the first may be one ahead."""
     total, size = sum(num_rows), len(num_rows)
     if [*num_rows] != [(total + size - 1 - index) // size for index in range(size)]:
         raise ConfigError(

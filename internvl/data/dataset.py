@@ -66,18 +66,12 @@ class LoadFailure:
 
 
 class RowDataset(IterableDataset[DecodedRow | LoadFailure]):
-    """Decoded rows of the streams of one rank, without end.
-
-    Attributes:
-        plan: Which documents form which row.
-        share: The rank's streams and tiles.
-        cursors: Where streams start, if not at their beginning.
-    """
+    """Decoded rows of the streams of one rank, without end."""
 
     def __init__(self, plan: RowPlan, share: RankShare):
         self.plan = plan
-        self.share = share
-        self.cursors: dict[int, StreamCursor] = {}
+        self.share = share  # the rank's streams and tiles
+        self.cursors: dict[int, StreamCursor] = {}  # where streams start, if not at their beginning
 
     def __iter__(self) -> Iterator[DecodedRow | LoadFailure]:
         info = get_worker_info()
@@ -173,7 +167,7 @@ def _with_blank_tiles(document: EncodedDocument, tiles: range) -> EncodedDocumen
 
 
 def read_in_workers(dataset: Dataset[Item], *, num_workers: int, prefetch: int) -> DataLoader[Item]:
-    """The items of a data set as they are, in order, made by worker processes (0: by this process).
+    """The items of a data set in order, made by worker processes (0: by this process).
 
     Each worker keeps `prefetch` items ready.
     """

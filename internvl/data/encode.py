@@ -40,23 +40,14 @@ def document_generator(seed: int, *, epoch: int, source: str, row: int, repeat: 
 
 @dataclass(frozen=True, eq=False)
 class EncodedDocument:
-    """A document ready to be joined into a row.
-
-    Attributes:
-        input_ids: Token ids.
-        labels: The ids of supervised tokens, -100 elsewhere.
-        pixel_values: Tiles of all images and frames in order (or those asked for).
-        image_flags: 1 for every tile in `pixel_values`.
-        image_strides: Stride per image (or frame) in units of 1/65536 positions.
-        tiles_per_image: Tiles of every image (or frame).
-    """
+    """A document ready to be joined into a row."""
 
     input_ids: Int64[Tensor, " tokens"]
-    labels: Int64[Tensor, " tokens"]
-    pixel_values: Float[Tensor, "tiles 3 size size"]
-    image_flags: Int64[Tensor, " tiles"]
-    image_strides: Int64[Tensor, " images"]
-    tiles_per_image: tuple[int, ...]
+    labels: Int64[Tensor, " tokens"]  # the ids of supervised tokens, -100 elsewhere
+    pixel_values: Float[Tensor, "tiles 3 size size"]  # of all images and frames in order (or those asked for)
+    image_flags: Int64[Tensor, " tiles"]  # 1 for every tile in `pixel_values`
+    image_strides: Int64[Tensor, " images"]  # per image or frame, in units of 1/65536 positions
+    tiles_per_image: tuple[int, ...]  # likewise
 
 
 class Layout(NamedTuple):
@@ -76,22 +67,15 @@ class Layout(NamedTuple):
 class TextOptions:
     """The options of a run that decide token ids and labels.
 
-    Attributes:
-        tokenizer: A tokenizer that knows the image tokens and the template's markers.
-        conversation_name: Prompt template.
-        num_image_token: T, visual tokens per tile.
-        max_seq_length: Longest document in tokens.
-        truncation: What happens to a longer one: `drop_turns` drops trailing question-answer pairs, whole, with their
-            images (a first pair that is too long is an error); `error` makes it an error.
-
     Raises:
         ConfigError: An option is wrong, or a token is missing in the tokenizer.
     """
 
-    tokenizer: TextTokenizer
-    conversation_name: str
-    num_image_token: int
-    max_seq_length: int = 2048
+    tokenizer: TextTokenizer  # knows the image tokens and the template's markers
+    conversation_name: str  # prompt template
+    num_image_token: int  # T, visual tokens per tile
+    max_seq_length: int = 2048  # longest document in tokens
+    # Of a longer one, drop trailing question-answer pairs with their images (not the first pair), or refuse it.
     truncation: Literal["drop_turns", "error"] = "drop_turns"
 
     def __post_init__(self) -> None:
@@ -155,14 +139,7 @@ class TextOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleEncoder:
-    """Turns records into documents.
-
-    Attributes:
-        text: What decides ids and labels.
-        tiles: What decides tiles.
-        frames: What decides which frames of videos are shown.
-        strides: What decides strides.
-    """
+    """Turns records into documents."""
 
     text: TextOptions
     tiles: TileOptions
@@ -178,9 +155,7 @@ class SampleEncoder:
     def measure(self, record: Record, rng: np.random.Generator | None = None) -> tuple[int, int]:
         """(tokens, tiles) of the record's document, from text and the headers of images and videos alone.
 
-        Args:
-            record: The record.
-            rng: A new generator of the document, as for `encode`; records without a video need none.
+        A record with a video needs `rng`, a new generator of the document as for `encode`.
 
         Raises:
             DataError: The record cannot become a document.
@@ -200,7 +175,6 @@ class SampleEncoder:
         """Make the document.
 
         Args:
-            record: The record.
             rng: The document's own generator (`document_generator`); draws strides, JPEG qualities and frames.
             tiles: Consecutive tiles to load (numbers beyond the document's last are ignored); images that have none
                 of them are not decoded. None: all. Everything but `pixel_values` and `image_flags` is the same.
@@ -224,18 +198,12 @@ class SampleEncoder:
             labels=labels,
             pixel_values=pixel_values,
             image_flags=torch.ones(len(pixel_values), dtype=torch.int64),
-            image_strides=self.strides.draw(
-                len(layout.pictures), stride_rng, num_image_token=self.text.num_image_token
-            ),
-            tiles_per_image=layout.tiles_per_image,
+            image_strides=self.strides.draw(len(layout.pictures), stride_rng, num_image_token=num_image_token),
+            tiles_per_image=tiles_per_image,
         )
 
     def check_pictures(self, record: Record, rng: np.random.Generator) -> None:
         """Decode all that the document shows, one picture at a time, and keep nothing.
-
-        Args:
-            record: The record.
-            rng: A new generator of the document, as for `encode`.
 
         Raises:
             DataError: An image or a frame cannot be decoded, or has another size than its header says.

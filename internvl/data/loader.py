@@ -34,13 +34,7 @@ class LoaderMark(NamedTuple):
 
 
 class TrainLoader:
-    """Endless iterable over the batches of one rank.
-
-    Attributes:
-        plan: Which documents form which row.
-        dataset: The rows that this rank yields.
-        ledger: The skipped documents of this rank.
-    """
+    """Endless iterable over the batches of one rank."""
 
     def __init__(
         self, plan: RowPlan, share: RankShare, ledger: SkipLedger, *, num_workers: int = 0, prefetch_rows: int = 2
@@ -58,13 +52,10 @@ class TrainLoader:
         return LoaderMark(dict(self._cursors), dict(self._num_skipped))
 
     def state_dict(self, at: LoaderMark | None = None) -> LoaderState:
-        """Where the streams continue after the last batch handed out: a few bytes per waiting document.
+        """Where the streams continue after the last batch handed out, or at an earlier mark.
 
-        The states of all ranks are joined by `merge_states`; the result fits any rank of a run with as many rows per
-        step, whatever its number of ranks and workers.
-
-        Args:
-            at: An earlier moment.
+        `merge_states` joins the states of all ranks; the result fits any rank of a run with as many rows per step,
+        whatever its number of ranks and workers.
         """
         cursors, num_skipped = self.mark() if at is None else at
         streams = {str(stream): cursor.to_json(num_skipped=num_skipped[stream]) for stream, cursor in cursors.items()}
@@ -107,11 +98,6 @@ class TrainLoader:
         self._num_skipped[row.stream] += len(skips)
         self.ledger.note(row.planned.num_seen, skips)
 
-    @property
-    def num_documents_per_epoch(self) -> int:
-        """Documents of an epoch over all streams, bad ones included."""
-        return sum(self.plan.documents_per_source)
-
     def rows_per_epoch(self) -> int:
         """Rows that the shortest stream has in the first epoch, so that all ranks agree on the length of an epoch.
 
@@ -143,12 +129,9 @@ def build_train_loader(
 
     Args:
         specs: Data sets, from `load_meta`.
-        encoder: Makes documents of records.
-        options: How documents become rows.
         share: Streams and tiles of this rank; None for all of them.
         num_workers: Worker processes; 0 decodes in the training process. Does not change any batch.
         prefetch_rows: Rows that each worker keeps ready.
-        skipped_path: jsonl file for skipped documents.
         max_skipped: Share of skipped documents above which loading fails (once 100 documents were seen).
 
     Raises:

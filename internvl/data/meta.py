@@ -72,11 +72,7 @@ _CHECKS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
 
 
 def load_meta(path: str | Path, *, data_root: str | Path | None = None) -> list[SourceSpec]:
-    """Read and check a meta json.
-
-    Args:
-        path: The meta file.
-        data_root: Folder of the relative paths inside the file; None applies the rule of the module docstring.
+    """Read and check a meta json; `data_root`, if given, is the folder of all relative paths in it.
 
     Raises:
         ConfigError: The file is missing or not a json object, or a data set has an unknown key, a value of a wrong

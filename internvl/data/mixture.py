@@ -35,13 +35,7 @@ class EpochOrder:
 def count_documents(
     lengths: Sequence[int], repeat_times: Sequence[float], *, use_data_resampling: bool = False
 ) -> list[int]:
-    """Documents that every data set gives to an epoch.
-
-    Args:
-        lengths: Rows per data set.
-        repeat_times: Repeats per data set.
-        use_data_resampling: Split the same total in proportion to the square roots of the counts.
-    """
+    """Documents that every data set gives to an epoch; resampling splits the total by their square roots."""
     # 1e-6 of a row: 0.3 * 10 must give 3 rows, whichever way the product was rounded.
     counts = [int(length * repeat + 1e-6) for length, repeat in zip(lengths, repeat_times, strict=True)]
     total = sum(counts)
@@ -70,9 +64,6 @@ def order_epoch(
 
     Args:
         names: Names of the data sets; they seed the random samples, so a new data set does not change the others.
-        lengths: Rows per data set.
-        counts: Documents per data set, from `count_documents`.
-        seed: The run's data seed.
         epoch: Number of the epoch; samples and order are drawn again for each.
         data_order: `shuffle`, or `sequential` for the order of the meta file and of the rows (for curricula).
     """
@@ -82,11 +73,8 @@ def order_epoch(
     ]
     source = np.repeat(np.arange(len(parts), dtype=np.int32), [len(rows) for rows, _ in parts])
     empty = np.zeros(0, dtype=np.int32)
-    order = EpochOrder(
-        source,
-        np.concatenate([empty, *(rows for rows, _ in parts)]),
-        np.concatenate([empty, *(repeats for _, repeats in parts)]),
-    )
+    rows, repeats = (np.concatenate(columns) for columns in zip((empty, empty), *parts, strict=True))
+    order = EpochOrder(source, rows, repeats)
     if data_order == "sequential":
         return order
     return order.take(np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(len(order)))

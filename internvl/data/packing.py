@@ -11,8 +11,7 @@
     7 -> [7]   5 -> [7][5]   3 -> emit [7 3]   6 -> [5][6]   8 -> emit [8], open [5][6]
 
 No document is lost, cut or repeated. Work is attention (n_i^2 of every document), vision tower (tiles) and the rest
-(tokens). Streams are packed independently; what they have in common is the target: the work per token of the documents
-that wait, times the tokens of a full row.
+(tokens). Streams are packed independently towards the work per token of waiting documents x tokens of a full row.
 """
 
 from abc import ABC, abstractmethod
@@ -77,11 +76,7 @@ class RowBuilder(ABC, Generic[Ref]):
 
     @abstractmethod
     def add(self, ref: Ref, *, num_tokens: int, num_tiles: int) -> list[PackedRow[Ref]]:
-        """Take one document; return the rows that are ready now.
-
-        Raises:
-            DataError: The document alone is larger than a row.
-        """
+        """Take one document; return the rows that are ready now. Raises DataError if it is larger than a row."""
 
     def flush(self) -> list[PackedRow[Ref]]:
         """Return the rows that are still open, oldest first."""
@@ -100,11 +95,10 @@ class Packer(RowBuilder[Ref]):
         """See `RowBuilder.add`."""
         self.limits.check_document(num_tokens, num_tiles)
         fitting = [row for row in self.open_rows if self._fits(row, num_tokens, num_tiles)]
-        if fitting:
-            row = max(fitting, key=self._fullness)
-        else:
-            row = PackedRow()
-            self.open_rows.append(row)
+        if not fitting:
+            fitting = [PackedRow()]
+            self.open_rows += fitting
+        row = max(fitting, key=self._fullness)
         row.add(ref, num_tokens=num_tokens, num_tiles=num_tiles)
         return self._take_ready()
 

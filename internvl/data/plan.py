@@ -1,7 +1,7 @@
 """Row plan: which documents form which row of which stream, and which rank reads what. No picture is decoded here.
 
 1. `mixture` puts the documents of an epoch in order: d0 d1 d2 ...
-2. They are dealt out to G streams, G = data-parallel world size x gradient accumulation steps: stream s gets
+2. They are distributed over G streams, G = data-parallel world size x gradient accumulation steps: stream s gets
    d[s], d[s + G], d[s + 2G], ... and packs them into rows of its own, epoch after epoch.
 3. Optimiser step t trains on row t of every stream. A rank owns A neighbouring streams and yields
    row 0 of its first stream, ..., row 0 of its last, row 1 of its first, ...
@@ -73,11 +73,7 @@ class RankShare:
 
 @dataclass(frozen=True)
 class RowOptions:
-    """How documents become rows; the same on every rank.
-
-    Raises:
-        ConfigError: An unknown order or policy, or a negative seed.
-    """
+    """How documents become rows; the same on every rank. Wrong options raise ConfigError."""
 
     num_streams: int  # G, rows per optimiser step over all ranks
     seed: int = 0  # data seed; with epoch and document it fixes order, samples, strides and augmentation
@@ -161,11 +157,7 @@ class RowPlan:
         }
 
     def plan_stream(self, stream: int, cursor: StreamCursor = STREAM_START) -> Iterator[PlannedRow]:
-        """Rows of a stream from a cursor on, epoch after epoch, without end.
-
-        Raises:
-            DataError: A whole epoch of the stream has no usable document.
-        """
+        """Rows of a stream from a cursor on, without end. Raises DataError if a whole epoch has no usable document."""
         tally = SkipTally()  # kept over the end of an epoch: what follows its last row is counted with the next row
         while True:
             for row in self._plan_rest_of_epoch(stream, cursor, tally):
@@ -174,11 +166,7 @@ class RowPlan:
             cursor = cursor.next_epoch()
 
     def plan_epoch(self, stream: int, epoch: int) -> Iterator[PlannedRow]:
-        """Rows of a stream in one epoch.
-
-        Raises:
-            DataError: None of the documents can be used.
-        """
+        """Rows of a stream in one epoch. Raises DataError if none of its documents can be used."""
         return self._plan_rest_of_epoch(stream, StreamCursor(epoch), SkipTally())
 
     def _plan_rest_of_epoch(self, stream: int, cursor: StreamCursor, tally: SkipTally) -> Iterator[PlannedRow]:
@@ -218,18 +206,13 @@ class RowPlan:
         yield len(order), builder.flush()
 
     def measure(self, ref: DocumentRef) -> tuple[int, int]:
-        """(tokens, tiles) of a document, before it is made.
-
-        Raises:
-            DataError: The row cannot become a document.
-        """
+        """(tokens, tiles) of a document, before it is made. Raises DataError if it cannot be."""
         return self.watch.read(lambda: self.encoder.measure(self.files[ref.source][ref.row], self._generator(ref)))
 
     def encode(self, ref: DocumentRef, *, tiles: range | None = None, out: Tensor | None = None) -> EncodedDocument:
         """Make a planned document; `tiles` are those to load (None: all), `out` is where they go.
 
-        Raises:
-            DataError: An image cannot be decoded.
+        Raises DataError if an image cannot be decoded.
         """
         return self.watch.read(
             lambda: self.encoder.encode(self.files[ref.source][ref.row], self._generator(ref), tiles=tiles, out=out)

@@ -40,24 +40,14 @@ _IMAGES_AND_VIDEOS = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}")
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a prompt, or a frame of a video.
+    """An image of a prompt, or a frame of a video."""
 
-    Attributes:
-        source: The image, or the video file.
-        frame: Number of the frame in the video file; None: an image.
-        tiling: How it is cut; None: it is one tile as it is.
-    """
-
-    source: ImageSource
-    frame: int | None = None
-    tiling: Tiling | None = None
+    source: ImageSource  # the image, or the video file
+    frame: int | None = None  # number of the frame in the video file; None: an image
+    tiling: Tiling | None = None  # how it is cut; None: it is one tile as it is
 
     def read_size(self) -> tuple[int, int]:
-        """Read (width, height) in pixels from a header, without decoding.
-
-        Raises:
-            DataError: The file cannot be read.
-        """
+        """Read (width, height) in pixels from a header, without decoding. Raises DataError if it cannot be read."""
         source = self.source
         if not isinstance(source, MediaPath):
             return (source if isinstance(source, Image.Image) else source.open()).size
@@ -67,11 +57,7 @@ class Picture:
         return info.width, info.height
 
     def count_tiles(self) -> int:
-        """Count the tiles, from the size alone; a picture of a single tile is not opened.
-
-        Raises:
-            DataError: The file cannot be read.
-        """
+        """Count the tiles from the size alone; a single tile is not opened. Raises DataError as `read_size` does."""
         if self.tiling is None or self.tiling.max_num == 1:
             return 1
         return self.tiling.count(*self.read_size())
@@ -82,17 +68,9 @@ class Picture:
 
 
 def check_placeholders(questions: Sequence[str], num_images: int, num_videos: int = 0) -> None:
-    """Make sure that there is one `<image>` per image and one `<video>` per video.
+    """Raise DataError unless the user messages have one `<image>` per image and one `<video>` per video.
 
     Without videos `<video>` is text (it is a tag of web pages).
-
-    Args:
-        questions: User messages of a conversation.
-        num_images: Images of the whole conversation.
-        num_videos: Videos of the whole conversation.
-
-    Raises:
-        DataError: The numbers differ.
     """
     expected = {IMAGE_PLACEHOLDER: num_images} | ({VIDEO_PLACEHOLDER: num_videos} if num_videos else {})
     for placeholder, num_expected in expected.items():
@@ -109,11 +87,7 @@ def check_placeholders(questions: Sequence[str], num_images: int, num_videos: in
 
 
 def list_frame_pictures(path: MediaPath, frames: Sequence[int], *, tiling: Tiling | None) -> list[Picture]:
-    """List the pictures of some frames of a video file or of a folder of frames.
-
-    Raises:
-        DataError: The folder cannot be read.
-    """
+    """List the pictures of some frames of a video file or of a folder (DataError if it cannot be read)."""
     if os.path.isdir(path):
         files = list_frames(path)
         return [Picture(files[frame], tiling=tiling) for frame in frames]
@@ -125,10 +99,7 @@ def place_pictures(
 ) -> tuple[list[str], list[Picture]]:
     """Replace every `<video>` by its labelled frames, and list all pictures in the order of their `<image>`.
 
-    Args:
-        questions: User messages with as many placeholders as there are pictures (`check_placeholders`).
-        images: In the order of their `<image>`.
-        videos: The frames of every video, in the order of their `<video>`.
+    The questions must have as many placeholders as there are pictures (`check_placeholders`).
     """
     following_images, following_videos = iter(images), iter(videos)
     pictures: list[Picture] = []
@@ -148,8 +119,7 @@ def place_pictures(
 def load_pictures(pictures: Sequence[Picture]) -> Iterator[Image.Image]:
     """Decode pictures to RGB, one in memory at a time; the frames of a video file are read in one pass.
 
-    Raises:
-        DataError: A file cannot be read.
+    Raises DataError if a file cannot be read.
     """
     frames_of: dict[MediaPath, list[int]] = {}
     for picture in pictures:

@@ -42,14 +42,7 @@ class Record:
 
 
 class RecordFile:
-    """The rows of one data set, by number.
-
-    Args:
-        spec: The data set.
-
-    Raises:
-        ConfigError: The annotation file cannot be read.
-    """
+    """The rows of one data set, by number. Raises ConfigError if the annotation file cannot be read."""
 
     def __init__(self, spec: SourceSpec):
         self.spec = spec
@@ -59,12 +52,7 @@ class RecordFile:
         return len(self._lines)
 
     def __getitem__(self, row: int) -> Record:
-        """Read and check one row.
-
-        Raises:
-            DataError: The row is not a valid record.
-            IndexError: There is no such row.
-        """
+        """Read and check one row. Raises DataError if it is not a valid record, IndexError if there is none."""
         try:
             raw = json.loads(self._lines[row])
         except (ValueError, RecursionError) as error:
@@ -73,11 +61,7 @@ class RecordFile:
 
 
 def parse_record(raw: object, spec: SourceSpec, *, row: int) -> Record:
-    """Check one parsed json line of the data set `spec`; `row` is for messages.
-
-    Raises:
-        DataError: It is not a valid record.
-    """
+    """Check one parsed json line of the data set `spec` (`row` is for messages). Raises DataError if it is invalid."""
     try:
         if not isinstance(raw, dict):
             raise DataError(f"got a json {type(raw).__name__}, expected an object with 'conversations'")

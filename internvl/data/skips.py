@@ -55,10 +55,7 @@ class SkipLedger:
     Args:
         path: File that gets a line `{"source", "row", "cause"}` per skipped document; None for no file. Several ranks
             may share it, since lines are appended whole.
-        max_skipped: Largest tolerated share of the documents seen, 0 to 1.
-
-    Raises:
-        ConfigError: `max_skipped` is not a share.
+        max_skipped: Largest tolerated share of the documents seen, 0 to 1, else ConfigError.
     """
 
     def __init__(self, path: Path | None, max_skipped: float):
@@ -71,11 +68,7 @@ class SkipLedger:
         self._listed: dict[tuple[str, int], Skip] = {}
 
     def note(self, num_seen: int, skips: Sequence[Skip]) -> None:
-        """Count documents and list those skipped.
-
-        Raises:
-            DataError: More than `max_skipped` of at least 100 documents were skipped.
-        """
+        """Count documents and list those skipped. Raises DataError above `max_skipped` of at least 100 documents."""
         self.num_seen += num_seen
         self.num_skipped += len(skips)
         for skip in skips:

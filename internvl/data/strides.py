@@ -20,22 +20,12 @@ from internvl.model.v2pe import RANDOM_STRIDES, Stride, check_stride, stride_to_
 
 @dataclass(frozen=True, kw_only=True)
 class StrideOptions:
-    """The options of a run that decide strides.
+    """The options of a run that decide strides. Wrong ones raise ConfigError."""
 
-    Attributes:
-        rope_pos_id_version: `default` (the stride is the number of visual tokens), `v2pe_fix` or `v2pe_rnd`.
-        rope_pos_id_stride: The stride of `v2pe_fix`.
-        random_strides: What `v2pe_rnd` draws from, uniformly.
-        rope_pos_id_rnd_scope: Draw a stride for every image, or one for all images of a document.
-
-    Raises:
-        ConfigError: An option is wrong.
-    """
-
-    rope_pos_id_version: str = "default"
-    rope_pos_id_stride: Stride | None = None
-    random_strides: Sequence[Stride] = RANDOM_STRIDES
-    rope_pos_id_rnd_scope: Literal["image", "sample"] = "image"
+    rope_pos_id_version: str = "default"  # the stride is the number of visual tokens; or `v2pe_fix`, `v2pe_rnd`
+    rope_pos_id_stride: Stride | None = None  # of `v2pe_fix`
+    random_strides: Sequence[Stride] = RANDOM_STRIDES  # what `v2pe_rnd` draws from, uniformly
+    rope_pos_id_rnd_scope: Literal["image", "sample"] = "image"  # a stride per image, or one per document
 
     def __post_init__(self) -> None:
         check_stride(self.rope_pos_id_version, self.rope_pos_id_stride)

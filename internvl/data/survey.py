@@ -91,8 +91,7 @@ class Survey:
     def run(self, *, num_workers: int = 0) -> Iterator[ChunkReport]:
         """Look at all rows, one data set after the other; reports come in the order of the rows.
 
-        Raises:
-            InternVLError: A cause that would stop every other row as well, such as a missing package.
+        Raises InternVLError for a cause that would stop every other row as well, such as a missing package.
         """
         for report in read_in_workers(_Chunks(self), num_workers=num_workers, prefetch=_CHUNKS_AHEAD):
             if isinstance(report, InternVLError):
@@ -105,7 +104,8 @@ class _Chunks(Dataset[ChunkReport | InternVLError]):
 
     def __init__(self, check: Survey):
         self.check = check
-        starts = [(source, first) for source, file in enumerate(check.files) for first in _starts(len(file))]
+        lengths = enumerate(len(file) for file in check.files)
+        starts = [(source, first) for source, length in lengths for first in range(0, length, _CHUNK_ROWS)]
         self.starts = np.array(starts, dtype=np.int64).reshape(-1, 2)
 
     def __len__(self) -> int:
@@ -118,10 +118,6 @@ class _Chunks(Dataset[ChunkReport | InternVLError]):
             return self.check.check_rows(source, range(first, last))
         except InternVLError as error:  # returned: raised in a worker, it would arrive wrapped in its traceback
             return error
-
-
-def _starts(num_rows: int) -> range:
-    return range(0, num_rows, _CHUNK_ROWS)
 
 
 @dataclass

@@ -35,8 +35,7 @@ def choose_grid(width: int, height: int, *, min_num: int, max_num: int, image_si
     Of two equally near grids the larger one is taken only if the image has more than half of its pixels.
 
     Args:
-        width: Image width in pixels.
-        height: Image height in pixels.
+        width, height: Of the image, in pixels.
         min_num: Smallest number of tiles.
         max_num: Largest number of tiles (the thumbnail is not counted). Below `min_num` means one tile.
         image_size: Side of a tile in pixels.
@@ -56,19 +55,12 @@ def choose_grid(width: int, height: int, *, min_num: int, max_num: int, image_si
 
 @dataclass(frozen=True)
 class Tiling:
-    """How an image is cut into tiles.
+    """How an image is cut into tiles."""
 
-    Attributes:
-        min_num: Fewest tiles.
-        max_num: Most tiles (the thumbnail not counted). Below `min_num` means one tile.
-        image_size: Side of a tile in pixels.
-        use_thumbnail: Append the whole image as one more tile when there is more than one.
-    """
-
-    min_num: int
-    max_num: int
-    image_size: int
-    use_thumbnail: bool = False
+    min_num: int  # fewest tiles
+    max_num: int  # most tiles (the thumbnail not counted); below `min_num` means one tile
+    image_size: int  # side of a tile in pixels
+    use_thumbnail: bool = False  # append the whole image as one more tile when there is more than one
 
     def count(self, width: int, height: int) -> int:
         """Number of tiles that `split` makes of an image of this size, the thumbnail included."""

@@ -64,11 +64,7 @@ class TileTransform:
 def build_transform(
     image_size: int, *, normalize_type: str = "imagenet", pad2square: bool = False, augment: bool = False
 ) -> TileTransform:
-    """Make the transform of a run; `normalize_type` is `imagenet`, `clip` or `siglip`.
-
-    Raises:
-        ConfigError: It is none of the three.
-    """
+    """Make the transform of a run. Raises ConfigError unless `normalize_type` is `imagenet`, `clip` or `siglip`."""
     statistics = {
         "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
         "clip": (CLIP_MEAN, CLIP_STD),

@@ -40,11 +40,7 @@ class SizedPicture:
         return 1 if tiling is None else tiling.count(*self.size)
 
     def check_decoded(self, image: Image.Image) -> None:
-        """Refuse a decoded picture of another size than its header says, since its tiles were counted from that.
-
-        Raises:
-            DataError: The sizes differ.
-        """
+        """Raise DataError if a decoded picture has another size than its header, from which its tiles were counted."""
         if image.size != self.size:
             message = f"{self.picture.source} decodes to {image.size}, its header says {self.size}; replace the file"
             raise DataError(message, kind="image")
@@ -52,30 +48,16 @@ class SizedPicture:
 
 @dataclass(frozen=True, kw_only=True)
 class TileOptions:
-    """The options of a run that decide tiles.
+    """The options of a run that decide tiles. Wrong ones raise ConfigError."""
 
-    Attributes:
-        image_size: Side of a tile in pixels.
-        dynamic_image_size: Tile images; otherwise every image is one tile.
-        dynamic_max_patch: Share the tile limit among the images of a multi-image record.
-        use_thumbnail: Append a thumbnail tile to images of several tiles.
-        min_dynamic_patch: Fewest tiles per image.
-        max_dynamic_patch: Most tiles per image (thumbnail not counted).
-        normalize_type: `imagenet`, `clip` or `siglip`.
-        pad2square: See `TileTransform`.
-
-    Raises:
-        ConfigError: An option is wrong.
-    """
-
-    image_size: int
-    dynamic_image_size: bool = False
-    dynamic_max_patch: bool = False
-    use_thumbnail: bool = False
-    min_dynamic_patch: int = 1
-    max_dynamic_patch: int = 12
-    normalize_type: str = "imagenet"
-    pad2square: bool = False
+    image_size: int  # side of a tile in pixels
+    dynamic_image_size: bool = False  # tile images; otherwise every image is one tile
+    dynamic_max_patch: bool = False  # share the tile limit among the images of a multi-image record
+    use_thumbnail: bool = False  # append a thumbnail tile to images of several tiles
+    min_dynamic_patch: int = 1  # fewest tiles per image
+    max_dynamic_patch: int = 12  # most tiles per image (thumbnail not counted)
+    normalize_type: str = "imagenet"  # or `clip`, `siglip`
+    pad2square: bool = False  # see `TileTransform`
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_dynamic_patch <= self.max_dynamic_patch:
@@ -111,9 +93,7 @@ class TileOptions:
         """Decode the wanted ones of all tiles, float32; pictures without a wanted tile are not decoded.
 
         Args:
-            pictures: The document's pictures.
             rng: Draws JPEG qualities; every picture has a generator of its own, so that they do not depend on `wanted`.
-            augment: Augment tiles.
             wanted: Consecutive numbers of tiles; those beyond the last one are ignored.
             out: Room for them, see `SampleEncoder.encode`.
 
@@ -144,20 +124,11 @@ class TileOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameOptions:
-    """The options of a run that decide which frames of a video are shown.
+    """The options of a run that decide which frames of a video are shown. Wrong ones raise ConfigError."""
 
-    Attributes:
-        min_num_frame: Fewest frames of a video. A frame is one tile, unless the data set says otherwise.
-        max_num_frame: Most frames of a video.
-        frame_sampling: Which frames, see `sample_frames`.
-
-    Raises:
-        ConfigError: An option is wrong.
-    """
-
-    min_num_frame: int = 4
+    min_num_frame: int = 4  # a frame is one tile, unless the data set says otherwise
     max_num_frame: int = 20
-    frame_sampling: str = "rand"
+    frame_sampling: str = "rand"  # which frames, see `sample_frames`
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_num_frame <= self.max_num_frame:
@@ -166,11 +137,7 @@ class FrameOptions:
         check_sampling(self.frame_sampling)
 
     def choose(self, video: VideoClip, rng: np.random.Generator) -> list[int]:
-        """Draw the frames that a document shows.
-
-        Raises:
-            DataError: The video cannot be read.
-        """
+        """Draw the frames that a document shows. Raises DataError if the video cannot be read."""
         first, last = find_clip(video)
         numbers = sample_frames(
             last + 1 - first,

@@ -1,21 +1,18 @@
 """Attention over keys and values that stay where they are: queries travel, partial results come back.
 
 The cache of a long sequence is shared by the ranks of a group and never moves. A chunk of new tokens is dealt out in
-zigzag order (`zigzag.py`), so that everybody has as much to do; then, in every layer:
+zigzag order (`zigzag.py`), so that all have equal work; then, in every layer:
 
     cache       rank 0 | 1 | 0 | 1 | ...    of every earlier chunk the tokens that the rank had of it
     queries     all ranks get those of the whole chunk                                       all-gather
     partial     each rank: softmax over ITS keys alone, with the log-sum-exp of every query
                     earlier chunks            every query sees them: one dense block
-                    own tokens of this chunk  two runs: causal within a run, dense for the queries behind it
+                    own tokens of this chunk  two runs: causal within a run, dense for the later queries
     merge       each rank: partial results of its own queries, from all ranks                all-to-all
 
 A single new token (decoding) is on all ranks at once: each computes over its keys, and all merge the same results in
-the same order, so they go on with the same numbers. One small message per layer, whose size does not depend on the
-length of the sequence.
-
-Merging by log-sum-exp is the step of online softmax (arXiv 2112.05682) in float32. A rank that holds no visible key
-contributes a log-sum-exp of -inf, which weighs nothing.
+the same order. That is one message per layer, of a size that does not depend on the length of the sequence. Merging by
+log-sum-exp is online softmax (arXiv 2112.05682) in float32; a rank without a visible key contributes -inf.
 """
 
 from collections.abc import Iterator
@@ -32,7 +29,7 @@ from internvl.parallel.zigzag import count_chunk_tokens, list_chunks, shard_row,
 
 
 def count_shard_tokens(length: int, *, rank: int, size: int) -> int:
-    """Tokens that `rank` holds of `length` dealt out ones, without padding (which stands behind them)."""
+    """How many of `length` sharded tokens `rank` holds, without the padding after them."""
     return sum(stop - start for start, stop in _list_runs(length, rank=rank, size=size))
 
 
@@ -46,9 +43,9 @@ def attend_first_chunk(
     scale: float,
     kernel: AttentionKernel,
 ) -> Float[Tensor, "padded heads head_dim"]:
-    """Causal attention among the tokens of a chunk that nothing stands in front of: ring attention.
+    """Causal attention among the tokens of the first chunk of a sequence: ring attention.
 
-    Arguments and result as of `attend_chunk`. Memory stays that of a shard, however long the chunk is.
+    Arguments and result as in `attend_chunk`. Memory stays that of a shard, however long the chunk is.
     """
     num_padding = len(q) - len(k)
     keys, values = (torch.cat([x, x.new_zeros(num_padding, *x.shape[1:])]) for x in (k, v))
@@ -72,12 +69,9 @@ def attend_chunk(
     Args:
         q: Queries of this rank's share of the chunk, by `zigzag.shard_row`, padding included: 2 * chunk tokens, the
             same number on every rank.
-        k: Keys that this rank holds: those of earlier chunks in any order, then those of its share, without padding.
-        v: Values likewise.
+        k, v: Keys and values that this rank holds: of earlier chunks in any order, then of its share, without padding.
         length: Tokens of the whole chunk, without padding.
         group: The ranks that share the sequence; None: this process alone.
-        scale: Factor of the scores.
-        kernel: What computes.
 
     Returns:
         Outputs of this rank's share, in the dtype of `q`; those of padding mean nothing.
@@ -121,14 +115,11 @@ def attend_token(
 
     Args:
         q: Queries, the same on every rank.
-        k: Keys that this rank holds, any number from 0.
-        v: Values likewise.
+        k, v: Keys and values that this rank holds, any number from 0.
         group: The ranks that share the sequence; None: this process alone.
-        scale: Factor of the scores.
-        kernel: What computes.
 
     Returns:
-        Outputs, the same on every rank, in the dtype of `q`. 0 when nobody holds a key.
+        Outputs, the same on every rank, in the dtype of `q`. 0 when no rank holds a key.
     """
     wide = torch.promote_types(q.dtype, torch.float32)
     out = q.new_zeros(q.shape, dtype=wide)
@@ -136,9 +127,9 @@ def attend_token(
     if len(k):
         merge_partial(out, lse, *kernel.forward(q, k, v, scale=scale, borders=None))
     own = _pack(out, lse)
-    _, size = get_rank_and_size(group)
-    partials = [torch.empty_like(own) for _ in range(size)] if group is not None else [own]
+    partials = [own]
     if group is not None:
+        partials = [torch.empty_like(own) for _ in range(group.size())]
         dist.all_gather(partials, own, group=group)
     return merge_packed(torch.stack(partials)).to(q.dtype)
 
@@ -148,12 +139,10 @@ def merge_packed(
 ) -> Float[Tensor, "queries heads head_dim"]:
     """Merge partial results: sum(e^lse out) / sum(e^lse), written so that no exponential can overflow.
 
-    Args:
-        partials: Outputs with their log-sum-exp as one more entry of the last dimension; -inf where no key was seen,
-            with an output that is finite.
+    The last entry of the last dimension is the log-sum-exp: -inf where no key was seen, with a finite output.
     """
     out, lse = partials[..., :-1], partials[..., -1:]
-    weights = lse.softmax(dim=0).nan_to_num(0.0)  # all of them -inf: nobody saw a key
+    weights = lse.softmax(dim=0).nan_to_num(0.0)  # all -inf: no rank saw a key
     return (weights * out).sum(dim=0)
 
 
@@ -165,7 +154,7 @@ def _list_runs(length: int, *, rank: int, size: int) -> Iterator[tuple[int, int]
 
 
 def _gather_row(shard: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The whole row, padding included, from everybody's shard."""
+    """The whole row, padding included, from the shards of all ranks."""
     if group is None:
         return shard
     parts = [torch.empty_like(shard, memory_format=torch.contiguous_format) for _ in range(group.size())]
@@ -174,7 +163,7 @@ def _gather_row(shard: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def _return_partials(out: Tensor, lse: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Everybody's partial results of this rank's queries, merged: (2 * chunk, heads, head_dim)."""
+    """What all ranks computed for this rank's queries, merged: (2 * chunk, heads, head_dim)."""
     if group is None:
         return out
     packed = _pack(out, lse)

@@ -52,11 +52,7 @@ class Messenger:
     sent_bytes: list[int] = field(default_factory=list)  # bytes that this rank sent, one entry per exchange
 
     def post(self, *, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
-        """Start sending and receiving.
-
-        Args:
-            sends: Messages that leave, per receiving rank in the order in which it lists them under `receives`.
-            receives: Messages that arrive.
+        """Start sending and receiving; messages to one rank leave in the order in which it lists them in `receives`.
 
         The first call of a group must be one that all its ranks join, since nccl connects then: a barrier or any
         collective before the first exchange is enough.

@@ -17,8 +17,7 @@ shard of a ring is cut into U equal contiguous pieces, one per ulysses rank:
     rank 0      c0          rank 1   c3        U = 2: halves of ring 0's shard
     rank 2      c1          rank 3   c2        halves of ring 1's shard
 
-`GridShape` is that arithmetic and needs no processes. `Grid` adds the process groups of one rank; `build_grid` makes it
-once, and it is passed to the code that needs it.
+`GridShape` is that arithmetic and needs no processes. `Grid` adds the process groups of one rank (`build_grid`).
 """
 
 import logging
@@ -47,15 +46,11 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class GridShape:
-    """Sizes of the grid, and what follows from them.
-
-    Raises:
-        ParallelError: The sizes do not fit; the message names the flag.
-    """
+    """Sizes of the grid, and what follows from them. Raises ParallelError naming the flag if they do not fit."""
 
     world_size: int = 1  # number of ranks; a multiple of `chunk_num`
     chunk_num: int = 1  # ranks that share a row
-    ulysses_degree: int = 1  # ranks among which heads are dealt out; divides `chunk_num`
+    ulysses_degree: int = 1  # ranks that share the heads; divides `chunk_num`
 
     def __post_init__(self) -> None:
         if self.chunk_num < 1 or self.world_size % self.chunk_num:
@@ -93,7 +88,7 @@ class GridShape:
         return [ranks[u :: self.ulysses_degree] for ranks in self.row_groups() for u in range(self.ulysses_degree)]
 
     def ulysses_groups(self) -> list[list[int]]:
-        """Global ranks among which heads are dealt out, in the order of their pieces."""
+        """Global ranks that share the heads, in the order of their pieces."""
         degree = self.ulysses_degree
         return [ranks[r * degree :][:degree] for ranks in self.row_groups() for r in range(self.ring_size)]
 
@@ -106,14 +101,8 @@ class GridShape:
     ) -> Shaped[Tensor, "*shard"]:
         """The part of a whole row that rank `group_rank` of a group holds (see the picture above).
 
-        Args:
-            x: A tensor with `length` entries along `dim`: ids, positions, labels, weights, embeddings.
-            group_rank: 0 <= group_rank < chunk_num.
-            dim: The dimension of the tokens.
-            pad_value: Value of the padding at the end of the row.
-
-        Returns:
-            `pad_length(length) / chunk_num` entries along `dim`, in row order.
+        Of the `length` entries of `x` along `dim` these are `pad_length(length) / chunk_num`, in row order; the row is
+        padded at its end with `pad_value`. 0 <= group_rank < chunk_num.
         """
         ring_rank, ulysses_rank = divmod(group_rank, self.ulysses_degree)
         padded = _pad_end(x, self.pad_length(x.shape[dim]), dim, pad_value)
@@ -125,8 +114,7 @@ class GridShape:
     ) -> Shaped[Tensor, "*row"]:
         """Join the shards of group ranks 0, 1, ...: the inverse of `shard`. `length` cuts off the padding.
 
-        Raises:
-            ParallelError: Another number of parts than `chunk_num`.
+        Raises ParallelError for another number of parts than `chunk_num`.
         """
         if len(parts) != self.chunk_num:
             raise ParallelError(f"unshard got {len(parts)} parts, expected one per rank of the group: {self.chunk_num}")
@@ -137,16 +125,13 @@ class GridShape:
 
 @dataclass(frozen=True)
 class Grid:
-    """The place of this rank, and its process groups. Made by `build_grid`.
-
-    A group of a single rank is None, since it sends nothing.
-    """
+    """The place of this rank, and its process groups (None: of a single rank). Made by `build_grid`."""
 
     shape: GridShape = GridShape()  # sizes of the grid
     rank: int = 0  # global number of this rank
     group: dist.ProcessGroup | None = None  # ranks that share this rank's row
     ring_group: dist.ProcessGroup | None = None  # ranks of this rank's ring
-    ulysses_group: dist.ProcessGroup | None = None  # ranks among which this rank's heads are dealt out
+    ulysses_group: dist.ProcessGroup | None = None  # ranks that share this rank's heads
 
     @property
     def data_rank(self) -> int:
@@ -187,8 +172,7 @@ def build_grid(
     Without an initialised torch.distributed the grid is a single rank.
 
     Args:
-        chunk_num: Ranks that share a row; divides the number of processes.
-        ulysses_degree: Ranks among which heads are dealt out; divides `chunk_num`.
+        chunk_num, ulysses_degree: As in `GridShape`.
         num_heads: Query heads of the decoder, checked against `ulysses_degree` when given.
         num_kv_heads: Key/value heads of the decoder; says in the log how often they are repeated.
 
@@ -209,12 +193,9 @@ def build_grid(
 
 
 def check_heads(num_heads: int, num_kv_heads: int, *, ulysses_degree: int) -> None:
-    """Check that heads can be dealt out among `ulysses_degree` ranks.
+    """Raise ParallelError unless `ulysses_degree` divides the query heads.
 
     Key/value heads that are too few are repeated (see `ulysses.kv_repeats`); query heads are not.
-
-    Raises:
-        ParallelError: `ulysses_degree` does not divide the query heads.
     """
     if num_heads % ulysses_degree:
         raise ParallelError(

@@ -104,12 +104,9 @@ class CpuFlash:
         *,
         is_causal: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        tensors = [_heads_first(x) for x in (grad_out, q, k, v, out)]
         grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *(_heads_first(x) for x in (grad_out, q, k, v, out)),
-            lse.unsqueeze(0).contiguous(),
-            0.0,
-            is_causal,
-            scale=scale,
+            *tensors, lse.unsqueeze(0).contiguous(), 0.0, is_causal, scale=scale
         )
         dq, dk, dv = (_tokens_first(grad) for grad in grads)
         return dq, dk, dv
@@ -220,11 +217,7 @@ def select_kernel(name: str | None, device: torch.device, dtype: torch.dtype) ->
 
 
 def check_flash_dtype(name: str, dtype: torch.dtype) -> None:
-    """Refuse dtypes that flash kernels for CUDA do not compute.
-
-    Raises:
-        ConfigError: `dtype` is neither bfloat16 nor float16.
-    """
+    """Raise ConfigError unless `dtype` is bfloat16 or float16, which flash kernels for CUDA compute."""
     if dtype not in (torch.bfloat16, torch.float16):
         raise ConfigError(
             f"attention kernel {name} takes bfloat16 or float16, got {str(dtype).removeprefix('torch.')}; "
@@ -235,8 +228,7 @@ def check_flash_dtype(name: str, dtype: torch.dtype) -> None:
 def import_flash_attn() -> ModuleType:
     """Return the module `flash_attn.flash_attn_interface`.
 
-    Raises:
-        MissingDependencyError: It is not installed, or was built for another torch.
+    Raises MissingDependencyError if it is not installed, or was built for another torch.
     """
     try:
         return import_module("flash_attn.flash_attn_interface")
@@ -278,19 +270,12 @@ def _name_documents(q: Tensor, k: Tensor, borders: Borders) -> dict[str, Tensor 
 
 
 def _call_known(
-    function: Callable[..., Result],
-    arguments: Mapping[str, Tensor | int | None],
-    *,
-    scale: float,
-    is_causal: bool,
+    function: Callable[..., Result], arguments: Mapping[str, Tensor | int | None], *, scale: float, is_causal: bool
 ) -> Result:
     """Call a function of flash-attn with those of our arguments that it knows.
 
     Argument lists differ between versions: 2.6 takes `window_size`, 2.7 and 2.8 take `window_size_left` and
-    `window_size_right`.
-
-    Raises:
-        MissingDependencyError: The function needs an argument that we do not know, or does not take one of `arguments`.
+    `window_size_right`. A function that needs another argument, or lacks one of `arguments`, is refused.
     """
     ours = {
         "dropout_p": 0.0,

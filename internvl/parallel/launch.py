@@ -61,13 +61,10 @@ class RankEnv:
 
 
 def read_rank_env(environ: Mapping[str, str] | None = None) -> RankEnv:
-    """Read the launcher's environment.
+    """Read the launcher's environment (None: `os.environ`).
 
     The variable LAUNCHER (pytorch, slurm, deepspeed, none) decides when set. Otherwise RANK and WORLD_SIZE mean
     torchrun (also inside a slurm allocation), a slurm step (srun, not the batch shell itself) means slurm.
-
-    Args:
-        environ: Environment to read; None reads `os.environ`.
 
     Raises:
         ParallelError: LAUNCHER is unknown, a variable is missing or is not a whole number, or the numbers contradict.
@@ -104,9 +101,7 @@ def init_distributed(
     A single process without DeepSpeed gets no group, since it has no peer. DeepSpeed needs one even then.
 
     Args:
-        env: This process, from `read_rank_env`.
         device: Where the model will be; None means CUDA when there is a GPU.
-        use_deepspeed: The run uses DeepSpeed.
         timeout_s: A collective that waits longer fails; covers checkpoint loading and slow storage.
 
     Raises:

@@ -12,8 +12,8 @@ visits the same blocks again. A block's dk and dv go straight back to the rank t
 is computed, and are summed there in float32. Besides its own tokens a rank holds the current block, the next one, and
 the gradients under way, however many ranks there are.
 
-Compared with passing every block from neighbour to neighbour, each row is sent only to ranks that read it (of one long
-document: three quarters of all rows), and gradients are not rounded or summed on the way.
+Unlike blocks passed from neighbour to neighbour, each row is sent only to ranks that read it (of one long document:
+three quarters of all rows), and gradients are not rounded or summed on the way.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,8 +54,7 @@ def ring_attention(
     Args:
         q: This rank's shard by `zigzag.shard_row`: as many tokens on every rank, an even number (any number where one
             rank holds the row).
-        k: Keys of the same tokens in the same dtype; heads is a multiple of kv_heads.
-        v: Values, same shape and dtype as `k`.
+        k, v: Keys and values of the same tokens in the same dtype; heads is a multiple of kv_heads.
         cu_seqlens: Borders of the documents of the WHOLE row, one more than documents, the same on all ranks. Tokens
             after the last border are padding. Best on the CPU: a tensor on a GPU makes every call wait for it.
         group: The ranks that share the row; None means that this process holds all of it.
@@ -130,9 +129,8 @@ def run_forward(
     real = slice(plan.documents[-1])
     for step, k_block, v_block in _visit_blocks(k, v, plan, messenger):
         if step is None and real.stop:
-            out[real], lse[:, real] = kernel.forward(
-                q[real], k_block[real], v_block[real], scale=scale, borders=plan.documents
-            )
+            tensors = (q[real], k_block[real], v_block[real])
+            out[real], lse[:, real] = kernel.forward(*tensors, scale=scale, borders=plan.documents)
         elif step is not None and step.block is not None:
             rows = step.block.queries.rows
             of_block = kernel.forward(q[rows], k_block, v_block, scale=scale, borders=None)
@@ -191,16 +189,10 @@ def merge_partial(
     block_out: Float[Tensor, "queries heads head_dim"],
     block_lse: Float[Tensor, "heads queries"],
 ) -> None:
-    """Merge attention over further keys into `out` and `lse`, in place.
+    """Merge attention over further keys into `out` and `lse`, in place. Both are float32 or wider.
 
     out = (e^lse out + e^block_lse block_out) / (e^lse + e^block_lse), written so that no exponential can overflow:
     the weight of the block is sigmoid(block_lse - lse). A log-sum-exp of -inf means "no key seen".
-
-    Args:
-        out: Attention over the keys so far, float32 or wider.
-        lse: Its log-sum-exp, same dtype.
-        block_out: Attention over the further keys, any dtype.
-        block_lse: Its log-sum-exp.
     """
     weight = torch.sigmoid(block_lse - lse).nan_to_num_(0.0)  # -inf minus -inf: neither saw a key
     out.lerp_(block_out.to(out.dtype), rearrange(weight, "heads queries -> queries heads 1"))
@@ -275,11 +267,7 @@ def _call_library(
 
 
 def import_library() -> ModuleType:
-    """Return the module `ring_flash_attn`.
-
-    Raises:
-        MissingDependencyError: It cannot be imported; version 0.1.8 cannot beside transformers 5.23.
-    """
+    """Return the module `ring_flash_attn`. Raises MissingDependencyError if it cannot be imported."""
     try:
         return import_module(LIBRARY)
     except ImportError as error:

@@ -21,9 +21,8 @@ for ONE contiguous run of its own queries, and every such query sees every such 
           2       c    .   d    d
 
 The diagonal (s = r) is ordinary packed causal attention over the tokens in the order in which the rank holds them; a
-document that runs from its first chunk into its second is one document there.
-
-All functions are pure: every rank can compute what another rank will send, so both sides of a message agree.
+document that runs from its first chunk into its second is one document there. All functions are pure, so every rank
+knows what another one will send.
 """
 
 from bisect import bisect_left
@@ -95,14 +94,12 @@ class RingPlan:
 def build_ring_plan(
     cu_seqlens: Int[Tensor, " borders"] | Sequence[int], *, num_tokens: int, rank: int, size: int
 ) -> RingPlan:
-    """Plan the ring of one rank.
+    """Plan the ring of one rank of `size` ranks that share the row.
 
     Args:
         cu_seqlens: Borders of the documents of the WHOLE row, 0 first; empty documents are allowed. Tokens after the
             last border are padding. Copying them from a GPU waits for the GPU.
         num_tokens: Tokens that every rank holds, 2 * chunk (a single rank may hold any number).
-        rank: The rank that is planned for.
-        size: Ranks that share the row.
 
     Raises:
         ParallelError: The borders do not fit the shards.
@@ -113,15 +110,9 @@ def build_ring_plan(
     steps = []
     for distance in range(1, size):
         source, target = (rank - distance) % size, (rank + distance) % size
+        block = find_block(borders, chunk=chunk, size=size, receiver=rank, source=source)
         lent = find_block(borders, chunk=chunk, size=size, receiver=target, source=rank)
-        steps.append(
-            RingStep(
-                source=source,
-                block=find_block(borders, chunk=chunk, size=size, receiver=rank, source=source),
-                target=target,
-                lent=lent.keys if lent else None,
-            )
-        )
+        steps.append(RingStep(source, block, target, lent.keys if lent else None))
     documents = sorted(set(borders)) if size == 1 else _find_local_borders(borders, chunk, list_chunks(rank, size))
     return RingPlan(rank, size, num_tokens, tuple(documents), tuple(steps))
 

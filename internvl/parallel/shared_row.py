@@ -40,12 +40,8 @@ class SharedRow:
     ) -> Float[Tensor, "own_visual_tokens dim"]:
         """Features of the visual tokens in this rank's shard, in order. Collective over the group.
 
-        Args:
-            features: Of the tiles that `split_tiles` gives to this rank.
-            visual: True at the visual tokens of the whole row.
-
-        Raises:
-            ValueError: Another number of visual tokens than of features.
+        `features` are those of the tiles that `split_tiles` gives to this rank; `visual` is True at the visual tokens
+        of the whole row. Raises ValueError if their numbers differ.
         """
         num_visual = int(visual.sum())
         num_tiles = -(-num_visual // features.shape[1])
@@ -59,8 +55,7 @@ class SharedRow:
     def agree_on(self, flags: Int[Tensor, "*flags"]) -> Int[Tensor, "*flags"]:
         """The maximum of every flag over the ranks that share the row. Collective over the group.
 
-        Args:
-            flags: Of one shape on all ranks, on the device of the backend.
+        `flags` have one shape on all ranks and are on the device of the backend.
         """
         agreed = flags.clone()
         if self.grid.group is not None:
@@ -71,10 +66,8 @@ class SharedRow:
 def register_shared_attention(grid: Grid, *, kernel: str | None = None, name: str = SHARED_ATTENTION) -> None:
     """Make attention over the grid selectable as `attn_implementation=name`.
 
-    Args:
-        grid: Ranks that share rows.
-        kernel: What computes a block, a name of `kernels.KERNELS`; None for torch's flash kernel of the device.
-        name: A grid registered later under the same name replaces this one.
+    `kernel` is a name of `kernels.KERNELS`; None: torch's flash kernel of the device. A grid registered later under the
+    same name replaces this one.
     """
 
     def attend_over_grid(

@@ -44,8 +44,7 @@ def ulysses_attention(
 
     Args:
         q: Queries of this rank's tokens. `heads` is a multiple of the group's size and of `kv_heads`.
-        k: Keys, in q's dtype.
-        v: Values, in q's dtype.
+        k, v: Keys and values, in q's dtype.
         cu_seqlens: Borders of the documents of the WHOLE row. Tokens after the last border are padding. Best on the
             CPU, see `ring_attention`.
         group: The ranks that share the row, in row order; None: this rank holds all of it.

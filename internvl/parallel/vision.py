@@ -42,9 +42,7 @@ def split_tiles(num_tiles: int, size: int) -> list[range]:
 def locate_wanted(visual: Bool[Tensor, " length"], *, shape: GridShape) -> list[Int64[Tensor, " wanted"]]:
     """Which visual tokens of a row stand in the shard of each rank of the group.
 
-    Args:
-        visual: True at the visual tokens of the WHOLE row, without padding.
-        shape: The grid.
+    `visual` is True at the visual tokens of the WHOLE row, without padding.
 
     Returns:
         Per group rank, the numbers of its visual tokens (0: the first visual token of the row), in the order of its
@@ -100,7 +98,7 @@ def exchange_features(
 
 
 def agree_on_batches(num_tiles: int, vit_batch_size: int, *, device: torch.device | str = "cpu") -> int:
-    """Micro-batches of the vision tower that the busiest rank of the whole run needs. Collective over all ranks.
+    """Micro-batches (at least 1) of the vision tower that the busiest rank of the run needs. Collective over all ranks.
 
     Under ZeRO-3 every call of the tower gathers its weights from all ranks, so all ranks must call it equally often.
     The result goes to `extract_feature` as `num_batches`.
@@ -109,9 +107,6 @@ def agree_on_batches(num_tiles: int, vit_batch_size: int, *, device: torch.devic
         num_tiles: Tiles of this rank.
         vit_batch_size: Tiles per micro-batch.
         device: Device of the backend, on which the number is sent.
-
-    Returns:
-        At least 1.
     """
     own = torch.tensor(max(-(-num_tiles // vit_batch_size), 1), device=device)
     if dist.is_initialized():

@@ -90,10 +90,7 @@ def unshard_row(
 def build_local_indices(
     length: int, *, rank: int, size: int, device: torch.device | str | None = None
 ) -> Int64[Tensor, " local_tokens"]:
-    """Place in the row of every token that `rank` holds.
-
-    Tokens of padding have places from `length` on.
-    """
+    """Place in the row of every token that `rank` holds; tokens of padding have places from `length` on."""
     chunk = count_chunk_tokens(length, size)
     places = torch.arange(chunk, device=device)
     return torch.cat([places + number * chunk for number in list_chunks(rank, size)])

@@ -153,7 +153,7 @@ def test_repeats_of_a_document_draw_strides_of_their_own(make_loader, make_sourc
 def test_rows_and_documents_per_epoch(make_loader, make_source, make_lines):
     specs = [make_source("a", make_lines(30), repeat_time=1.5), make_source("b", make_lines(4))]
     loader = make_loader(*specs, num_streams=4)
-    assert loader.num_documents_per_epoch == 49
+    assert sum(loader.plan.documents_per_source) == 49
     assert loader.rows_per_epoch() == min(len(list(loader.plan.plan_epoch(stream, 0))) for stream in range(4))
     assert make_loader(*specs, num_streams=4, packing=None).rows_per_epoch() == 12
     assert make_loader(*specs, packing=None, documents_per_row=10).rows_per_epoch() == 5

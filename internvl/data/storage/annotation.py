@@ -5,10 +5,9 @@
     .json       one array of records; its elements are written as lines once
     .parquet    the columns that a record has (`RECORD_KEYS`) are written as lines once
 
-A compressed or columnar file gives no cheap access to single rows: a gzip stream has to be unpacked from its beginning,
-and a shuffled epoch would read a parquet row group per record. So these are turned into jsonl once, in the cache
-folder (`internvl.data.storage.cache`), piece by piece in bounded memory, and everything after that knows one form. The
-price is disk space, about the size of the unpacked file.
+A compressed or columnar file gives no cheap access to single rows: gzip is unpacked from its beginning, and a shuffled
+epoch would read a parquet row group per record. So these are turned into jsonl once, in the cache folder, piece by
+piece in bounded memory. The price is disk space, about the size of the unpacked file.
 """
 
 import gzip
@@ -42,10 +41,7 @@ _TO_ONE_LINE = str.maketrans("\r\n", "  ")
 
 
 class AnnotationFile:
-    """The rows of an annotation file as json text, by number.
-
-    Args:
-        path: A file that ends in one of `SUFFIXES`.
+    """The rows of an annotation file, which ends in one of `SUFFIXES`, as json text, by number.
 
     Raises:
         ConfigError: It cannot be read, or is not a file of its kind.
@@ -85,12 +81,7 @@ class AnnotationFile:
         return len(self._lines)
 
     def __getitem__(self, row: int) -> bytes:
-        """The json text of one row.
-
-        Raises:
-            IndexError: There is no such row.
-            ConfigError: The file was changed since it was opened.
-        """
+        """The json text of one row. Raises IndexError, or ConfigError if the file was changed since it was opened."""
         return self._lines[row]
 
     def __getstate__(self) -> dict[str, object]:
@@ -117,12 +108,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _write_lines(file: IO[bytes], path: Path, read: _Reader) -> None:
-    """Write what `read` gives.
-
-    Raises:
-        ConfigError: The original cannot be read.
-        OSError: `file` cannot be written.
-    """
+    """Write what `read` gives: ConfigError if the original cannot be read, OSError if `file` cannot be written."""
     pieces = read(path)
     while True:
         try:

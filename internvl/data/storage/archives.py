@@ -2,10 +2,9 @@
 
     images.tar/train/a.jpg        a path through an archive names one of its members
 
-An archive is read once as a whole, to find where its members begin. The result is an index as for annotations
-(`internvl.data.storage.index`): 48 bytes per member, mapped from the cache, searched by a digest of the member's name.
-After that a member costs one read. Members are read piece by piece, so the header of a picture costs a few kilobytes,
-unless the member is deflated.
+An archive is read once as a whole, to find where its members begin. The result is an index (`index.py`) of 48 bytes per
+member, searched by a digest of the member's name. Members are read piece by piece, so the header of a picture costs a
+few kilobytes, unless the member is deflated.
 
 Compressed tar files cannot be read from the middle; unpack them, or make zip files of them.
 """
@@ -47,11 +46,7 @@ class Member(NamedTuple):
 
 
 def split_member(path: str | Path) -> Member | None:
-    """The member that a path names; None if no part of the path is an archive.
-
-    Raises:
-        DataError: A part of the path is a compressed tar file.
-    """
+    """The member that a path names; None without an archive in it. Raises DataError for a compressed tar file."""
     parts = PurePath(path).parts
     for stop, part in enumerate(parts[:-1], start=1):
         lower = part.lower()
@@ -181,9 +176,6 @@ class _Section(io.RawIOBase):
         buffer[: len(content)] = content
         self._position += len(content)
         return len(content)
-
-
-# What an archive holds ----------------------------------------------------------------------------------------------
 
 
 class _Place(NamedTuple):

@@ -1,6 +1,6 @@
 """Cache folder: files that are made from data and can be made again (indexes, unpacked annotations, downloads).
 
-They lie in one folder and never beside the data: `$INTERNVL_CACHE`, else `$XDG_CACHE_HOME/internvl`, else
+They lie in one folder and never next to the data: `$INTERNVL_CACHE`, else `$XDG_CACHE_HOME/internvl`, else
 `~/.cache/internvl` (a user without a home gets a temporary folder). It may be deleted whenever nothing runs.
 
 Files are written atomically, so processes may make the same file at the same time, and a reader finds a whole file or
@@ -32,11 +32,7 @@ class FileStamp(NamedTuple):
 
 
 def stamp_file(path: str | Path) -> FileStamp:
-    """The present version of a file.
-
-    Raises:
-        OSError: There is no such file.
-    """
+    """The present version of a file. Raises OSError if there is none."""
     status = os.stat(path)
     return FileStamp(os.path.abspath(path), status.st_size, status.st_mtime_ns)
 
@@ -56,9 +52,7 @@ def cache_folder() -> Path:
 def name_cached_file(stamp: FileStamp, kind: str) -> Path:
     """Where the file that is made from the original `stamp` is cached.
 
-    Args:
-        stamp: The original.
-        kind: Subfolder and version of the format, such as `lines-1`.
+    `kind` is the subfolder and the version of the format, such as `lines-1`.
     """
     origin = hashlib.sha256(os.fsencode(stamp.path)).hexdigest()[:24]
     version = hashlib.sha256(f"{stamp.num_bytes} {stamp.mtime_ns}".encode()).hexdigest()[:12]
@@ -69,8 +63,7 @@ def name_cached_file(stamp: FileStamp, kind: str) -> Path:
 def write_cached_file(path: Path) -> Iterator[IO[bytes]]:
     """Write a file that appears whole or not at all; files made from older versions of its original are removed.
 
-    Raises:
-        OSError: The folder cannot be written.
+    Raises OSError if the folder cannot be written.
     """
     with open_atomically(path) as file:
         os.fchmod(file.fileno(), 0o644)  # others may share the folder

@@ -1,8 +1,7 @@
 """File index: where lines or archive members begin in a large file; built once, then mapped into memory.
 
-An index is a table of int64 numbers that follows from the content of a file. Building it reads the whole file; the
-result is kept in the cache folder and mapped from there, so that opening the file again reads a few megabytes at most,
-and all processes share the memory (the page cache).
+An index is a table of int64 numbers that follows from the content of a file. It is kept in the cache folder and mapped
+from there, so that opening the file again is cheap, and all processes share the memory (the page cache).
 
     cached file    | magic, size and time of the original, shape, crc32 | int64 values, row by row |
 
@@ -17,7 +16,6 @@ import zlib
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 
@@ -40,15 +38,9 @@ _LOG_FROM_BYTES = 1 << 30  # indexing files from this size on takes seconds
 
 
 def load_index(stamp: FileStamp, kind: str, build: Callable[[], np.ndarray]) -> np.ndarray:
-    """The index of a file, from the cache if it is there.
+    """The index of a file, from the cache if it is there, else from `build`: a two-dimensional array of int64.
 
-    Args:
-        stamp: The file.
-        kind: Kind of index, the name of its subfolder in the cache.
-        build: Makes the index: a two-dimensional array of int64.
-
-    Returns:
-        The same array, mapped into memory where the cache can be used.
+    It is mapped into memory where the cache can be used. `kind` names its subfolder in the cache.
     """
     path = name_cached_file(stamp, kind)
     cached = _map_table(path, stamp)
@@ -95,20 +87,8 @@ def _map_table(path: Path, stamp: FileStamp) -> np.ndarray | None:
         return None
 
 
-class _LineFileState(TypedDict):
-    path: Path
-    stamp: FileStamp
-
-
 class LineFile:
-    """The lines of a text file, by number; blank lines do not count.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ConfigError: It cannot be read.
-    """
+    """The lines of a text file, by number; blank lines do not count. Raises ConfigError if it cannot be read."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -148,14 +128,14 @@ class LineFile:
             raise ConfigError(f"annotation {self.path} was changed while it was in use; start again")
         return descriptor
 
-    def __getstate__(self) -> _LineFileState:
+    def __getstate__(self) -> tuple[Path, FileStamp]:
         # Without what belongs to this process; a mapped table would be copied whole.
-        return {"path": self.path, "stamp": self._stamp}
+        return self.path, self._stamp
 
-    def __setstate__(self, state: _LineFileState) -> None:
-        self.path, self._descriptor = state["path"], None
+    def __setstate__(self, state: tuple[Path, FileStamp]) -> None:
+        (self.path, stamp), self._descriptor = state, None
         self._open_index()
-        if self._stamp != state["stamp"]:
+        if self._stamp != stamp:
             raise ConfigError(f"annotation {self.path} was changed while it was in use; start again")
 
     def __del__(self) -> None:
@@ -164,11 +144,7 @@ class LineFile:
 
 
 def find_lines(path: str | Path) -> np.ndarray:
-    """(lines + 1, 1) int64: where each line that is not blank begins, then the file's end.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
+    """(lines + 1, 1) int64: where each line that is not blank begins, then the file's end. Raises OSError."""
     starts = array("q")
     position = 0
     with open(path, "rb") as file:

@@ -83,9 +83,7 @@ def resolve_image_path(
 def stamp_media(path: MediaPath) -> FileStamp:
     """The present version of a picture or video: its path, and size and time of the file that holds it.
 
-    Raises:
-        OSError: It does not exist, or is not a regular file.
-        DataError: It cannot be fetched, or its archive cannot be read.
+    Raises OSError if it does not exist or is not a regular file, DataError if it cannot be fetched or its archive read.
     """
     local = find_local(path)
     try:
@@ -103,9 +101,7 @@ def stamp_media(path: MediaPath) -> FileStamp:
 def open_media(path: MediaPath) -> BinaryIO:
     """Open a picture or video for reading.
 
-    Raises:
-        OSError: It does not exist.
-        DataError: It cannot be fetched, or its archive cannot be read.
+    Raises OSError if it does not exist, DataError if it cannot be fetched or its archive cannot be read.
     """
     local = find_local(path)
     try:
@@ -126,10 +122,8 @@ def find_local(path: MediaPath) -> str:
 def read_image_size(path: MediaPath) -> tuple[int, int]:
     """(width, height) in pixels from the file's header, as stored (EXIF orientation not applied).
 
-    A file that has not changed since it was last read is not opened again.
-
-    Raises:
-        DataError: The file is missing, empty or not an image.
+    A file that has not changed since it was last read is not opened again. Raises DataError if it is missing, empty or
+    not an image.
     """
     with _image_errors(path):
         return _read_header(stamp_media(path))

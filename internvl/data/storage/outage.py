@@ -36,9 +36,9 @@ class DataOutage(Exception):
 
 
 def find_folders(paths: Iterable[str | Path | None]) -> tuple[Path, ...]:
-    """The folders to watch for these files, folders, paths into archives and URLs (which are left out).
+    """The folders to watch for these files, folders and paths into archives: the nearest ones that are there.
 
-    Each path itself, or the nearest folder above it that is there.
+    URLs are left out.
     """
     local = [Path(path) for path in paths if path is not None and find_scheme(os.fspath(path)) is None]
     found = (next((path for path in (start, *start.parents) if is_there(path)), None) for start in local)
@@ -66,9 +66,7 @@ class OutageWatch:
     def read(self, action: Callable[[], T]) -> T:
         """The result of `action`, once the data is there.
 
-        Raises:
-            DataError, OSError: It failed while everything was there.
-            DataOutage: A folder is gone for longer than `bearable_s`.
+        Raises what it raised (DataError, OSError) while everything was there, and DataOutage after `bearable_s`.
         """
         pause_s, deadline = _FIRST_PAUSE_S, time.monotonic() + self.bearable_s
         while True:

@@ -14,8 +14,6 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -53,11 +51,7 @@ def is_web(scheme: str | None) -> bool:
 
 
 def check_scheme(url: str) -> None:
-    """Refuse URLs that cannot be fetched.
-
-    Raises:
-        DataError: The scheme is not known.
-    """
+    """Raise DataError for a URL whose scheme is not known."""
     scheme = find_scheme(url)
     if not is_web(scheme) and scheme not in _STORES:
         known = ", ".join(("http", "https", *_STORES))
@@ -81,7 +75,7 @@ def fetch_file(url: str) -> Path:
     if path.exists():
         return path
     check_scheme(url)
-    with _open_url(url) as source:
+    with _open_web(url) if is_web(find_scheme(url)) else _open_store(url) as source:
         try:
             with write_cached_file(path) as file:
                 _copy(url, source, file)
@@ -113,12 +107,6 @@ def _unreachable(url: str, cause: object) -> DataError:
         "and set http_root in the meta file",
         kind="download",
     )
-
-
-@contextmanager
-def _open_url(url: str) -> Iterator[BinaryIO]:
-    with _open_web(url) if is_web(find_scheme(url)) else _open_store(url) as source:
-        yield source
 
 
 def _open_web(url: str) -> BinaryIO:

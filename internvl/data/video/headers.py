@@ -43,8 +43,7 @@ class VideoInfo:
 def list_frames(folder: str | Path) -> list[Path]:
     """Pictures of a folder of frames, in natural order (`2.jpg` before `10.jpg`); hidden files do not count.
 
-    Raises:
-        DataError: The folder has none.
+    Raises DataError if there are none.
     """
     extensions = Image.registered_extensions()
     try:
@@ -61,10 +60,8 @@ def list_frames(folder: str | Path) -> list[Path]:
 def read_video_info(path: MediaPath) -> VideoInfo:
     """Number of frames, rate, duration and size, without decoding.
 
-    A file that has not changed since it was last read is not opened again.
-
-    Raises:
-        DataError: The file is missing, empty, damaged, or has no video stream.
+    A file that has not changed since it was last read is not opened again. Raises DataError if it is missing, empty,
+    damaged, or has no video stream.
     """
     if os.path.isdir(path):
         frames = list_frames(path)
@@ -73,11 +70,7 @@ def read_video_info(path: MediaPath) -> VideoInfo:
 
 
 def stamp_video(path: MediaPath) -> FileStamp:
-    """The present version of a video file.
-
-    Raises:
-        DataError: It is missing, or is not a regular file.
-    """
+    """The present version of a video file. Raises DataError if it is missing or not a regular file."""
     try:
         return stamp_media(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -178,11 +171,7 @@ def read_index(stamp: FileStamp) -> PacketIndex:
 
 @contextmanager
 def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """A container and its video stream.
-
-    Raises:
-        DataError: The file cannot be opened, here or in the block, or has no video stream.
-    """
+    """A container and its video stream. Raises DataError if opening or the block fails, or it has no video stream."""
     try:
         local = find_local(path)
         with ExitStack() as opened:

@@ -38,10 +38,9 @@ def label_frames(num_frames: int) -> str:
 
 
 def check_sampling(method: str) -> float | None:
-    """Check the name of a sampling method; the frames per second of `fpsX.Y`, else None.
+    """The frames per second of `fpsX.Y`; None for `rand`, `middle` and `uniform`.
 
-    Raises:
-        ConfigError: It is none of `rand`, `middle`, `uniform` and `fpsX.Y`.
+    Raises ConfigError for any other method.
     """
     if method in ("rand", "middle", "uniform"):
         return None
@@ -62,7 +61,7 @@ def sample_frames(
     fps: float | None = None,
     is_padded: bool = True,
 ) -> list[int]:
-    """Choose the frames that a training document shows.
+    """Choose the frames that a training document shows: ascending numbers.
 
     The number of frames is drawn from `min_num` to `max_num`, both included (`fpsX.Y`: follows from the duration,
     within the two limits). Differences from the public code: `rand` can draw the last frame of an interval;
@@ -72,14 +71,9 @@ def sample_frames(
     Args:
         num_frames: Frames to choose from, at least 1.
         method: `rand`, `middle`, `uniform` (`sample_segments`) or `fpsX.Y`.
-        min_num: Fewest frames.
-        max_num: Most frames.
         rng: Draws the number of frames, and the frames of `rand`.
         fps: Frames per second of the video, for `fpsX.Y`.
         is_padded: Repeat the last frame of a video that is too short; otherwise such a video gives all its frames.
-
-    Returns:
-        Ascending frame numbers.
 
     Raises:
         ConfigError: Unknown method.
@@ -171,8 +165,7 @@ def find_clip(video: VideoClip) -> tuple[int, int]:
 def choose_frames(video: VideoClip, *, num_frames: int) -> list[int]:
     """The frames of a video that an answer is based on: its own `frames`, else `num_frames` by `sample_segments`.
 
-    Raises:
-        DataError: As in `find_clip`, or a frame that the video does not have.
+    Raises DataError as `find_clip` does, or for a frame that the video does not have.
     """
     if video.frames is None:
         return sample_segments(*find_clip(video), num_frames)
