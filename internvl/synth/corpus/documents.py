@@ -56,17 +56,11 @@ class CorpusDocument:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a folder holds.
-
-    Attributes:
-        documents: Texts, by name.
-        loose_images: Images that no document shows.
-        problems: What was left out, and why.
-    """
+    """What a folder holds."""
 
     documents: tuple[CorpusDocument, ...]
-    loose_images: tuple[str, ...]
-    problems: tuple[str, ...] = ()
+    loose_images: tuple[str, ...]  # images that no document shows
+    problems: tuple[str, ...] = ()  # what was left out, and why
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -76,11 +70,7 @@ class Corpus:
 
 
 def read_corpus(folder: Path) -> Corpus:
-    """Read every text and the header of every image below `folder`.
-
-    Raises:
-        ConfigError: No such folder, or no text in it.
-    """
+    """Read every text and the header of every image below `folder`; ConfigError without folder or text."""
     if not folder.is_dir():
         raise ConfigError(f"corpus folder {folder} does not exist; expected texts ({', '.join(TEXT_SUFFIXES)}) in it")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path, folder))
@@ -112,11 +102,7 @@ def describe_corpus(folder: Path) -> str:
 
 
 def split_corpus(corpus: Corpus, *, test_share: float, seed: int) -> tuple[Corpus, Corpus]:
-    """(training part, test part) without a common document or image.
-
-    Raises:
-        ConfigError: There is only one document.
-    """
+    """(training part, test part) without a common document or image; ConfigError if there is only one document."""
     if len(corpus.documents) < 2:
         raise ConfigError(
             "the corpus has one document, a training and a test part need two; split the file, or make one"

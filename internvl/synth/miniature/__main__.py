@@ -26,11 +26,7 @@ DEFAULT_TRAIN = ("0-2:8000", "0-8:6000", "0-32:12000", "0-48:6000")
 
 
 def parse_train_file(text: str) -> TrainFile:
-    """`MIN-MAX:COUNT` -> TrainFile.
-
-    Raises:
-        argparse.ArgumentTypeError: Not of that form, or an empty range.
-    """
+    """`MIN-MAX:COUNT` -> TrainFile; argparse.ArgumentTypeError for anything else."""
     match = re.fullmatch(r"(\d+)-(\d+):(\d+)", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected MIN-MAX:COUNT, for example 0-32:15000")

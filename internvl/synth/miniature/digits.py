@@ -19,24 +19,15 @@ NUM_TRAIN = 1400
 
 @dataclass(frozen=True)
 class Digit:
-    """One handwritten digit.
+    """One handwritten digit."""
 
-    Attributes:
-        pixels: Grey values.
-        label: 0 to 9.
-    """
-
-    pixels: UInt8[np.ndarray, "8 8"]
-    label: int
+    pixels: UInt8[np.ndarray, "8 8"]  # grey values
+    label: int  # 0 to 9
 
 
 @cache
 def load_digits(split: Split) -> tuple[Digit, ...]:
-    """The digits of one split.
-
-    Raises:
-        MissingDependencyError: scikit-learn is not installed.
-    """
+    """The digits of one split; MissingDependencyError without scikit-learn."""
     try:
         from sklearn import datasets
     except ModuleNotFoundError:

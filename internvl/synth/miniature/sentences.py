@@ -51,8 +51,7 @@ def _read_texts() -> Iterator[str]:
 def read_sentences(split: Split, *, max_characters: int = 40) -> tuple[str, ...]:
     """Short plain sentences of one split; the splits share none, and none holds a word that a question is about.
 
-    Raises:
-        DataError: This Python's texts hold no such sentence.
+    Raises DataError if the texts of this Python hold no such sentence.
     """
     needle_words = {*CATEGORIES, *list_values(), *ORDINALS, "digit"}
     found = [

@@ -24,19 +24,12 @@ _FEWEST_MISSING = 8  # tokens that a context may always lack: filler is cut betw
 
 @dataclass(frozen=True)
 class LongContext:
-    """A finished context.
+    """A finished context."""
 
-    Attributes:
-        pieces: In reading order.
-        num_text: Text tokens, two markers per image included.
-        num_visual: Visual tokens.
-        depths: Depth of each needle, by number.
-    """
-
-    pieces: tuple[Piece, ...]
-    num_text: int
+    pieces: tuple[Piece, ...]  # in reading order
+    num_text: int  # text tokens, two markers per image included
     num_visual: int
-    depths: tuple[float, ...]
+    depths: tuple[float, ...]  # depth of each needle, by number
 
 
 def build_long_context(
@@ -58,8 +51,7 @@ def build_long_context(
         counter: Counts tokens.
         num_leading: Pieces of the filler that stay in front of all needles.
 
-    Raises:
-        ConfigError: The needles alone are longer, or the filler is such that the length cannot be met.
+    Raises ConfigError if the needles alone are longer, or the length cannot be met with this filler.
     """
     numbered = [replace(needle, needle=number) for number, needle in enumerate(needles)]
     room = num_tokens - sum(counter.count_alone(needle) for needle in numbered)
@@ -80,20 +72,11 @@ def build_long_context(
 def fill_between(
     parts: Sequence[Piece], filler: Iterator[Piece], *, num_tokens: int, counter: PieceCounter, rng: Random
 ) -> list[tuple[Piece, bool]]:
-    """Put filler evenly between the parts of a finished context.
+    """Put filler (pieces without end) evenly between the parts of a context until it has `num_tokens`.
 
-    Args:
-        parts: The context in parts; anything may be put between two of them.
-        filler: Pieces without end.
-        num_tokens: Tokens of the filled context.
-        counter: Counts tokens.
-        rng: Draws the places.
+    Returns all pieces in order, each with whether it is filler.
 
-    Returns:
-        All pieces in order, each with whether it is filler.
-
-    Raises:
-        ConfigError: The context is longer already, or the length cannot be met.
+    Raises ConfigError if the context is longer already, or the length cannot be met.
     """
     room = num_tokens - sum(counter.count(parts))
     if room < 0:

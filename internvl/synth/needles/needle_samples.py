@@ -34,19 +34,12 @@ _MAX_TRIES = 20
 
 @dataclass(frozen=True)
 class Materials:
-    """What samples of a split are made of.
-
-    Attributes:
-        reader: Counts images and records.
-        counter: Counts pieces.
-        pieces: Texts and images of the corpus.
-        carriers: Images that can carry a card, by path in the corpus.
-    """
+    """What samples of a split are made of."""
 
     reader: ModelReader
     counter: PieceCounter
-    pieces: CorpusPieces
-    carriers: tuple[str, ...]
+    pieces: CorpusPieces  # texts and images of the corpus
+    carriers: tuple[str, ...]  # images that can carry a card, by path in the corpus
 
 
 @cache
@@ -73,11 +66,7 @@ def load_materials(spec: NeedleSpec, split: Split) -> Materials:
 
 
 def make_sample(spec: NeedleSpec, folder: Path, file: str, number: int) -> Record:
-    """One sample; its needle images are written on the way.
-
-    Raises:
-        ConfigError: It cannot be made.
-    """
+    """One sample; its needle images are written on the way. ConfigError if it cannot be made."""
     sample = read_sample_spec(spec, file, number)
     materials = load_materials(spec, sample.split)
     root = folder / sample.image_root
