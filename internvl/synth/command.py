@@ -1,4 +1,4 @@
-"""What the command lines of the builders share: common options, and how a builder is run."""
+"""Command lines of the builders: common options, and one way to run a builder."""
 
 import argparse
 import logging
@@ -23,7 +23,7 @@ class Build(Protocol[SpecIn]):
     """Makes a data set in a folder; returns False when it was there already."""
 
     def __call__(self, out: Path, spec: SpecIn, *, num_workers: int, overwrite: bool) -> bool:
-        """See the class."""
+        """Build `spec` in the folder `out`."""
         ...
 
 

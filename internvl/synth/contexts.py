@@ -1,9 +1,9 @@
-"""Contexts: pieces of text and images in a row, some of which are needles.
+"""Contexts: sequences of text pieces and images, some of which are needles.
 
     piece | piece | image | NEEDLE | piece | image | piece
     0                     ^ depth 0.4
 
-The depth of a needle is the number of tokens in front of it over the tokens of the whole context.
+The depth of a needle is the number of tokens before it divided by the tokens of the whole context.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,12 +31,12 @@ class Piece:
 
     @property
     def line(self) -> str:
-        """How it stands in the context."""
+        """Its text in the context."""
         return f"{self.opening}{self.content}{self.ending}"
 
     @property
     def shown(self) -> str:
-        """How annotations name it: its text, or the path of its image."""
+        """Its name in annotations: its text, or the path of its image."""
         return self.image or self.text or ""
 
 

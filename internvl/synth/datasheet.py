@@ -1,4 +1,4 @@
-"""Facts about what a builder made, for people (datasheet.md) and programs (datasheet.json)."""
+"""Datasheets: facts about a data set for people (datasheet.md) and programs (datasheet.json)."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,6 +1,6 @@
-"""Finished folders: who made a folder from which arguments, and who may replace it.
+"""Finished folders: which builder made a folder from which arguments, and when it may be replaced.
 
-Builders write below a temporary name and rename at the end, so a folder is there whole or not at all. Its
+Builders write below a temporary name and rename at the end, so a folder is complete or absent. Its
 `datasheet.json` holds the builder and its arguments. That is how a builder recognises its own folders (which it may
 replace) and those of a user (which it never touches), and sees that there is nothing to do.
 """

@@ -1,6 +1,6 @@
 """Lengths in tokens as people write them: `8k` is 8,000 tokens, `1M` is 1,000,000, `16k-32k` is a range.
 
-MM-NIAH's length bins count in thousands as well, not in multiples of 1,024.
+MM-NIAH's length bins also count in thousands, not in multiples of 1,024.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The model that will read the data: how many tokens texts, images and whole training records have.
+"""Token counts of texts, images and training records, for the model that will read the data.
 
 Text is counted with the model's tokenizer. Images are counted in tiles, which follow from the sizes in their headers.
 """
@@ -35,7 +35,7 @@ class TextCounter:
 
     def __call__(self, text: str) -> int:
         """Tokens of a text with `<image>` in it: of the text, and of two markers per image."""
-        texts = text.split(IMAGE_PLACEHOLDER)  # counted apart, since no token spans an image
+        texts = text.split(IMAGE_PLACEHOLDER)  # counted one by one, since no token spans an image
         return sum(map(self._count_plain, texts)) + 2 * (len(texts) - 1)
 
 
@@ -84,7 +84,7 @@ class ModelReader:
         return self.encoder.measure(parse_record(record, spec, row=0))[0]
 
     def describe(self) -> dict[str, object]:
-        """What of the model decides about lengths."""
+        """The properties of the model that decide about lengths."""
         return {
             "tile": self.tile,
             "num_image_token": self.num_image_token,

@@ -1,11 +1,10 @@
-"""Long work in parts that survive a crash: samples by number, parts by file, a folder that appears when it is whole.
+"""Resumable building: samples are written in parts that survive a crash, and joined when all are there.
 
-    OUT.partial/arguments.json          what is being made; started again with the same arguments, the work goes on
-    OUT.partial/parts/FILE.000016.jsonl samples 16 to 31 of FILE, there when they are finished
+    OUT.partial/arguments.json          what is being made; the same arguments resume the work
+    OUT.partial/parts/FILE.000016.jsonl samples 16 to 31 of FILE, written when all are finished
     OUT                                 the finished folder: parts joined in order, OUT.partial renamed
 
-A sample is a function of (arguments, file, number). So it does not matter which process makes it, or when: the files
-are the same with any number of workers and interruptions.
+A sample is a function of (arguments, file, number), so it does not matter which process makes it, or when.
 """
 
 import json

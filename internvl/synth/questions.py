@@ -14,7 +14,7 @@ OPTION_SENTENCE = "Answer with the option's letter from the given choices direct
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked."""
+    """A question, its answer and its options."""
 
     text: str  # the question, without options
     answer: str | list[int]  # text, or counts in the order of the needles
@@ -50,7 +50,7 @@ def _write_options(options: Sequence[str | None]) -> str:
 
 
 def write_answer(question: Question) -> str:
-    """The answer as a model is to write it."""
+    """The answer as a model should write it."""
     if question.options:
         return ascii_uppercase[question.right]
     return json.dumps(question.answer) if isinstance(question.answer, list) else question.answer

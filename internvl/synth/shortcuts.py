@@ -1,8 +1,8 @@
 """Shortcut check: can a sample be answered without doing its task?
 
 Shortcuts are readers that lack what the answer follows from: one knows the question only, one reads the text but sees
-no image, one sees the first image only. Where they have nothing to go by they give the most frequent answer. Each has
-to score at chance: not above it by more than three standard errors.
+no image, one sees the first image only. Without evidence they give the most frequent answer. Each has to
+score at chance: at most three standard errors above it.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A small multimodal retrieval set that needs nothing but packages, for models that a CPU can train.
+"""A small multimodal retrieval set, made from installed packages only, for models that a CPU can train.
 
     python -m internvl.synth.miniature --out dataset --tokenizer pretrained/InternVL2-Tiny
 
@@ -6,9 +6,8 @@
     dataset/image/long_mr_NAME/train/  the images of the training samples
     dataset/benchmark/MM-NIAH/mm_niah_test/{annotations,images}/   test items at several lengths
 
-Contexts are real photographs with needles of text and digits. The form is that of V2PE-Data and of MM-NIAH; the task
-follows the idea of both. Training and test share no photograph, digit or filler sentence. The same arguments give the
-same files. Nothing half-written is ever in place, and finished data is not made twice.
+Contexts are real photographs with needles of text and digits, in the form of V2PE-Data and MM-NIAH. Training and test
+share no photograph, digit or filler sentence. The same arguments give the same files; finished data is not made twice.
 """
 
 import argparse

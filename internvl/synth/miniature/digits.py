@@ -1,6 +1,6 @@
-"""Handwritten digits (8 x 8 pixels, 1,797 of them, shipped with scikit-learn): what an image needle shows.
+"""Handwritten digits for image needles (8 x 8 pixels, 1,797 of them, shipped with scikit-learn).
 
-1,400 digits are for training and 397 for testing; which is which is drawn once and does not depend on any seed.
+1,400 digits are for training and 397 for testing; the split is fixed and does not depend on any seed.
 """
 
 from dataclasses import dataclass

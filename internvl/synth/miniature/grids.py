@@ -1,5 +1,5 @@
-"""Which image gives how many tiles: near-square grids, image sizes that dynamic tiling cuts into exactly them, and how
-a haystack of many tiles is shared out over few images.
+"""Tile grids: near-square grids, image sizes that dynamic tiling cuts into exactly these grids, and how the tiles of a
+haystack are divided among few images.
 """
 
 from bisect import bisect_left
@@ -59,8 +59,8 @@ class TileShares:
     def share_out(self, cuts: Sequence[int], total: int, rng: Random) -> list[int] | None:
         """Tiles between neighbouring cuts, moved to the nearest numbers that images can have.
 
-        `cuts` are ascending positions between 0 and `total`, one per needle. Returns one more number than cuts, with the
-        sum `total`; None when these cuts allow none. `rng` chooses the gap that takes up the difference.
+        `cuts` are ascending positions between 0 and `total`, one per needle. Returns one more number than cuts, whose
+        sum is `total`; None when these cuts allow none. `rng` chooses the gap that takes up the difference.
         """
         borders = [0, *cuts, total]
         gaps = [self._snap(right - left) for left, right in pairwise(borders)]

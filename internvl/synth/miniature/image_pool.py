@@ -34,7 +34,7 @@ class ImageNeedle:
 
     @property
     def piece(self) -> Piece:
-        """How it stands in a context."""
+        """Its piece of a context."""
         return Piece(image=self.path, num_visual=self.num_visual, ending="")
 
 

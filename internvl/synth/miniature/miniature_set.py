@@ -1,10 +1,6 @@
 """The miniature retrieval set: short contexts of photographs, digits and sentences, for models that a CPU can train.
 
-    ROOT/annotation/long_mr_NAME/   train_long_mr_MIN_MAX.jsonl, meta.json (all), meta_MIN_MAX.json (one each)
-    ROOT/image/long_mr_NAME/train/  the images of the training samples
-    ROOT/benchmark/MM-NIAH/mm_niah_test/{annotations,images}/   test items at several lengths
-
-It has the forms of V2PE-Data and MM-NIAH and needs nothing but packages: everything is made of what they ship.
+The folders are described in `__main__`. They have the forms of V2PE-Data and MM-NIAH.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Real photographs that scikit-learn and scikit-image ship; crops of them are the haystack.
 
-Both packages can download more pictures; only files that are inside the installed package are used here. Train and
-test have different pictures, so no crop of one split shows what the other shows.
+Only files inside the installed packages are used, nothing is downloaded. Train and test have different pictures, so no
+crop of one split shows what the other shows.
 """
 
 from dataclasses import dataclass

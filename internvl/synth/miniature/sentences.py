@@ -1,7 +1,7 @@
-"""Real English text that ships with Python: filler for contexts, and what the tiny tokenizer is trained on.
+"""English text that ships with Python: filler for contexts, and training text of the tiny tokenizer.
 
-The language reference behind `help()` (`pydoc_data.topics`) and the docstrings of standard library modules are on every
-machine that runs Python, so nothing is downloaded.
+The texts of `help()` (`pydoc_data.topics`) and the docstrings of the standard library are on every machine that runs
+Python, so nothing is downloaded.
 """
 
 import importlib

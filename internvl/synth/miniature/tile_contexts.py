@@ -4,7 +4,7 @@
     12 tiles text needle    9 tiles   2 tiles: image needle   text needle  other text         15 tiles
 
 Longer contexts have more tiles per image, not more images or more text. Text advances the position by 1 per token
-whatever the stride of visual tokens is, so only this makes "long" mean "many visual tokens".
+whatever the stride of visual tokens is, so only this way "long" means "many visual tokens".
 """
 
 import re
@@ -32,7 +32,7 @@ class TextNeedle:
 
     @property
     def piece(self) -> Piece:
-        """How it stands in a context."""
+        """Its piece of a context."""
         return Piece(text=write_needle(self.value), ending="")
 
 

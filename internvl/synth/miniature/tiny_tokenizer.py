@@ -3,7 +3,7 @@
 Unknown 0, `<s>` 1, `</s>` 2, byte fallback, no normalisation: any text comes back as it was. The text is what ships
 with Python. Three strings are pieces of their own: the line break (so that role strings and answers never merge), the
 system message of the chat template, and the sentence that evaluation puts after a question. Released checkpoints
-spend about fifty tokens on the latter two; in the short contexts of a tiny model that would drown what is measured.
+spend about fifty tokens on the latter two, too many for the short contexts of a tiny model.
 """
 
 import io

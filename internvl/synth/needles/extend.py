@@ -50,7 +50,7 @@ _MAX_TRIES = 20
 
 @dataclass(frozen=True)
 class ExtensionSpec:
-    """What is made."""
+    """The samples to extend, and how."""
 
     annotation: Path  # MM-NIAH's file `KIND-NEEDLE.jsonl`
     images: Path  # its folder of images
@@ -156,7 +156,7 @@ def _finish(spec: ExtensionSpec, origin: Origin, folder: Path, samples: Iterable
 
 
 def make_sample(spec: ExtensionSpec, folder: Path, file: str, number: int) -> Record:
-    """One extended sample; ConfigError if it is longer than asked already, or if the filler repeats its needles."""
+    """One extended sample; ConfigError if it is already too long, or if the filler repeats its needles."""
     length, materials = spec.ranges[file], load_materials(spec)
     rng = Random(f"{spec.seed}/{file}/{number}")
     index = number % len(materials.items)
@@ -176,7 +176,7 @@ def _draw_filler(materials: _Materials, own: int, item: NiahItem, rng: Random) -
     """Pieces of other contexts in random order; the context's own only when there is no other."""
     candidates = [number for number in range(len(materials.filler)) if number != own] or [own]
     answer = item.record["answer"]
-    # Short numbers as answers are all over any text, so they are no reason to leave text out.
+    # Short numbers occur in any text, so an answer that is a number rules out no filler.
     forbidden = [*item.needles, *([answer] if isinstance(answer, str) and not answer.isdigit() else [])]
 
     def read_through() -> Iterator[Piece]:

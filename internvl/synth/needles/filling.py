@@ -1,10 +1,10 @@
-"""Filling: contexts of an exact length out of filler and needles, or out of a finished context and filler.
+"""Contexts of an exact length, filled around needles or between the parts of a finished context.
 
     piece | piece | image | NEEDLE | piece | image | piece | tail
     0                     ^ depth 0.4                       cut to the token
 
-Filler is taken until the length is reached, and the last piece of text is cut so that it is met. Then the whole is
-counted once more as the model reads it, and the tail is corrected where pieces do not add up.
+Filler is taken until the length is reached, and the last text is cut to fit. Then the whole context is counted as the
+model reads it, and the tail is corrected, because tokens of pieces do not add up exactly.
 """
 
 from bisect import bisect_left, bisect_right
@@ -128,7 +128,7 @@ def _correct(
 
 
 def _take_filler(filler: Iterator[Piece], room: int, counter: PieceCounter) -> list[Piece]:
-    """Pieces of `room` tokens, one by one counted."""
+    """Pieces of `room` tokens together, counted one by one."""
     taken: list[Piece] = []
     num_skipped = 0
     for piece in filler:
@@ -192,7 +192,7 @@ def place_needles(
     borders = [0, *accumulate(counter.count_alone(piece) for piece in plain)]
     total = borders[-1] + sum(counter.count_alone(needle) for needle in needles)
     placed: list[tuple[int, Piece]] = []
-    num_before = 0  # tokens of the needles further up
+    num_before = 0  # tokens of the needles placed so far
     for needle, depth in sorted(zip(needles, depths, strict=True), key=lambda pair: pair[1]):
         wanted = depth * total - num_before
         at_least = placed[-1][0] if placed else min(num_leading, len(plain))

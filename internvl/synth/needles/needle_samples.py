@@ -1,4 +1,4 @@
-"""One sample of needles in a corpus: a quiz is drawn, a context is filled around its needles, the result is checked.
+"""One sample of needles in a corpus: draw a quiz, fill a context around its needles, check the result.
 
 Length. A training document has the asked tokens with template, question and answer. Of a test item the context has them
 to 1 %, and the whole prompt too, unless the question itself is longer than 1 % (options that are images).
@@ -34,7 +34,7 @@ _MAX_TRIES = 20
 
 @dataclass(frozen=True)
 class Materials:
-    """What samples of a split are made of."""
+    """Model and corpus that the samples of a split are made from."""
 
     reader: ModelReader
     counter: PieceCounter
@@ -181,7 +181,7 @@ def _find_context_length(asked_length: int, sample: SampleSpec, overhead: int) -
 
 
 def find_flaw(context: LongContext, quiz: Quiz, needles: Sequence[Piece]) -> str | None:
-    """Why a sample will not do: something gives its answer away, or hides it; None if it will."""
+    """The reason to reject a sample (its answer is given away, or a needle is not unique); None if it is good."""
     text, images = write_pieces(context.pieces), list_images(context.pieces)
     question, answer = quiz.question, quiz.question.answer
     for needle in needles:

@@ -60,7 +60,7 @@ class NeedleSpec:
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """Which of both is made."""
+        """The splits that are made."""
         has_train = bool(self.train_lengths) and self.num_train > 0
         has_test = bool(self.test_lengths) and self.num_test > 0
         return (*(("train",) if has_train else ()), *(("test",) if has_test else ()))
@@ -78,7 +78,7 @@ def _name_train(task: str, length: LengthRange) -> str:
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """What one sample is to be."""
+    """The properties of one sample."""
 
     split: Split  # whose corpus and names it has
     task: str  # `KIND-NEEDLE`

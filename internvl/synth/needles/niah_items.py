@@ -1,6 +1,6 @@
-"""Items of MM-NIAH as they are read for extension: the context is cut into parts between which filler can be put.
+"""MM-NIAH items for extension: the context is cut into parts, and filler can be put between them.
 
-The cuts lie between lines and sentences, never inside of a needle.
+The cuts lie between lines and sentences, never inside a needle.
 """
 
 import json

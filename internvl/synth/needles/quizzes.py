@@ -67,11 +67,11 @@ class Quiz:
 
 @dataclass(frozen=True)
 class QuizRequest:
-    """What a quiz is to be like."""
+    """The wanted properties of a quiz."""
 
     form: Form  # free answer or choice among four; counting is always free
     num_needles: int  # needles (pairs of needles, in reasoning over text), 2 to 8
-    split: Split  # whose names to use
+    split: Split  # decides which names are used
     right: int  # place of the right option
 
 

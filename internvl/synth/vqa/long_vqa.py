@@ -38,7 +38,7 @@ Form = Literal["image", "paste"]
 
 @dataclass(frozen=True)
 class LongVQASpec:
-    """What is made."""
+    """The question set, and how its pictures are shown."""
 
     annotation: Path  # jsonl of questions about single pictures
     images: Path  # folder that its picture paths are relative to
@@ -145,7 +145,7 @@ def make_sample(spec: LongVQASpec, folder: Path, file: str, number: int) -> Reco
 
 
 def _choose_pages(spec: LongVQASpec, question: PictureQuestion, num_tokens: int, rng: Random) -> list[str] | None:
-    """The asked picture first, then distractors, until there is no room left; None when it is too large itself."""
+    """The asked picture first, then distractors, until no room is left; None when the first is too large."""
     materials = load_materials(spec)
     reader = materials.reader
     turns = write_turns("", [(_write_question(spec, question, _MOST_PAGES), question.answer)])
@@ -184,7 +184,7 @@ def _count_pages(spec: LongVQASpec) -> dict[str, int]:
 
 
 def _draw_many(values: Sequence[str], number: int, rng: Random) -> list[str]:
-    """`number` values; none comes again before all others came."""
+    """`number` values; none is repeated before all others have come."""
     drawn: list[str] = []
     while len(drawn) < number:
         drawn += rng.sample(values, len(values))
