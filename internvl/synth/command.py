@@ -1,4 +1,4 @@
-"""What the command lines of the builders share: common options, and how a builder is run."""
+"""Command lines of the builders: common options, and one way to run a builder."""
 
 import argparse
 import logging
@@ -23,17 +23,12 @@ class Build(Protocol[SpecIn]):
     """Makes a data set in a folder; returns False when it was there already."""
 
     def __call__(self, out: Path, spec: SpecIn, *, num_workers: int, overwrite: bool) -> bool:
-        """See the class."""
+        """Build `spec` in the folder `out`."""
         ...
 
 
 def make_parser(builder: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser with the options of all builders.
-
-    Args:
-        builder: Name of the module, which is how it is called.
-        description: Its docstring.
-    """
+    """A parser with the options of all builders; `builder` is the name of the module, `description` its docstring."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {builder}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,14 +50,7 @@ def make_parts_parser(builder: str, description: str | None) -> argparse.Argumen
 
 
 def make_data_root_parser(builder: str, description: str | None, *, name: str, reads: str) -> argparse.ArgumentParser:
-    """A parser with the options of builders that put folders into a data root.
-
-    Args:
-        builder: Name of the module, which is how it is called.
-        description: Its docstring.
-        name: Pattern of the folders, with NAME in it.
-        reads: What of the checkpoint counts.
-    """
+    """A parser for builders that fill a data root; `name` is the pattern of their folders, with NAME in it."""
     parser = make_parser(builder, description)
     add = parser.add_argument
     add("--out", type=Path, default=Path("dataset"), help="data root (default: %(default)s)")
@@ -96,15 +84,9 @@ def run_builder(
     argv: Sequence[str] | None,
     build: Callable[[argparse.Namespace], tuple[bool, Sequence[Path]]],
 ) -> int:
-    """Read the command line, build, say what came of it.
+    """Build what the command line asks for and log the folders; returns the exit code, 2 for an error of the user.
 
-    Args:
-        parser: The options.
-        argv: The command line; None: the process's own.
-        build: Returns whether anything had to be made, and the folders.
-
-    Returns:
-        The exit code; 2 for an error of the user's.
+    `build` returns whether anything had to be made, and the folders.
     """
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -1,9 +1,9 @@
-"""Contexts: pieces of text and images in a row, some of which are needles.
+"""Contexts: sequences of text pieces and images, some of which are needles.
 
     piece | piece | image | NEEDLE | piece | image | piece
     0                     ^ depth 0.4
 
-The depth of a needle is the number of tokens in front of it over the tokens of the whole context.
+The depth of a needle is the number of tokens before it divided by the tokens of the whole context.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,23 +15,14 @@ from internvl.model.constants import IMAGE_PLACEHOLDER
 
 @dataclass(frozen=True)
 class Piece:
-    """A text or an image of a context.
+    """A text or an image of a context."""
 
-    Attributes:
-        text: Its text; None for an image.
-        image: Path of its image; None for text.
-        num_visual: Visual tokens of the image.
-        needle: Number of the needle that it is; None for filler.
-        opening: What stands in front of it.
-        ending: What stands after it.
-    """
-
-    text: str | None = None
-    image: str | None = None
-    num_visual: int = 0
-    needle: int | None = None
-    opening: str = ""
-    ending: str = "\n"
+    text: str | None = None  # None for an image
+    image: str | None = None  # path; None for text
+    num_visual: int = 0  # visual tokens of the image
+    needle: int | None = None  # number of the needle; None for filler
+    opening: str = ""  # text in front of it
+    ending: str = "\n"  # text after it
 
     @property
     def content(self) -> str:
@@ -40,12 +31,12 @@ class Piece:
 
     @property
     def line(self) -> str:
-        """How it stands in the context."""
+        """Its text in the context."""
         return f"{self.opening}{self.content}{self.ending}"
 
     @property
     def shown(self) -> str:
-        """How annotations name it: its text, or the path of its image."""
+        """Its name in annotations: its text, or the path of its image."""
         return self.image or self.text or ""
 
 
@@ -65,11 +56,7 @@ def find_needle(pieces: Sequence[Piece], needle: int) -> int:
 
 
 class PieceCounter:
-    """Counts the tokens of pieces, one alone (remembered) or many together.
-
-    Args:
-        count_text: Tokens of a text with `<image>` in it: of the text, and of two markers per image.
-    """
+    """Counts the tokens of pieces with `count_text`, one alone (remembered) or many together."""
 
     def __init__(self, count_text: Callable[[str], int]):
         self.count_text = count_text

@@ -1,4 +1,4 @@
-"""Facts about what a builder made, for people (datasheet.md) and programs (datasheet.json)."""
+"""Datasheets: facts about a data set for people (datasheet.md) and programs (datasheet.json)."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,15 +62,7 @@ class Sheet:
         self.checks: Counter[str] = Counter()
 
     def note(self, file: str, *, length: int, asked: LengthRange, depths: Sequence[float], probe: Probe) -> None:
-        """Count one sample.
-
-        Args:
-            file: Its file.
-            length: Tokens that it has.
-            asked: Tokens that it was to have.
-            depths: Depths of what it asks for; their mean counts.
-            probe: What shortcuts answer to it.
-        """
+        """Count one sample: `length` and `asked` are tokens, and the mean of `depths` is the depth that counts."""
         facts = self._files[file]
         facts.lengths.append(length)
         facts.deviations.append(max(asked.low / length, length / asked.high, 1.0) - 1.0)

@@ -1,6 +1,6 @@
-"""Finished folders: who made a folder from which arguments, and who may replace it.
+"""Finished folders: which builder made a folder from which arguments, and when it may be replaced.
 
-Builders write below a temporary name and rename at the end, so a folder is there whole or not at all. Its
+Builders write below a temporary name and rename at the end, so a folder is complete or absent. Its
 `datasheet.json` holds the builder and its arguments. That is how a builder recognises its own folders (which it may
 replace) and those of a user (which it never touches), and sees that there is nothing to do.
 """
@@ -20,15 +20,10 @@ Facts = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Origin:
-    """What a folder is made from.
+    """What a folder is made from."""
 
-    Attributes:
-        builder: Module of the command.
-        arguments: Everything that the files follow from, as json values.
-    """
-
-    builder: str
-    arguments: Facts
+    builder: str  # module of the command
+    arguments: Facts  # everything that the files follow from, as json values
 
     @classmethod
     def of(cls, builder: str, arguments: Facts) -> "Origin":
@@ -37,11 +32,7 @@ class Origin:
 
 
 def digest_annotation(path: Path) -> str:
-    """sha256 of an annotation file that is given as --annotation.
-
-    Raises:
-        ConfigError: It cannot be read.
-    """
+    """sha256 of the file given as --annotation; ConfigError if it cannot be read."""
     try:
         return sha256(path.read_bytes()).hexdigest()
     except OSError as error:
@@ -49,11 +40,7 @@ def digest_annotation(path: Path) -> str:
 
 
 def read_annotation(path: Path) -> list[str]:
-    """Lines of an annotation file that is given as --annotation, as the trainer cuts it into lines.
-
-    Raises:
-        ConfigError: It cannot be read.
-    """
+    """Lines of the file given as --annotation, cut as the trainer cuts it; ConfigError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -81,11 +68,7 @@ def is_finished(folder: Path, origin: Origin) -> bool:
 
 
 def check_replaceable(folder: Path, origin: Origin, *, overwrite: bool) -> None:
-    """Refuse to replace a folder of somebody else, or one that was made with other arguments.
-
-    Raises:
-        DataError: Another builder or a user made the folder; or the arguments differ and `overwrite` is False.
-    """
+    """Raise DataError if a user or another builder made the folder, or if arguments differ without `overwrite`."""
     if not folder.exists() or is_finished(folder, origin):
         return
     found = read_origin(folder)
@@ -103,17 +86,14 @@ def check_replaceable(folder: Path, origin: Origin, *, overwrite: bool) -> None:
 def make_folders(
     root: Path, folders: Iterable[Path], origin: Origin, write: Callable[[Path], Facts], *, overwrite: bool
 ) -> bool:
-    """Make several folders at once: all of them appear, or none.
+    """Make several folders at once: all of them appear, or none. Returns False when all are finished already.
 
     Args:
-        root: Where they belong.
+        root: The folder they belong to.
         folders: Paths relative to `root`; the one that refers to the others comes last.
         origin: What they are made from.
         write: Fills the folders below the staging folder that it is given; returns what else the datasheets say.
         overwrite: Replace folders that were made with other arguments.
-
-    Returns:
-        False when all of them are finished already.
 
     Raises:
         DataError: A folder is in the way that may not be replaced.

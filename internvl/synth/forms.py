@@ -56,14 +56,7 @@ def write_lengths(num_text: int, num_visual: int, num_images: int) -> Record:
 
 
 def describe_source(*, root: str, annotation: str, num_samples: int, max_num: int) -> Record:
-    """The entry of a training file in a meta json.
-
-    Args:
-        root: Folder of its images, relative to the data root.
-        annotation: The file, relative to the data root.
-        num_samples: Its lines.
-        max_num: Tile limit per image.
-    """
+    """The entry of a training file in a meta json; `root` and `annotation` are relative to the data root."""
     return {
         "root": root,
         "annotation": annotation,

@@ -1,4 +1,4 @@
-"""Image files of data sets that are made in parts: written once, also when the work is interrupted and goes on."""
+"""Image files of data sets that are made in parts: written once, even if the work is interrupted."""
 
 from collections.abc import Mapping
 from io import BytesIO

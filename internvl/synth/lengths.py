@@ -1,6 +1,6 @@
 """Lengths in tokens as people write them: `8k` is 8,000 tokens, `1M` is 1,000,000, `16k-32k` is a range.
 
-MM-NIAH's length bins count in thousands as well, not in multiples of 1,024.
+MM-NIAH's length bins also count in thousands, not in multiples of 1,024.
 """
 
 import re
@@ -16,15 +16,10 @@ _NUMBER = r"(\d+(?:\.\d+)?)([kKmM]?)"
 
 @dataclass(frozen=True)
 class LengthRange:
-    """Tokens that a sample may have.
-
-    Attributes:
-        low: Fewest.
-        high: Most.
-    """
+    """Tokens that a sample may have."""
 
     low: int
-    high: int
+    high: int  # inclusive
 
     @property
     def label(self) -> str:
@@ -38,11 +33,7 @@ class LengthRange:
 
 
 def parse_length(text: str) -> LengthRange:
-    """`8k`, `131072`, `1M` or `16k-32k` -> LengthRange.
-
-    Raises:
-        argparse.ArgumentTypeError: Not of that form, or an empty range.
-    """
+    """`8k`, `131072`, `1M` or `16k-32k` -> LengthRange; argparse.ArgumentTypeError for anything else."""
     match = re.fullmatch(f"{_NUMBER}(?:-{_NUMBER})?", text)
     if match is None:
         raise ArgumentTypeError(f"got {text!r}, expected a length such as 8k, 1M or 16k-32k")

@@ -1,4 +1,4 @@
-"""The model that will read the data: how many tokens texts, images and whole training records have.
+"""Token counts of texts, images and training records, for the model that will read the data.
 
 Text is counted with the model's tokenizer. Images are counted in tiles, which follow from the sizes in their headers.
 """
@@ -26,11 +26,7 @@ _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
 class TextCounter:
-    """Counts the tokens of texts as a prompt has them.
-
-    Args:
-        tokenizer: The model's tokenizer.
-    """
+    """Counts the tokens of texts as a prompt has them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._count_plain = lru_cache(maxsize=4096)(
@@ -39,23 +35,17 @@ class TextCounter:
 
     def __call__(self, text: str) -> int:
         """Tokens of a text with `<image>` in it: of the text, and of two markers per image."""
-        texts = text.split(IMAGE_PLACEHOLDER)  # counted apart, since no token spans an image
+        texts = text.split(IMAGE_PLACEHOLDER)  # counted one by one, since no token spans an image
         return sum(map(self._count_plain, texts)) + 2 * (len(texts) - 1)
 
 
 @dataclass(frozen=True)
 class ModelReader:
-    """Counts what a checkpoint makes of texts and images.
-
-    Attributes:
-        checkpoint: The folder.
-        encoder: Encodes training documents as the trainer does.
-        count_text: Tokens of a text with `<image>` in it.
-    """
+    """Counts what a checkpoint makes of texts and images."""
 
     checkpoint: Path
-    encoder: SampleEncoder
-    count_text: TextCounter
+    encoder: SampleEncoder  # encodes training documents as the trainer does
+    count_text: TextCounter  # tokens of a text with `<image>` in it
 
     @property
     def max_num(self) -> int:
@@ -79,11 +69,7 @@ class ModelReader:
         return sha256(b"".join(path.read_bytes() for path in paths if path.is_file())).hexdigest()
 
     def count_image(self, path: Path) -> int:
-        """Visual tokens of an image, without its two markers.
-
-        Raises:
-            DataError: The image cannot be read.
-        """
+        """Visual tokens of an image, without its two markers; DataError if it cannot be read."""
         return self.count_canvas(*read_image_size(path))
 
     def count_canvas(self, width: int, height: int) -> int:
@@ -93,16 +79,12 @@ class ModelReader:
         return tiling.count(width, height) * self.num_image_token
 
     def count_record(self, record: object, root: Path) -> int:
-        """Tokens of a training record as the trainer encodes it, template and answer included.
-
-        Raises:
-            DataError: The trainer would refuse it.
-        """
+        """Tokens of a training record, template and answer included; DataError if the trainer would refuse it."""
         spec = SourceSpec(name="built", annotation=root, root=root)
         return self.encoder.measure(parse_record(record, spec, row=0))[0]
 
     def describe(self) -> dict[str, object]:
-        """What of the model decides about lengths."""
+        """The properties of the model that decide about lengths."""
         return {
             "tile": self.tile,
             "num_image_token": self.num_image_token,
@@ -114,11 +96,7 @@ class ModelReader:
 
 @cache
 def load_model_reader(checkpoint: Path, max_num: int | None = None) -> ModelReader:
-    """Read tokenizer and sizes of a checkpoint folder.
-
-    Args:
-        checkpoint: An InternVL2 checkpoint.
-        max_num: Tile limit per image; None: the checkpoint's.
+    """Read tokenizer and sizes of an InternVL2 checkpoint; `max_num` None takes its own tile limit.
 
     Raises:
         CheckpointError: The folder holds no InternVL2 checkpoint.

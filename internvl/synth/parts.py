@@ -1,11 +1,10 @@
-"""Long work in parts that survive a crash: samples by number, parts by file, a folder that appears when it is whole.
+"""Resumable building: samples are written in parts that survive a crash, and joined when all are there.
 
-    OUT.partial/arguments.json          what is being made; started again with the same arguments, the work goes on
-    OUT.partial/parts/FILE.000016.jsonl samples 16 to 31 of FILE, there when they are finished
+    OUT.partial/arguments.json          what is being made; the same arguments resume the work
+    OUT.partial/parts/FILE.000016.jsonl samples 16 to 31 of FILE, written when all are finished
     OUT                                 the finished folder: parts joined in order, OUT.partial renamed
 
-A sample is a function of (arguments, file, number). So it does not matter which process makes it, or when: the files
-are the same with any number of workers and interruptions.
+A sample is a function of (arguments, file, number), so it does not matter which process makes it, or when.
 """
 
 import json
@@ -29,17 +28,11 @@ _PARTS = "parts"
 
 @dataclass(frozen=True)
 class Part:
-    """Samples `first` to `stop - 1` of a file.
+    """Samples `first` to `stop - 1` of a file."""
 
-    Attributes:
-        file: Path of the file in the finished folder.
-        first: Number of the first sample.
-        stop: One more than the number of the last.
-    """
-
-    file: str
-    first: int
-    stop: int
+    file: str  # path of the file in the finished folder
+    first: int  # number of the first sample
+    stop: int  # exclusive
 
     @property
     def path(self) -> Path:
@@ -54,22 +47,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a folder is made; every function gets the folder under construction first.
+    """How a folder is made; every function gets the folder under construction first."""
 
-    Attributes:
-        origin: What it is made from.
-        files: Number of samples by file.
-        samples_per_part: Samples that a crash can cost each worker.
-        prepare: Writes what samples share.
-        make_sample: (folder, file, number) -> sample; must be picklable for worker processes.
-        finish: (folder, (file, sample) of all samples in order): writes the rest. It must read all samples.
-    """
-
-    origin: Origin
-    files: Mapping[str, int]
-    samples_per_part: int
-    prepare: Callable[[Path], None]
+    origin: Origin  # what it is made from
+    files: Mapping[str, int]  # number of samples by file
+    samples_per_part: int  # samples that a crash can cost each worker
+    prepare: Callable[[Path], None]  # writes what samples share
+    # (folder, file, number) -> sample; must be picklable for worker processes
     make_sample: Callable[[Path, str, int], Record]
+    # (folder, (file, sample) of all samples in order): writes the rest; it must read all samples
     finish: Callable[[Path, Iterator[tuple[str, Record]]], None]
 
     def cut(self) -> list[Part]:
@@ -83,17 +69,7 @@ class Recipe:
 
 
 def build_in_parts(out: Path, recipe: Recipe, *, label: str, num_workers: int, overwrite: bool) -> bool:
-    """Make the folder `out`.
-
-    Args:
-        out: The folder.
-        recipe: How it is made.
-        label: What the progress bar says.
-        num_workers: Processes; 0 works in this one.
-        overwrite: Replace a folder that was made with other arguments.
-
-    Returns:
-        False when it was there already.
+    """Make the folder `out` with `num_workers` processes (0: in this one); returns False when it was there already.
 
     Raises:
         DataError: Something is in the way that may not be replaced.

@@ -14,22 +14,15 @@ OPTION_SENTENCE = "Answer with the option's letter from the given choices direct
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked.
+    """A question, its answer and its options."""
 
-    Attributes:
-        text: The question, without options.
-        answer: Text, or counts in the order of the needles.
-        asked: Numbers of the needles that the answer follows from.
-        options: Texts in which the right one is `answer`; None stands for an image; empty for a free answer.
-        right: Number of the right option.
-        chance: Share of right answers of a reader that knows the question only; None where that has no meaning.
-    """
-
-    text: str
-    answer: str | list[int]
-    asked: tuple[int, ...]
+    text: str  # the question, without options
+    answer: str | list[int]  # text, or counts in the order of the needles
+    asked: tuple[int, ...]  # numbers of the needles that the answer follows from
+    # Texts in which the right one is `answer`; None stands for an image; empty for a free answer
     options: tuple[str | None, ...] = ()
-    right: int = 0
+    right: int = 0  # number of the right option
+    # Share of right answers of a reader that knows the question only; None where that has no meaning
     chance: float | None = None
 
     @property
@@ -57,7 +50,7 @@ def _write_options(options: Sequence[str | None]) -> str:
 
 
 def write_answer(question: Question) -> str:
-    """The answer as a model is to write it."""
+    """The answer as a model should write it."""
     if question.options:
         return ascii_uppercase[question.right]
     return json.dumps(question.answer) if isinstance(question.answer, list) else question.answer

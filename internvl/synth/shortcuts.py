@@ -1,8 +1,8 @@
 """Shortcut check: can a sample be answered without doing its task?
 
 Shortcuts are readers that lack what the answer follows from: one knows the question only, one reads the text but sees
-no image, one sees the first image only. Where they have nothing to go by they give the most frequent answer. Each has
-to score at chance: not above it by more than three standard errors.
+no image, one sees the first image only. Without evidence they give the most frequent answer. Each has to
+score at chance: at most three standard errors above it.
 """
 
 import json
@@ -29,20 +29,13 @@ def count_words(text: str, words: str) -> int:
 
 @dataclass(frozen=True)
 class Probe:
-    """What shortcuts answer to one sample.
+    """What shortcuts answer to one sample."""
 
-    Attributes:
-        group: Samples among which the most frequent answer is looked for.
-        gold: Right answer.
-        chance: Share of right guesses; None: how often two samples of the group have the same answer.
-        guesses: Answer of each shortcut; None: it has nothing to go by.
-        expected: By shortcut, how often it is right by luck on top of chance (the asked image is the only one).
-    """
-
-    group: str
+    group: str  # samples among which the most frequent answer is looked for
     gold: str
-    chance: float | None
-    guesses: Mapping[str, str | None]
+    chance: float | None  # share of right guesses; None: how often two samples of the group have the same answer
+    guesses: Mapping[str, str | None]  # answer of each shortcut; None: it has nothing to go by
+    # By shortcut, how often it is right by luck on top of chance (the asked image is the only one)
     expected: Mapping[str, float]
 
 

@@ -3,10 +3,9 @@
     notes.txt      paragraphs
     report.md      paragraphs, and images where `![...](figure.png)` or `<img src="figure.png">` stands
     page.html      the same with `<img>`; scripts and styles are left out
-    photo.jpg      an image that no document shows is a loose one, to be put between paragraphs
+    photo.jpg      a loose image (no document shows it), to be put between paragraphs
 
-Documents are cut into blocks: images, and pieces of text of a few hundred characters, which is how exactly a depth can
-be met.
+Documents are cut into blocks: images, and text of a few hundred characters, so that depths can be met closely.
 """
 
 import hashlib
@@ -56,17 +55,11 @@ class CorpusDocument:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a folder holds.
-
-    Attributes:
-        documents: Texts, by name.
-        loose_images: Images that no document shows.
-        problems: What was left out, and why.
-    """
+    """The contents of a corpus folder."""
 
     documents: tuple[CorpusDocument, ...]
-    loose_images: tuple[str, ...]
-    problems: tuple[str, ...] = ()
+    loose_images: tuple[str, ...]  # images that no document shows
+    problems: tuple[str, ...] = ()  # what was left out, and why
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -76,11 +69,7 @@ class Corpus:
 
 
 def read_corpus(folder: Path) -> Corpus:
-    """Read every text and the header of every image below `folder`.
-
-    Raises:
-        ConfigError: No such folder, or no text in it.
-    """
+    """Read every text and the header of every image below `folder`; ConfigError without folder or text."""
     if not folder.is_dir():
         raise ConfigError(f"corpus folder {folder} does not exist; expected texts ({', '.join(TEXT_SUFFIXES)}) in it")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path, folder))
@@ -112,11 +101,7 @@ def describe_corpus(folder: Path) -> str:
 
 
 def split_corpus(corpus: Corpus, *, test_share: float, seed: int) -> tuple[Corpus, Corpus]:
-    """(training part, test part) without a common document or image.
-
-    Raises:
-        ConfigError: There is only one document.
-    """
+    """(training part, test part) that share no document or image; ConfigError if there is only one document."""
     if len(corpus.documents) < 2:
         raise ConfigError(
             "the corpus has one document, a training and a test part need two; split the file, or make one"

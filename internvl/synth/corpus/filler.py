@@ -12,17 +12,11 @@ from internvl.synth.model_reader import ModelReader
 
 @dataclass(frozen=True)
 class CorpusPieces:
-    """Pieces of a corpus.
-
-    Attributes:
-        folder: The corpus.
-        corpus: What it holds.
-        images: A piece for each image, by its path in the corpus.
-    """
+    """Pieces of a corpus."""
 
     folder: Path
     corpus: Corpus
-    images: Mapping[str, Piece]
+    images: Mapping[str, Piece]  # a piece for each image, by its path in the corpus
 
     def read(self, document: CorpusDocument) -> Iterator[Piece]:
         """The pieces of a document."""
@@ -44,11 +38,7 @@ def cut_corpus(folder: Path, corpus: Corpus, reader: ModelReader, *, prefix: str
 
 
 def repeat_forever(make: Callable[[], Iterator[Piece]]) -> Iterator[Piece]:
-    """The pieces of `make()`, again and again.
-
-    Raises:
-        ConfigError: It gives none.
-    """
+    """The pieces of `make()`, again and again; ConfigError if it gives none."""
     while True:
         piece = None
         for piece in make():

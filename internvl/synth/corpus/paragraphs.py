@@ -1,6 +1,6 @@
 """Paragraphs and images out of text, Markdown and HTML, and paragraphs cut into pieces of a few hundred characters.
 
-Text is made harmless (no placeholder, no special token), so that what is counted is what a model reads.
+Placeholders and special tokens are removed from the text, so the counted tokens are those that a model reads.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""A small multimodal retrieval set that needs nothing but packages, for models that a CPU can train.
+"""A small multimodal retrieval set, made from installed packages only, for models that a CPU can train.
 
     python -m internvl.synth.miniature --out dataset --tokenizer pretrained/InternVL2-Tiny
 
@@ -6,9 +6,8 @@
     dataset/image/long_mr_NAME/train/  the images of the training samples
     dataset/benchmark/MM-NIAH/mm_niah_test/{annotations,images}/   test items at several lengths
 
-Contexts are real photographs with needles of text and digits. The form is that of V2PE-Data and of MM-NIAH; the task
-follows the idea of both. Training and test share no photograph, digit or filler sentence. The same arguments give the
-same files. Nothing half-written is ever in place, and finished data is not made twice.
+Contexts are real photographs with needles of text and digits, in the form of V2PE-Data and MM-NIAH. Training and test
+share no photograph, digit or filler sentence. The same arguments give the same files; finished data is not made twice.
 """
 
 import argparse
@@ -26,11 +25,7 @@ DEFAULT_TRAIN = ("0-2:8000", "0-8:6000", "0-32:12000", "0-48:6000")
 
 
 def parse_train_file(text: str) -> TrainFile:
-    """`MIN-MAX:COUNT` -> TrainFile.
-
-    Raises:
-        argparse.ArgumentTypeError: Not of that form, or an empty range.
-    """
+    """`MIN-MAX:COUNT` -> TrainFile; argparse.ArgumentTypeError for anything else."""
     match = re.fullmatch(r"(\d+)-(\d+):(\d+)", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected MIN-MAX:COUNT, for example 0-32:15000")

@@ -27,27 +27,17 @@ _MAX_TRIES = 1000
 
 @dataclass(frozen=True)
 class BenchmarkSpec:
-    """How many items, how long.
+    """How many items, how long."""
 
-    Attributes:
-        base_tiles: Haystack tiles at length factor 1.
-        factors: Length factors.
-        num_items: Contexts per length; every task asks each of them once.
-    """
-
-    base_tiles: int
+    base_tiles: int  # haystack tiles at length factor 1
     factors: tuple[int, ...]
-    num_items: int
+    num_items: int  # contexts per length; every task asks each of them once
 
 
 def draw_items(
     spec: BenchmarkSpec, maker: ContextMaker, counter: PieceCounter, rng: Random
 ) -> Iterator[dict[str, Record]]:
-    """Items by task, one context after the other.
-
-    Raises:
-        ConfigError: Contexts are too short to put a needle into every fifth.
-    """
+    """Items by task, one context after the other; ConfigError if contexts are too short for needles in every fifth."""
     for factor in spec.factors:
         for number in range(spec.num_items):
             fifths = (number % NUM_DEPTHS, (number // NUM_DEPTHS + number) % NUM_DEPTHS)

@@ -38,15 +38,10 @@ _LOWEST, _LEAST_STEP = 0.1, 0.12  # shares of the picture's height: the lowest b
 
 @dataclass(frozen=True)
 class Chart:
-    """Bars from left to right.
+    """Bars from left to right."""
 
-    Attributes:
-        colors: Names, keys of `BAR_COLORS`.
-        heights: Shares of the picture's height.
-    """
-
-    colors: tuple[str, ...]
-    heights: tuple[float, ...]
+    colors: tuple[str, ...]  # names, keys of `BAR_COLORS`
+    heights: tuple[float, ...]  # shares of the picture's height
 
     @property
     def questions(self) -> list[tuple[str, str]]:
@@ -80,21 +75,13 @@ def draw_chart(chart: Chart, *, tile: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class ChartSpec:
-    """The whole data set.
+    """The whole data set."""
 
-    Attributes:
-        name: Folders are called `charts_<name>`.
-        seed: Everything random follows from it.
-        num_train: Charts for training; 0 makes no training data.
-        num_test: Charts for testing; 0 makes no test data.
-        tile: Side of a tile in pixels.
-    """
-
-    name: str
+    name: str  # folders are called `charts_<name>`
     seed: int
-    num_train: int
-    num_test: int
-    tile: int
+    num_train: int  # charts for training; 0 makes no training data
+    num_test: int  # charts for testing; 0 makes no test data
+    tile: int  # side of a tile in pixels
 
     def __post_init__(self) -> None:
         for name in ("num_train", "num_test"):
@@ -121,13 +108,9 @@ class ChartSpec:
 
 
 def build_charts(out: Path, spec: ChartSpec, *, overwrite: bool = False) -> bool:
-    """Make the data set below `out`.
+    """Make the data set below `out`; returns False when it was there already.
 
-    Returns:
-        False when the finished data set was there already.
-
-    Raises:
-        DataError: A folder is in the way that this builder may not replace.
+    Raises DataError if a folder is in the way that this builder may not replace.
     """
 
     def write(staging: Path) -> Facts:

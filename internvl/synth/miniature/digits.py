@@ -1,6 +1,6 @@
-"""Handwritten digits (8 x 8 pixels, 1,797 of them, shipped with scikit-learn): what an image needle shows.
+"""Handwritten digits for image needles (8 x 8 pixels, 1,797 of them, shipped with scikit-learn).
 
-1,400 digits are for training and 397 for testing; which is which is drawn once and does not depend on any seed.
+1,400 digits are for training and 397 for testing; the split is fixed and does not depend on any seed.
 """
 
 from dataclasses import dataclass
@@ -19,24 +19,15 @@ NUM_TRAIN = 1400
 
 @dataclass(frozen=True)
 class Digit:
-    """One handwritten digit.
+    """One handwritten digit."""
 
-    Attributes:
-        pixels: Grey values.
-        label: 0 to 9.
-    """
-
-    pixels: UInt8[np.ndarray, "8 8"]
-    label: int
+    pixels: UInt8[np.ndarray, "8 8"]  # grey values
+    label: int  # 0 to 9
 
 
 @cache
 def load_digits(split: Split) -> tuple[Digit, ...]:
-    """The digits of one split.
-
-    Raises:
-        MissingDependencyError: scikit-learn is not installed.
-    """
+    """The digits of one split; MissingDependencyError without scikit-learn."""
     try:
         from sklearn import datasets
     except ModuleNotFoundError:

@@ -1,5 +1,5 @@
-"""Which image gives how many tiles: near-square grids, image sizes that dynamic tiling cuts into exactly them, and how
-a haystack of many tiles is shared out over few images.
+"""Tile grids: near-square grids, image sizes that dynamic tiling cuts into exactly these grids, and how the tiles of a
+haystack are divided among few images.
 """
 
 from bisect import bisect_left
@@ -27,15 +27,9 @@ def find_grid(num_tiles: int) -> Grid | None:
 
 
 def find_image_size(grid: Grid, *, tile: int, max_num: int) -> tuple[int, int]:
-    """(width, height) in pixels of an image that dynamic tiling cuts into exactly `grid`.
+    """(width, height) in pixels of an image that dynamic tiling cuts into exactly `grid` (columns, rows).
 
-    Args:
-        grid: (columns, rows).
-        tile: Side of a tile in pixels.
-        max_num: The tile limit per image that the model is run with.
-
-    Raises:
-        ConfigError: No such size.
+    Raises ConfigError if no size does with tiles of `tile` pixels and at most `max_num` per image.
     """
     cols, rows = grid
     for scale in _SCALES:
@@ -48,15 +42,10 @@ def find_image_size(grid: Grid, *, tile: int, max_num: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class TileShares:
-    """How many tiles one image may have, and which sums a run of images can have.
+    """How many tiles one image may have, and which sums a run of images can have."""
 
-    Attributes:
-        max_num: Most tiles per image.
-        max_total: Largest run of images in tiles.
-    """
-
-    max_num: int
-    max_total: int
+    max_num: int  # most tiles per image
+    max_total: int  # largest run of images in tiles
 
     @property
     def image_tiles(self) -> tuple[int, ...]:
@@ -70,13 +59,8 @@ class TileShares:
     def share_out(self, cuts: Sequence[int], total: int, rng: Random) -> list[int] | None:
         """Tiles between neighbouring cuts, moved to the nearest numbers that images can have.
 
-        Args:
-            cuts: Ascending positions between 0 and `total`, one per needle.
-            total: Tiles of the whole haystack.
-            rng: Chooses the gap that takes up the difference.
-
-        Returns:
-            One more number than cuts, each splittable, with sum `total`; None when these cuts allow none.
+        `cuts` are ascending positions between 0 and `total`, one per needle. Returns one more number than cuts, whose
+        sum is `total`; None when these cuts allow none. `rng` chooses the gap that takes up the difference.
         """
         borders = [0, *cuts, total]
         gaps = [self._snap(right - left) for left, right in pairwise(borders)]

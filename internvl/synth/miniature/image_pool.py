@@ -26,42 +26,27 @@ NEEDLE_GRID = (2, 1)
 
 @dataclass(frozen=True)
 class ImageNeedle:
-    """Two digits side by side in a file, a tile each.
+    """Two digits side by side in a file, a tile each."""
 
-    Attributes:
-        path: Relative to the image folder of the split.
-        digits: What it shows, left to right.
-        num_visual: Its visual tokens.
-    """
-
-    path: str
-    digits: tuple[int, int]
+    path: str  # relative to the image folder of the split
+    digits: tuple[int, int]  # left to right
     num_visual: int
 
     @property
     def piece(self) -> Piece:
-        """How it stands in a context."""
+        """Its piece of a context."""
         return Piece(image=self.path, num_visual=self.num_visual, ending="")
 
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """Which files a split gets.
+    """Which files a split gets."""
 
-    Attributes:
-        tile: Side of a tile in pixels.
-        num_image_token: Visual tokens per tile.
-        max_num: Tile limit per image that models are run with.
-        image_tiles: Tile counts of haystack images.
-        tiles_per_pool: Tiles that all images of one tile count have together; at least 6 images are made.
-        num_needles: Number of image needles.
-    """
-
-    tile: int
-    num_image_token: int
-    max_num: int
-    image_tiles: tuple[int, ...]
-    tiles_per_pool: int = 96
+    tile: int  # side of a tile in pixels
+    num_image_token: int  # visual tokens per tile
+    max_num: int  # tile limit per image that models are run with
+    image_tiles: tuple[int, ...]  # tile counts of haystack images
+    tiles_per_pool: int = 96  # tiles that all images of one tile count have together; at least 6 images are made
     num_needles: int = 2800
 
     def count_variants(self, num_tiles: int) -> int:
@@ -71,14 +56,9 @@ class PoolSpec:
 
 @dataclass(frozen=True)
 class ImagePool:
-    """The files of one split.
+    """The files of one split."""
 
-    Attributes:
-        haystack: Images by tile count; paths are relative to the image folder.
-        needles: The image needles.
-    """
-
-    haystack: Mapping[int, tuple[Piece, ...]]
+    haystack: Mapping[int, tuple[Piece, ...]]  # images by tile count; paths are relative to the image folder
     needles: tuple[ImageNeedle, ...]
 
     @property
@@ -88,14 +68,7 @@ class ImagePool:
 
 
 def make_pool(folder: Path, spec: PoolSpec, *, split: Split, rng: Random) -> ImagePool:
-    """Write the images of one split.
-
-    Args:
-        folder: Image folder of the split; sub-folders are created.
-        spec: Which files.
-        split: Chooses photographs and digits.
-        rng: Draws crops and digits.
-    """
+    """Write the images of one split into its image `folder`; `rng` draws crops and digits."""
     total = spec.num_needles + sum(map(spec.count_variants, spec.image_tiles))
     with tqdm(total=total, desc=f"{split} images", unit="", mininterval=0.5) as bar:
         haystack = {}

@@ -1,10 +1,6 @@
 """The miniature retrieval set: short contexts of photographs, digits and sentences, for models that a CPU can train.
 
-    ROOT/annotation/long_mr_NAME/   train_long_mr_MIN_MAX.jsonl, meta.json (all), meta_MIN_MAX.json (one each)
-    ROOT/image/long_mr_NAME/train/  the images of the training samples
-    ROOT/benchmark/MM-NIAH/mm_niah_test/{annotations,images}/   test items at several lengths
-
-It has the forms of V2PE-Data and MM-NIAH and needs nothing but packages: everything is made of what they ship.
+The folders are described in `__main__`. They have the forms of V2PE-Data and MM-NIAH.
 """
 
 import json
@@ -37,41 +33,23 @@ BENCHMARK_FOLDER = Path("benchmark", MM_NIAH)
 
 @dataclass(frozen=True)
 class MiniatureSpec:
-    """The whole data set.
+    """The whole data set."""
 
-    Attributes:
-        name: Folders are called `long_mr_<name>`.
-        seed: Everything random follows from it.
-        train_files: Training annotation files.
-        length_skew: See `TrainingSpec`.
-        num_questions: See `TrainingSpec`.
-        base_tiles: Haystack tiles at length 1x of the test.
-        factors: Test lengths.
-        num_items: Test items per length and task.
-        num_text_needles: Text needles per test context.
-        num_train_text_needles: Least and most text needles per training context.
-        num_filler_sentences: Least and most filler sentences per context.
-        max_num: Tile limit per image that models are run with.
-        tiles_per_pool: See `PoolSpec`.
-        num_train_needles: Image needles in the training pool.
-        num_test_needles: Image needles in the test pool.
-    """
-
-    name: str
+    name: str  # folders are called `long_mr_<name>`
     seed: int
     train_files: tuple[TrainFile, ...]
-    length_skew: float
-    num_questions: int | None
-    base_tiles: int
-    factors: tuple[int, ...]
-    num_items: int
-    num_text_needles: int
-    num_train_text_needles: tuple[int, int]
-    num_filler_sentences: tuple[int, int]
-    max_num: int
-    tiles_per_pool: int
-    num_train_needles: int
-    num_test_needles: int
+    length_skew: float  # see `TrainingSpec`
+    num_questions: int | None  # see `TrainingSpec`
+    base_tiles: int  # haystack tiles at length 1x of the test
+    factors: tuple[int, ...]  # test lengths
+    num_items: int  # test items per length and task
+    num_text_needles: int  # text needles per test context
+    num_train_text_needles: tuple[int, int]  # least and most text needles per training context
+    num_filler_sentences: tuple[int, int]  # least and most filler sentences per context
+    max_num: int  # tile limit per image that models are run with
+    tiles_per_pool: int  # see `PoolSpec`
+    num_train_needles: int  # image needles in the training pool
+    num_test_needles: int  # image needles in the test pool
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
@@ -135,16 +113,7 @@ class MiniatureSpec:
 
 
 def build_miniature(out: Path, spec: MiniatureSpec, reader: ModelReader, *, overwrite: bool = False) -> bool:
-    """Make the data set below `out`.
-
-    Args:
-        out: The data root.
-        spec: What to make.
-        reader: The model that will read it.
-        overwrite: Replace data that was made with other arguments.
-
-    Returns:
-        False when the finished data set was there already.
+    """Make the data set below `out` for the model of `reader`; returns False when it was there already.
 
     Raises:
         DataError: A folder is in the way that this builder may not replace.

@@ -1,7 +1,7 @@
 """Real photographs that scikit-learn and scikit-image ship; crops of them are the haystack.
 
-Both packages can download more pictures; only files that are inside the installed package are used here. Train and
-test have different pictures, so no crop of one split shows what the other shows.
+Only files inside the installed packages are used, nothing is downloaded. Train and test have different pictures, so no
+crop of one split shows what the other shows.
 """
 
 from dataclasses import dataclass
@@ -71,13 +71,7 @@ def load_photographs(split: Split) -> tuple[Image.Image, ...]:
 
 
 def crop_photograph(photograph: Image.Image, size: tuple[int, int], rng: Random) -> Image.Image:
-    """A random region of the photograph in the aspect ratio of `size`, scaled to it, mirrored half of the time.
-
-    Args:
-        photograph: An image.
-        size: (width, height) of the result in pixels.
-        rng: Draws region and mirroring.
-    """
+    """A random region scaled to `size` (width, height in pixels) in its aspect ratio, mirrored half of the time."""
     width, height = size
     largest = min(photograph.width / width, photograph.height / height)
     scale = largest * rng.uniform(0.4, 1.0)

@@ -15,12 +15,7 @@ INK, PAPER, NEEDLE_INK = "#202020", "#ffffff", "#b00020"
 
 
 def draw_preview(pieces: Sequence[Piece], folder: Path) -> Image.Image:
-    """Draw pieces, with a frame around every image.
-
-    Args:
-        pieces: A context.
-        folder: Folder that its image paths are relative to.
-    """
+    """Draw pieces, with a frame around every image; image paths are relative to `folder`."""
     sheet = Image.new("RGB", (WIDTH, WIDTH), PAPER)
     draw = ImageDraw.Draw(sheet)
     x = y = MARGIN

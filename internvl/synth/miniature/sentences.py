@@ -1,7 +1,7 @@
-"""Real English text that ships with Python: filler for contexts, and what the tiny tokenizer is trained on.
+"""English text that ships with Python: filler for contexts, and training text of the tiny tokenizer.
 
-The language reference behind `help()` (`pydoc_data.topics`) and the docstrings of standard library modules are on every
-machine that runs Python, so nothing is downloaded.
+The texts of `help()` (`pydoc_data.topics`) and the docstrings of the standard library are on every machine that runs
+Python, so nothing is downloaded.
 """
 
 import importlib
@@ -51,8 +51,7 @@ def _read_texts() -> Iterator[str]:
 def read_sentences(split: Split, *, max_characters: int = 40) -> tuple[str, ...]:
     """Short plain sentences of one split; the splits share none, and none holds a word that a question is about.
 
-    Raises:
-        DataError: This Python's texts hold no such sentence.
+    Raises DataError if the texts of this Python hold no such sentence.
     """
     needle_words = {*CATEGORIES, *list_values(), *ORDINALS, "digit"}
     found = [

@@ -4,7 +4,7 @@
     12 tiles text needle    9 tiles   2 tiles: image needle   text needle  other text         15 tiles
 
 Longer contexts have more tiles per image, not more images or more text. Text advances the position by 1 per token
-whatever the stride of visual tokens is, so only this makes "long" mean "many visual tokens".
+whatever the stride of visual tokens is, so only this way "long" means "many visual tokens".
 """
 
 import re
@@ -32,7 +32,7 @@ class TextNeedle:
 
     @property
     def piece(self) -> Piece:
-        """How it stands in a context."""
+        """Its piece of a context."""
         return Piece(text=write_needle(self.value), ending="")
 
 
@@ -41,17 +41,11 @@ Needle = TextNeedle | ImageNeedle
 
 @dataclass(frozen=True)
 class ContextSpec:
-    """What every context of a data set holds.
+    """What every context of a data set holds."""
 
-    Attributes:
-        num_text_needles: Least and most text needles, each of another category.
-        num_filler_sentences: Least and most filler sentences.
-        shares: How tiles are shared out over images.
-    """
-
-    num_text_needles: tuple[int, int]
-    num_filler_sentences: tuple[int, int]
-    shares: TileShares
+    num_text_needles: tuple[int, int]  # least and most text needles, each of another category
+    num_filler_sentences: tuple[int, int]  # least and most filler sentences
+    shares: TileShares  # how tiles are shared out over images
 
     def __post_init__(self) -> None:
         ranges = {
@@ -65,15 +59,10 @@ class ContextSpec:
 
 @dataclass(frozen=True)
 class TileContext:
-    """A finished context.
+    """A finished context."""
 
-    Attributes:
-        needles: In reading order.
-        pieces: In reading order; those that are needles have the number of theirs.
-    """
-
-    needles: tuple[Needle, ...]
-    pieces: tuple[Piece, ...]
+    needles: tuple[Needle, ...]  # in reading order
+    pieces: tuple[Piece, ...]  # in reading order; those that are needles have the number of theirs
 
     @property
     def text(self) -> str:
@@ -112,10 +101,9 @@ class TileContext:
 
 
 def write_context(needles: Sequence[Needle], parts: Sequence[Piece | Needle]) -> TileContext:
-    """A context of parts in reading order; sentences are parted by a space, images stand close.
+    """A context of parts in reading order; sentences are separated by a space, images stand close.
 
-    Raises:
-        DataError: A needle stands in the context twice, or something else gives its answer away.
+    Raises DataError if a needle stands in the context twice, or something else gives its answer away.
     """
     pieces: list[Piece] = []
     for part in parts:
@@ -136,17 +124,11 @@ def write_context(needles: Sequence[Needle], parts: Sequence[Piece | Needle]) ->
 
 @dataclass(frozen=True)
 class ContextMaker:
-    """Makes the contexts of a split.
-
-    Attributes:
-        spec: What they hold.
-        pool: Image files.
-        sentences: Filler sentences to choose from.
-    """
+    """Makes the contexts of a split."""
 
     spec: ContextSpec
     pool: ImagePool
-    sentences: Sequence[str]
+    sentences: Sequence[str]  # filler sentences to choose from
 
     def draw_needles(self, rng: Random) -> list[Needle]:
         """Text needles of different categories and one image needle, in random order."""
@@ -164,13 +146,9 @@ class ContextMaker:
         *,
         depths: Mapping[Needle, float] | None = None,
     ) -> TileContext:
-        """Put needles into a haystack.
+        """Put needles into a haystack of `num_tiles` tiles (the two of the image needle are not counted).
 
-        Args:
-            num_tiles: Tiles of the haystack (the image needle's two are not counted).
-            needles: The needles; where `depths` says nothing, their depth is uniform.
-            rng: Draws depths, images and sentences.
-            depths: Wanted depth of some needles, as a fraction of the haystack's tiles.
+        `depths` are fractions of the haystack's tiles; the depth of every other needle is uniform.
 
         Raises:
             DataError: A needle would stand in the context twice.

@@ -3,7 +3,7 @@
 Unknown 0, `<s>` 1, `</s>` 2, byte fallback, no normalisation: any text comes back as it was. The text is what ships
 with Python. Three strings are pieces of their own: the line break (so that role strings and answers never merge), the
 system message of the chat template, and the sentence that evaluation puts after a question. Released checkpoints
-spend about fifty tokens on the latter two; in the short contexts of a tiny model that would drown what is measured.
+spend about fifty tokens on the latter two, too many for the short contexts of a tiny model.
 """
 
 import io
@@ -30,18 +30,11 @@ _NUM_PARAGRAPHS = 3000
 
 
 def train_sentencepiece(vocab_size: int, words: Sequence[str], phrases: Sequence[str]) -> bytes:
-    """Train a BPE model.
+    """Train a BPE model of `vocab_size` pieces; returns the serialised model.
 
-    Args:
-        vocab_size: Number of pieces.
-        words: Words that are one piece each, after a space and after a line break.
-        phrases: Strings that are one piece each, whatever they hold.
+    A word is one piece after a space and after a line break; a phrase is one piece whatever it holds.
 
-    Returns:
-        The serialised model.
-
-    Raises:
-        ConfigError: `vocab_size` is too small for bytes, characters and phrases, or larger than the text allows.
+    Raises ConfigError if `vocab_size` is too small for bytes, characters and phrases, or too large for the text.
     """
     repeated = [form for word in words for form in (word, f"\n{word}")] * _WORD_WEIGHT
     text = [*read_paragraphs()[:_NUM_PARAGRAPHS], *repeated]
@@ -71,12 +64,9 @@ def train_sentencepiece(vocab_size: int, words: Sequence[str], phrases: Sequence
 
 
 def train_tokenizer(folder: Path, *, vocab_size: int, template: str) -> InternLM2Tokenizer:
-    """Train a tokenizer and write `tokenizer.model` into a folder.
+    """Train a tokenizer of `vocab_size` tokens, added ones included, and write `tokenizer.model` into a folder.
 
-    Args:
-        folder: Where the model file goes.
-        vocab_size: All tokens, added ones included.
-        template: Conversation template whose system message is one piece.
+    The system message of the conversation template is one piece.
     """
     phrases = ("\n", get_conversation(template).system_message, SHORT_ANSWER_SENTENCE)
     path = folder / "tokenizer.model"

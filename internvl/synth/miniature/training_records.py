@@ -16,16 +16,10 @@ from internvl.synth.miniature.vocabulary import ORDINALS
 
 @dataclass(frozen=True)
 class TrainFile:
-    """One annotation file.
+    """One annotation file."""
 
-    Attributes:
-        min_tiles: Fewest haystack tiles of a sample.
-        max_tiles: Most haystack tiles.
-        num_samples: Lines.
-    """
-
-    min_tiles: int
-    max_tiles: int
+    min_tiles: int  # fewest haystack tiles of a sample
+    max_tiles: int  # most haystack tiles
     num_samples: int
 
     @property
@@ -36,15 +30,11 @@ class TrainFile:
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """How samples are drawn.
+    """How samples are drawn."""
 
-    Attributes:
-        length_skew: Tiles are `min + (max - min + 1) * u ** length_skew` for uniform u: 1 is uniform, 2 prefers short.
-        num_questions: Questions per sample; None asks for every needle once.
-    """
-
+    # Tiles are `min + (max - min + 1) * u ** length_skew` for uniform u: 1 is uniform, 2 prefers short
     length_skew: float = 1.0
-    num_questions: int | None = None
+    num_questions: int | None = None  # questions per sample; None asks for every needle once
 
 
 def draw_records(file: TrainFile, spec: TrainingSpec, maker: ContextMaker, rng: Random) -> Iterator[Record]:

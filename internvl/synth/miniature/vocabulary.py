@@ -1,15 +1,15 @@
 """The words of the retrieval task: what a needle says, how it is asked for, what the answer is.
 
 A text needle shows one value (`Note "mango".`) and is asked for by its category ("Which fruit?"). A value belongs to
-exactly one category, so the needle is found by its content and not by where it stands; whoever knows the question only
-can guess one of the category's ten values. The needle does not name its category: that would be a decoy for the step
-that a small model finds hardest, to see which category was asked for last. The value stands in quotes so that it is
-the same token there and in the answer, where no space precedes it.
+exactly one category, so the needle is found by its content and not by its place. Guessing from the question alone is
+right once in ten. The needle does not name its category: that would be a decoy for the step that a small model finds
+hardest, to see which category was asked for last. The value stands in quotes so that it is the same token there and in
+the answer, where no space precedes it.
 
 An image needle shows two digits side by side and is asked for the first and for the second: that takes the order of
 the visual tokens, and so their positions.
 
-Beside contexts there are bar charts, which are asked for the colour of a bar ("Which bar is highest?").
+Bar charts are a task of their own: the answer is the colour of a bar ("Which bar is highest?").
 """
 
 CATEGORIES: dict[str, tuple[str, ...]] = {

@@ -4,7 +4,7 @@
         --train_lengths 16k-32k --num_train 1000 --test_lengths 8k 32k 128k 1M --num_test 50 --workers 8
 
 The corpus is any folder of .txt, .md and .html files and of images. Training reads OUT/meta.json (--meta_path), the
-benchmark mm_niah reads OUT (--data-root). Started again after a break, the work goes on and makes the same files.
+benchmark mm_niah reads OUT (--data-root). An interrupted build resumes and makes the same files.
 """
 
 import argparse

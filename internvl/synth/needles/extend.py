@@ -50,27 +50,16 @@ _MAX_TRIES = 20
 
 @dataclass(frozen=True)
 class ExtensionSpec:
-    """What is made.
+    """The samples to extend, and how."""
 
-    Attributes:
-        annotation: MM-NIAH's file `KIND-NEEDLE.jsonl`.
-        images: Its folder of images.
-        model: Checkpoint whose tokenizer and tiles count.
-        lengths: Context lengths, a file each.
-        num_samples: Samples per length; the file's are taken in turn.
-        corpus: Folder of the filler; None: the other samples.
-        seed: Everything random follows from it.
-        max_num: Tile limit per image; None: the checkpoint's.
-    """
-
-    annotation: Path
-    images: Path
-    model: Path
-    lengths: tuple[LengthRange, ...]
-    num_samples: int
-    corpus: Path | None = None
+    annotation: Path  # MM-NIAH's file `KIND-NEEDLE.jsonl`
+    images: Path  # its folder of images
+    model: Path  # checkpoint whose tokenizer and tiles count
+    lengths: tuple[LengthRange, ...]  # context lengths, a file each
+    num_samples: int  # samples per length; the file's are taken in turn
+    corpus: Path | None = None  # folder of the filler; None: the other samples
     seed: int = 0
-    max_num: int | None = None
+    max_num: int | None = None  # tile limit per image; None: the checkpoint's
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"(retrieval|counting|reasoning)-(text|image)([a-z0-9_-]*)", self.task):
@@ -113,11 +102,7 @@ class _Materials:
 
 @cache
 def load_materials(spec: ExtensionSpec) -> _Materials:
-    """Read samples, filler and model, once per process.
-
-    Raises:
-        ConfigError: There is nothing to extend, or nothing to extend it with.
-    """
+    """Read samples, filler and model, once per process; ConfigError if there are no samples or no filler."""
     reader = load_model_reader(spec.model, spec.max_num)
     items, dropped = read_items(spec.annotation, spec.images, reader)
     copies = {name: spec.images / name for item in items for name in item.images}
@@ -133,15 +118,7 @@ def load_materials(spec: ExtensionSpec) -> _Materials:
 
 
 def build_extension(out: Path, spec: ExtensionSpec, *, num_workers: int = 0, overwrite: bool = False) -> bool:
-    """Make the data set in the folder `out`.
-
-    Returns:
-        False when it was there already.
-
-    Raises:
-        DataError: Something is in the way that may not be replaced.
-        ConfigError: The spec cannot be met.
-    """
+    """Make the data set in the folder `out`; returns False when it was there already. Raises as `build_in_parts`."""
     origin = describe_origin(spec)
     recipe = Recipe(
         origin=origin,
@@ -179,11 +156,7 @@ def _finish(spec: ExtensionSpec, origin: Origin, folder: Path, samples: Iterable
 
 
 def make_sample(spec: ExtensionSpec, folder: Path, file: str, number: int) -> Record:
-    """One extended sample.
-
-    Raises:
-        ConfigError: The sample is longer than asked already, or the filler repeats its needles.
-    """
+    """One extended sample; ConfigError if it is already too long, or if the filler repeats its needles."""
     length, materials = spec.ranges[file], load_materials(spec)
     rng = Random(f"{spec.seed}/{file}/{number}")
     index = number % len(materials.items)
@@ -203,7 +176,7 @@ def _draw_filler(materials: _Materials, own: int, item: NiahItem, rng: Random) -
     """Pieces of other contexts in random order; the context's own only when there is no other."""
     candidates = [number for number in range(len(materials.filler)) if number != own] or [own]
     answer = item.record["answer"]
-    # Short numbers as answers are all over any text, so they are no reason to leave text out.
+    # Short numbers occur in any text, so an answer that is a number rules out no filler.
     forbidden = [*item.needles, *([answer] if isinstance(answer, str) and not answer.isdigit() else [])]
 
     def read_through() -> Iterator[Piece]:

@@ -1,10 +1,10 @@
-"""Filling: contexts of an exact length out of filler and needles, or out of a finished context and filler.
+"""Contexts of an exact length, filled around needles or between the parts of a finished context.
 
     piece | piece | image | NEEDLE | piece | image | piece | tail
     0                     ^ depth 0.4                       cut to the token
 
-Filler is taken until the length is reached, and the last piece of text is cut so that it is met. Then the whole is
-counted once more as the model reads it, and the tail is corrected where pieces do not add up.
+Filler is taken until the length is reached, and the last text is cut to fit. Then the whole context is counted as the
+model reads it, and the tail is corrected, because tokens of pieces do not add up exactly.
 """
 
 from bisect import bisect_left, bisect_right
@@ -24,19 +24,12 @@ _FEWEST_MISSING = 8  # tokens that a context may always lack: filler is cut betw
 
 @dataclass(frozen=True)
 class LongContext:
-    """A finished context.
+    """A finished context."""
 
-    Attributes:
-        pieces: In reading order.
-        num_text: Text tokens, two markers per image included.
-        num_visual: Visual tokens.
-        depths: Depth of each needle, by number.
-    """
-
-    pieces: tuple[Piece, ...]
-    num_text: int
+    pieces: tuple[Piece, ...]  # in reading order
+    num_text: int  # text tokens, two markers per image included
     num_visual: int
-    depths: tuple[float, ...]
+    depths: tuple[float, ...]  # depth of each needle, by number
 
 
 def build_long_context(
@@ -58,8 +51,7 @@ def build_long_context(
         counter: Counts tokens.
         num_leading: Pieces of the filler that stay in front of all needles.
 
-    Raises:
-        ConfigError: The needles alone are longer, or the filler is such that the length cannot be met.
+    Raises ConfigError if the needles alone are longer, or the length cannot be met with this filler.
     """
     numbered = [replace(needle, needle=number) for number, needle in enumerate(needles)]
     room = num_tokens - sum(counter.count_alone(needle) for needle in numbered)
@@ -80,20 +72,11 @@ def build_long_context(
 def fill_between(
     parts: Sequence[Piece], filler: Iterator[Piece], *, num_tokens: int, counter: PieceCounter, rng: Random
 ) -> list[tuple[Piece, bool]]:
-    """Put filler evenly between the parts of a finished context.
+    """Put filler (pieces without end) evenly between the parts of a context until it has `num_tokens`.
 
-    Args:
-        parts: The context in parts; anything may be put between two of them.
-        filler: Pieces without end.
-        num_tokens: Tokens of the filled context.
-        counter: Counts tokens.
-        rng: Draws the places.
+    Returns all pieces in order, each with whether it is filler.
 
-    Returns:
-        All pieces in order, each with whether it is filler.
-
-    Raises:
-        ConfigError: The context is longer already, or the length cannot be met.
+    Raises ConfigError if the context is longer already, or the length cannot be met.
     """
     room = num_tokens - sum(counter.count(parts))
     if room < 0:
@@ -145,7 +128,7 @@ def _correct(
 
 
 def _take_filler(filler: Iterator[Piece], room: int, counter: PieceCounter) -> list[Piece]:
-    """Pieces of `room` tokens, one by one counted."""
+    """Pieces of `room` tokens together, counted one by one."""
     taken: list[Piece] = []
     num_skipped = 0
     for piece in filler:
@@ -209,7 +192,7 @@ def place_needles(
     borders = [0, *accumulate(counter.count_alone(piece) for piece in plain)]
     total = borders[-1] + sum(counter.count_alone(needle) for needle in needles)
     placed: list[tuple[int, Piece]] = []
-    num_before = 0  # tokens of the needles further up
+    num_before = 0  # tokens of the needles placed so far
     for needle, depth in sorted(zip(needles, depths, strict=True), key=lambda pair: pair[1]):
         wanted = depth * total - num_before
         at_least = placed[-1][0] if placed else min(num_leading, len(plain))

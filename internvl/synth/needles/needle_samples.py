@@ -1,4 +1,4 @@
-"""One sample of needles in a corpus: a quiz is drawn, a context is filled around its needles, the result is checked.
+"""One sample of needles in a corpus: draw a quiz, fill a context around its needles, check the result.
 
 Length. A training document has the asked tokens with template, question and answer. Of a test item the context has them
 to 1 %, and the whole prompt too, unless the question itself is longer than 1 % (options that are images).
@@ -34,19 +34,12 @@ _MAX_TRIES = 20
 
 @dataclass(frozen=True)
 class Materials:
-    """What samples of a split are made of.
-
-    Attributes:
-        reader: Counts images and records.
-        counter: Counts pieces.
-        pieces: Texts and images of the corpus.
-        carriers: Images that can carry a card, by path in the corpus.
-    """
+    """Model and corpus that the samples of a split are made from."""
 
     reader: ModelReader
     counter: PieceCounter
-    pieces: CorpusPieces
-    carriers: tuple[str, ...]
+    pieces: CorpusPieces  # texts and images of the corpus
+    carriers: tuple[str, ...]  # images that can carry a card, by path in the corpus
 
 
 @cache
@@ -73,11 +66,7 @@ def load_materials(spec: NeedleSpec, split: Split) -> Materials:
 
 
 def make_sample(spec: NeedleSpec, folder: Path, file: str, number: int) -> Record:
-    """One sample; its needle images are written on the way.
-
-    Raises:
-        ConfigError: It cannot be made.
-    """
+    """One sample; its needle images are written on the way. ConfigError if it cannot be made."""
     sample = read_sample_spec(spec, file, number)
     materials = load_materials(spec, sample.split)
     root = folder / sample.image_root
@@ -192,7 +181,7 @@ def _find_context_length(asked_length: int, sample: SampleSpec, overhead: int) -
 
 
 def find_flaw(context: LongContext, quiz: Quiz, needles: Sequence[Piece]) -> str | None:
-    """Why a sample will not do: something gives its answer away, or hides it; None if it will."""
+    """The reason to reject a sample (its answer is given away, or a needle is not unique); None if it is good."""
     text, images = write_pieces(context.pieces), list_images(context.pieces)
     question, answer = quiz.question, quiz.question.answer
     for needle in needles:

@@ -31,15 +31,7 @@ _TOKENS_PER_PART = 1_000_000
 
 
 def build_needle_set(out: Path, spec: NeedleSpec, *, num_workers: int = 0, overwrite: bool = False) -> bool:
-    """Make the data set in the folder `out`.
-
-    Returns:
-        False when it was there already.
-
-    Raises:
-        DataError: Something is in the way that may not be replaced.
-        ConfigError: The spec cannot be met.
-    """
+    """Make the data set in the folder `out`; returns False when it was there already. Raises as `build_in_parts`."""
     longest = max(length.high for length in (*spec.train_lengths, *spec.test_lengths))
     origin = describe_origin(spec)
     recipe = Recipe(

@@ -14,39 +14,22 @@ AnswerForm = Literal["free", "choice", "both"]
 
 @dataclass(frozen=True)
 class NeedleSpec:
-    """The whole data set.
+    """The whole data set."""
 
-    Attributes:
-        corpus: Folder of texts and images.
-        model: Checkpoint whose tokenizer and tiles count.
-        seed: Everything random follows from it.
-        tasks: `KIND-NEEDLE`, of `quizzes.TASKS`.
-        train_lengths: Lengths of training documents.
-        num_train: Samples per task and length.
-        test_lengths: Lengths of test contexts.
-        num_test: Items per task and length.
-        depths: Wanted depths, in turn; empty: spread evenly over tenths.
-        num_needles: Needles per context, those that are not asked for included.
-        answers: Free answers, choice among four, or both in turn; counting is always free.
-        image_share: Share of visual tokens up to which images are put between paragraphs.
-        test_share: Share of the corpus that is for testing, if both are made.
-        max_num: Tile limit per image; None: the checkpoint's.
-    """
-
-    corpus: Path
-    model: Path
+    corpus: Path  # folder of texts and images
+    model: Path  # checkpoint whose tokenizer and tiles count
     seed: int
-    tasks: tuple[str, ...]
-    train_lengths: tuple[LengthRange, ...] = ()
-    num_train: int = 0
-    test_lengths: tuple[LengthRange, ...] = ()
-    num_test: int = 0
-    depths: tuple[float, ...] = ()
-    num_needles: int = 3
-    answers: AnswerForm = "both"
-    image_share: float = 0.5
-    test_share: float = 0.2
-    max_num: int | None = None
+    tasks: tuple[str, ...]  # `KIND-NEEDLE`, of `quizzes.TASKS`
+    train_lengths: tuple[LengthRange, ...] = ()  # lengths of training documents
+    num_train: int = 0  # samples per task and length
+    test_lengths: tuple[LengthRange, ...] = ()  # lengths of test contexts
+    num_test: int = 0  # items per task and length
+    depths: tuple[float, ...] = ()  # wanted depths, in turn; empty: spread evenly over tenths
+    num_needles: int = 3  # needles per context, those that are not asked for included
+    answers: AnswerForm = "both"  # free answers, choice among four, or both in turn; counting is always free
+    image_share: float = 0.5  # share of visual tokens up to which images are put between paragraphs
+    test_share: float = 0.2  # share of the corpus that is for testing, if both are made
+    max_num: int | None = None  # tile limit per image; None: the checkpoint's
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -77,7 +60,7 @@ class NeedleSpec:
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """Which of both is made."""
+        """The splits that are made."""
         has_train = bool(self.train_lengths) and self.num_train > 0
         has_test = bool(self.test_lengths) and self.num_test > 0
         return (*(("train",) if has_train else ()), *(("test",) if has_test else ()))
@@ -95,21 +78,13 @@ def _name_train(task: str, length: LengthRange) -> str:
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """What one sample is to be.
+    """The properties of one sample."""
 
-    Attributes:
-        split: Whose corpus and names it has.
-        task: `KIND-NEEDLE`.
-        length: Its tokens.
-        number: Its number among the samples of this task and length.
-        name: Its id.
-    """
-
-    split: Split
-    task: str
+    split: Split  # whose corpus and names it has
+    task: str  # `KIND-NEEDLE`
     length: LengthRange
-    number: int
-    name: str
+    number: int  # among the samples of this task and length
+    name: str  # its id in the file
 
     @property
     def has_image_needles(self) -> bool:

@@ -1,6 +1,6 @@
-"""Items of MM-NIAH as they are read for extension: the context is cut into parts between which filler can be put.
+"""MM-NIAH items for extension: the context is cut into parts, and filler can be put between them.
 
-The cuts lie between lines and sentences, never inside of a needle.
+The cuts lie between lines and sentences, never inside a needle.
 """
 
 import json
@@ -24,17 +24,11 @@ _BORDER = re.compile(r"(?<=\n)|(?<=[.!?] )")
 
 @dataclass(frozen=True)
 class NiahItem:
-    """An item and how its context is cut.
+    """An item and how its context is cut."""
 
-    Attributes:
-        record: As it was read.
-        parts: The context, cut; joined it is the context.
-        asked: Part in which each needle begins, in the order of the depths.
-    """
-
-    record: Record
-    parts: tuple[Piece, ...]
-    asked: tuple[int, ...]
+    record: Record  # as it was read
+    parts: tuple[Piece, ...]  # the context, cut; joined it is the context
+    asked: tuple[int, ...]  # part in which each needle begins, in the order of the depths
 
     @property
     def needles(self) -> list[str]:
@@ -57,8 +51,7 @@ class NiahItem:
 def read_items(annotation: Path, images: Path, reader: ModelReader) -> tuple[list[NiahItem], Mapping[str, int]]:
     """The usable items of a file, and how many were left out by cause.
 
-    Raises:
-        ConfigError: The file cannot be read, a line is not json, or no item is usable.
+    Raises ConfigError if the file cannot be read, a line is not json, or no item is usable.
     """
     counter = PieceCounter(reader.count_text)
     dropped: Counter[str] = Counter()

@@ -58,41 +58,27 @@ _MOST_FIGURES = 6
 
 @dataclass(frozen=True)
 class Quiz:
-    """Needles and a question about some of them.
+    """Needles and a question about some of them."""
 
-    Attributes:
-        needles: Sentences or cards, in the order in which they have to stand in the context.
-        question: The question; `asked` are numbers of `needles`.
-        option_cards: What its options show when they are images, else empty.
-    """
-
-    needles: tuple[str | Card, ...]
-    question: Question
-    option_cards: tuple[Card, ...] = ()
+    needles: tuple[str | Card, ...]  # sentences or cards, in the order in which they have to stand in the context
+    question: Question  # `asked` are numbers of `needles`
+    option_cards: tuple[Card, ...] = ()  # what its options show when they are images, else empty
 
 
 @dataclass(frozen=True)
 class QuizRequest:
-    """What a quiz is to be like.
+    """The wanted properties of a quiz."""
 
-    Attributes:
-        form: Free answer or choice among four; counting is always free.
-        num_needles: Needles (pairs of needles, in reasoning over text), 2 to 8.
-        split: Whose names to use.
-        right: Place of the right option.
-    """
-
-    form: Form
-    num_needles: int
-    split: Split
-    right: int
+    form: Form  # free answer or choice among four; counting is always free
+    num_needles: int  # needles (pairs of needles, in reasoning over text), 2 to 8
+    split: Split  # decides which names are used
+    right: int  # place of the right option
 
 
 def draw_quiz(task: str, request: QuizRequest, rng: Random) -> Quiz:
     """Make up a quiz; `rng` draws all that the request leaves open.
 
-    Raises:
-        ConfigError: No such task, or too few or too many needles.
+    Raises ConfigError for an unknown task, or too few or too many needles.
     """
     if task not in TASKS:
         raise ConfigError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")

@@ -38,31 +38,18 @@ Form = Literal["image", "paste"]
 
 @dataclass(frozen=True)
 class LongVQASpec:
-    """What is made.
+    """The question set, and how its pictures are shown."""
 
-    Attributes:
-        annotation: jsonl of questions about single pictures.
-        images: Folder that its picture paths are relative to.
-        model: Checkpoint whose tokenizer and tiles count.
-        name: Name of the set.
-        form: One page per picture, or several on a canvas.
-        split: Whose folders and file names to use.
-        lengths: Ranges of tokens, a file each.
-        num_samples: Samples per file.
-        seed: Everything random follows from it.
-        max_num: Tile limit per image; None: the checkpoint's.
-    """
-
-    annotation: Path
-    images: Path
-    model: Path
-    name: str
-    form: Form
-    split: Literal["train", "val"]
-    lengths: tuple[LengthRange, ...]
-    num_samples: int
+    annotation: Path  # jsonl of questions about single pictures
+    images: Path  # folder that its picture paths are relative to
+    model: Path  # checkpoint whose tokenizer and tiles count
+    name: str  # of the set, for folders and files
+    form: Form  # one page per picture, or several on a canvas
+    split: Literal["train", "val"]  # whose folders and file names to use
+    lengths: tuple[LengthRange, ...]  # ranges of tokens, a file each
+    num_samples: int  # samples per file
     seed: int = 0
-    max_num: int | None = None
+    max_num: int | None = None  # tile limit per image; None: the checkpoint's
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9_]+", self.name):
@@ -102,15 +89,7 @@ def load_materials(spec: LongVQASpec) -> _Materials:
 
 
 def build_long_vqa(out: Path, spec: LongVQASpec, *, num_workers: int = 0, overwrite: bool = False) -> bool:
-    """Make the data set in the folder `out`.
-
-    Returns:
-        False when it was there already.
-
-    Raises:
-        DataError: Something is in the way that may not be replaced.
-        ConfigError: The spec cannot be met.
-    """
+    """Make the data set in the folder `out`; returns False when it was there already. Raises as `build_in_parts`."""
     origin = describe_origin(spec)
     recipe = Recipe(
         origin=origin,
@@ -142,11 +121,7 @@ def _name_page(image: str) -> str:
 
 
 def make_sample(spec: LongVQASpec, folder: Path, file: str, number: int) -> Record:
-    """One sample; its canvases are written on the way.
-
-    Raises:
-        ConfigError: The pictures are too large for the length.
-    """
+    """One sample; its canvases are written on the way. ConfigError if the pictures are too large for the length."""
     length, materials = spec.ranges[file], load_materials(spec)
     root = folder / spec.image_root
     name = f"{spec.name}-{length.label}-{number:06d}"
@@ -170,7 +145,7 @@ def make_sample(spec: LongVQASpec, folder: Path, file: str, number: int) -> Reco
 
 
 def _choose_pages(spec: LongVQASpec, question: PictureQuestion, num_tokens: int, rng: Random) -> list[str] | None:
-    """The asked picture first, then distractors, until there is no room left; None when it is too large itself."""
+    """The asked picture first, then distractors, until no room is left; None when the first is too large."""
     materials = load_materials(spec)
     reader = materials.reader
     turns = write_turns("", [(_write_question(spec, question, _MOST_PAGES), question.answer)])
@@ -209,7 +184,7 @@ def _count_pages(spec: LongVQASpec) -> dict[str, int]:
 
 
 def _draw_many(values: Sequence[str], number: int, rng: Random) -> list[str]:
-    """`number` values; none comes again before all others came."""
+    """`number` values; none is repeated before all others have come."""
     drawn: list[str] = []
     while len(drawn) < number:
         drawn += rng.sample(values, len(values))

@@ -31,25 +31,15 @@ class PictureQuestion:
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """Usable questions and pictures.
+    """Usable questions and pictures."""
 
-    Attributes:
-        questions: Those whose answer is not in the question.
-        images: All pictures, each once.
-        dropped: How many lines were left out, by cause.
-    """
-
-    questions: tuple[PictureQuestion, ...]
-    images: tuple[str, ...]
-    dropped: Mapping[str, int]
+    questions: tuple[PictureQuestion, ...]  # those whose answer is not in the question
+    images: tuple[str, ...]  # all pictures, each once
+    dropped: Mapping[str, int]  # how many lines were left out, by cause
 
 
 def read_questions(annotation: Path, images: Path) -> QuestionSet:
-    """Read and check a jsonl of questions about single pictures.
-
-    Raises:
-        ConfigError: No such file, or fewer than two pictures or no question left.
-    """
+    """Read and check a jsonl of questions; ConfigError without the file, two pictures and a question."""
     dropped: Counter[str] = Counter()
     found = []
     is_readable = cache(lambda name: _is_readable(images / name))
@@ -76,11 +66,7 @@ def read_questions(annotation: Path, images: Path) -> QuestionSet:
 
 
 def _read_question(line: str) -> PictureQuestion:
-    """The question of a line.
-
-    Raises:
-        DataError: There is none, and why.
-    """
+    """The question of a line; DataError says why there is none."""
     try:
         record = json.loads(line)
     except ValueError:
