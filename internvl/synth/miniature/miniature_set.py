@@ -128,7 +128,8 @@ def build_miniature(out: Path, spec: MiniatureSpec, reader: ModelReader, *, over
             counts["test"] = _build_test(staging, spec, reader)
         for folder in spec.folders:
             (staging / folder / "README.md").write_text(_write_readme(spec, counts), encoding="utf-8")
-        return {"counts": counts, "photographs": _list_photographs()}
+        photographs = {split: [f"{p.package}: {p.path}" for p in chosen] for split, chosen in PHOTOGRAPHS.items()}
+        return {"counts": counts, "photographs": photographs}
 
     return make_folders(out, spec.folders, describe_origin(spec, reader), write, overwrite=overwrite)
 
@@ -199,12 +200,6 @@ def _make_maker(
 def _generator(seed: int, purpose: str) -> Random:
     """A generator for each purpose, so that one part does not change when another does."""
     return Random(f"{seed}/{purpose}")
-
-
-def _list_photographs() -> dict[str, list[str]]:
-    return {
-        split: [f"{picture.package}: {picture.path}" for picture in pictures] for split, pictures in PHOTOGRAPHS.items()
-    }
 
 
 def _write_readme(spec: MiniatureSpec, counts: Mapping[str, Mapping[str, int]]) -> str:

@@ -37,30 +37,25 @@ NUM_DIGITS = 10
 EXTREMES = ("highest", "lowest")
 ORDINALS = ("first", "second")
 
-NEEDLE_TEMPLATE = 'Note "{value}".'
-CATEGORY_QUESTION = "Which {category}?"
-DIGIT_QUESTION = "Which digit is {ordinal}?"
-BAR_QUESTION = "Which bar is {extreme}?"
-
 
 def write_needle(value: str) -> str:
     """The sentence of a text needle."""
-    return NEEDLE_TEMPLATE.format(value=value)
+    return f'Note "{value}".'
 
 
 def ask_category(category: str) -> str:
     """The question whose answer is the category's value."""
-    return CATEGORY_QUESTION.format(category=category)
+    return f"Which {category}?"
 
 
 def ask_digit(ordinal: str) -> str:
     """The question for the `first` or `second` digit of the image needle."""
-    return DIGIT_QUESTION.format(ordinal=ordinal)
+    return f"Which digit is {ordinal}?"
 
 
 def ask_bar(extreme: str) -> str:
     """The question whose answer is the colour of the `highest` or `lowest` bar."""
-    return BAR_QUESTION.format(extreme=extreme)
+    return f"Which bar is {extreme}?"
 
 
 def list_values() -> list[str]:

@@ -11,13 +11,9 @@ from random import Random
 from PIL import Image, ImageDraw, ImageFont
 
 COLORS = {
-    "red": "#d62728",
-    "blue": "#1f4fd6",
-    "green": "#1a9641",
-    "orange": "#ff8c00",
-    "purple": "#7b3294",
+    "red": "#d62728", "blue": "#1f4fd6", "green": "#1a9641", "orange": "#ff8c00", "purple": "#7b3294",
     "black": "#101010",
-}
+}  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 CARD_SHARE = 0.45  # of the shorter side of the picture
 OPTION_SIDE = 224  # pixels of a card that stands alone
