@@ -90,7 +90,6 @@ def load_checkpoint(
     """Load model (in evaluation mode) and tokenizer.
 
     Args:
-        folder: Checkpoint folder.
         settings: Device, dtype and scalings; scalings that are set replace those of the checkpoint's config.
 
     Raises:

@@ -75,11 +75,7 @@ def split_images(tiles_per_image: Sequence[int], size: int) -> list[range]:
 
 
 def check_shareable(kv_cache: str) -> None:
-    """Refuse caches that ranks cannot share.
-
-    Raises:
-        ConfigError: `kv_cache` is none of `KV_CACHES`.
-    """
+    """Raise ConfigError unless ranks can share the cache, which must be one of `KV_CACHES`."""
     if kv_cache not in KV_CACHES:
         raise ConfigError(f"--kv_cache is {kv_cache}, but ranks that answer together take {' or '.join(KV_CACHES)}")
 
@@ -88,8 +84,6 @@ class ShardedCache(KeyCastingCache):
     """This rank's share of the keys and values of one sequence.
 
     Args:
-        rank: Of this process in the group.
-        size: Ranks of the group.
         name: `dynamic` or `static`.
         max_length: Tokens of prompt and answer together, which `static` takes memory for.
         num_chunks: Chunks in which the prompt comes.

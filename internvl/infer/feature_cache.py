@@ -23,7 +23,7 @@ class FeatureCache:
         return len(self._features)
 
     def get(self, key: Hashable) -> Float[Tensor, "..."] | None:
-        """Features under `key`, None when there are none."""
+        """Features stored for `key`, or None."""
         if key not in self._features:
             return None
         self._features.move_to_end(key)

@@ -52,12 +52,7 @@ def build_device_map(model: InternVLChatModel, devices: Sequence[str]) -> dict[s
 def split_over_devices(model: InternVLChatModel, devices: Sequence[str]) -> None:
     """Move every part of the model to its device, and hook what passes between them.
 
-    Args:
-        model: Loaded in main memory; it is changed.
-        devices: See `build_device_map`.
-
-    Raises:
-        ConfigError: See `build_device_map`.
+    The model, loaded in main memory, is changed in place. Devices and errors are those of `build_device_map`.
     """
     device_map = build_device_map(model, devices)
     dispatch_model(

@@ -46,9 +46,7 @@ class _Kept:
 class KeptPrefix:
     """The cache of one prompt between two questions.
 
-    Args:
-        model: The model.
-        rope_pos_id_version: Positions of all prompts.
+    `rope_pos_id_version` holds for all prompts.
     """
 
     def __init__(self, model: InternVLChatModel, rope_pos_id_version: str):
@@ -73,8 +71,6 @@ class KeptPrefix:
         What was kept is handed out or freed, so an answer that fails leaves nothing.
 
         Args:
-            input_ids: The prompt.
-            position_ids: Its positions.
             keys: What the features of every image depend on, equal only for equal features.
             tiles: Of every image.
         """

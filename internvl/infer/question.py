@@ -51,8 +51,6 @@ class EncodedQuestion:
     """A question as the model takes it.
 
     Attributes:
-        input_ids: Token ids.
-        position_ids: Rotary positions.
         features: Of all tiles; None without images.
         tiles_per_image: Of images and frames.
         keys: What the features of every picture depend on, equal only for equal features.

@@ -24,8 +24,6 @@ def decode_answer(
     """Text up to the first stop, without special tokens and white space around.
 
     Args:
-        tokenizer: Tokenizer of the model.
-        ids: Generated ids.
         stop_ids: Ids that end an answer.
         stop_text: Ends an answer, too, when a model spells it.
     """
@@ -37,7 +35,6 @@ class TextStream(BaseStreamer):
     """Streamer for `generate(streamer=...)` that hands on text as soon as it can no longer change.
 
     Args:
-        tokenizer: Tokenizer of the model.
         on_text: Called with every new piece of text, never an empty one.
         stop_ids: Ids that end an answer.
         stop_text: Ends an answer, too, when a model spells it.

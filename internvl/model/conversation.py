@@ -263,19 +263,11 @@ class ConversationTokenizer:
 
     @cached_property
     def image_token_id(self) -> int:
-        """Id of the visual token.
-
-        Raises:
-            ConfigError: The tokenizer does not know it.
-        """
+        """Id of the visual token; ConfigError if the tokenizer does not know it."""
         return self.find_special_token(self.markers.context)
 
     def find_special_token(self, token: str) -> int:
-        """Id of a special token.
-
-        Raises:
-            ConfigError: The tokenizer does not know it.
-        """
+        """Id of a special token; ConfigError if the tokenizer does not know it."""
         ids = self._tokenize(token)
         if self.tokenizer.convert_ids_to_tokens(ids) != [token]:
             raise ConfigError(

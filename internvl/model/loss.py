@@ -30,7 +30,6 @@ def build_loss_weight(
     Args:
         labels: -100 where not supervised; `labels[i]` is the target of position i - 1.
         cu_seqlens: Document borders of a packed row (batch of one); None: every row is a document.
-        reduction: See above.
 
     Raises:
         ConfigError: Unknown reduction.
@@ -80,9 +79,6 @@ def weighted_cross_entropy(
     """sum(w * CE) / denominator of a linear output layer, without logits of the whole row.
 
     Args:
-        hidden_states: Outputs of the decoder.
-        output_weight: Of the output layer.
-        targets: What each position predicts.
         weights: 0 where nothing is predicted.
         denominator: Sum of weights to divide by; None: that of `weights`. A sum of 0 gives loss 0.
         token_losses: Receives w * CE of every position that predicts something; other entries stay as they are.

@@ -89,7 +89,6 @@ def build_rotary_tables(
     """Cosines and sines of a decoder's rotary angles, scaled as `scaling_in_use` says.
 
     Args:
-        config: Of the decoder.
         position_ids: Floating: V2PE positions; integer: ordinary ones.
         sequences: Of the batch. Frequencies that depend on length are chosen per sequence and by its final length, so
             that cached keys keep theirs while the sequence grows.
@@ -191,10 +190,6 @@ def yarn_frequencies(
     return plain * (1 - stretched) + plain / factor * stretched, 0.1 * math.log(factor) + 1.0
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Rotation
-
-
 def apply_rotary(
     states: Float[Tensor, "#batch *heads length head_dim"],
     cos: Float32[Tensor, "#batch length half"],
@@ -227,7 +222,6 @@ def _rotate(states: Tensor, cos: Tensor, sin: Tensor, *, direction: int) -> Tens
     return rotated.to(states.dtype)
 
 
-# --------------------------------------------------------------------------------------------------------------------
 # Log-n: queries that see more keys than in training are made longer, so that attention stays as sharp.
 
 

@@ -53,10 +53,6 @@ class InternLM2Tokenizer(SentencePieceBackend):
 
     Args:
         vocab_file: Path of the sentencepiece model.
-        unk_token: Unknown token.
-        bos_token: Token in front of every sequence.
-        eos_token: End of text.
-        pad_token: Padding.
         add_bos_token: Put `bos_token` in front (only `add_special_tokens=False` in a call leaves it out otherwise).
         add_eos_token: Put `eos_token` at the end.
         chat_template: Jinja template of `apply_chat_template`; None: that of `internlm2-chat`. It renders no

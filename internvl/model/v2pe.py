@@ -158,12 +158,9 @@ def ordinary_positions(
     """Positions that advance by 1 per token, images or not: (batch, length), or (1, length) of a packed row.
 
     Args:
-        batch: Rows.
-        length: Tokens of a row.
         num_cached: Tokens before them, in a cache.
         attention_mask: Of cached and new tokens, 0 where padded; padding gets position 1.
         cu_seqlens: Borders of a packed row, whose documents all start at 0.
-        device: Of the result.
     """
     if cu_seqlens is not None:
         borders = cu_seqlens.reshape(-1).to(device, torch.int64)

@@ -36,7 +36,6 @@ class VisualFeaturesMixin(PreTrainedModel):
         same. Zero tiles give zero features whose backward pass still reaches tower and projector.
 
         Args:
-            pixel_values: Tiles.
             num_batches: Run the tower at least this often, on blank tiles that contribute nothing. Every run gathers
                 sharded weights (ZeRO-3), so that all ranks must run it equally often.
 
@@ -93,7 +92,6 @@ def pixel_shuffle(
     """Fold neighbouring patches into channels.
 
     Args:
-        grid: States of patches.
         ratio: Side ratio, 0.5 folds 2 x 2 patches into one.
         version: `v2`: rows first. `v1`: height and width swapped, as the first release had it.
     """
@@ -111,7 +109,6 @@ def merge_visual_features(
     """Put features in place of visual tokens, in order.
 
     Args:
-        embeds: Of all tokens.
         visual: True at visual tokens.
         features: (tiles, T, dim), or (visual tokens, dim).
 
