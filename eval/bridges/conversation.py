@@ -30,28 +30,18 @@ DEFAULT_MAX_NEW_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a message.
+    """A piece of a message."""
 
-    Attributes:
-        kind: What it is.
-        content: Text, a picture (opened, or its file), or a video (its file or folder of frames, or a part of it).
-    """
-
-    kind: Kind
-    content: object
+    kind: Kind  # what it is
+    content: object  # text, a picture (opened, or its file), or a video (its file or folder of frames, or a part of it)
 
 
 @dataclass(frozen=True)
 class Message:
-    """What one side of a conversation says.
+    """What one side of a conversation says."""
 
-    Attributes:
-        role: `system`, `user` or `assistant`.
-        parts: In order.
-    """
-
-    role: str
-    parts: tuple[Part, ...]
+    role: str  # `system`, `user` or `assistant`
+    parts: tuple[Part, ...]  # in order
 
 
 def build_question(messages: Sequence[Message]) -> Question:

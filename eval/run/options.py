@@ -31,16 +31,13 @@ def _check_share(name: str, value: float) -> None:
 class RunOptions:
     """One evaluation run; the help of every field says what it means.
 
-    Attributes:
-        settings: How the model answers.
-
     Raises:
         ConfigError: A value is out of range, or options exclude each other.
     """
 
     checkpoint: Path = flag(MISSING, "folder of the model", read=Path)
     tasks: str = flag(MISSING, f"comma-separated names, groups or patterns; groups: {', '.join(GROUPS)}")
-    settings: InferenceSettings = _DEFAULTS
+    settings: InferenceSettings = _DEFAULTS  # how the model answers
     data_root: Path = flag(Path("dataset/benchmark"), "folder of the benchmarks (%(default)s)", read=Path)
     limit: int | None = flag(None, "first N samples of every task only", read=int, check=at_least(1))
     out: Path | None = flag(

@@ -51,22 +51,15 @@ Place = tuple[int, int]  # of a question: (number of its job, number of its samp
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes of a run.
+    """The processes of a run."""
 
-    Attributes:
-        rank: This process, from 0; or the group of processes that it answers together with.
-        world_size: Number of processes, or of groups.
-        barrier: Returns when every process has called it.
-        member: This process among those that answer together; the first of them writes what they answer.
-        share: The main process's units, on every process; all of them call it.
-        draw: The next number of 0, 1, 2, ... that no other rank has got; the same in a group.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    barrier: Callable[[], None] = lambda: None
-    member: int = 0
+    rank: int = 0  # this process, from 0; or the group of processes that it answers together with
+    world_size: int = 1  # number of processes, or of groups
+    barrier: Callable[[], None] = lambda: None  # returns when every process has called it
+    member: int = 0  # this process among those that answer together; the first of them writes what they answer
+    # the main process's units, on every process; all of them call it
     share: Callable[[list["Unit"]], list["Unit"]] = lambda units: units
+    # the next number of 0, 1, 2, ... that no other rank has got; the same in a group.
     draw: Callable[[], int] = field(default_factory=lambda: count().__next__)
 
     @property
@@ -91,15 +84,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Unit:
-    """Questions that one rank answers in one go.
+    """Questions that one rank answers in one go."""
 
-    Attributes:
-        questions: In the order in which they are asked.
-        cost: Of all of them, in estimated tokens.
-    """
-
-    questions: tuple[Place, ...]
-    cost: float
+    questions: tuple[Place, ...]  # in the order in which they are asked
+    cost: float  # of all of them, in estimated tokens
 
 
 def check_jobs(jobs: Sequence[Job], *, fail_missing: bool = False) -> None:

@@ -47,17 +47,11 @@ _NOT_ASKED = ("dtype", "cache_mib", "reuse_prefix")
 
 @dataclass(frozen=True)
 class Opening:
-    """What comes with the first question.
+    """What comes with the first question."""
 
-    Attributes:
-        images: Image files.
-        text: Long context; None: none.
-        videos: Video files or folders of frames.
-    """
-
-    images: tuple[Path, ...] = ()
-    text: str | None = None
-    videos: tuple[Path, ...] = ()
+    images: tuple[Path, ...] = ()  # image files
+    text: str | None = None  # long context; None: none
+    videos: tuple[Path, ...] = ()  # video files or folders of frames
 
     def compose(self, question: str) -> str:
         """The first user message: images, videos, text, question, a line break between them.

@@ -49,14 +49,10 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class ShardedFeatures:
-    """Visual features of a prompt, every tile's on one rank.
+    """Visual features of a prompt, every tile's on one rank."""
 
-    Attributes:
-        local: (own tiles, T, D), from `InternVLChatModel.extract_feature`.
-        owners: Tiles of each rank: ranges that follow each other and cover all tiles of the prompt in order.
-    """
-
-    local: Float[Tensor, "tiles tokens dim"]
+    local: Float[Tensor, "tiles tokens dim"]  # (own tiles, T, D), from `InternVLChatModel.extract_feature`
+    # tiles of each rank: ranges that follow each other and cover all tiles of the prompt in order
     owners: Sequence[range]
 
 

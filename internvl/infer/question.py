@@ -25,44 +25,30 @@ Turn = tuple[str, str]  # an earlier question and its answer
 
 @dataclass(frozen=True)
 class Question:
-    """A question with everything that it shows.
+    """A question with everything that it shows."""
 
-    Attributes:
-        prompt: User message with one `<image>` per image and one `<video>` per video.
-        images: Files or pictures in the order of their placeholders, those of earlier questions first.
-        videos: Files, folders of frames, or parts of them (`VideoClip`), in the order of their placeholders.
-        max_num: Tiles per image, one limit for all or one per image; None: the session's.
-        num_frames: Frames per video; None: the session's.
-        history: Earlier questions, with their `<image>`, and answers.
-        system_message: Replaces the template's own.
-    """
-
-    prompt: str
+    prompt: str  # user message with one `<image>` per image and one `<video>` per video
+    # files or pictures in the order of their placeholders, those of earlier questions first
     images: Sequence[ImageSource] = ()
+    # files, folders of frames, or parts of them (`VideoClip`), in the order of their placeholders
     videos: Sequence[VideoSource] = ()
+    # tiles per image, one limit for all or one per image; None: the session's
     max_num: int | Sequence[int] | None = None
-    num_frames: int | None = None
-    history: Sequence[Turn] = ()
-    system_message: str | None = None
+    num_frames: int | None = None  # frames per video; None: the session's
+    history: Sequence[Turn] = ()  # earlier questions, with their `<image>`, and answers
+    system_message: str | None = None  # replaces the template's own
 
 
 @dataclass(frozen=True)
 class EncodedQuestion:
-    """A question as the model takes it.
-
-    Attributes:
-        features: Of all tiles; None without images.
-        tiles_per_image: Of images and frames.
-        keys: What the features of every picture depend on, equal only for equal features.
-        num_frames: Frames of all videos.
-    """
+    """A question as the model takes it."""
 
     input_ids: Int64[Tensor, "1 length"]
     position_ids: Shaped[Tensor, "1 length"]
-    features: Tensor | ShardedFeatures | None
-    tiles_per_image: Sequence[int]
-    keys: Sequence[Hashable]
-    num_frames: int
+    features: Tensor | ShardedFeatures | None  # of all tiles; None without images
+    tiles_per_image: Sequence[int]  # of images and frames
+    keys: Sequence[Hashable]  # what the features of every picture depend on, equal only for equal features
+    num_frames: int  # frames of all videos
 
     @property
     def length(self) -> int:

@@ -42,25 +42,15 @@ from internvl.model.modeling_internvl_chat import InternVLChatModel
 
 @dataclass(frozen=True)
 class Answer:
-    """What a question got back.
+    """What a question got back."""
 
-    Attributes:
-        text: The answer, without special tokens.
-        num_prompt_tokens: Tokens of the prompt, visual ones included.
-        num_new_tokens: Generated tokens, the closing one included.
-        num_tiles: Tiles of all images and frames.
-        last_position: Rotary position of the last prompt token.
-        seconds: From question to answer.
-        num_frames: Frames of all videos.
-    """
-
-    text: str
-    num_prompt_tokens: int
-    num_new_tokens: int
-    num_tiles: int
-    last_position: float
-    seconds: float
-    num_frames: int = 0
+    text: str  # the answer, without special tokens
+    num_prompt_tokens: int  # tokens of the prompt, visual ones included
+    num_new_tokens: int  # generated tokens, the closing one included
+    num_tiles: int  # tiles of all images and frames
+    last_position: float  # rotary position of the last prompt token
+    seconds: float  # from question to answer
+    num_frames: int = 0  # frames of all videos
 
 
 def check_batchable(kv_cache: str, *, is_shared: bool) -> None:

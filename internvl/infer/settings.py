@@ -185,9 +185,6 @@ class InferenceSettings:
 class Sampling:
     """How the tokens of one answer are chosen: greedily unless a temperature is given.
 
-    Attributes:
-        logits_processor: Changes the logits of every new token, as transformers takes it.
-
     Raises:
         ConfigError: A temperature or a share out of range.
     """
@@ -197,6 +194,7 @@ class Sampling:
         1.0, "with a temperature: draw from the most probable tokens of this share (default: 1)", read=float
     )
     seed: int | None = flag(None, "of what is drawn; default: another one every time", read=int)
+    # changes the logits of every new token, as transformers takes it
     logits_processor: LogitsProcessorList | None = None
 
     def __post_init__(self) -> None:

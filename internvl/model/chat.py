@@ -35,25 +35,15 @@ Arguments = dict[str, Any]  # of a call of `generate`
 
 
 class ChatOptions(TypedDict, total=False):
-    """Further arguments of `chat` and `batch_chat`, all optional; others are ignored.
+    """Further arguments of `chat` and `batch_chat`, all optional; others are ignored."""
 
-    Attributes:
-        IMG_START_TOKEN: Marker before an image.
-        IMG_END_TOKEN: Marker after an image.
-        IMG_CONTEXT_TOKEN: The visual token.
-        verbose: Log questions and answers.
-        rope_pos_id_version: See `InternVLChatModel.build_positions`.
-        rope_pos_id_stride: See `InternVLChatModel.build_positions`.
-        system_message: Replaces the template's own.
-    """
-
-    IMG_START_TOKEN: str
-    IMG_END_TOKEN: str
-    IMG_CONTEXT_TOKEN: str
-    verbose: bool
-    rope_pos_id_version: str | None
-    rope_pos_id_stride: float | None
-    system_message: str | None
+    IMG_START_TOKEN: str  # marker before an image
+    IMG_END_TOKEN: str  # marker after an image
+    IMG_CONTEXT_TOKEN: str  # the visual token
+    verbose: bool  # log questions and answers
+    rope_pos_id_version: str | None  # see `InternVLChatModel.build_positions`
+    rope_pos_id_stride: float | None  # see `InternVLChatModel.build_positions`
+    system_message: str | None  # replaces the template's own
 
 
 @runtime_checkable
@@ -66,29 +56,22 @@ class AnsweringRanks(Protocol):
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """The arguments of `generate` that are not transformers' own.
+    """The arguments of `generate` that are not transformers' own."""
 
-    Attributes:
-        image_flags: (tiles,) 1 for real tiles; tiles with 0 are left out.
-        position_ids: Positions of the prompt, one row for all prompts or one each; None: they are built.
-        image_strides: See `InternVLChatModel.build_positions`.
-        rope_pos_id_version: See `InternVLChatModel.build_positions`.
-        rope_pos_id_stride: See `InternVLChatModel.build_positions`.
-        prefill_chunk_size: Tokens of the prompt that pass the decoder at a time, so that activations of the whole
-            prompt never exist at once; None: all of them. The answer is the same.
-        kv_cache: Where keys and values are kept: `dynamic`, `static`, `offloaded` or `quantized` (see caches.py). All
-            but `quantized` give the same answer.
-        context_parallel: Ranks that all make the same call. The prompt, its images and its keys and values are spread
-            over them. The answer is the same.
-    """
-
-    image_flags: Shaped[Tensor, " tiles"] | None = None
+    image_flags: Shaped[Tensor, " tiles"] | None = None  # (tiles,) 1 for real tiles; tiles with 0 are left out
+    # positions of the prompt, one row for all prompts or one each; None: they are built
     position_ids: Num[Tensor, "*rows length"] | None = None
-    image_strides: Int[Tensor, " images"] | None = None
-    rope_pos_id_version: str | None = None
-    rope_pos_id_stride: float | None = None
+    image_strides: Int[Tensor, " images"] | None = None  # see `InternVLChatModel.build_positions`
+    rope_pos_id_version: str | None = None  # see `InternVLChatModel.build_positions`
+    rope_pos_id_stride: float | None = None  # see `InternVLChatModel.build_positions`
+    # tokens of the prompt that pass the decoder at a time, so that activations of the whole prompt never exist at once;
+    # None: all of them. The answer is the same.
     prefill_chunk_size: int | None = None
+    # where keys and values are kept: `dynamic`, `static`, `offloaded` or `quantized` (see caches.py). All but
+    # `quantized` give the same answer.
     kv_cache: str = "dynamic"
+    # ranks that all make the same call. The prompt, its images and its keys and values are spread over them. The answer
+    # is the same.
     context_parallel: AnsweringRanks | None = None
 
     @classmethod

@@ -40,23 +40,14 @@ _SYSTEM_MESSAGE_2_5 = (
 
 @dataclass(frozen=True)
 class Conversation:
-    """One prompt template.
+    """One prompt template."""
 
-    Attributes:
-        name: The name that `config.template` holds.
-        system_prefix: Text before the system message.
-        system_message: Default system message.
-        user_prefix: Text before a question.
-        assistant_prefix: Text before an answer.
-        separator: Text that closes every turn; generation stops at its token.
-    """
-
-    name: str
-    system_prefix: str
-    system_message: str
-    user_prefix: str
-    assistant_prefix: str
-    separator: str
+    name: str  # the name that `config.template` holds
+    system_prefix: str  # text before the system message
+    system_message: str  # default system message
+    user_prefix: str  # text before a question
+    assistant_prefix: str  # text before an answer
+    separator: str  # text that closes every turn; generation stops at its token
 
     @property
     def stop_token(self) -> str:
@@ -171,15 +162,10 @@ IMAGE_MARKERS = ImageMarkers()
 
 
 class Piece(NamedTuple):
-    """A part of a conversation as token ids, one visual token per image.
+    """A part of a conversation as token ids, one visual token per image."""
 
-    Attributes:
-        ids: Token ids.
-        is_answer: Whether training supervises them.
-    """
-
-    ids: list[int]
-    is_answer: bool = False
+    ids: list[int]  # token ids
+    is_answer: bool = False  # whether training supervises them
 
 
 class ConversationTokenizer:

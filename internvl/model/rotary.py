@@ -34,15 +34,12 @@ _BY_LENGTH = ("dynamic", "longrope")
 
 @dataclass(frozen=True)
 class Sequences:
-    """Where the sequences of a batch lie, and how long they will be.
+    """Where the sequences of a batch lie, and how long they will be."""
 
-    Attributes:
-        cu_seqlens: (documents + 1,) borders of a packed row; None: every row is a sequence.
-        final_lengths: Final length in positions, of every sequence or, (batch, length), of every token's sequence;
-            None: the length so far.
-    """
-
+    # (documents + 1,) borders of a packed row; None: every row is a sequence
     cu_seqlens: Int[Tensor, " borders"] | None = None
+    # final length in positions, of every sequence or, (batch, length), of every token's sequence; None: the length so
+    # far
     final_lengths: Int[Tensor, "..."] | int | None = None
 
     def lengths_of_tokens(self, position_ids: Num[Tensor, "batch length"]) -> Int64[Tensor, "#batch #length"]:

@@ -48,20 +48,13 @@ def read_scaling_entry(config: PreTrainedConfig) -> ScalingEntry:
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """One choice of scaling.
+    """One choice of scaling."""
 
-    Attributes:
-        kind: `none`, `linear`, `dynamic` or `yarn`.
-        factor: How many times longer the context is to be, at least 1 (1 for `none`).
-        original_length: Tokens that the model was trained on before stretching (`yarn` only); None: what the config
-            says.
-        scale_v2pe: V2PE positions are scaled, too (`linear` and `yarn` only).
-    """
-
-    kind: Kind
-    factor: float = 1.0
+    kind: Kind  # `none`, `linear`, `dynamic` or `yarn`
+    factor: float = 1.0  # how many times longer the context is to be, at least 1 (1 for `none`)
+    # tokens that the model was trained on before stretching (`yarn` only); None: what the config says
     original_length: int | None = None
-    scale_v2pe: bool = False
+    scale_v2pe: bool = False  # V2PE positions are scaled, too (`linear` and `yarn` only)
 
     def __str__(self) -> str:
         """Short form, `yarn:4` or `yarn:4:8192`, with `:default` at the end when V2PE positions are left alone."""

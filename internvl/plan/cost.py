@@ -19,61 +19,37 @@ _ATTENTION_GRADIENT, _FLASH_GRADIENT = 2.0, 2.5
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs of a row.
+    """FLOPs of a row."""
 
-    Attributes:
-        model: What the mathematics needs; model FLOPs utilisation (MFU) counts these.
-        executed: What is computed, recomputation included.
-        items: `executed`, by part.
-    """
-
-    model: float
-    executed: float
-    items: dict[str, float]
+    model: float  # what the mathematics needs; model FLOPs utilisation (MFU) counts these
+    executed: float  # what is computed, recomputation included
+    items: dict[str, float]  # `executed`, by part
 
 
 @dataclass(frozen=True)
 class RowContent:
-    """What decides how much work a row is, or several rows added up.
+    """What decides how much work a row is, or several rows added up."""
 
-    Attributes:
-        tokens: Tokens.
-        pairs: Query-key pairs of causal attention: the sum of n (n + 1) / 2 over documents of n tokens.
-        targets: Tokens that are trained on; they meet the output layer.
-        tiles: Tiles.
-    """
-
-    tokens: float
-    pairs: float
-    targets: float
-    tiles: float
+    tokens: float  # tokens
+    pairs: float  # query-key pairs of causal attention: the sum of n (n + 1) / 2 over documents of n tokens
+    targets: float  # tokens that are trained on; they meet the output layer
+    tiles: float  # tiles
 
 
 @dataclass(frozen=True)
 class CostPlan:
-    """Predicted work and time of a step (of a prefill when answering).
+    """Predicted work and time of a step (of a prefill when answering)."""
 
-    Attributes:
-        flops_step: FLOPs of all GPUs.
-        flops_rank: FLOPs per GPU.
-        model_flops_step: FLOPs of all GPUs without recomputation.
-        flops_items: FLOPs of a row by part.
-        sent: Bytes that a rank sends, by purpose; for the ring, of the rank that sends most.
-        compute_s: Seconds of `flops_rank` at the given rate.
-        communication_s: Seconds of `sent` at the given rate.
-        offloading_s: Seconds of what goes to main memory and back, at the given rate; the optimiser's work is left out.
-        tokens_step: Tokens of all rows of the step.
-    """
-
-    flops_step: float
-    flops_rank: float
-    model_flops_step: float
-    flops_items: dict[str, float]
-    sent: dict[str, float]
-    compute_s: float
-    communication_s: float
+    flops_step: float  # FLOPs of all GPUs
+    flops_rank: float  # FLOPs per GPU
+    model_flops_step: float  # FLOPs of all GPUs without recomputation
+    flops_items: dict[str, float]  # FLOPs of a row by part
+    sent: dict[str, float]  # bytes that a rank sends, by purpose; for the ring, of the rank that sends most
+    compute_s: float  # seconds of `flops_rank` at the given rate
+    communication_s: float  # seconds of `sent` at the given rate
+    # seconds of what goes to main memory and back, at the given rate; the optimiser's work is left out
     offloading_s: float
-    tokens_step: int
+    tokens_step: int  # tokens of all rows of the step
 
     @property
     def step_s(self) -> float:

@@ -42,19 +42,12 @@ _LAYERS_ON_DEVICE = 2  # of what is offloaded: the one in use and the one on its
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Predicted memory of a rank at its peak.
+    """Predicted memory of a rank at its peak."""
 
-    Attributes:
-        items: Bytes by item; their sum is the peak.
-        phase: In which the peak is reached.
-        phases: Bytes at the peak of every phase.
-        host: Bytes of main memory that this rank's offloading takes.
-    """
-
-    items: dict[str, int]
-    phase: str
-    phases: dict[str, int]
-    host: int = 0
+    items: dict[str, int]  # bytes by item; their sum is the peak
+    phase: str  # in which the peak is reached
+    phases: dict[str, int]  # bytes at the peak of every phase
+    host: int = 0  # bytes of main memory that this rank's offloading takes
 
     @property
     def total(self) -> int:

@@ -147,21 +147,13 @@ class DecoderSizes:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """A chat model.
+    """A chat model."""
 
-    Attributes:
-        name: What was asked for.
-        vision: The tower.
-        decoder: The decoder.
-        num_image_token: T, visual tokens per tile.
-        shuffle_width: Numbers per visual token after pixel shuffle.
-    """
-
-    name: str
-    vision: VisionSizes
-    decoder: DecoderSizes
-    num_image_token: int
-    shuffle_width: int
+    name: str  # what was asked for
+    vision: VisionSizes  # the tower
+    decoder: DecoderSizes  # the decoder
+    num_image_token: int  # T, visual tokens per tile
+    shuffle_width: int  # numbers per visual token after pixel shuffle
 
     @property
     def projector_linears(self) -> tuple[Linear, Linear]:

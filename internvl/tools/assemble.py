@@ -52,19 +52,12 @@ _DEFAULT_VISION = {
 
 @dataclass(frozen=True)
 class Parts:
-    """What a chat model is put together from.
+    """What a chat model is put together from."""
 
-    Attributes:
-        llm_path: Folder of a decoder with its tokenizer.
-        vision_path: Folder of an InternViT; None: fresh weights.
-        vision_config: Fields of a fresh tower; None: InternViT-300M.
-        mlp_path: File with a state dict of `mlp1`; None: fresh weights.
-    """
-
-    llm_path: Path
-    vision_path: Path | None = None
-    vision_config: Mapping[str, object] | None = None
-    mlp_path: Path | None = None
+    llm_path: Path  # folder of a decoder with its tokenizer
+    vision_path: Path | None = None  # folder of an InternViT; None: fresh weights
+    vision_config: Mapping[str, object] | None = None  # fields of a fresh tower; None: InternViT-300M
+    mlp_path: Path | None = None  # file with a state dict of `mlp1`; None: fresh weights
 
 
 def assemble(

@@ -26,15 +26,10 @@ _SIZES: tuple[Size, ...] = ("num_tokens", "num_tiles")
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often sizes fall between neighbouring edges; the last edge is included.
+    """How often sizes fall between neighbouring edges; the last edge is included."""
 
-    Attributes:
-        edges: Whole numbers at equal distances.
-        counts: One less than edges.
-    """
-
-    edges: tuple[int, ...]
-    counts: tuple[int, ...]
+    edges: tuple[int, ...]  # whole numbers at equal distances
+    counts: tuple[int, ...]  # one less than edges
 
     def lines(self) -> list[str]:
         """A line per bin, a bar in it."""
@@ -66,19 +61,12 @@ def make_histogram(sizes: np.ndarray) -> Histogram | None:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        sources: Data sets in the order of the meta file.
-        max_skipped: Bearable share of bad records.
-        is_complete: All rows were looked at.
-        is_exact: Tokens were counted, not estimated.
-    """
-
-    sources: tuple[SourceReport, ...]
-    max_skipped: float
-    is_complete: bool
-    is_exact: bool
+    sources: tuple[SourceReport, ...]  # data sets in the order of the meta file
+    max_skipped: float  # bearable share of bad records
+    is_complete: bool  # all rows were looked at
+    is_exact: bool  # tokens were counted, not estimated
 
     @property
     def problems(self) -> list[Problem]:

@@ -46,17 +46,12 @@ def spread_nan(loss: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What is known of one row of the step in progress; tensors stay on the device until a step turns out bad.
+    """What is known of one row of the step in progress; tensors stay on the device until a step turns out bad."""
 
-    Attributes:
-        refs: (documents, 2) int64, data set and row of every document; None when the batch did not say.
-        losses: (documents,) sum(w * CE) over this rank's tokens; None when the loss does not give them.
-        loss: Scalar, as the backward pass saw it.
-    """
-
-    refs: Tensor | None
+    refs: Tensor | None  # (documents, 2) int64, data set and row of every document; None when the batch did not say
+    # (documents,) sum(w * CE) over this rank's tokens; None when the loss does not give them
     losses: Tensor | None = None
-    loss: Tensor | None = None
+    loss: Tensor | None = None  # scalar, as the backward pass saw it
 
     def name_documents(self) -> list[tuple[Cause, int, int]]:
         """(cause, data set, row) of its documents; only those with a bad loss of their own, if there are any."""
@@ -73,16 +68,11 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class BadStep:
-    """A step that was left out.
+    """A step that was left out."""
 
-    Attributes:
-        step: Its number, from 1.
-        cause: What was not finite: the loss of single documents, the loss of rows, or only the gradient norm.
-        documents: (data set, row in its annotation file from 0): those documents, the rows' documents, or the step's.
-    """
-
-    step: int
-    cause: Cause
+    step: int  # its number, from 1
+    cause: Cause  # what was not finite: the loss of single documents, the loss of rows, or only the gradient norm
+    # (data set, row in its annotation file from 0): those documents, the rows' documents, or the step's
     documents: tuple[tuple[str, int], ...] = field(default=())
 
     def describe(self) -> str:

@@ -35,19 +35,12 @@ class ParameterGroup(TypedDict):
 
 @dataclass(frozen=True)
 class LearningRates:
-    """The learning rates that the flags ask for.
+    """The learning rates that the flags ask for."""
 
-    Attributes:
-        base: `--learning_rate`.
-        vision: `--vision_learning_rate`; None: the base.
-        projector: `--mlp_learning_rate`; None: the base.
-        vit_decay: `--vit_layer_decay_rate`.
-    """
-
-    base: float
-    vision: float | None = None
-    projector: float | None = None
-    vit_decay: float = 1.0
+    base: float  # `--learning_rate`
+    vision: float | None = None  # `--vision_learning_rate`; None: the base
+    projector: float | None = None  # `--mlp_learning_rate`; None: the base
+    vit_decay: float = 1.0  # `--vit_layer_decay_rate`
 
     @property
     def are_uniform(self) -> bool:

@@ -25,16 +25,12 @@ from internvl.parallel.shared_row import SharedRow
 
 @dataclass(frozen=True)
 class LossOptions:
-    """How tokens are weighted.
+    """How tokens are weighted."""
 
-    Attributes:
-        reduction: Weight of a target in a document of n targets: `token` 1, `sample` 1/n, `square` 1/sqrt(n).
-        all_gather: Divide by the sum of weights over all ranks instead of the rank's own.
-        kernel: What computes it: `chunked` (internvl/model/loss.py) or `liger` (train/liger.py, CUDA).
-    """
-
+    # weight of a target in a document of n targets: `token` 1, `sample` 1/n, `square` 1/sqrt(n)
     reduction: LossReduction = "token"
-    all_gather: bool = False
+    all_gather: bool = False  # divide by the sum of weights over all ranks instead of the rank's own
+    # what computes it: `chunked` (internvl/model/loss.py) or `liger` (train/liger.py, CUDA)
     kernel: Literal["chunked", "liger"] = "chunked"
 
     def weigh(self, batch: Batch) -> Tensor:

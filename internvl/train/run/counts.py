@@ -26,15 +26,11 @@ SOURCE_COUNTS = ("samples", "tokens", "targets", "weight", "loss")
 
 @dataclass(frozen=True)
 class Counts:
-    """Sums over rows.
+    """Sums over rows."""
 
-    Attributes:
-        sources: Names of the data sets, in the order of the meta file.
-        vector: float64, `ROW_COUNTS`, then every one of `SOURCE_COUNTS` for all data sets. `pairs` are query-key pairs
-            of causal attention (n (n + 1) / 2 of every document), `weight` is sum(w) and `loss` sum(w * CE).
-    """
-
-    sources: tuple[str, ...]
+    sources: tuple[str, ...]  # names of the data sets, in the order of the meta file
+    # float64, `ROW_COUNTS`, then every one of `SOURCE_COUNTS` for all data sets. `pairs` are query-key pairs of causal
+    # attention (n (n + 1) / 2 of every document), `weight` is sum(w) and `loss` sum(w * CE).
     vector: Tensor
 
     @classmethod

@@ -44,15 +44,11 @@ def to_json(value: object) -> object:
 
 
 class DataFingerprint(TypedDict):
-    """What identifies the data of a run.
+    """What identifies the data of a run."""
 
-    Attributes:
-        meta: sha256 of the meta file.
-        sources: By data set its entry in the meta file (resolved paths), and size and sha256 of its annotation file
-            (`mtime_ns` in place of sha256 for a large one).
-    """
-
-    meta: str
+    meta: str  # sha256 of the meta file
+    # by data set its entry in the meta file (resolved paths), and size and sha256 of its annotation file (`mtime_ns` in
+    # place of sha256 for a large one)
     sources: dict[str, dict[str, object]]
 
 
@@ -186,29 +182,19 @@ Ending = Literal["finished", "preempted"]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run came to, over all its starts; `steps_this_start` and `seconds_this_start` cover the last one.
+    """What a run came to, over all its starts; `steps_this_start` and `seconds_this_start` cover the last one."""
 
-    Attributes:
-        status: `finished`, or `preempted` when a signal ended this start.
-        steps: Optimiser steps, left-out ones (`bad_steps`) included.
-        skipped_documents: Documents that could not be used.
-        counts: Rows, tokens, tiles, and the same by data set.
-        peak_memory_bytes: Most that a process held at a time.
-        final_loss: Loss of the last report; None without one.
-        model: Where the weights are.
-    """
-
-    status: Ending
-    steps: int
+    status: Ending  # `finished`, or `preempted` when a signal ended this start
+    steps: int  # optimiser steps, left-out ones (`bad_steps`) included
     bad_steps: int
-    skipped_documents: int
-    counts: Counts
+    skipped_documents: int  # documents that could not be used
+    counts: Counts  # rows, tokens, tiles, and the same by data set
     seconds: float
     steps_this_start: int
     seconds_this_start: float
-    peak_memory_bytes: int
-    final_loss: float | None
-    model: str
+    peak_memory_bytes: int  # most that a process held at a time
+    final_loss: float | None  # loss of the last report; None without one
+    model: str  # where the weights are
 
     @property
     def tokens_per_second(self) -> float:

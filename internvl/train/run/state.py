@@ -34,21 +34,14 @@ class RepeatedFailure(InternVLError):
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run is, or how it ended.
+    """Where a run is, or how it ended."""
 
-    Attributes:
-        status: A run that died leaves `running`.
-        attempt: Starts so far, from 1.
-        step: Optimiser step in progress (from 1; 0 while loading), or the last one done when the run has ended.
-        failed_step: Step in which the attempt before this one died; None when it did not.
-        checkpoint: Name of the last checkpoint folder that this run wrote, None before the first.
-    """
-
-    status: Status = "running"
-    attempt: int = 1
+    status: Status = "running"  # a run that died leaves `running`
+    attempt: int = 1  # starts so far, from 1
+    # optimiser step in progress (from 1; 0 while loading), or the last one done when the run has ended
     step: int = LOADING
-    failed_step: int | None = None
-    checkpoint: str | None = None
+    failed_step: int | None = None  # step in which the attempt before this one died; None when it did not
+    checkpoint: str | None = None  # name of the last checkpoint folder that this run wrote, None before the first
 
     def next_attempt(self) -> "RunState":
         """State of the start that follows this one.
