@@ -113,11 +113,7 @@ class _Answerer:
         return Prediction.failed(sample, reason, seconds=round(time.perf_counter() - start, 4))
 
     def _try_to_ask(self, session: Session, task: Task, sample: Sample) -> tuple[Prediction | None, str | None]:
-        """(prediction, None), or (None, why there is none); (None, None) for too little memory.
-
-        Raises:
-            LastAnswerError: One of processes that answer together has too little memory.
-        """
+        """(prediction, None), or (None, why there is none); (None, None) for too little memory."""
         try:
             return self._ask(session, task, sample), None
         except Exception as error:

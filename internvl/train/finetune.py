@@ -146,12 +146,7 @@ def _train(arguments: Arguments, *, checkpoint: str | None, journal: RunJournal,
 
 
 def _build_trainer(arguments: Arguments, checkpoint: str | None) -> V2PETrainer:
-    """Load model and data, and put them together.
-
-    Raises:
-        CheckpointError: The checkpoint does not say where its data goes on.
-        ConfigError: Its data position does not fit this run.
-    """
+    """Load model and data, and put them together."""
     model_args, data_args, training = arguments
     set_seed(training.seed)  # before the model: new embeddings and adapters are drawn at random
     tokenizer, num_added_tokens = load_training_tokenizer(model_args, data_args.max_seq_length)
@@ -226,9 +221,6 @@ def _begin_attempt(training: Namespace) -> RunState:
 
     A start by the batch system after an interruption continues its own run: --overwrite_output_dir and
     --resume_from_checkpoint, which said where the first start begins, give way to this run's last checkpoint.
-
-    Raises:
-        RepeatedFailure: The run failed in the same step twice.
     """
     before = read_run_state(training.output_dir)
     if before is None:
