@@ -37,11 +37,9 @@ class Baselines:
 
 
 def measure_baselines(predictions: Sequence[Prediction], measure: Callable[[Sequence[Prediction]], float]) -> Baselines:
-    """Scores of constant answers to the questions of some predictions.
+    """Scores of constant answers.
 
-    Args:
-        predictions: All predictions of a task; their responses do not matter.
-        measure: Predictions -> score of the task.
+    `measure`: predictions -> score of the task. The responses in `predictions` do not matter.
     """
     step = max(1.0, len(predictions) / MAX_QUESTIONS)
     taken = [predictions[int(place * step)] for place in range(min(len(predictions), MAX_QUESTIONS))]

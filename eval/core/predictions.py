@@ -34,10 +34,7 @@ def make_fingerprint(settings: JsonObject) -> str:
 class PredictionStore:
     """The predictions of one task under one setting.
 
-    Args:
-        folder: Folder of the task's results.
-        settings: Everything that an answer depends on, as JSON values.
-        info: Paths for readers, which an answer does not depend on.
+    `settings` are JSON values that answers depend on; `info` holds paths for readers, which do not affect answers.
     """
 
     def __init__(self, folder: Path, settings: JsonObject, info: Mapping[str, str] | None = None):
@@ -52,11 +49,7 @@ class PredictionStore:
         return self.folder / PREDICTIONS_NAME
 
     def check(self) -> None:
-        """Refuse a folder that holds predictions made with other settings, without changing anything.
-
-        Raises:
-            EvalError: Names every difference.
-        """
+        """Raises EvalError, naming every difference, if saved predictions have other settings. Changes nothing."""
         if not self._holds_predictions():
             return
         saved = read_settings(self.folder).settings.values
@@ -73,10 +66,7 @@ class PredictionStore:
             )
 
     def prepare(self, *, overwrite: bool = False) -> None:
-        """Make the folder ready for appending. One process calls this, before any other reads or writes.
-
-        Unfinished last lines, which a killed run leaves, are cut off.
-        """
+        """Cut off unfinished last lines of a killed run. One process calls this, before any other reads or writes."""
         if overwrite or not self._holds_predictions():
             for path in [*self._list_parts(), self.merged_path]:
                 path.unlink(missing_ok=True)
@@ -87,12 +77,9 @@ class PredictionStore:
         (self.folder / "parts").mkdir(exist_ok=True)
 
     def read(self) -> dict[str, Prediction]:
-        """All predictions so far by id. Unfinished last lines are ignored.
+        """All predictions so far by id, without unfinished last lines. A line that did not fail counts first.
 
-        Of several lines of one sample the one that did not fail counts.
-
-        Raises:
-            EvalError: A line is broken or was made with other settings, or an id was answered twice.
+        Raises EvalError if a line is broken or was made with other settings, or an id was answered twice.
         """
         predictions: dict[str, Prediction] = {}
         for path in self._list_parts():
@@ -116,11 +103,7 @@ class PredictionStore:
         return PartWriter(self.folder / "parts" / f"{rank:04d}-of-{world_size:04d}{suffix}.jsonl", self.fingerprint)
 
     def merge(self, samples: Sequence[Sample]) -> list[Prediction]:
-        """Write `predictions.jsonl`: every sample exactly once, in order.
-
-        Raises:
-            EvalError: Samples without an answer.
-        """
+        """Write `predictions.jsonl`: every sample once, in order. Raises EvalError if samples have no answer."""
         predictions = self.read()
         missing = [sample.id for sample in samples if sample.id not in predictions]
         if missing:
@@ -152,8 +135,7 @@ class PartWriter:
     def append(self, prediction: Prediction) -> None:
         """Write one line whole or not at all, so that the file always ends with a whole line.
 
-        Raises:
-            EvalError: The line cannot be written (disk full, no permission).
+        Raises EvalError if it cannot be written (disk full, no permission).
         """
         line = json.dumps({**prediction.to_record(), "fingerprint": self._fingerprint}).encode() + b"\n"
         try:

@@ -11,76 +11,47 @@ from eval.metrics.protocol import Protocol
 
 @dataclass(frozen=True)
 class Scored:
-    """One scored answer, as an aggregation sees it.
+    """One scored answer, as an aggregation sees it."""
 
-    Attributes:
-        score: In 0..1.
-        metadata: The sample's.
-        answer: The sample's.
-        response: What the model said.
-        protocol: The scoring rule.
-    """
-
-    score: float
+    score: float  # in 0..1
     metadata: JsonObject
     answer: Gold = None
     response: str = ""
-    protocol: Protocol = "official"
+    protocol: Protocol = "official"  # the scoring rule
 
 
 @dataclass(frozen=True)
 class Upload:
-    """The file that the benchmark's server accepts, for splits whose answers are not public.
+    """The file that the benchmark's server accepts, for splits whose answers are not public."""
 
-    Attributes:
-        name: File name inside the result folder.
-        render: Predictions in sample order -> content.
-    """
-
-    name: str
-    render: Callable[[Sequence[Prediction]], str]
+    name: str  # file name inside the result folder
+    render: Callable[[Sequence[Prediction]], str]  # predictions in sample order -> content
 
 
 @dataclass(frozen=True)
 class Task:
-    """One benchmark task.
+    """One benchmark task."""
 
-    Attributes:
-        name: `group/task`.
-        version: To be raised when prompt or decoding change, so that predictions of two versions never mix.
-        source: Where data and rules were published.
-        annotation: Annotation file below the data root.
-        read_samples: Data root -> samples in file order. Raises DataError for a bad record.
-        max_new_tokens: Limit of an answer.
-        max_num: Largest number of tiles per image (a thumbnail is not counted).
-        score_answer: (gold answer, response, protocol) -> score in 0..1.
-        protocols: Scoring rules, the first is the default.
-        aggregate: (scored answers, length edges or None) -> further numbers for scores.json. `score` and `stderr`
-            among them replace the mean over samples.
-        details: Choices that are part of the prompt's identity, such as the prompt style.
-        more_files: Further files below the data root that samples are read from.
-        upload: The file for the benchmark's server; None: nothing to upload.
-        num_frames: Frames per video; None: the task has no videos.
-        folders: Folders below the data root that have to be there, if only with a part of their files.
-        write_gold: Gold answer -> the text that is fed to the model instead of its own answer (teacher forcing, see
-            eval/run/teacher_forcing.py); None: the model answers freely.
-    """
-
-    name: str
-    version: int
-    source: str
-    annotation: Path
+    name: str  # `group/task`
+    version: int  # raised when prompt or decoding change, so that predictions of two versions never mix
+    source: str  # where data and rules were published
+    annotation: Path  # annotation file below the data root
+    # data root -> samples in file order; raises DataError for a bad record
     read_samples: Callable[[Path], list[Sample]]
     max_new_tokens: int
-    max_num: int
-    score_answer: Callable[[Gold, str, Protocol], float]
-    protocols: tuple[Protocol, ...] = ("official",)
+    max_num: int  # largest number of tiles per image, without the thumbnail
+    score_answer: Callable[[Gold, str, Protocol], float]  # (gold answer, response, protocol) -> score in 0..1
+    protocols: tuple[Protocol, ...] = ("official",)  # scoring rules; the first is the default
+    # (scored answers, length edges or None) -> more numbers; `score` and `stderr` replace the mean over samples
     aggregate: Callable[[Sequence[Scored], Sequence[int] | None], JsonObject] = lambda scored, edges: {}
+    # choices that are part of the prompt's identity, such as the prompt style
     details: JsonObject = field(default_factory=dict)
-    more_files: tuple[Path, ...] = ()
-    upload: Upload | None = None
-    num_frames: int | None = None
+    more_files: tuple[Path, ...] = ()  # further files below the data root that samples are read from
+    upload: Upload | None = None  # the file for the benchmark's server; None: nothing to upload
+    num_frames: int | None = None  # frames per video; None: the task has no videos
+    # folders below the data root that must exist, even if some of their files are missing
     folders: tuple[Path, ...] = ()
+    # gold answer -> the text fed instead of the model's own (teacher forcing); None: it answers freely
     write_gold: Callable[[Gold], str] | None = None
 
     @property
@@ -91,14 +62,10 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskFamily:
-    """Tasks that share one module and differ by name.
+    """Tasks that share one module and differ by name."""
 
-    Attributes:
-        names: Names (without the group) that a wildcard selects.
-        make: (name without the group, prompt style) -> task; None when the family has no task of that name.
-        summarise: (contents of scores.json by name without the group) -> numbers over several tasks.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # names without the group that a wildcard selects
+    # (name without the group, prompt style) -> task; None when the family has no such task
     make: Callable[[str, str], Task | None]
+    # contents of scores.json by name without the group -> numbers over several tasks
     summarise: Callable[[Mapping[str, JsonObject]], JsonObject] = lambda results: {}
