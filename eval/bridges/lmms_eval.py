@@ -35,7 +35,7 @@ class Request(Protocol):
 class V2PE(lmms):
     """A session as lmms-eval's chat interface sees it.
 
-    Questions are answered one by one, so `batch_size` must be 1. lmms-eval gives every model a `max_batch_size`, which is
+    Questions are answered one by one: `batch_size` must be 1, and `max_batch_size`, which lmms-eval always gives, is
     not used. `**options` are fields of `InferenceSettings`, where values may be text; `cuda` (or no device, where there
     is a GPU) means this process's GPU.
     Raises ConfigError for an unknown option or a value that is malformed or out of range, and CheckpointError if the

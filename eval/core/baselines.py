@@ -1,8 +1,8 @@
 """Baselines: the scores of constant answers, which tell what a score is worth.
 
-Every question of a task is answered without looking at it, in three ways: with nothing, with the same option letter
-everywhere, and with the most common gold answer everywhere. The task's own rule scores these answers. A rule that
-rewards them shows here: MVBench's official rule takes an empty answer for a right one.
+Every question is answered without looking at it: with nothing, with the same option letter everywhere, and with the
+most common gold answer. The task's own rule scores these answers, so a rule that rewards them shows: MVBench's official
+rule takes an empty answer for a right one.
 """
 
 import json

@@ -5,7 +5,7 @@
     FOLDER/predictions.jsonl         every sample once, in the order of the samples; exists when the task is done
 
 A later run reads every part, whatever its rank and world size were, and asks only the open questions. A failed sample
-has a line too. When it is tried again, the new line is appended and counts instead.
+has a line too; when it is tried again, the new line counts instead.
 """
 
 import hashlib

@@ -4,8 +4,7 @@
     RUN/GROUP/TASK/predictions.jsonl  one answered question per line            -> Prediction
     RUN/GROUP/TASK/scores.json        numbers under every scoring rule          -> TaskResult
 
-Reports, scoring and studies read these records and never the files. A damaged file is an EvalError that names the
-file, the line and the field.
+A damaged file is an EvalError that names the file, the line and the field.
 """
 
 import json
@@ -218,7 +217,7 @@ def read_prediction_lines(path: Path) -> Iterator[tuple[int, Prediction, str | N
     """(line number from 1, prediction, fingerprint if it has one) of every finished line.
 
     What follows the last line break is not read: another process may be in the middle of writing it.
-    Raises EvalError if a line is no JSON object, or a field is missing or of a wrong type.
+    Raises EvalError if a line is not a JSON object, or a field is missing or of a wrong type.
     """
     for number, line in enumerate(_read_bytes(path).split(b"\n")[:-1], start=1):
         with _explain(f"{path} line {number} is broken", "delete the line and start again"):

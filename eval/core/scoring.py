@@ -125,14 +125,8 @@ def write_scores(
 ) -> TaskResult:
     """Score a task under all of its protocols and write `scores.json`, and the file to upload if the task has one.
 
-    Args:
-        folder: Result folder of the task.
-        task: The task.
-        predictions: All of its predictions.
-        settings: What they were made with.
-        info: Paths for readers.
-        protocol: The headline's; None for the task's first. Raises ConfigError if the task does not have it.
-        length_edges: Borders of context-length bins in tokens; None for the task's own.
+    `protocol` is the headline's (None: the task's first); `length_edges` are borders of context-length bins in tokens
+    (None: the task's own). Raises ConfigError if the task does not have the protocol.
     """
     headline = protocol if protocol is not None else task.protocols[0]
     if headline not in task.protocols:

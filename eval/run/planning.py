@@ -61,9 +61,8 @@ def choose_folder(options: RunOptions) -> Path:
 def plan_jobs(options: RunOptions) -> list[Job]:
     """One checked job per task; `options` have the stride and the dtype in effect.
 
-    Raises:
-        InternVLError: An unknown task or protocol, a missing or wrong annotation, missing pictures, or predictions in
-            the result folder that were made with other settings.
+    Raises InternVLError for an unknown task or protocol, a missing or wrong annotation, missing pictures, or
+    predictions in the result folder that were made with other settings.
     """
     tasks = select_tasks(options.tasks, prompts=options.prompts)
     for task in tasks:
