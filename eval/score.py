@@ -106,7 +106,10 @@ def score_run(folder: Path, *, protocol: str | None, length_edges: Sequence[int]
 
 
 def check_one_setting(run: Path, folders: Sequence[Path]) -> None:
-    """Raises EvalError, naming the tasks, if a folder's tasks differ in checkpoint or positions."""
+    """Refuse a result folder whose tasks were evaluated with different checkpoints or positions.
+
+    Raises EvalError that names the difference and the tasks.
+    """
     settings = [read_settings(folder).settings for folder in folders]
     for name in RUN_SETTINGS:
         values: dict[str, list[str]] = {}

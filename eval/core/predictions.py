@@ -49,7 +49,7 @@ class PredictionStore:
         return self.folder / PREDICTIONS_NAME
 
     def check(self) -> None:
-        """Raises EvalError, naming every difference, if saved predictions have other settings. Changes nothing."""
+        """Refuse predictions of other settings; changes nothing. Raises EvalError that names every difference."""
         if not self._holds_predictions():
             return
         saved = read_settings(self.folder).settings.values
@@ -66,7 +66,10 @@ class PredictionStore:
             )
 
     def prepare(self, *, overwrite: bool = False) -> None:
-        """Cut off unfinished last lines of a killed run. One process calls this, before any other reads or writes."""
+        """Make the folder ready for appending: unfinished last lines, which a killed run leaves, are cut off.
+
+        One process calls this, before any other reads or writes.
+        """
         if overwrite or not self._holds_predictions():
             for path in [*self._list_parts(), self.merged_path]:
                 path.unlink(missing_ok=True)
@@ -77,7 +80,7 @@ class PredictionStore:
         (self.folder / "parts").mkdir(exist_ok=True)
 
     def read(self) -> dict[str, Prediction]:
-        """All predictions so far by id, without unfinished last lines. A line that did not fail counts first.
+        """All predictions so far by id, without unfinished last lines. Lines that did not fail replace failed ones.
 
         Raises EvalError if a line is broken or was made with other settings, or an id was answered twice.
         """

@@ -89,7 +89,7 @@ class Card:
 
 
 class Thumbnails:
-    """Makes small pictures until all `data:` addresses together take `max_bytes`."""
+    """Makes small pictures until their `data:` addresses together reach `max_bytes`."""
 
     def __init__(self, max_bytes: int):
         self._left = max_bytes

@@ -48,7 +48,10 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def run(options: RunOptions, env: RankEnv) -> int:
-    """Plan, answer, score, report. Returns this process's exit code: 0, or `EXIT_TOO_MANY_FAILED`."""
+    """Plan, answer, score, report. Returns this process's exit code: 0, or `EXIT_TOO_MANY_FAILED`.
+
+    Raises InternVLError as `eval.run.planning` and `eval.run.queue` do.
+    """
     config = check_checkpoint(options.checkpoint)
     settings = choose_positions(options.settings, config).on_device(env)
     options, skipped = skip_missing(replace(options, settings=settings))

@@ -32,7 +32,7 @@ UNITS_PER_RANK = 32  # at least, unless single questions cost more: so far apart
 
 
 class LastAnswerError(EvalError):
-    """This process cannot go on, but first has to write the prediction of the only question that was asked."""
+    """This process cannot go on, but `prediction`, of the only question it was asked, is to be written first."""
 
     def __init__(self, message: str, prediction: Prediction):
         super().__init__(message)

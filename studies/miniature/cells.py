@@ -62,7 +62,7 @@ class Summary:
 def collect_cells(work: Path) -> list[Cell]:
     """Cells of all finished evaluations below a folder of the study, in the order of their names.
 
-    Raises EvalError if there are none, or one is broken, of another question, or of an unknown length.
+    Raises EvalError if there are none, or one is broken, of another question, or of a length unknown to the study.
     """
     cells: list[Cell] = []
     for path in sorted(work.rglob(SCORES_NAME)):

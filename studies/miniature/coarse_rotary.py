@@ -37,7 +37,7 @@ def round_tables(
 
 
 def check_folder(argv: Sequence[str]) -> None:
-    """Raises ConfigError if `--out` is missing or looks like the folder of an ordinary run."""
+    """Refuse an ordinary result folder: raises ConfigError if `--out` is missing or has another ending."""
     out = parse_options(argv).out
     if out is None or not out.name.endswith(FOLDER_ENDING):
         raise ConfigError(f"--out is {out}, expected a folder whose name ends in {FOLDER_ENDING}")
