@@ -42,9 +42,8 @@ RUN_SETTINGS = (
 def score_folder(folder: Path, *, protocol: str | None, length_edges: Sequence[int] | None) -> TaskResult:
     """Score the predictions of one task and write scores.json and plots beside them.
 
-    Raises:
-        EvalError: Predictions or settings are missing, broken, or do not belong together.
-        ConfigError: There is no such task or protocol.
+    Raises EvalError if predictions or settings are missing, broken or do not belong together, and ConfigError for an
+    unknown task or protocol.
     """
     saved = _read_named_settings(folder)
     settings = saved.settings
@@ -68,10 +67,9 @@ def score_folder(folder: Path, *, protocol: str | None, length_edges: Sequence[i
 
 
 def read_checked_predictions(folder: Path, saved: SavedSettings) -> list[Prediction]:
-    """The finished predictions of a task's folder, once it is certain that they were made with its settings.
+    """A task's finished predictions, once it is certain that they were made with its settings.
 
-    Raises:
-        EvalError: The file is missing, cut off or broken, holds an id twice, or was made with other settings.
+    Raises EvalError if the file is missing, cut off or broken, holds an id twice, or was made with other settings.
     """
     if saved.fingerprint != make_fingerprint(saved.settings.values):
         raise EvalError(
@@ -85,8 +83,7 @@ def read_checked_predictions(folder: Path, saved: SavedSettings) -> list[Predict
 def score_run(folder: Path, *, protocol: str | None, length_edges: Sequence[int] | None) -> list[TaskResult]:
     """Score every task below a result folder and write the summary of every whole run in it.
 
-    Raises:
-        EvalError: There are no finished predictions, or tasks of one run were made with different settings.
+    Raises EvalError without finished predictions, or if tasks of one run were made with different settings.
     """
     tasks = sorted(path.parent for path in folder.rglob(PREDICTIONS_NAME))
     if not tasks:
@@ -111,8 +108,7 @@ def score_run(folder: Path, *, protocol: str | None, length_edges: Sequence[int]
 def check_one_setting(run: Path, folders: Sequence[Path]) -> None:
     """Refuse a result folder whose tasks were evaluated with different checkpoints or positions.
 
-    Raises:
-        EvalError: Names the difference and the tasks.
+    Raises EvalError that names the difference and the tasks.
     """
     settings = [read_settings(folder).settings for folder in folders]
     for name in RUN_SETTINGS:

@@ -32,7 +32,7 @@ DEFAULT_MAX_NEW_TOKENS = 1024
 class Part:
     """A piece of a message."""
 
-    kind: Kind  # what it is
+    kind: Kind
     content: object  # text, a picture (opened, or its file), or a video (its file or folder of frames, or a part of it)
 
 
@@ -41,15 +41,14 @@ class Message:
     """What one side of a conversation says."""
 
     role: str  # `system`, `user` or `assistant`
-    parts: tuple[Part, ...]  # in order
+    parts: tuple[Part, ...]
 
 
 def build_question(messages: Sequence[Message]) -> Question:
     """The last user message as a question, the earlier ones as its history.
 
-    Raises:
-        ConfigError: No user message at the end, two of one side in a row, an unknown role, or a picture or video in a
-            form that cannot be opened.
+    Raises ConfigError for no user message at the end, two of one side in a row, an unknown role, or a picture or video
+    in a form that cannot be opened.
     """
     question = Question("")
     texts: list[tuple[str, str]] = []
@@ -74,8 +73,7 @@ def build_question(messages: Sequence[Message]) -> Question:
 def join_parts(parts: Sequence[Part]) -> tuple[str, list[Path | Image.Image], list[VideoClip]]:
     """Text with a placeholder per picture and video, pictures, videos.
 
-    Raises:
-        ConfigError: A picture or video in a form that cannot be opened.
+    Raises ConfigError for a picture or video in a form that cannot be opened.
     """
     images = [_read_image(part.content) for part in parts if part.kind == "image"]
     videos = [_read_video(part.content) for part in parts if part.kind == "video"]
@@ -113,11 +111,7 @@ def _read_path(content: object, kind: str) -> Path:
 
 
 def ask(session: Session, question: Question, *, max_new_tokens: int, sampling: Sampling = GREEDY) -> str:
-    """The answer of a session; empty when its memory is not enough, so that one question does not end a run.
-
-    Raises:
-        InternVLError: See `Session.ask`.
-    """
+    """The answer of a session (errors: see `Session.ask`); empty when memory runs out, so that the run goes on."""
     try:
         return session.ask(question, max_new_tokens=max_new_tokens, sampling=sampling).text
     except torch.OutOfMemoryError:

@@ -35,16 +35,11 @@ class Request(Protocol):
 class V2PE(lmms):
     """A session as lmms-eval's chat interface sees it.
 
-    Args:
-        pretrained: Folder of the checkpoint.
-        batch_size: Must be 1; questions are answered one by one.
-        max_batch_size: Not used; lmms-eval gives it to every model.
-        **options: Fields of `InferenceSettings`, where values may be text. `cuda` (or no device, where there is a GPU)
-            means this process's GPU.
-
-    Raises:
-        ConfigError: A value is malformed or out of range, or there is no such option.
-        CheckpointError: The checkpoint cannot be loaded.
+    Questions are answered one by one: `batch_size` must be 1, and `max_batch_size`, which lmms-eval always gives, is
+    not used. `**options` are fields of `InferenceSettings`, where values may be text; `cuda` (or no device, where there
+    is a GPU) means this process's GPU.
+    Raises ConfigError for an unknown option or a value that is malformed or out of range, and CheckpointError if the
+    checkpoint cannot be loaded.
     """
 
     is_simple = False
@@ -75,11 +70,7 @@ class V2PE(lmms):
         return 1
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
-        """One answer per request, in order.
-
-        Raises:
-            ConfigError: A message that cannot be asked.
-        """
+        """One answer per request, in order. Raises ConfigError for a message that cannot be asked."""
         answers = []
         for request in requests:
             context, make_messages, options, doc_id, task, split = request.args
@@ -95,19 +86,11 @@ class V2PE(lmms):
         return answers
 
     def generate_until_multi_round(self, requests: Sequence[object]) -> list[str]:
-        """Tasks that ask again depending on the answer are not supported.
-
-        Raises:
-            ConfigError: Always.
-        """
+        """Not supported: always raises ConfigError."""
         raise ConfigError("the v2pe model answers one round; choose tasks of output type generate_until")
 
     def loglikelihood(self, requests: Sequence[object]) -> list[tuple[float, bool]]:
-        """Tasks that compare likelihoods of given answers are not supported.
-
-        Raises:
-            ConfigError: Always.
-        """
+        """Not supported (likelihoods of given answers): always raises ConfigError."""
         raise ConfigError("the v2pe model answers by generation; choose tasks of output type generate_until")
 
 
@@ -129,8 +112,7 @@ def cut_at(text: str, until: str | Sequence[str] | None) -> str:
 def read_messages(messages: Iterable[object]) -> list[Message]:
     """lmms-eval's messages: dicts (or objects) of `role` and `content`, a list of typed parts.
 
-    Raises:
-        ConfigError: A part of another type than text, image or video.
+    Raises ConfigError for a part of another type than text, image or video.
     """
     return [Message(_get(message, "role"), tuple(map(_read_part, _get(message, "content")))) for message in messages]
 

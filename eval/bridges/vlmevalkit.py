@@ -35,16 +35,11 @@ Entry = Mapping[str, Any]  # a typed part of a message (type, value), or a messa
 
 
 class V2PE(BaseModel):
-    """A session behind VLMEvalKit's `generate`; prompts are those of its data sets.
+    """A session for VLMEvalKit's `generate`; prompts are those of its data sets.
 
-    Args:
-        pretrained: Folder of the checkpoint.
-        max_new_tokens: Limit of an answer.
-        **options: Fields of `InferenceSettings`, where values may be text.
-
-    Raises:
-        ConfigError: A value is malformed or out of range, or there is no such option.
-        CheckpointError: The checkpoint cannot be loaded.
+    `**options` are fields of `InferenceSettings`, where values may be text.
+    Raises ConfigError for an unknown option or a value that is malformed or out of range, and CheckpointError if the
+    checkpoint cannot be loaded.
     """
 
     INSTALL_REQ = False
@@ -71,8 +66,7 @@ class V2PE(BaseModel):
 def read_messages(parts: Sequence[Entry]) -> list[Message]:
     """One user message, and a system message of the parts that say so.
 
-    Raises:
-        ConfigError: A part of another type than text, image or video.
+    Raises ConfigError for a part of another type than text, image or video.
     """
     system = tuple(_read_part(part) for part in parts if part.get("role") == "system")
     user = tuple(_read_part(part) for part in parts if part.get("role") != "system")
@@ -87,14 +81,9 @@ def _read_part(part: Entry) -> Part:
 
 
 def register(name: str, **options: Any) -> None:
-    """Make `run.py --model NAME` of VLMEvalKit mean this model, in this process.
+    """Make `run.py --model NAME` of VLMEvalKit mean this model, in this process; options as for `V2PE`.
 
-    Args:
-        name: A name that VLMEvalKit does not know yet.
-        **options: As of `V2PE`.
-
-    Raises:
-        ConfigError: The name is taken.
+    Raises ConfigError if VLMEvalKit already knows the name.
     """
     from vlmeval.config import supported_VLM
 

@@ -1,8 +1,8 @@
 """Baselines: the scores of constant answers, which tell what a score is worth.
 
-Every question of a task is answered without looking at it, in three ways: with nothing, with the same option letter
-everywhere, and with the most common gold answer everywhere. The task's own rule scores these answers. A rule that
-rewards them shows here: MVBench's official rule takes an empty answer for a right one.
+Every question is answered without looking at it: with nothing, with the same option letter everywhere, and with the
+most common gold answer. The task's own rule scores these answers, so a rule that rewards them shows: MVBench's official
+rule takes an empty answer for a right one.
 """
 
 import json
@@ -37,11 +37,9 @@ class Baselines:
 
 
 def measure_baselines(predictions: Sequence[Prediction], measure: Callable[[Sequence[Prediction]], float]) -> Baselines:
-    """Scores of constant answers to the questions of some predictions.
+    """Scores of constant answers.
 
-    Args:
-        predictions: All predictions of a task; their responses do not matter.
-        measure: Predictions -> score of the task.
+    `measure`: predictions -> score of the task. The responses in `predictions` do not matter.
     """
     step = max(1.0, len(predictions) / MAX_QUESTIONS)
     taken = [predictions[int(place * step)] for place in range(min(len(predictions), MAX_QUESTIONS))]

@@ -22,12 +22,9 @@ Place = tuple[str | int, ...]
 
 
 def parse_record(kind: type[R], value: object, *, place: Place = ()) -> R:
-    """A JSON object as a dataclass.
+    """A JSON object as a dataclass. Keys without a field are ignored; a field with a default may be missing or null.
 
-    Keys without a field are ignored. A field with a default may be missing or null.
-
-    Raises:
-        DataError: A field is missing or of another type. Its name follows `place`, the names that lead to the object.
+    Raises DataError if a field is missing or of another type; its name follows `place`, the names that lead to it.
     """
     if not isinstance(value, dict):
         where = f"the field {_join(place)!r}" if place else "the record"

@@ -11,10 +11,9 @@ from internvl.errors import EvalError
 
 @contextmanager
 def open_result(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write into. It takes its name when the block ends well and is removed when an error ends the block.
+    """A file that takes its name when the block ends well and is removed when an error ends the block.
 
-    Raises:
-        EvalError: The file cannot be written (disk full, no permission).
+    Raises EvalError if it cannot be written (disk full, no permission).
     """
     try:
         with open_atomically(path) as file:
@@ -24,10 +23,6 @@ def open_result(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_result(path: Path, content: str | bytes) -> None:
-    """Write a whole file; text as UTF-8.
-
-    Raises:
-        EvalError: The file cannot be written.
-    """
+    """Write a whole file; text as UTF-8. Raises EvalError if it cannot be written."""
     with open_result(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)

@@ -5,7 +5,7 @@
     FOLDER/predictions.jsonl         every sample once, in the order of the samples; exists when the task is done
 
 A later run reads every part, whatever its rank and world size were, and asks only the open questions. A failed sample
-has a line too. When it is tried again, the new line is appended and counts instead.
+has a line too; when it is tried again, the new line counts instead.
 """
 
 import hashlib
@@ -34,10 +34,7 @@ def make_fingerprint(settings: JsonObject) -> str:
 class PredictionStore:
     """The predictions of one task under one setting.
 
-    Args:
-        folder: Folder of the task's results.
-        settings: Everything that an answer depends on, as JSON values.
-        info: Paths for readers, which an answer does not depend on.
+    `settings` are JSON values that answers depend on; `info` holds paths for readers, which do not affect answers.
     """
 
     def __init__(self, folder: Path, settings: JsonObject, info: Mapping[str, str] | None = None):
@@ -52,11 +49,7 @@ class PredictionStore:
         return self.folder / PREDICTIONS_NAME
 
     def check(self) -> None:
-        """Refuse a folder that holds predictions made with other settings, without changing anything.
-
-        Raises:
-            EvalError: Names every difference.
-        """
+        """Refuse predictions of other settings; changes nothing. Raises EvalError that names every difference."""
         if not self._holds_predictions():
             return
         saved = read_settings(self.folder).settings.values
@@ -73,9 +66,9 @@ class PredictionStore:
             )
 
     def prepare(self, *, overwrite: bool = False) -> None:
-        """Make the folder ready for appending. One process calls this, before any other reads or writes.
+        """Make the folder ready for appending: unfinished last lines, which a killed run leaves, are cut off.
 
-        Unfinished last lines, which a killed run leaves, are cut off.
+        One process calls this, before any other reads or writes.
         """
         if overwrite or not self._holds_predictions():
             for path in [*self._list_parts(), self.merged_path]:
@@ -87,12 +80,9 @@ class PredictionStore:
         (self.folder / "parts").mkdir(exist_ok=True)
 
     def read(self) -> dict[str, Prediction]:
-        """All predictions so far by id. Unfinished last lines are ignored.
+        """All predictions so far by id, without unfinished last lines. Lines that did not fail replace failed ones.
 
-        Of several lines of one sample the one that did not fail counts.
-
-        Raises:
-            EvalError: A line is broken or was made with other settings, or an id was answered twice.
+        Raises EvalError if a line is broken or was made with other settings, or an id was answered twice.
         """
         predictions: dict[str, Prediction] = {}
         for path in self._list_parts():
@@ -116,11 +106,7 @@ class PredictionStore:
         return PartWriter(self.folder / "parts" / f"{rank:04d}-of-{world_size:04d}{suffix}.jsonl", self.fingerprint)
 
     def merge(self, samples: Sequence[Sample]) -> list[Prediction]:
-        """Write `predictions.jsonl`: every sample exactly once, in order.
-
-        Raises:
-            EvalError: Samples without an answer.
-        """
+        """Write `predictions.jsonl`: every sample once, in order. Raises EvalError if samples have no answer."""
         predictions = self.read()
         missing = [sample.id for sample in samples if sample.id not in predictions]
         if missing:
@@ -152,8 +138,7 @@ class PartWriter:
     def append(self, prediction: Prediction) -> None:
         """Write one line whole or not at all, so that the file always ends with a whole line.
 
-        Raises:
-            EvalError: The line cannot be written (disk full, no permission).
+        Raises EvalError if it cannot be written (disk full, no permission).
         """
         line = json.dumps({**prediction.to_record(), "fingerprint": self._fingerprint}).encode() + b"\n"
         try:

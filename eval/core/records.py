@@ -29,11 +29,7 @@ _OTHER_CONTENTS = {
 
 
 def find_annotation(path: Path, *, data_root: Path, source: str) -> Path:
-    """The path itself, once it is known to be a file.
-
-    Raises:
-        EvalError: There is no such file; the message says where it is expected and where to get it.
-    """
+    """The path of an existing file. Raises EvalError that says where it is expected and where to get it."""
     if not path.is_file():
         raise EvalError(
             f"annotation file not found, expected at {path.absolute()} (--data-root {data_root}); "
@@ -45,8 +41,7 @@ def find_annotation(path: Path, *, data_root: Path, source: str) -> Path:
 def read_records(path: Path) -> list[dict[str, Any]]:
     """All records of a jsonl file in UTF-8. Blank lines are skipped.
 
-    Raises:
-        DataError: The file cannot be read, is of another kind or holds no records, or a line is not a JSON object.
+    Raises DataError if the file cannot be read, is of another kind or empty, or a line is not a JSON object.
     """
     records = []
     for number, line in _read_lines(path):
@@ -63,11 +58,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path, kind: type[Kind]) -> Kind:
-    """The value of a whole JSON file.
-
-    Raises:
-        DataError: It is not JSON in UTF-8, or it is another kind of value.
-    """
+    """The value of a whole JSON file. Raises DataError if it is not JSON in UTF-8 or of another kind."""
     try:
         content = parse_json(read_text(path))
     except ValueError as error:
@@ -78,11 +69,7 @@ def read_json(path: Path, kind: type[Kind]) -> Kind:
 
 
 def parse_json(text: str) -> Any:
-    """A JSON value, with None for NaN and infinities.
-
-    Raises:
-        ValueError: It is not JSON, or nested too deeply.
-    """
+    """A JSON value, with None for NaN and infinities. Raises ValueError if it is not JSON or nested too deeply."""
     try:
         # JSON has no NaN, but Python writes it for absent values (pandas does so for empty cells).
         return json.loads(text, parse_constant=lambda name: None)
@@ -93,8 +80,7 @@ def parse_json(text: str) -> Any:
 def read_text(path: Path) -> str:
     """A whole text file in UTF-8, without a byte order mark.
 
-    Raises:
-        DataError: It cannot be read, is empty, of another kind, or not UTF-8 (line and byte are named).
+    Raises DataError if it cannot be read, is empty, of another kind, or not UTF-8 (line and byte are named).
     """
     try:
         content = path.read_bytes()
@@ -147,11 +133,7 @@ def require_field(record: JsonObject, name: str, kind: type[Kind]) -> Kind: ...
 @overload
 def require_field(record: JsonObject, name: str, kind: tuple[type, ...]) -> Any: ...
 def require_field(record: JsonObject, name: str, kind: type | tuple[type, ...]) -> object:
-    """A field of a record.
-
-    Raises:
-        DataError: It is missing or of another type, or the record is not an object.
-    """
+    """A field. Raises DataError if it is missing or of another type, or the record is not an object."""
     if not isinstance(record, Mapping):
         raise DataError(f"the record is a JSON {type(record).__name__}, expected an object")
     if name not in record:
@@ -169,10 +151,6 @@ def optional_field(record: JsonObject, name: str, kind: type[Kind]) -> Kind | No
 @overload
 def optional_field(record: JsonObject, name: str, kind: tuple[type, ...]) -> Any: ...
 def optional_field(record: JsonObject, name: str, kind: type | tuple[type, ...]) -> object:
-    """A field of a record; None where it is missing or null.
-
-    Raises:
-        DataError: It is of another type, or the record is not an object.
-    """
+    """A field, or None where missing or null. Raises DataError if its type, or the record's, is wrong."""
     is_absent = isinstance(record, Mapping) and record.get(name) is None
     return None if is_absent else require_field(record, name, kind)

@@ -4,8 +4,7 @@
     RUN/GROUP/TASK/predictions.jsonl  one answered question per line            -> Prediction
     RUN/GROUP/TASK/scores.json        numbers under every scoring rule          -> TaskResult
 
-Reports, scoring and studies read these records and never the files. A damaged file is an EvalError that names the
-file, the line and the field.
+A damaged file is an EvalError that names the file, the line and the field.
 """
 
 import json
@@ -129,12 +128,9 @@ def find_run_folder(folder: Path, task: str) -> Path:
 
 
 def find_results(folders: Sequence[Path]) -> list[TaskResult]:
-    """Every scores.json below the folders, each once.
+    """Every scores.json below the folders, once, in natural order inside a folder (`eval_16` before `eval_256`).
 
-    In the order of the folders and of names inside them, where numbers count as numbers (`eval_16` before `eval_256`).
-
-    Raises:
-        EvalError: A folder without results, or a broken file.
+    Raises EvalError for a folder without results, or a broken file.
     """
     results: dict[Path, TaskResult] = {}
     for folder in folders:
@@ -148,21 +144,13 @@ def find_results(folders: Sequence[Path]) -> list[TaskResult]:
 
 
 def read_result(path: Path) -> TaskResult:
-    """A scores.json.
-
-    Raises:
-        EvalError: It is missing, no JSON, or a field is missing or of a wrong type.
-    """
+    """A scores.json. Raises EvalError if it is missing or not JSON, or a field is missing or of a wrong type."""
     with _explain(f"{path} is broken", f"make it again with python -m eval.score {path.parent}"):
         return parse_result(_load(path.read_bytes()), path.parent)
 
 
 def parse_result(content: JsonObject, folder: Path) -> TaskResult:
-    """The record of a scores.json that lies in a folder.
-
-    Raises:
-        DataError: A field is missing or of a wrong type.
-    """
+    """The record of a scores.json in `folder`. Raises DataError if a field is missing or of a wrong type."""
     results, protocol = require_field(content, "results", dict), require_field(content, "protocol", str)
     if protocol not in results:
         raise DataError(f"results has the rules {sorted(results)}, expected the headline's {protocol!r} among them")
@@ -182,11 +170,7 @@ def parse_result(content: JsonObject, folder: Path) -> TaskResult:
 
 
 def read_settings(folder: Path) -> SavedSettings:
-    """The settings.json of a task's folder.
-
-    Raises:
-        EvalError: It is missing, no JSON, or a field is missing or of a wrong type.
-    """
+    """A task's settings.json. Raises EvalError if it is missing or not JSON, or a field is missing or wrong."""
     path = folder / SETTINGS_NAME
     problem = f"{path} says what the predictions beside it were made with, but cannot be read"
     with _explain(problem, "choose another --out, or pass --overwrite"):
@@ -198,11 +182,7 @@ def read_settings(folder: Path) -> SavedSettings:
 
 
 def parse_settings(values: JsonObject) -> Settings:
-    """The record of stored settings.
-
-    Raises:
-        DataError: A field is of a wrong type.
-    """
+    """The record of stored settings. Raises DataError if a field is of a wrong type."""
     return Settings(
         values=values,
         task=optional_field(values, "task", str) or "",
@@ -218,8 +198,7 @@ def parse_settings(values: JsonObject) -> Settings:
 def read_predictions(folder: Path) -> list[Prediction]:
     """The finished predictions of a task's folder, every sample once.
 
-    Raises:
-        EvalError: The file is missing, cut off or broken, or holds a sample twice.
+    Raises EvalError if the file is missing, cut off or broken, or holds a sample twice.
     """
     path = folder / PREDICTIONS_NAME
     if not path.is_file():
@@ -238,9 +217,7 @@ def read_prediction_lines(path: Path) -> Iterator[tuple[int, Prediction, str | N
     """(line number from 1, prediction, fingerprint if it has one) of every finished line.
 
     What follows the last line break is not read: another process may be in the middle of writing it.
-
-    Raises:
-        EvalError: A line is no JSON object, or a field is missing or of a wrong type.
+    Raises EvalError if a line is not a JSON object, or a field is missing or of a wrong type.
     """
     for number, line in enumerate(_read_bytes(path).split(b"\n")[:-1], start=1):
         with _explain(f"{path} line {number} is broken", "delete the line and start again"):
@@ -249,11 +226,7 @@ def read_prediction_lines(path: Path) -> Iterator[tuple[int, Prediction, str | N
 
 
 def parse_prediction(record: JsonObject) -> Prediction:
-    """The record of one line of a predictions file; further keys are ignored.
-
-    Raises:
-        DataError: A field is missing or of a wrong type.
-    """
+    """The record of a predictions line; more keys are ignored. Raises DataError if a field is missing or wrong."""
     return Prediction(
         id=require_field(record, "id", str),
         response=require_field(record, "response", str),

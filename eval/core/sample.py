@@ -40,11 +40,7 @@ class PackedImage:
     content: str = field(repr=False)  # the encoded file (png, jpeg, ...) as base64 text
 
     def open(self) -> Image.Image:
-        """The picture in RGB.
-
-        Raises:
-            DataError: The text is not base64, or it does not hold a picture.
-        """
+        """The enlarged picture in RGB. Raises DataError if the file cannot be read."""
         try:
             return Image.open(io.BytesIO(base64.b64decode(self.content, validate=True))).convert("RGB")
         except _PICTURE_ERRORS as error:
@@ -88,8 +84,7 @@ class Sample:
 def check_answers(samples: Sequence[Sample], *, source: Path) -> None:
     """Refuse a task in which only some questions have a gold answer: its score would be that of a part.
 
-    Raises:
-        DataError: Names the first question without an answer.
+    Raises DataError that names the first question without an answer.
     """
     missing = [sample.id for sample in samples if sample.answer is None]
     if missing and len(missing) < len(samples):

@@ -60,12 +60,9 @@ def score_predictions(
 ) -> JsonObject:
     """Numbers of one task under one protocol.
 
-    A failed sample stays in the denominator and is wrong, even under rules that reward an empty response. Where no
-    answer is public (all are None) there is no score.
-
-    Returns:
-        `score`, `stderr` (both None without answers), `count`, `num_failed`, `num_empty`, `chance`, and what the
-        task's own aggregation adds.
+    A failed sample stays in the denominator and is wrong, even under rules that reward an empty response. The numbers
+    are `score`, `stderr` (both None where no answer is public), `count`, `num_failed`, `num_empty`, `chance`, and what
+    the task's own aggregation adds.
     """
     if predictions and all(prediction.answer is None for prediction in predictions):
         return {"score": None, "stderr": None, **_count(predictions)}
@@ -83,11 +80,7 @@ def score_predictions(
 
 
 def score_prediction(task: Task, prediction: Prediction, *, protocol: str) -> float:
-    """Score of one prediction in 0..1; 0 for a failed one.
-
-    Raises:
-        EvalError: The task's rule cannot take the answer.
-    """
+    """Score of one prediction in 0..1; 0 if failed. Raises EvalError if the rule cannot take the answer."""
     if prediction.failure is not None:
         return 0.0
     try:
@@ -132,17 +125,8 @@ def write_scores(
 ) -> TaskResult:
     """Score a task under all of its protocols and write `scores.json`, and the file to upload if the task has one.
 
-    Args:
-        folder: Result folder of the task.
-        task: The task.
-        predictions: All of its predictions.
-        settings: What they were made with.
-        info: Paths for readers.
-        protocol: The protocol whose score is the task's headline; None for the task's first.
-        length_edges: Borders of context-length bins in tokens; None for the task's own.
-
-    Raises:
-        ConfigError: The task has no such protocol.
+    `protocol` is the headline's (None: the task's first); `length_edges` are borders of context-length bins in tokens
+    (None: the task's own). Raises ConfigError if the task does not have the protocol.
     """
     headline = protocol if protocol is not None else task.protocols[0]
     if headline not in task.protocols:

@@ -14,9 +14,9 @@ class Scored:
     """One scored answer, as an aggregation sees it."""
 
     score: float  # in 0..1
-    metadata: JsonObject  # the sample's
-    answer: Gold = None  # the sample's
-    response: str = ""  # what the model said
+    metadata: JsonObject
+    answer: Gold = None
+    response: str = ""
     protocol: Protocol = "official"  # the scoring rule
 
 
@@ -33,27 +33,25 @@ class Task:
     """One benchmark task."""
 
     name: str  # `group/task`
-    version: int  # to be raised when prompt or decoding change, so that predictions of two versions never mix
+    version: int  # raised when prompt or decoding change, so that predictions of two versions never mix
     source: str  # where data and rules were published
     annotation: Path  # annotation file below the data root
-    # data root -> samples in file order. Raises DataError for a bad record.
+    # data root -> samples in file order; raises DataError for a bad record
     read_samples: Callable[[Path], list[Sample]]
-    max_new_tokens: int  # limit of an answer
-    max_num: int  # largest number of tiles per image (a thumbnail is not counted)
+    max_new_tokens: int
+    max_num: int  # largest number of tiles per image, without the thumbnail
     score_answer: Callable[[Gold, str, Protocol], float]  # (gold answer, response, protocol) -> score in 0..1
-    protocols: tuple[Protocol, ...] = ("official",)  # scoring rules, the first is the default
-    # (scored answers, length edges or None) -> further numbers for scores.json. `score` and `stderr` among them replace
-    # the mean over samples.
+    protocols: tuple[Protocol, ...] = ("official",)  # scoring rules; the first is the default
+    # (scored answers, length edges or None) -> more numbers; `score` and `stderr` replace the mean over samples
     aggregate: Callable[[Sequence[Scored], Sequence[int] | None], JsonObject] = lambda scored, edges: {}
     # choices that are part of the prompt's identity, such as the prompt style
     details: JsonObject = field(default_factory=dict)
     more_files: tuple[Path, ...] = ()  # further files below the data root that samples are read from
     upload: Upload | None = None  # the file for the benchmark's server; None: nothing to upload
     num_frames: int | None = None  # frames per video; None: the task has no videos
-    # folders below the data root that have to be there, if only with a part of their files
+    # folders below the data root that must exist, even if some of their files are missing
     folders: tuple[Path, ...] = ()
-    # gold answer -> the text that is fed to the model instead of its own answer (teacher forcing, see
-    # eval/run/teacher_forcing.py); None: the model answers freely
+    # gold answer -> the text fed instead of the model's own (teacher forcing); None: it answers freely
     write_gold: Callable[[Gold], str] | None = None
 
     @property
@@ -66,8 +64,8 @@ class Task:
 class TaskFamily:
     """Tasks that share one module and differ by name."""
 
-    names: tuple[str, ...]  # names (without the group) that a wildcard selects
-    # (name without the group, prompt style) -> task; None when the family has no task of that name
+    names: tuple[str, ...]  # names without the group that a wildcard selects
+    # (name without the group, prompt style) -> task; None when the family has no such task
     make: Callable[[str, str], Task | None]
-    # (contents of scores.json by name without the group) -> numbers over several tasks
+    # contents of scores.json by name without the group -> numbers over several tasks
     summarise: Callable[[Mapping[str, JsonObject]], JsonObject] = lambda results: {}

@@ -36,12 +36,9 @@ DEFAULT_PICTURE_MIB = 12.0
 
 
 def collect_all_cards(results: Sequence[TaskResult], *, limit: int, picture_mib: float) -> dict[str, list[Card]]:
-    """Questions to look at, by task. Where predictions are missing there are no questions, without data no pictures.
+    """Up to `limit` questions per task, whose pictures take `picture_mib` together.
 
-    Args:
-        results: What was measured.
-        limit: Largest number of questions per task.
-        picture_mib: Size of all pictures together.
+    Where predictions are missing there are no questions, without data no pictures.
     """
     thumbnails = Thumbnails(int(picture_mib * 2**20))
     by_task: dict[str, dict[str, TaskResult]] = {}

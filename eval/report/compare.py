@@ -50,8 +50,7 @@ class Difference:
 def compare_settings(rows: Sequence[Row], reference: str) -> list[Difference]:
     """Differences of every other setting to `reference`, by context length from short to long.
 
-    Raises:
-        EvalError: The reference is not in the report, or a task was not run with both settings.
+    Raises EvalError if the report lacks the reference, or a task was not run with both settings.
     """
     settings = list(dict.fromkeys(row.setting for row in rows))
     if reference not in settings:

@@ -89,11 +89,7 @@ class Card:
 
 
 class Thumbnails:
-    """Makes small pictures until a limit of bytes is used up.
-
-    Args:
-        max_bytes: Of all `data:` addresses together.
-    """
+    """Makes small pictures until their `data:` addresses together reach `max_bytes`."""
 
     def __init__(self, max_bytes: int):
         self._left = max_bytes
@@ -120,15 +116,9 @@ def collect_cards(
     limit: int,
     thumbnails: Thumbnails,
 ) -> list[Card]:
-    """Cards of some questions of a task, worst first.
+    """Up to `limit` cards of some questions of a task, worst first.
 
-    Args:
-        task: The task.
-        predictions: Setting -> its predictions.
-        samples: Questions by id, for prompts and pictures; cards of missing ones have neither.
-        protocol: Scoring rule.
-        limit: Largest number of cards.
-        thumbnails: Maker of small pictures.
+    `predictions` are by setting and `samples` by id; a card without its sample has neither prompt nor pictures.
     """
     by_id: dict[str, dict[str, tuple[Prediction, float | None]]] = {}
     for setting, answered in predictions.items():

@@ -25,7 +25,7 @@ def label_setting(settings: Settings) -> str:
 def label_settings(results: Sequence[TaskResult]) -> list[str]:
     """One label per result, never the same for two results of one task.
 
-    Where positions are the same, the settings that differ are added, and where settings are the same, the folders.
+    Equal positions get the settings that differ added, and equal settings the folders.
     """
     labels = _label_by(_DISTINGUISHING, results)
     if _are_unique(labels, results):

@@ -65,14 +65,10 @@ def render_page(
     averages: Mapping[str, Mapping[str, Estimate]] | None = None,
     cards: Mapping[str, Sequence[Card]] | None = None,
 ) -> str:
-    """The whole page.
+    """The whole page of `results`.
 
-    Args:
-        results: What was measured.
-        title: Heading.
-        comparisons: Tables of own runs beside published rows; those without an own row are left out.
-        averages: Run -> name of a mean over several tasks -> the mean.
-        cards: Task -> questions to look at.
+    `comparisons` are tables beside published rows; those without an own row are left out. `averages`: run -> name of a
+    mean over several tasks -> the mean. `cards`: task -> questions to look at.
     """
     averages, cards = averages or {}, cards or {}
     by_task: dict[str, list[LabelledResult]] = {}

@@ -1,8 +1,7 @@
 """Plots: accuracy by needle depth and context length, by context length, and by stride.
 
-A plot becomes a PNG file in a folder of results, or SVG text on a page. Text and axes of the SVG take the colour of the
-text around them, so that it can be read on light and dark pages. Figures are drawn on matplotlib's own canvases: pyplot
-keeps global state, which a library should leave alone.
+A plot becomes a PNG file or SVG text, whose text and axes take the page's text colour, light or dark. Figures are drawn
+on matplotlib's own canvases, because pyplot keeps global state.
 """
 
 import io
@@ -80,13 +79,9 @@ def draw_length_plot(series: Mapping[str, Sequence[LengthBin]], *, title: str) -
 def draw_band_plot(
     series: Mapping[str, Mapping[str, tuple[float, float, float]]], *, labels: Sequence[str], title: str, xlabel: str
 ) -> Figure:
-    """Accuracy by length with intervals that the caller knows, one line per setting.
+    """Accuracy by length with known intervals, one line per setting.
 
-    Args:
-        series: Setting -> label of a length -> `(accuracy, low, high)`.
-        labels: Of the axis, in order.
-        title: Title.
-        xlabel: What the lengths are.
+    `series`: setting -> label of a length -> `(accuracy, low, high)`; `labels`: of the axis, in order.
     """
     figure, axes = _make_axes(max(6.5, 3.5 + 0.7 * len(labels)), title)
     for index, (name, points) in enumerate(series.items()):
@@ -105,15 +100,9 @@ def draw_band_panels(
     xlabel: str,
     columns: int = 3,
 ) -> Figure:
-    """`draw_band_plot` in small multiples that share axes and legend.
+    """`draw_band_plot` in small multiples that share axes and legend, `columns` side by side.
 
-    Args:
-        panels: Title of a panel -> setting -> label of a length -> `(accuracy, low, high)`. A setting has the same
-            colour in all panels.
-        labels: Of the x axis, in order.
-        title: Title of the whole.
-        xlabel: What the lengths are.
-        columns: Panels side by side.
+    `panels`: title -> setting -> label of a length -> `(accuracy, low, high)`. A setting has one colour in all panels.
     """
     columns = min(columns, len(panels))
     num_rows = -(-len(panels) // columns)
@@ -149,10 +138,8 @@ def draw_stride_plot(
 ) -> Figure:
     """Accuracy by stride, one line per context length, and the 95 % interval (Wilson) of all lengths.
 
-    Args:
-        series: Length label (or `all`) -> `(stride, score, count)`.
-        title: Title.
-        without_stride: Setting without a stride -> score over all lengths, a horizontal line.
+    `series`: length label (or `all`) -> `(stride, score, count)`. `without_stride`: setting without a stride -> score
+    over all lengths, drawn as a horizontal line.
     """
     strides = sorted({stride for rows in series.values() for stride, _, _ in rows})
     places = {stride: place for place, stride in enumerate(strides)}

@@ -1,8 +1,7 @@
 """Published scores, in percent and as printed: the rows beside which own evaluations are read.
 
 All numbers are from the two tables in the README of https://github.com/OpenGVLab/V2PE (commit f96f189, December 2024;
-the method is described in arXiv 2412.09616). This project measured none of them. A model whose number is missing in
-the table (`-`) has no entry for that column.
+method: arXiv 2412.09616); this project measured none of them. A number missing there (`-`) has no entry here.
 """
 
 from collections.abc import Mapping

@@ -19,14 +19,9 @@ _PACKAGE = "eval.report"  # has the frame of a page, its style and its script
 
 
 def render(template: str, *, title: str, package: str = _PACKAGE, with_script: bool = False, **content: object) -> str:
-    """A whole page.
+    """A whole page: a file of the folder `templates` of a package, filled with `content`.
 
-    Args:
-        template: File in the folder `templates` of a package.
-        title: Heading.
-        package: The package, if its templates extend those of `eval.report`.
-        with_script: Put the script on the page that filters questions.
-        **content: What the template shows.
+    `package` is needed if its templates extend those of `eval.report`; `with_script` adds the filter of questions.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader(_PACKAGE)]),

@@ -131,9 +131,8 @@ def _tabulate_protocol(result: TaskResult, label: str, protocol: str) -> list[Ro
 def tabulate_averages(averages: Mapping[str, Mapping[str, Estimate]]) -> list[Row]:
     """One row per run and mean over several tasks.
 
-    Args:
-        averages: Run -> name (`milebench / separate / official / by_set / T`) -> mean. The row is named without the
-            scoring rule, which has a field of its own.
+    `averages`: run -> name (`milebench / separate / official / by_set / T`) -> mean. The row's name leaves out the
+    scoring rule, which has a field of its own.
     """
     rows = []
     for label, estimates in averages.items():
@@ -148,8 +147,7 @@ def tabulate_averages(averages: Mapping[str, Mapping[str, Estimate]]) -> list[Ro
 def read_rows(path: Path) -> list[Row]:
     """What a comparison needs of the rows of a page.json: task, setting, length and score.
 
-    Raises:
-        EvalError: It is not a page.json, or a row lacks a field or has one of a wrong type.
+    Raises EvalError if it is not a page.json, or a row lacks a field or has one of a wrong type.
     """
     try:
         rows = require_field(json.loads(path.read_text(encoding="utf-8")), "rows", list)

@@ -13,14 +13,8 @@ from eval.tasks.registry import summarise_groups
 def write_summary(folder: Path, results: Sequence[TaskResult]) -> None:
     """Write `summary.json`: the headline numbers of every task and the groups' own averages.
 
-    Tasks that were scored into the same folder before stay in it.
-
-    Args:
-        folder: Result folder of the run.
-        results: Tasks that were scored just now; they come first.
-
-    Raises:
-        EvalError: A scores.json in the folder is broken.
+    `results`, scored just now, come first; tasks scored into the folder before stay in it.
+    Raises EvalError if a scores.json in the folder is broken.
     """
     own = {result.task for result in results}
     found = map(read_result, folder.rglob(SCORES_NAME))

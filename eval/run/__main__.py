@@ -2,10 +2,9 @@
 
     options -> jobs (checked) -> predictions, appended as they come -> scores.json, plots -> table
 
-Processes draw questions from one queue and write files of their own into the result folder; rank 0 plans, merges,
-scores and reports. With --ring_attn groups of processes answer a question together (see
-internvl/infer/context_parallel.py); the first of a group draws and writes. With --gpus_per_task alone a process spreads
-the layers of its model over so many GPUs.
+Processes draw questions from one queue and write their own files; rank 0 plans, merges, scores and reports.
+With --ring_attn groups of processes answer a question together (see internvl/infer/context_parallel.py).
+With --gpus_per_task alone each process spreads the layers of its model over that many GPUs.
 
 Exit codes: 0 done; 2 the run could not start or go on (what was answered is kept); 3 done, with scores, but more
 questions of a task failed than --max_failed allows. torchrun turns any but 0 into 1.
@@ -49,13 +48,9 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def run(options: RunOptions, env: RankEnv) -> int:
-    """Plan, answer, score, report.
+    """Plan, answer, score, report. Returns this process's exit code: 0, or `EXIT_TOO_MANY_FAILED`.
 
-    Returns:
-        The exit code of this process: 0, or `EXIT_TOO_MANY_FAILED`.
-
-    Raises:
-        InternVLError: See `eval.run.planning` and `eval.run.queue`.
+    Raises InternVLError as `eval.run.planning` and `eval.run.queue` do.
     """
     config = check_checkpoint(options.checkpoint)
     settings = choose_positions(options.settings, config).on_device(env)
@@ -92,8 +87,7 @@ def _share_cores(settings: InferenceSettings, env: RankEnv) -> None:
 def choose_layer_devices(options: RunOptions, env: RankEnv) -> list[str]:
     """GPUs among which this process splits the layers of its model; none when it fits on one.
 
-    Raises:
-        ConfigError: There are no GPUs, or fewer than the processes of this machine ask for.
+    Raises ConfigError if there are no GPUs, or fewer than the processes of this machine ask for.
     """
     num_devices = options.gpus_per_task or 1
     if options.ring_attn or num_devices == 1:

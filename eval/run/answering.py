@@ -4,9 +4,9 @@
     one              --out of memory-->  again, in small pieces, keys and values in main memory  -->  failed
     one              --picture, video or prompt is wrong-->  failed
 
-A failed sample has a prediction that says why, and counts as wrong. It never ends the run, with one exception: where
-processes answer together, one that runs out of memory cannot go on, because the others wait for its messages. It
-leaves the failed prediction behind, so that the run continues with the next sample when it is started again.
+A failed sample has a prediction that says why, counts as wrong and does not end the run. One exception: a process that
+answers together with others cannot go on without memory, because they wait for its messages. It saves the failed
+prediction, so that the next start continues with the next sample.
 """
 
 import gc
@@ -42,11 +42,7 @@ def load_answerer(
     context_parallel: ContextParallel | None = None,
     layer_devices: Sequence[str] = (),
 ) -> Answer:
-    """Load a checkpoint and return the function that asks it.
-
-    Raises:
-        CheckpointError: The checkpoint cannot be loaded.
-    """
+    """Load a checkpoint and return the function that asks it. Raises CheckpointError if it cannot be loaded."""
     can_keep = settings.cache_mib > 0 and settings.kv_cache == "dynamic" and context_parallel is None
     session = Session.from_pretrained(
         checkpoint,
@@ -69,13 +65,7 @@ def load_answerer(
 
 
 class _Answerer:
-    """See the top of this file.
-
-    Args:
-        session: Answers, usually.
-        low_memory: Answers where that took too much memory; None: nothing does.
-        max_num: Largest number of tiles per image; None: the task's.
-    """
+    """Asks `session`, then `low_memory` (if any) where memory ran out; see the top of this file."""
 
     def __init__(self, session: Session, low_memory: Session | None, *, max_num: int | None):
         self._session, self._low_memory, self._max_num = session, low_memory, max_num

@@ -29,11 +29,7 @@ def _check_share(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """One evaluation run; the help of every field says what it means.
-
-    Raises:
-        ConfigError: A value is out of range, or options exclude each other.
-    """
+    """One evaluation run; each field's help explains it. Raises ConfigError for values out of range or in conflict."""
 
     checkpoint: Path = flag(MISSING, "folder of the model", read=Path)
     tasks: str = flag(MISSING, f"comma-separated names, groups or patterns; groups: {', '.join(GROUPS)}")
@@ -110,10 +106,9 @@ class RunOptions:
 
 
 def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
-    """Read the command line.
+    """Read the command line. Raises ConfigError if a value is out of range.
 
-    Raises:
-        ConfigError: A value is out of range (a malformed number ends the process with argparse's own message).
+    A malformed number ends the process with argparse's own message.
     """
     words = sys.argv[1:] if argv is None else argv
     arguments = _build_parser().parse_args([_OPTION.sub(_write_underscores, word) for word in words])

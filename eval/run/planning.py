@@ -23,12 +23,7 @@ logger = logging.getLogger(__name__)
 def choose_positions(settings: InferenceSettings, config: Mapping[str, object]) -> InferenceSettings:
     """The settings with the stride in effect: none unless the version is `v2pe_fix`, the checkpoint's if none is given.
 
-    Args:
-        settings: As asked for.
-        config: The checkpoint's config.json.
-
-    Raises:
-        ConfigError: No stride for `v2pe_fix`, or one that batches cannot carry.
+    `config` is the checkpoint's config.json. Raises ConfigError if `v2pe_fix` has no stride or one unfit for batches.
     """
     version, stride = str(settings.rope_pos_id_version), settings.rope_pos_id_stride
     saved, saved_version = config.get("rope_pos_id_stride"), config.get("rope_pos_id_version")
@@ -64,14 +59,10 @@ def choose_folder(options: RunOptions) -> Path:
 
 
 def plan_jobs(options: RunOptions) -> list[Job]:
-    """One checked job per task.
+    """One checked job per task; `options` have the stride and the dtype in effect.
 
-    Args:
-        options: The run, with the stride and the dtype in effect.
-
-    Raises:
-        InternVLError: An unknown task or protocol, a missing or wrong annotation, missing pictures, or predictions in
-            the result folder that were made with other settings.
+    Raises InternVLError for an unknown task or protocol, a missing or wrong annotation, missing pictures, or
+    predictions in the result folder that were made with other settings.
     """
     tasks = select_tasks(options.tasks, prompts=options.prompts)
     for task in tasks:

@@ -1,4 +1,4 @@
-"""Who answers what: open questions of all tasks form a queue, longest first, from which every rank draws.
+"""Work queue: open questions of all tasks, longest first, from which every rank draws.
 
     check folders -> prepare, read what is answered, plan (rank 0) -> the plan, to all ranks -> draw and answer
                   -> barrier -> merge and score (rank 0)
@@ -7,10 +7,9 @@
     rank 0    [ 900 ]              [ 300 ]     ... [ 5 ]
     rank 1           [ 850 ][ 600 ]       [ 300 ] ...    [ 5 ]         whoever is ready draws the next one
 
-A unit is what one rank answers in one go: questions that show the same pictures, whose features are then made once, or
-a batch. Ranks end within about one of the last units of each other, and those are the cheapest. Which rank answers what
-does not matter to the result, so a killed run can go on with any other number of ranks. Processes that answer together
-count as one rank here, and one of them writes.
+A unit is a batch, or questions that show the same pictures, whose features are then made once. Because the cheapest
+units come last, ranks end at about the same time. The result does not depend on who answers what, so a killed run can
+go on with any number of ranks. Processes that answer together count as one rank, and one of them writes.
 """
 
 import logging
@@ -33,12 +32,7 @@ UNITS_PER_RANK = 32  # at least, unless single questions cost more: so far apart
 
 
 class LastAnswerError(EvalError):
-    """This process cannot go on, but has something to write first.
-
-    Args:
-        message: Why, and what to do.
-        prediction: Of the only question that was asked.
-    """
+    """This process cannot go on, but `prediction`, of the only question it was asked, is to be written first."""
 
     def __init__(self, message: str, prediction: Prediction):
         super().__init__(message)
@@ -53,13 +47,13 @@ Place = tuple[int, int]  # of a question: (number of its job, number of its samp
 class Workers:
     """The processes of a run."""
 
-    rank: int = 0  # this process, from 0; or the group of processes that it answers together with
+    rank: int = 0  # this process, from 0, or the group of processes that it answers together with
     world_size: int = 1  # number of processes, or of groups
     barrier: Callable[[], None] = lambda: None  # returns when every process has called it
-    member: int = 0  # this process among those that answer together; the first of them writes what they answer
+    member: int = 0  # this process in its group; the first member writes what the group answers
     # the main process's units, on every process; all of them call it
     share: Callable[[list["Unit"]], list["Unit"]] = lambda units: units
-    # the next number of 0, 1, 2, ... that no other rank has got; the same in a group.
+    # the next of 0, 1, 2, ... that no other rank has got; the same in a group
     draw: Callable[[], int] = field(default_factory=lambda: count().__next__)
 
     @property
@@ -84,21 +78,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Unit:
-    """Questions that one rank answers in one go."""
+    """Questions that one rank answers in one go, in the order in which they are asked."""
 
-    questions: tuple[Place, ...]  # in the order in which they are asked
-    cost: float  # of all of them, in estimated tokens
+    questions: tuple[Place, ...]
+    cost: float  # of all questions, in estimated tokens
 
 
 def check_jobs(jobs: Sequence[Job], *, fail_missing: bool = False) -> None:
     """Refuse, before any model is loaded, what could only end in a wrong number.
 
-    Args:
-        jobs: The jobs.
-        fail_missing: Let pictures and videos be missing, as long as there are some.
-
     Raises:
-        EvalError: No samples, an id used twice, missing pictures or videos.
+        EvalError: No samples, an id used twice, missing pictures or videos (with `fail_missing` only if all are).
         DataError: Some answers are missing and others are there.
     """
     for job in jobs:
@@ -143,12 +133,6 @@ def plan_units(
 
     Questions that show the same pictures and videos stay together, unless that makes a unit so large that ranks would
     end far apart (`UNITS_PER_RANK`).
-
-    Args:
-        jobs: The jobs.
-        open_questions: What is to be asked.
-        world_size: Ranks that draw.
-        batch_size: Questions of a task that are answered at once.
     """
     groups: dict[Hashable, list[Place]] = {}
     for place in open_questions:
@@ -220,7 +204,7 @@ def run_jobs(
     batch_size: int = 1,
     retry_failed: bool = False,
 ) -> list[list[Prediction]] | None:
-    """Answer what is not answered yet and merge.
+    """Answer what is not answered yet and merge; the main process returns each job's predictions in sample order.
 
     Args:
         jobs: Checked jobs (`check_jobs`).
@@ -230,11 +214,7 @@ def run_jobs(
         batch_size: Questions of a task that are answered at once.
         retry_failed: Ask questions again that failed in an earlier run.
 
-    Returns:
-        On the main process the predictions of every job in sample order, elsewhere None.
-
-    Raises:
-        EvalError: See `PredictionStore`.
+    Raises EvalError as `PredictionStore` does. Other processes return None.
     """
     workers = workers or Workers()
     units: list[Unit] = []

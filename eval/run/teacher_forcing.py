@@ -16,14 +16,9 @@ from internvl.errors import EvalError
 
 
 class TeacherForcing(LogitsProcessor):
-    """Makes `generate` write a given text, and keeps the tokens that it would have written at every place.
+    """Makes `generate` write `gold`, and keeps the tokens that it would have written at every place.
 
-    Args:
-        tokenizer: Tokenizer of the model.
-        gold: The text.
-
-    Raises:
-        EvalError: The text has no tokens.
+    Raises EvalError if the text has no tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, gold: str):

@@ -62,8 +62,7 @@ class Summary:
 def collect_cells(work: Path) -> list[Cell]:
     """Cells of all finished evaluations below a folder of the study, in the order of their names.
 
-    Raises:
-        EvalError: There are none, or one is broken, of another question, or of lengths that the study does not know.
+    Raises EvalError if there are none, or one is broken, of another question, or of a length unknown to the study.
     """
     cells: list[Cell] = []
     for path in sorted(work.rglob(SCORES_NAME)):
@@ -109,8 +108,7 @@ def _read_cells(path: Path, seed: int, method: str, evaluation: str) -> list[Cel
 def read_study(path: Path) -> list[Cell]:
     """The cells of a file that `write_study` wrote.
 
-    Raises:
-        EvalError: It is another file, or a cell lacks a field or has one of a wrong type.
+    Raises EvalError if it is another file, or a cell lacks a field or has one of a wrong type.
     """
     try:
         rows = require_field(json.loads(path.read_text(encoding="utf-8")), "cells", list)
@@ -153,11 +151,7 @@ def merge_cells(old: Sequence[Cell], new: Sequence[Cell]) -> list[Cell]:
 
 
 def summarise(cells: Sequence[Cell]) -> Summary:
-    """Mean of cells of several seeds; cells of one seed (several questions) are averaged first.
-
-    Raises:
-        EvalError: Nothing to average.
-    """
+    """Mean of cells of several seeds; a seed's own cells are averaged first. Raises EvalError if there are no cells."""
     by_seed: dict[int, list[Cell]] = {}
     for cell in cells:
         by_seed.setdefault(cell.seed, []).append(cell)
@@ -208,13 +202,9 @@ def list_lengths(cells: Iterable[Cell]) -> list[int]:
 
 
 def measure_digits(folder: Path) -> dict[str, float]:
-    """Accuracy of the image questions of one evaluation at length 1x.
+    """Accuracy of the image questions at length 1x in `.../seed_SEED/METHOD/evaluations/EVALUATION`.
 
-    Args:
-        folder: `.../seed_SEED/METHOD/evaluations/EVALUATION`.
-
-    Raises:
-        EvalError: It does not hold both questions at that length.
+    Raises EvalError if the folder does not hold both questions at that length.
     """
     found = {}
     for path in sorted(folder.rglob(SCORES_NAME)):

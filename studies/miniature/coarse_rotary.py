@@ -37,11 +37,7 @@ def round_tables(
 
 
 def check_folder(argv: Sequence[str]) -> None:
-    """Refuse a result folder that looks like the one of an ordinary run.
-
-    Raises:
-        ConfigError: `--out` is missing or has another ending.
-    """
+    """Refuse an ordinary result folder: raises ConfigError if `--out` is missing or has another ending."""
     out = parse_options(argv).out
     if out is None or not out.name.endswith(FOLDER_ENDING):
         raise ConfigError(f"--out is {out}, expected a folder whose name ends in {FOLDER_ENDING}")

@@ -29,13 +29,8 @@ def make_figures(
 ) -> dict[str, Figure]:
     """Figures `STEM_GROUP`, `STEM_GROUP_by_method` and `STEM_GROUP_depth_METHOD@EVALUATION`.
 
-    The second has a panel per method and a line per evaluation without options.
-
-    Args:
-        cells: The study.
-        stem: How their names begin.
-        lines: `METHOD@EVALUATION` of the lines; those without cells are left out.
-        heatmaps: `METHOD@EVALUATION` of the heat-maps, likewise.
+    The second has a panel per method and a line per evaluation without options. `lines` and `heatmaps` are
+    `METHOD@EVALUATION`; those without cells are left out.
     """
     there = {f"{method}@{evaluation}": (method, evaluation) for method, evaluation in list_settings(cells)}
     figures: dict[str, Figure] = {}

@@ -10,13 +10,9 @@ from studies.miniature.tables import build_tables
 
 
 def render_study(cells: Sequence[Cell], figures: Mapping[str, Figure], *, title: str, links: Mapping[str, str]) -> str:
-    """The whole page.
+    """The whole page: the tables of `cells`, then `figures` (those by depth come last, folded).
 
-    Args:
-        cells: The study; its tables are on the page.
-        figures: Name -> figure, from `make_figures`; those by depth come last, folded.
-        title: Heading.
-        links: Text -> address of further pages.
+    `links`: text -> address of further pages.
     """
     return render(
         "study.html.j2",

@@ -212,8 +212,7 @@ def format_tables(cells: Sequence[Cell]) -> str:
 def update_page(text: str, name: str, tables: str) -> str:
     """A page with new tables between the marks of the results file `name`.
 
-    Raises:
-        EvalError: The page has no such marks, or has them twice.
+    Raises EvalError if the page has no such marks, or has them twice.
     """
     begin, end = f"<!-- tables: {name} -->", "<!-- end of tables -->"
     pattern = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
