@@ -39,7 +39,6 @@ class V2PETrainer(Trainer):
     """Trains an InternVL chat model.
 
     Args:
-        model: The model.
         args: Training arguments; `max_steps` must be set, since the loader has no end.
         loader: Batches of this rank, already sharded.
         writer: Writes checkpoints and the trained model.
