@@ -15,33 +15,61 @@ _AT_LEAST_ZERO = ("tiles", "reserve_gib", "max_new_tokens")
 
 @dataclass(frozen=True)
 class Setting:
-    """A job and its machine. Names are those of the flags."""
+    """A job and its machine. Names are those of the flags.
 
-    mode: Mode = "train"  # train, or answer a prompt
-    max_packed_tokens: int = 32768  # tokens of a row (of the prompt when answering)
-    tiles: int = 0  # tiles of a row
-    documents: int = 1  # documents of equal length in a row; they decide how much attention costs
-    supervised: float = 1.0  # share of tokens that are trained on, 0 < share <= 1; they meet the output layer
-    dtype: Dtype = "bfloat16"  # of weights and activations. bfloat16 means DeepSpeed's, with float32 master weights.
-    gpus: int = 8  # GPUs of the job
-    chunk_num: int = 1  # ranks that share a row
-    ulysses_degree: int = 1  # ranks among which heads are dealt out
-    zero_stage: int = 1  # deepSpeed ZeRO, 0 to 3
-    grad_checkpoint: bool = False  # recompute layers in the backward pass
-    keep_attention: bool = False  # keep outputs of attention over several ranks although layers are recomputed
-    vit_batch_size: int | None = None  # tiles that the vision tower sees at a time; None: all
-    offload_optimizer: bool = False  # optimiser states in main memory
-    offload_activations: bool = False  # inputs of recomputed layers in main memory
-    mlp_tile_tokens: int | None = None  # tokens that pass a decoder MLP at a time; None: all
-    prefill_chunk_size: int | None = None  # tokens of the prompt that pass the decoders at a time; None: all
-    max_new_tokens: int = 128  # tokens of the answer
-    kv_cache: str = "dynamic"  # where keys and values are kept, see internvl/model/caches.py
-    gpu_memory_gib: float = 80.0  # memory per GPU
-    reserve_gib: float = 8.0  # part of it that CUDA, NCCL and fragments of the allocator take. An assumption.
-    tflops: float = 400.0  # assumed rate that a GPU sustains
-    bandwidth_gbs: float = 50.0  # assumed rate at which a GPU sends, in 10^9 bytes per second
-    offload_gbs: float = 25.0  # assumed rate between a GPU and main memory, in 10^9 bytes per second
-    trained: Trained = field(default_factory=Trained)  # which weights train
+    Attributes:
+        mode: Train, or answer a prompt.
+        max_packed_tokens: Tokens of a row (of the prompt when answering).
+        tiles: Tiles of a row.
+        documents: Documents of equal length in a row; they decide how much attention costs.
+        supervised: Share of tokens that are trained on, 0 < share <= 1; they meet the output layer.
+        dtype: Of weights and activations. bfloat16 means DeepSpeed's, with float32 master weights.
+        gpus: GPUs of the job.
+        chunk_num: Ranks that share a row.
+        ulysses_degree: Ranks among which heads are dealt out.
+        zero_stage: DeepSpeed ZeRO, 0 to 3.
+        grad_checkpoint: Recompute layers in the backward pass.
+        keep_attention: Keep outputs of attention over several ranks although layers are recomputed.
+        vit_batch_size: Tiles that the vision tower sees at a time; None: all.
+        offload_optimizer: Optimiser states in main memory.
+        offload_activations: Inputs of recomputed layers in main memory.
+        mlp_tile_tokens: Tokens that pass a decoder MLP at a time; None: all.
+        prefill_chunk_size: Tokens of the prompt that pass the decoders at a time; None: all.
+        max_new_tokens: Tokens of the answer.
+        kv_cache: Where keys and values are kept, see internvl/model/caches.py.
+        gpu_memory_gib: Memory per GPU.
+        reserve_gib: Part of it that CUDA, NCCL and fragments of the allocator take. An assumption.
+        tflops: Assumed rate that a GPU sustains.
+        bandwidth_gbs: Assumed rate at which a GPU sends, in 10^9 bytes per second.
+        offload_gbs: Assumed rate between a GPU and main memory, in 10^9 bytes per second.
+        trained: Which weights train.
+    """
+
+    mode: Mode = "train"
+    max_packed_tokens: int = 32768
+    tiles: int = 0
+    documents: int = 1
+    supervised: float = 1.0
+    dtype: Dtype = "bfloat16"
+    gpus: int = 8
+    chunk_num: int = 1
+    ulysses_degree: int = 1
+    zero_stage: int = 1
+    grad_checkpoint: bool = False
+    keep_attention: bool = False
+    vit_batch_size: int | None = None
+    offload_optimizer: bool = False
+    offload_activations: bool = False
+    mlp_tile_tokens: int | None = None
+    prefill_chunk_size: int | None = None
+    max_new_tokens: int = 128
+    kv_cache: str = "dynamic"
+    gpu_memory_gib: float = 80.0
+    reserve_gib: float = 8.0
+    tflops: float = 400.0
+    bandwidth_gbs: float = 50.0
+    offload_gbs: float = 25.0
+    trained: Trained = field(default_factory=Trained)
 
     def __post_init__(self) -> None:
         for f in fields(self):

@@ -47,29 +47,51 @@ _DECODER_AUTO_MAP = {
 
 @dataclass(frozen=True)
 class TinySpec:
-    """Sizes and initial weights."""
+    """Sizes and initial weights.
 
-    seed: int = 0  # of the weights
-    vocab_size: int = 896  # all tokens, special ones included
-    image_size: int = 56  # side of a tile in pixels
-    patch_size: int = 14  # side of a patch in pixels
-    max_dynamic_patch: int = 64  # most tiles per image
-    vision_hidden_size: int = 64  # width of the vision tower
-    vision_layers: int = 2  # layers of the vision tower
-    vision_heads: int = 4  # attention heads of the vision tower
-    vision_intermediate_size: int = 128  # MLP width of the vision tower
-    hidden_size: int = 64  # width of the decoder
-    layers: int = 2  # layers of the decoder
-    heads: int = 2  # query heads of the decoder
-    kv_heads: int = 2  # key and value heads of the decoder
-    intermediate_size: int = 128  # swiGLU width of the decoder
-    bias: bool = False  # biases in the decoder's attention (released checkpoints have none)
-    rope_theta: float = 10000.0  # base of the rotary angles
-    rope_factor: float = 2.0  # factor of dynamic NTK scaling
-    max_position_embeddings: int = 512  # positions beyond it are scaled when positions are `default`
-    # standard deviation of token embeddings and of the output layer, which starts as their copy
+    Attributes:
+        seed: Of the weights.
+        vocab_size: All tokens, special ones included.
+        image_size: Side of a tile in pixels.
+        patch_size: Side of a patch in pixels.
+        max_dynamic_patch: Most tiles per image.
+        vision_hidden_size: Width of the vision tower.
+        vision_layers: Layers of the vision tower.
+        vision_heads: Attention heads of the vision tower.
+        vision_intermediate_size: MLP width of the vision tower.
+        hidden_size: Width of the decoder.
+        layers: Layers of the decoder.
+        heads: Query heads of the decoder.
+        kv_heads: Key and value heads of the decoder.
+        intermediate_size: SwiGLU width of the decoder.
+        bias: Biases in the decoder's attention (released checkpoints have none).
+        rope_theta: Base of the rotary angles.
+        rope_factor: Factor of dynamic NTK scaling.
+        max_position_embeddings: Positions beyond it are scaled when positions are `default`.
+        embedding_std: Standard deviation of token embeddings and of the output layer, which starts as their copy.
+        linear_std: Standard deviation of the decoder's linear layers.
+    """
+
+    seed: int = 0
+    vocab_size: int = 896
+    image_size: int = 56
+    patch_size: int = 14
+    max_dynamic_patch: int = 64
+    vision_hidden_size: int = 64
+    vision_layers: int = 2
+    vision_heads: int = 4
+    vision_intermediate_size: int = 128
+    hidden_size: int = 64
+    layers: int = 2
+    heads: int = 2
+    kv_heads: int = 2
+    intermediate_size: int = 128
+    bias: bool = False
+    rope_theta: float = 10000.0
+    rope_factor: float = 2.0
+    max_position_embeddings: int = 512
     embedding_std: float = 0.1
-    linear_std: float = 0.05  # standard deviation of the decoder's linear layers
+    linear_std: float = 0.05
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from internvl.errors import ConfigError, ParallelError
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.ring_plan import build_ring_plan
-from internvl.plan.__main__ import main
+from internvl.plan.__main__ import _read_attributes, main
 from internvl.plan.cost import (
     count_pairs,
     count_sent,
@@ -370,3 +370,10 @@ def test_markdown_table_has_a_row_per_case(capsys, monkeypatch):
     assert len(rows) == 2 * 2 * 2
     columns = next(line for line in out.splitlines() if line.startswith("| model")).count("|")
     assert {row.count("|") for row in rows} == {columns}
+
+
+def test_the_help_of_every_option_is_in_the_docstring_of_its_record():
+    """Descriptions are read from there: without them, options would lose their help silently."""
+    described = _read_attributes(Setting)
+    assert {f.name for f in fields(Setting)} - {"trained"} <= set(described)
+    assert all(described.values())
