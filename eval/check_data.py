@@ -19,7 +19,8 @@ from eval.core.sample import PackedImage, Sample, check_answers
 from eval.core.task import Task
 from eval.run.options import RunOptions
 from eval.tasks.registry import GROUPS, select_tasks
-from internvl.errors import DataError, EvalError, InternVLError
+from internvl.command import command
+from internvl.errors import DataError, EvalError
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +140,7 @@ def describe_skipped(skipped: Sequence[DataState]) -> str:
     return "\n".join([head, *lines])
 
 
+@command(go_on="start the same command again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 1 if something is missing, 2 for an error that the user can fix."""
     parser = argparse.ArgumentParser(
@@ -156,12 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--open", action="store_true", help="decode every picture, read every video's header")
     parser.add_argument("--show", type=int, default=3, metavar="N", help="missing files named per task (%(default)s)")
     args = parser.parse_args(argv)
-    try:
-        tasks = select_tasks(",".join(GROUPS) if args.tasks == "all" else args.tasks)
-        states = [_report(check_task(task, args.data_root, open_media=args.open), args.show) for task in tasks]
-    except InternVLError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    tasks = select_tasks(",".join(GROUPS) if args.tasks == "all" else args.tasks)
+    states = [_report(check_task(task, args.data_root, open_media=args.open), args.show) for task in tasks]
     num_complete = sum(state.is_complete for state in states)
     print(f"{num_complete} of {len(states)} tasks are complete; how to get the others: {GUIDE}")
     return int(num_complete < len(states))

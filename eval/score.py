@@ -28,7 +28,8 @@ from eval.report.plots import write_task_plots
 from eval.report.summary import write_summary
 from eval.run.options import add_scoring_arguments
 from eval.tasks.registry import find_task
-from internvl.errors import EvalError, InternVLError
+from internvl.command import command
+from internvl.errors import EvalError
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ def _read_named_settings(folder: Path) -> SavedSettings:
     return saved
 
 
+@command(go_on="start the same command again; answers are kept")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (2 for an error of the user's)."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
@@ -139,17 +141,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="result folders of eval.run")
     add_scoring_arguments(parser)
     args = parser.parse_args(argv)
-    try:
-        if args.length_bins is not None:
-            check_length_edges(args.length_bins)
-        results = [
-            result
-            for folder in args.folders
-            for result in score_run(folder, protocol=args.protocol, length_edges=args.length_bins)
-        ]
-    except InternVLError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.length_bins is not None:
+        check_length_edges(args.length_bins)
+    results = [
+        result
+        for folder in args.folders
+        for result in score_run(folder, protocol=args.protocol, length_edges=args.length_bins)
+    ]
     print(format_results(results))
     return 0
 

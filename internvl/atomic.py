@@ -4,6 +4,7 @@ Everything is written under a temporary name beside its place and renamed at the
 content and a temporary file. No other module of the project writes by renaming.
 """
 
+import glob
 import json
 import os
 import secrets
@@ -86,13 +87,17 @@ def stage_folders(root: Path, folders: Sequence[Path]) -> Iterator[Path]:
 
     Args:
         root: Where the folders belong; created when missing.
-        folders: Paths relative to `root`, in the order in which they are moved. The block has to create each.
+        folders: Paths relative to `root`, in the order in which they are moved. The block has to create each. The
+            caller owns the last one (`internvl.folder_owner`): what a killed process left of it is removed.
 
     Yields:
         The temporary folder, on the same disk as `root`. It is removed in any case.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".staging-") as name:
+    prefix = f".staging-{str(folders[-1]).replace(os.sep, '@')}-"
+    for leftover in root.glob(f"{glob.escape(prefix)}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=prefix) as name:
         staging = Path(name)
         yield staging
         for folder in folders:

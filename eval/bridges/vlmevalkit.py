@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.bridges.conversation import DEFAULT_MAX_NEW_TOKENS, Message, Part, ask, build_question
-from internvl.errors import ConfigError, InternVLError, MissingDependencyError
+from internvl.command import command
+from internvl.errors import ConfigError, MissingDependencyError
 from internvl.infer.flags import add_flags, from_options
 from internvl.infer.session import Session
 from internvl.infer.settings import InferenceSettings
@@ -92,6 +93,7 @@ def register(name: str, **options: Any) -> None:
     supported_VLM[name] = partial(V2PE, **options)
 
 
+@command(go_on="start the same command again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Register a model and start a script of VLMEvalKit; returns the exit code (2 for an error of the user's)."""
     parser = argparse.ArgumentParser(
@@ -106,13 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", nargs="+", metavar="-- run.py ...", help="script of VLMEvalKit and its arguments")
     args = vars(parser.parse_args(argv))
     command, name = args.pop("command"), args.pop("name")
-    try:
-        if not Path(command[0]).is_file():
-            raise ConfigError(f"{command[0]} not found; start this in VLMEvalKit's folder, where run.py is")
-        register(name, **{key: value for key, value in args.items() if value is not None})
-    except InternVLError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not Path(command[0]).is_file():
+        raise ConfigError(f"{command[0]} not found; start this in VLMEvalKit's folder, where run.py is")
+    register(name, **{key: value for key, value in args.items() if value is not None})
     sys.argv = list(command)
     runpy.run_path(command[0], run_name="__main__")
     return 0

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from internvl.errors import InternVLError
+from internvl.folder_owner import own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +40,8 @@ def run_converter(
     parser.add_argument("folder", type=Path, help="folder with the published files")
     parser.add_argument("--out", type=Path, default=Path(out), help="(%(default)s)")
     args = parser.parse_args(argv)
-    try:
+    with own_folder(args.out, f"eval.convert.{name}"):
         counts = convert(args.folder, args.out)
-    except InternVLError as error:
-        logger.error("error: %s", error)
-        return 2
     for file, count in counts.items():
         logger.info("%s: %d questions", args.out / file, count)
     return 0

@@ -22,6 +22,7 @@ from eval.convert.parquet import find_files, read_rows
 from eval.core.output import open_result
 from eval.metrics.mmmu import DOMAINS
 from eval.tasks.mmmu import MAX_IMAGES
+from internvl.command import command
 from internvl.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ def _write_picture(picture: object, name: str, out: Path) -> str:
     return path.relative_to(out).as_posix()
 
 
+@command(go_on="start the same command again; nothing was left half-written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     return run_converter(convert, name="mmmu", description=__doc__, out="dataset/benchmark/MMMU", argv=argv)

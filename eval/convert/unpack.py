@@ -31,7 +31,9 @@ from tqdm import tqdm
 
 from eval.convert.files import place_inside
 from eval.core.output import open_result
-from internvl.errors import DataError, InternVLError
+from internvl.command import command
+from internvl.errors import DataError
+from internvl.folder_owner import own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -230,6 +232,7 @@ def _read_piece(source: IO[bytes]) -> bytes:
         raise EOFError(str(error)) from error
 
 
+@command(go_on="start the same command again; nothing was left half-written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 2 for an error that the user can fix."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -239,11 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("archives", type=Path, nargs="+", metavar="ARCHIVE", help="zip, tar, tar.gz; parts of one")
     parser.add_argument("--out", type=Path, required=True, help="folder of the files")
     args = parser.parse_args(argv)
-    try:
+    with own_folder(args.out, "eval.convert.unpack"):
         num_files = unpack(args.archives, args.out)
-    except InternVLError as error:
-        logger.error("error: %s", error)
-        return 2
     logger.info("%s: %d files", args.out, num_files)
     return 0
 

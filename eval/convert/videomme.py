@@ -12,6 +12,7 @@ from pathlib import Path
 from eval.convert.command import run_converter
 from eval.convert.parquet import find_files, read_rows
 from eval.core.output import write_result
+from internvl.command import command
 
 VIDEO_COLUMNS = ("video_id", "duration", "domain", "sub_category", "videoID")
 QUESTION_COLUMNS = ("question_id", "task_type", "question", "options", "answer")
@@ -39,6 +40,7 @@ def convert(folder: Path, out: Path) -> dict[str, int]:
     return {"videomme.json": sum(map(len, questions.values()))}
 
 
+@command(go_on="start the same command again; nothing was left half-written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     return run_converter(convert, name="videomme", description=__doc__, out="dataset/benchmark/Video-MME", argv=argv)

@@ -27,6 +27,7 @@ from eval.convert.command import run_converter
 from eval.convert.files import write_line
 from eval.core.output import open_result, write_result
 from eval.core.records import read_json
+from internvl.command import command
 from internvl.errors import DataError
 
 Record = Mapping[str, object]
@@ -148,6 +149,7 @@ def _list_people(question_id: object, answers: object) -> Record:
     return {"question_id": question_id, "answers": [{"answer": text} for text in texts]}
 
 
+@command(go_on="start the same command again; nothing was left half-written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     return run_converter(convert, name="vqa", description=__doc__, out="dataset/benchmark", argv=argv)

@@ -27,6 +27,7 @@ from eval.report.rows import format_csv, tabulate, tabulate_averages
 from eval.report.tables import format_averages, format_comparison, format_table
 from eval.score import read_checked_predictions
 from eval.tasks.registry import find_task
+from internvl.command import command
 from internvl.errors import ConfigError, InternVLError
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ def _read_samples(task: Task, result: TaskResult) -> dict[str, Sample]:
         return {}
 
 
+@command(go_on="start the same command again; the result folders are unchanged")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (2 for an error of the user's)."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
@@ -96,28 +98,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     out = args.out or args.folders[0] / "report.html"
-    try:
-        if args.samples < 0 or args.picture_mib < 0:
-            raise ConfigError(
-                f"--samples and --picture_mib must not be negative, got {args.samples} and {args.picture_mib:g}"
-            )
-        results = find_results(args.folders)
-        rows, comparisons, averages = tabulate(results), build_overview(results), list_averages(results)
-        cards = collect_all_cards(results, limit=args.samples, picture_mib=args.picture_mib)
-        page = render_page(results, title=args.title, comparisons=comparisons, averages=averages, cards=cards)
-        table, means = format_table(rows), format_averages(averages)
-        sections = [format_comparison(comparison) for comparison in comparisons if comparison.has_own_rows]
-        sections += ["## Averages over several tasks\n", means, ""] if means else []
-        average_rows = tabulate_averages(averages)
-        data = {"rows": [row.to_json() for row in rows], "averages": [row.to_json() for row in average_rows]}
-        write_result(out, page)
-        write_result(args.json or out.with_suffix(".json"), json.dumps(data, indent=2) + "\n")
-        markdown = "\n".join([f"# {args.title}\n", *sections, "## Tasks\n", table, ""])
-        write_result(args.markdown or out.with_suffix(".md"), markdown)
-        write_result(args.csv or out.with_suffix(".csv"), format_csv([*tabulate(results, rules="all"), *average_rows]))
-    except InternVLError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.samples < 0 or args.picture_mib < 0:
+        raise ConfigError(
+            f"--samples and --picture_mib must not be negative, got {args.samples} and {args.picture_mib:g}"
+        )
+    results = find_results(args.folders)
+    rows, comparisons, averages = tabulate(results), build_overview(results), list_averages(results)
+    cards = collect_all_cards(results, limit=args.samples, picture_mib=args.picture_mib)
+    page = render_page(results, title=args.title, comparisons=comparisons, averages=averages, cards=cards)
+    table, means = format_table(rows), format_averages(averages)
+    sections = [format_comparison(comparison) for comparison in comparisons if comparison.has_own_rows]
+    sections += ["## Averages over several tasks\n", means, ""] if means else []
+    average_rows = tabulate_averages(averages)
+    data = {"rows": [row.to_json() for row in rows], "averages": [row.to_json() for row in average_rows]}
+    write_result(out, page)
+    write_result(args.json or out.with_suffix(".json"), json.dumps(data, indent=2) + "\n")
+    markdown = "\n".join([f"# {args.title}\n", *sections, "## Tasks\n", table, ""])
+    write_result(args.markdown or out.with_suffix(".md"), markdown)
+    write_result(args.csv or out.with_suffix(".csv"), format_csv([*tabulate(results, rules="all"), *average_rows]))
     print("\n".join([table, "", means] if means else [table]))
     return 0
 

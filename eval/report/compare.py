@@ -15,7 +15,8 @@ from pathlib import Path
 
 from eval.metrics.estimate import Estimate, average_estimates
 from eval.report.rows import ALL_LENGTHS, Row, order_lengths, read_rows
-from internvl.errors import EvalError, InternVLError
+from internvl.command import command
+from internvl.errors import EvalError
 
 _CLEAR = 2.0  # standard errors; about 95 % of chance differences are smaller
 
@@ -86,6 +87,7 @@ def describe(differences: Sequence[Difference], reference: str) -> str:
     )
 
 
+@command(go_on="start the same command again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (2 for an error of the user's)."""
     parser = argparse.ArgumentParser(
@@ -94,11 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("report", type=Path, help="the JSON file of eval.report")
     parser.add_argument("--baseline", default="default", help="setting that the others are compared with")
     args = parser.parse_args(argv)
-    try:
-        print(describe(compare_settings(read_rows(args.report), args.baseline), args.baseline))
-    except InternVLError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(describe(compare_settings(read_rows(args.report), args.baseline), args.baseline))
     return 0
 
 

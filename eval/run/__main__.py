@@ -10,7 +10,6 @@ Exit codes: 0 done; 2 the run could not start or go on (what was answered is kep
 questions of a task failed than --max_failed allows. torchrun turns any but 0 into 1.
 """
 
-import errno
 import logging
 import os
 import sys
@@ -34,17 +33,17 @@ from eval.run.answering import load_answerer
 from eval.run.options import RunOptions, parse_options
 from eval.run.planning import choose_folder, choose_positions, plan_jobs
 from eval.run.queue import Job, Workers, run_jobs
-from internvl.errors import ConfigError, InternVLError
+from internvl.command import command
+from internvl.errors import ConfigError
 from internvl.infer.checkpoint import check_checkpoint
 from internvl.infer.context_parallel import ContextParallel, build_context_parallel
 from internvl.infer.settings import InferenceSettings
-from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, read_rank_env
+from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, own_folder_together, read_rank_env
 
 BARRIER_TIMEOUT_S = 2 * 24 * 3600.0  # a rank may have to wait for another one's long question
 EXIT_TOO_MANY_FAILED = 3
 NUM_REASONS = 3  # that are printed per task
 Value = TypeVar("Value")
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def run(options: RunOptions, env: RankEnv) -> int:
@@ -62,17 +61,18 @@ def run(options: RunOptions, env: RankEnv) -> int:
         load_answerer, options.checkpoint, settings, context_parallel=parallel, layer_devices=layer_devices
     )
     _share_cores(settings, env)
-    predictions = run_jobs(
-        jobs,
-        make_answer,
-        workers=workers,
-        overwrite=options.overwrite,
-        batch_size=options.batch_size,
-        retry_failed=options.retry_failed,
-    )
-    if predictions is None:
-        return 0
-    _report(jobs, predictions, options)
+    with own_folder_together(choose_folder(options), "eval.run"):
+        predictions = run_jobs(
+            jobs,
+            make_answer,
+            workers=workers,
+            overwrite=options.overwrite,
+            batch_size=options.batch_size,
+            retry_failed=options.retry_failed,
+        )
+        if predictions is None:
+            return 0
+        _report(jobs, predictions, options)
     if skipped:
         print(describe_skipped(skipped))
     return report_failures(jobs, predictions, max_failed=options.max_failed)
@@ -182,25 +182,14 @@ def report_failures(jobs: Sequence[Job], predictions: Sequence[Sequence[Predicti
     return exit_code
 
 
+@command(go_on="start the same command again to continue; all answers so far are kept")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code, see the top of this file."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        options, env = parse_options(argv), read_rank_env()
-        if not env.is_main:
-            logging.getLogger().setLevel(logging.ERROR)
-        return run(options, env)
-    except InternVLError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        print(
-            f"error: cannot write results: {error}; what was answered is kept: free space and start the same command "
-            "again to continue",
-            file=sys.stderr,
-        )
-    return 2
+    options, env = parse_options(argv), read_rank_env()
+    if not env.is_main:
+        logging.getLogger().setLevel(logging.ERROR)
+    return run(options, env)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
+from internvl.command import command
 from internvl.data.prompt import check_placeholders
 from internvl.data.video import VIDEO_PLACEHOLDER, read_video_info
 from internvl.errors import DataError, InternVLError
@@ -268,17 +269,11 @@ def _run(arguments: argparse.Namespace, env: RankEnv) -> None:
         chat.ask(question)
 
 
+@command(go_on="start the same command again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     transformers_logging.disable_progress_bar()
-    try:
-        _run(build_parser().parse_args(argv), read_rank_env())
-    except InternVLError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 2
-    except KeyboardInterrupt:
-        _write_answer("\n")
-        return 130
+    _run(build_parser().parse_args(argv), read_rank_env())
     return 0
 
 

@@ -4,6 +4,8 @@
 class InternVLError(Exception):
     """Base of every error that this project raises on purpose."""
 
+    exit_code = 2  # of a command that ends with this error
+
 
 class ConfigError(InternVLError):
     """A flag, a config field or a combination of them is wrong."""

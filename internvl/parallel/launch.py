@@ -15,15 +15,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal, NoReturn, cast, get_args
 
 import torch
 import torch.distributed as dist
 
-from internvl.errors import ParallelError
+from internvl.errors import InternVLError, ParallelError
+from internvl.folder_owner import own_folder
 
 Launcher = Literal["pytorch", "slurm", "deepspeed", "none"]
 DeviceType = Literal["cpu", "cuda"]
@@ -158,6 +160,23 @@ def finish_distributed(code: int = 0) -> NoReturn:
     # Not sys.exit: in the interpreter's teardown torch's gloo threads sometimes abort ("terminate called without an
     # active exception") although all work is done.
     os._exit(code)
+
+
+@contextmanager
+def own_folder_together(folder: Path, command: str) -> Iterator[None]:
+    """`own_folder` by rank 0 for all ranks, which fail together if another process has it. Collective."""
+    with ExitStack() as stack:
+        refusals: list[InternVLError | OSError | None] = [None]
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            try:
+                stack.enter_context(own_folder(folder, command))
+            except (InternVLError, OSError) as error:
+                refusals = [error]
+        if dist.is_initialized():
+            dist.broadcast_object_list(refusals, src=0)
+        if refusals[0] is not None:
+            raise refusals[0]
+        yield
 
 
 def _use_deepspeed_without_compiler() -> None:

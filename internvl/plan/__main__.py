@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
-from internvl.errors import InternVLError
+from internvl.command import command
 from internvl.model.caches import KV_CACHES
 from internvl.plan.released_models import RELEASED
 from internvl.plan.report import describe_plan, format_advice, format_plan, format_table
@@ -87,20 +87,17 @@ def build_setting(arguments: argparse.Namespace) -> Setting:
     return Setting(**own, trained=trained)
 
 
+@command(go_on="start the same command again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns 0 if the job fits, 1 if not, 2 for wrong flags."""
     arguments = build_parser().parse_args(argv)
-    try:
-        setting = build_setting(arguments)
-        if arguments.table:
-            sys.stdout.write(format_table(setting) + "\n")
-            return 0
-        plan = make_plan(read_sizes(arguments.model), setting)
-        plans = [] if plan.fits else find_changes(plan.model, setting)
-        larger = find_gpus(plan.model, setting) if not plan.fits and not plans else None
-    except InternVLError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    setting = build_setting(arguments)
+    if arguments.table:
+        sys.stdout.write(format_table(setting) + "\n")
+        return 0
+    plan = make_plan(read_sizes(arguments.model), setting)
+    plans = [] if plan.fits else find_changes(plan.model, setting)
+    larger = find_gpus(plan.model, setting) if not plan.fits and not plans else None
     if arguments.json:
         sys.stdout.write(json.dumps(describe_plan(plan, plans, larger), indent=2) + "\n")
     else:

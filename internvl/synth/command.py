@@ -2,13 +2,10 @@
 
 import argparse
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
-
-from internvl.errors import InternVLError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -90,11 +87,7 @@ def run_builder(
     """
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        made, folders = build(arguments)
-    except InternVLError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    made, folders = build(arguments)
     for folder in folders:
         logger.info("%s: %s", folder, "written" if made else "already there, nothing to do")
     return 0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from internvl.atomic import stage_folders
 from internvl.errors import ConfigError, DataError
+from internvl.folder_owner import own_folder
 
 DATASHEET = "datasheet.json"
 Facts = Mapping[str, object]
@@ -97,16 +98,18 @@ def make_folders(
 
     Raises:
         DataError: A folder is in the way that may not be replaced.
+        ConfigError: Another process is making them.
     """
     folders = list(folders)
-    if all(is_finished(root / folder, origin) for folder in folders):
-        return False
-    for folder in folders:
-        check_replaceable(root / folder, origin, overwrite=overwrite)
-    with stage_folders(root, folders) as staging:
+    with own_folder(root / folders[-1], origin.builder):
+        if all(is_finished(root / folder, origin) for folder in folders):
+            return False
         for folder in folders:
-            (staging / folder).mkdir(parents=True)
-        facts = write(staging)
-        for folder in folders:
-            write_datasheet(staging / folder, origin, facts)
-    return True
+            check_replaceable(root / folder, origin, overwrite=overwrite)
+        with stage_folders(root, folders) as staging:
+            for folder in folders:
+                (staging / folder).mkdir(parents=True)
+            facts = write(staging)
+            for folder in folders:
+                write_datasheet(staging / folder, origin, facts)
+        return True

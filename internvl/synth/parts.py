@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from internvl.atomic import publish_folder, write_atomically
 from internvl.errors import ConfigError, DataError
+from internvl.folder_owner import own_folder
 from internvl.synth.folders import Origin, check_replaceable, is_finished
 from internvl.synth.forms import Record
 
@@ -73,12 +74,18 @@ def build_in_parts(out: Path, recipe: Recipe, *, label: str, num_workers: int, o
 
     Raises:
         DataError: Something is in the way that may not be replaced.
-        ConfigError: The data cannot be made as asked.
+        ConfigError: The data cannot be made as asked, or another process is making it.
     """
-    if is_finished(out, recipe.origin):
-        return False
     if num_workers < 0:
         raise ConfigError(f"workers is {num_workers}, expected 0 or more")
+    with own_folder(out, recipe.origin.builder):
+        if is_finished(out, recipe.origin):
+            return False
+        _build(out, recipe, label=label, num_workers=num_workers, overwrite=overwrite)
+        return True
+
+
+def _build(out: Path, recipe: Recipe, *, label: str, num_workers: int, overwrite: bool) -> None:
     with _open_workspace(out, recipe.origin, overwrite=overwrite) as folder:
         recipe.prepare(folder)
         parts = recipe.cut()
@@ -89,7 +96,6 @@ def build_in_parts(out: Path, recipe: Recipe, *, label: str, num_workers: int, o
             for size in _make_parts(folder, missing, recipe, num_workers):
                 bar.update(size)
         recipe.finish(folder, _join_parts(folder, parts))
-    return True
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from internvl.errors import CheckpointError, ConfigError, InternVLError
+from internvl.command import command
+from internvl.errors import CheckpointError, ConfigError
 from internvl.model.configuration_internvl_chat import InternVisionConfig, InternVLChatConfig
 from internvl.model.constants import IMG_CONTEXT_TOKEN, SPECIAL_TOKENS
 from internvl.model.conversation import get_conversation
@@ -138,6 +139,7 @@ def _load_decoder(folder: Path) -> PreTrainedModel:
     return decoder
 
 
+@command(go_on="start the same command again; nothing was left half-written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (2 for an error of the user's)."""
     parser = argparse.ArgumentParser(
@@ -155,13 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--downsample_ratio", type=float, default=0.5, help="side ratio of pixel shuffle")
     parser.add_argument("--seed", type=int, default=0, help="of fresh weights")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        options = vars(parser.parse_args(argv))
-        parts = Parts(**{field.name: options.pop(field.name) for field in fields(Parts)})
-        assemble(parts, **options)
-    except InternVLError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    options = vars(parser.parse_args(argv))
+    parts = Parts(**{field.name: options.pop(field.name) for field in fields(Parts)})
+    assemble(parts, **options)
     return 0
 
 

@@ -26,13 +26,14 @@ from typing import cast
 from tqdm import tqdm
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
+from internvl.command import command
 from internvl.data.encode import SampleEncoder
 from internvl.data.meta import load_meta
 from internvl.data.mixture import count_documents
 from internvl.data.packing import PackingLimits
 from internvl.data.records import RecordFile
 from internvl.data.survey import SourceReport, Survey
-from internvl.errors import ConfigError, InternVLError
+from internvl.errors import ConfigError
 from internvl.model.constants import SPECIAL_TOKENS
 from internvl.model.conversation import get_conversation
 from internvl.model.loading import read_chat_config
@@ -159,14 +160,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     return 0 if report.is_bearable else EXIT_PROBLEMS
 
 
+@command(go_on="start the same command again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        return run(argv)
-    except InternVLError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_FAILED
+    return run(argv)
 
 
 if __name__ == "__main__":

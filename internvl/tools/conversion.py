@@ -15,6 +15,7 @@ from torch import Tensor
 
 from internvl.atomic import stage_folders
 from internvl.errors import CheckpointError, ConfigError
+from internvl.folder_owner import own_folder
 from internvl.infer.checkpoint import check_checkpoint
 
 # Files that belong to a checkpoint besides weights and config; training state is not copied.
@@ -42,21 +43,22 @@ def convert_folder(source: Path, out: Path, *, model_type: str) -> Iterator[Path
 
     Raises:
         CheckpointError: `source` is missing, incomplete or of another model type.
-        ConfigError: `out` is a file or holds files.
+        ConfigError: `out` is a file or holds files, or another process is making it.
     """
     found = check_checkpoint(source).get("model_type")
     if found != model_type:
         raise CheckpointError(f"{source}/config.json: model_type is {found!r}, expected {model_type!r}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists and is not an empty folder; choose another folder, or move that one away")
     out = out.absolute()
-    with stage_folders(out.parent, [Path(out.name)]) as staging:
-        folder = staging / out.name
-        folder.mkdir()
-        yield folder
-        for path in {path for pattern in _COMPANIONS for path in source.glob(pattern) if path.is_file()}:
-            if not (folder / path.name).exists():
-                shutil.copyfile(path, folder / path.name)
+    with own_folder(out, "a conversion"):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(f"{out} exists and is not an empty folder; choose another folder, or move that one away")
+        with stage_folders(out.parent, [Path(out.name)]) as staging:
+            folder = staging / out.name
+            folder.mkdir()
+            yield folder
+            for path in {path for pattern in _COMPANIONS for path in source.glob(pattern) if path.is_file()}:
+                if not (folder / path.name).exists():
+                    shutil.copyfile(path, folder / path.name)
 
 
 def read_state_dict(folder: Path) -> dict[str, Tensor]:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedModel
 
-from internvl.errors import CheckpointError, ConfigError, InternVLError
+from internvl.command import command
+from internvl.errors import CheckpointError, ConfigError
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.loading import load_strictly, read_chat_config
@@ -136,21 +137,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command(go_on="start the same command again; nothing was left half-written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     checkpoint, out, max_shard_size = arguments.checkpoint, arguments.out, arguments.max_shard_size
-    try:
-        if arguments.back:
-            import_checkpoint(checkpoint, out, template=arguments.template, max_shard_size=max_shard_size)
-        elif arguments.template:
-            raise ConfigError("--template goes with --back only; the native layout has no place for it")
-        else:
-            export_checkpoint(checkpoint, out, max_shard_size=max_shard_size)
-    except InternVLError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    if arguments.back:
+        import_checkpoint(checkpoint, out, template=arguments.template, max_shard_size=max_shard_size)
+    elif arguments.template:
+        raise ConfigError("--template goes with --back only; the native layout has no place for it")
+    else:
+        export_checkpoint(checkpoint, out, max_shard_size=max_shard_size)
     logger.info("%s: written", out)
     return 0
 

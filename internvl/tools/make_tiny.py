@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
+from internvl.command import command
 from internvl.errors import ConfigError
 from internvl.model.configuration_internvl_chat import InternLM2Config, InternVisionConfig, InternVLChatConfig
 from internvl.model.constants import IMG_CONTEXT_TOKEN
@@ -307,6 +308,7 @@ def build(arguments: argparse.Namespace) -> tuple[bool, list[Path]]:
     return made, [out]
 
 
+@command(go_on="start the same command again; nothing was left half-written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     return run_builder(build_parser(), argv, build)

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from internvl.errors import CheckpointError, InternVLError
+from internvl.command import command
+from internvl.errors import CheckpointError
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.loading import load_strictly, read_chat_config
 from internvl.model.modeling_internvl_chat import InternVLChatModel
@@ -68,15 +69,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command(go_on="start the same command again; nothing was left half-written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        num_adapters = merge_checkpoint(arguments.checkpoint, arguments.out, max_shard_size=arguments.max_shard_size)
-    except InternVLError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    num_adapters = merge_checkpoint(arguments.checkpoint, arguments.out, max_shard_size=arguments.max_shard_size)
     logger.info("%s: adapters of %d layers folded in", arguments.out, num_adapters)
     return 0
 

@@ -21,7 +21,8 @@ from datetime import date
 from pathlib import Path
 
 from internvl.atomic import stage_folders
-from internvl.errors import CheckpointError, InternVLError
+from internvl.command import command
+from internvl.errors import CheckpointError
 
 CODE = Path(__file__).parents[1] / "model"
 DEFAULT_OUT = Path("pretrained", "InternVL2-Tiny")
@@ -158,6 +159,7 @@ Bars are red, blue, green, yellow, purple, black, pink or gray; a picture of 112
 """
 
 
+@command(go_on="start the same command again; nothing was left half-written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -171,11 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--scores", type=Path, required=True, help="result folder of eval.run")
     add("--out", type=Path, default=DEFAULT_OUT, help="folder to make (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    try:
-        publish(arguments.checkpoint, arguments.runs, arguments.scores, arguments.out)
-    except InternVLError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    publish(arguments.checkpoint, arguments.runs, arguments.scores, arguments.out)
     print(arguments.out)
     return 0
 

@@ -5,30 +5,28 @@ slurm, and the recipes are in shell/internlm2_2b/ and shell/tiny/.
 """
 
 import sys
+from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from internvl.errors import InternVLError
+from internvl.command import command
 from internvl.parallel.launch import finish_distributed
 from internvl.train.finetune import run_training
-from internvl.train.run.preemption import EXIT_FAILED_TWICE
-from internvl.train.run.state import RepeatedFailure
+from internvl.train.run.preemption import EXIT_PREEMPTED
 
 
 @record  # so that torchrun repeats the first rank's error at the end, after the others' errors that it caused
-def main() -> None:
-    """Command line.
+@command(go_on="start the same command again to continue from the last checkpoint")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit code.
 
-    Exit code 0 on success, 2 with one clear line for an error that the user can correct, 85 when a signal stopped the
-    run after saving a checkpoint, 86 when it failed in the same step twice.
+    It is 0 on success, 85 when a signal stopped the run after saving a checkpoint, 86 when the run does not get on.
     """
-    try:
-        code = run_training(sys.argv[1:])
-    except InternVLError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(EXIT_FAILED_TWICE if isinstance(error, RepeatedFailure) else 2)
-    finish_distributed(code)
+    return run_training(sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":
-    main()
+    exit_code = main()
+    if exit_code in (0, EXIT_PREEMPTED):
+        finish_distributed(exit_code)
+    sys.exit(exit_code)

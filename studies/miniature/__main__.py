@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.core.output import write_result
-from internvl.errors import InternVLError
+from internvl.command import command
 from studies.miniature.cells import collect_cells, measure_digits, merge_cells, read_study, write_study
 from studies.miniature.figures import HEATMAPS, LINES, make_figures, write_figures
 from studies.miniature.page import render_study
@@ -99,8 +99,8 @@ def _build_parser() -> argparse.ArgumentParser:
         ("--lines", LINES, "the lines of accuracy by length"),
         ("--heatmaps", HEATMAPS, "which are drawn by depth and length"),
     ):
-        for command in (draw, page):
-            command.add_argument(
+        for parser_of_figures in (draw, page):
+            parser_of_figures.add_argument(
                 flag, nargs="*", default=default, metavar="METHOD@EVALUATION", help=f"{what} ({' '.join(default)})"
             )
     check = commands.add_parser("check", help="exit code 0 if both digits reach a goal at length 1x, else 1")
@@ -110,15 +110,12 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command(go_on="start the same command again to continue")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (2 for an error of the user's)."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     args = _build_parser().parse_args(argv)
-    try:
-        return args.command(args)
-    except (InternVLError, OSError, UnicodeDecodeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return args.command(args)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from eval.run import __main__ as run
 from eval.run.options import parse_options
-from internvl.errors import ConfigError, InternVLError
+from internvl.command import command
+from internvl.errors import ConfigError
 from internvl.model import rotary
 from internvl.parallel.launch import finish_distributed
 
@@ -43,14 +44,11 @@ def check_folder(argv: Sequence[str]) -> None:
         raise ConfigError(f"--out is {out}, expected a folder whose name ends in {FOLDER_ENDING}")
 
 
+@command(go_on="start the same command again to continue")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit codes are those of `eval.run`."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    try:
-        check_folder(arguments)
-    except InternVLError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check_folder(arguments)
     with patch.object(rotary, "rotary_tables", round_tables(rotary.rotary_tables)):
         return run.main(arguments)
 

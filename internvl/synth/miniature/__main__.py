@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from internvl.command import command
 from internvl.synth.command import make_data_root_parser, read_spec, run_builder
 from internvl.synth.miniature.miniature_set import BUILDER, MiniatureSpec, build_miniature
 from internvl.synth.miniature.training_records import TrainFile
@@ -74,6 +75,7 @@ def build(arguments: argparse.Namespace) -> tuple[bool, list[Path]]:
     return made, [arguments.out / folder for folder in spec.folders]
 
 
+@command(go_on="start the same command again; nothing was left half-written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     return run_builder(build_parser(), argv, build)

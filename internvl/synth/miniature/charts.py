@@ -20,6 +20,7 @@ from random import Random
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from internvl.command import command
 from internvl.errors import ConfigError
 from internvl.model.constants import IMAGE_PLACEHOLDER
 from internvl.model.loading import read_chat_config
@@ -187,6 +188,7 @@ def build(arguments: argparse.Namespace) -> tuple[bool, list[Path]]:
     return made, [arguments.out / folder for folder in spec.folders]
 
 
+@command(go_on="start the same command again; nothing was left half-written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     return run_builder(build_parser(), argv, build)

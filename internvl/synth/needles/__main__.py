@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from internvl.command import command
 from internvl.synth.command import make_parts_parser, run_parts_builder
 from internvl.synth.lengths import parse_length
 from internvl.synth.needles.needle_set import BUILDER, build_needle_set
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command(go_on="start the same command again to continue with the samples that are missing")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     return run_parts_builder(build_parser(), argv, NeedleSpec, build_needle_set)

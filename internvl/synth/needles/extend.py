@@ -25,6 +25,7 @@ from functools import cache, partial
 from pathlib import Path
 from random import Random
 
+from internvl.command import command
 from internvl.errors import ConfigError
 from internvl.model.constants import IMAGE_PLACEHOLDER
 from internvl.synth.command import make_parts_parser, run_parts_builder
@@ -244,6 +245,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command(go_on="start the same command again to continue with the samples that are missing")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     return run_parts_builder(build_parser(), argv, ExtensionSpec, build_extension)

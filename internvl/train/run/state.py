@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from internvl.atomic import write_json
 from internvl.errors import CheckpointError, InternVLError
+from internvl.train.run.preemption import EXIT_FAILED_TWICE
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ Status = Literal["running", "preempted", "stopped", "finished"]
 
 class RepeatedFailure(InternVLError):
     """The run failed in the same step twice in a row."""
+
+    exit_code = EXIT_FAILED_TWICE
 
 
 @dataclass(frozen=True)

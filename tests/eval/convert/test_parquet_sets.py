@@ -82,9 +82,9 @@ def test_wrong_rows_are_refused(tmp_path, change, message):
 
 
 @pytest.mark.parametrize("converter", [mmmu, videomme])
-def test_a_folder_without_parquet_files_is_named(tmp_path, caplog, converter):
+def test_a_folder_without_parquet_files_is_named(tmp_path, capsys, converter):
     assert converter([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert f"below {tmp_path}" in caplog.text
+    assert f"below {tmp_path}" in capsys.readouterr().err
 
 
 def test_videomme_questions_are_gathered_by_video(tmp_path):

@@ -162,11 +162,11 @@ def test_files_that_are_there_are_not_written_again(tmp_path):
     [(b"", "broken or cut off"), (b"no archive" * 100, "broken or cut off"), (None, "not found")],
 )
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.zip"])
-def test_what_is_no_archive_ends_with_a_clear_error(tmp_path, capsys, caplog, name, content, message):
+def test_what_is_no_archive_ends_with_a_clear_error(tmp_path, capsys, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     assert main([str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2
-    assert message in caplog.text
+    assert message in capsys.readouterr().err
 
 
 def test_a_zip_file_that_ends_early_leaves_no_half_file(tmp_path):
