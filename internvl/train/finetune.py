@@ -37,6 +37,7 @@ from internvl.train.arguments import (
     has_cuda,
     parse_arguments,
     shares_rows,
+    take_flags,
     ulysses_degree_of,
     validate_arguments,
 )
@@ -132,15 +133,13 @@ def _train(arguments: Arguments, *, checkpoint: str | None, journal: RunJournal,
     with logging_redirect_tqdm(), name_missing_ranks():
         result = trainer.train(resume_from_checkpoint=checkpoint)
     if stop.stopped:
-        journal.end("preempted", step=trainer.state.global_step)
-        _summarise(trainer, "preempted")
+        _end(trainer, journal, "preempted")
         logger.info("stopped by a signal; start the same command again to continue (exit code %d)", EXIT_PREEMPTED)
         return EXIT_PREEMPTED
     trainer.save_model()
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
-    journal.end("finished", step=trainer.state.global_step)
-    _summarise(trainer, "finished")
+    _end(trainer, journal, "finished")
     logger.info("done: %s (train loss %.4f)", trainer.args.output_dir, result.metrics["train_loss"])
     return 0
 
@@ -203,13 +202,12 @@ def _build_trainer(arguments: Arguments, checkpoint: str | None) -> V2PETrainer:
     return trainer
 
 
-def _summarise(trainer: V2PETrainer, status: Ending) -> None:
-    """Write summary.json."""
-    trainer.collect_counts()
+def _end(trainer: V2PETrainer, journal: RunJournal, status: Ending) -> None:
+    """Note how the run ended, and write summary.json."""
     folder, state = Path(str(trainer.args.output_dir)), trainer.state
-    summary = trainer.window.summarise(
-        status, step=state.global_step, log_history=state.log_history, model=str(folder.resolve())
-    )
+    journal.end(status, step=state.global_step)
+    trainer.collect_counts()
+    summary = trainer.window.summarise(status, step=state.global_step, log_history=state.log_history, folder=folder)
     for line in summary.describe():
         logger.info("%s", line)
     if trainer.args.should_save:
@@ -265,34 +263,16 @@ def build_encoder(
 ) -> SampleEncoder:
     """The encoder that turns records into documents under these flags."""
     return SampleEncoder(
-        text=TextOptions(
+        text=take_flags(
+            TextOptions,
+            args,
             tokenizer=tokenizer,
             conversation_name=args.conv_style,
             num_image_token=num_image_token,
-            max_seq_length=args.max_seq_length,
-            truncation=args.truncation,
         ),
-        tiles=TileOptions(
-            image_size=args.force_image_size,
-            dynamic_image_size=args.dynamic_image_size,
-            dynamic_max_patch=args.dynamic_max_patch,
-            use_thumbnail=args.use_thumbnail,
-            min_dynamic_patch=args.min_dynamic_patch,
-            max_dynamic_patch=args.max_dynamic_patch,
-            normalize_type=args.normalize_type,
-            pad2square=args.pad2square,
-        ),
-        frames=FrameOptions(
-            min_num_frame=args.min_num_frame,
-            max_num_frame=args.max_num_frame,
-            frame_sampling=args.frame_sampling,
-        ),
-        strides=StrideOptions(
-            rope_pos_id_version=args.rope_pos_id_version,
-            rope_pos_id_stride=args.rope_pos_id_stride,
-            random_strides=args.rope_pos_id_random_strides,
-            rope_pos_id_rnd_scope=args.rope_pos_id_rnd_scope,
-        ),
+        tiles=take_flags(TileOptions, args, image_size=args.force_image_size),
+        frames=take_flags(FrameOptions, args),
+        strides=take_flags(StrideOptions, args, random_strides=args.rope_pos_id_random_strides),
     )
 
 
@@ -308,14 +288,13 @@ def _build_loader(
     encoder = build_encoder(args, tokenizer=tokenizer, num_image_token=num_image_token)
     limits = PackingLimits(args.max_packed_tokens, args.num_images_expected, args.max_buffer_size)
     num_own = training.gradient_accumulation_steps
-    rows = RowOptions(
+    rows = take_flags(
+        RowOptions,
+        args,
         num_streams=grid.data_size * num_own,
         seed=training.seed if training.data_seed is None else training.data_seed,
         packing=limits if args.use_packed_ds else None,
-        packing_policy=args.packing_policy,
         documents_per_row=training.per_device_train_batch_size,
-        data_order=args.data_order,
-        use_data_resampling=args.use_data_resampling,
     )
     first = grid.data_rank * num_own
     return build_train_loader(

@@ -48,12 +48,7 @@ class LearningRates:
         return self.vision is None and self.projector is None and self.vit_decay == 1.0
 
     def choose(self, name: str, *, num_vit_layers: int) -> tuple[str, float]:
-        """(group, learning rate) of a parameter.
-
-        Args:
-            name: Its name in the chat model.
-            num_vit_layers: Layers of the vision tower, L.
-        """
+        """(group, learning rate) of a parameter by its name in the chat model."""
         if self.are_uniform:
             return "all", self.base
         if name.startswith("mlp1."):

@@ -26,7 +26,7 @@ from internvl.parallel.shared_row import SharedRow
 from internvl.parallel.vision import agree_on_batches
 from internvl.train.arguments import TrainingArguments
 from internvl.train.bad_steps import BadSteps, MicroBatch, spread_nan
-from internvl.train.checkpoint.resharding import RestoreSettings, accept_universal_copy, check_engine
+from internvl.train.checkpoint.resharding import RestoreSettings, check_engine
 from internvl.train.checkpoint.writing import CheckpointWriter
 from internvl.train.liger import liger_cross_entropy
 from internvl.train.parameter_groups import build_parameter_groups, read_learning_rates
@@ -36,15 +36,9 @@ from internvl.train.step_loss import DocumentLoss, LossOptions, ignore_damaged, 
 
 
 class V2PETrainer(Trainer):
-    """Trains an InternVL chat model.
+    """Trains an InternVL chat model on the rows of this rank, or on rows that it shares with others (`shared_row`).
 
-    Args:
-        args: Training arguments; `max_steps` must be set, since the loader has no end.
-        loader: Batches of this rank, already sharded.
-        writer: Writes checkpoints and the trained model.
-        window: Counts and reports.
-        loss: Token weights and denominator.
-        shared_row: How rows are shared among ranks; None: every rank has rows of its own.
+    `max_steps` must be set, since the loader has no end.
     """
 
     # Private names of transformers that are used here, since no callback gives what they give:
@@ -109,7 +103,8 @@ class V2PETrainer(Trainer):
         check_engine(checkpoint, zero_stage=0 if plugin is None else plugin.zero_stage)
         if plugin is None or (copy := self.writer.reshard(checkpoint)) is None:
             return checkpoint
-        accept_universal_copy(plugin.deepspeed_config)
+        # Before DeepSpeed builds its engine.
+        plugin.deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
         self.add_callback(RestoreSettings(copy))
         return copy
 
@@ -230,9 +225,8 @@ class V2PETrainer(Trainer):
 
     def collect_counts(self) -> None:
         """Bring the window's counts up to date. Collective."""
-        self.window.collect(
-            self.accelerator.gather, num_skipped=self.loader.ledger.num_skipped, device=self.args.device
-        )
+        skipped = self.loader.ledger.num_skipped
+        self.window.collect(self.accelerator.gather, num_skipped=skipped, device=self.args.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what docs/training.md lists to a report of all ranks."""

@@ -27,7 +27,7 @@ from internvl.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 
-_RESHARDED = ".resharded"
+RESHARDED = ".resharded"  # below the run's folder: copies for another number of ranks
 _SOURCE = "source"
 _SLICE_OF_OPTIMISER = "*_optim_states.pt"
 _SLICE_OF_WEIGHTS = "*zero_pp_rank_*_model_states.pt"
@@ -69,23 +69,16 @@ def check_engine(checkpoint: Path, *, zero_stage: int) -> None:
         )
 
 
-def resharded_folder(output_dir: Path) -> Path:
-    """Where copies for another number of ranks are."""
-    return output_dir / _RESHARDED
-
-
 def write_universal_copy(checkpoint: Path, output_dir: Path) -> Path:
-    """Write a copy of a checkpoint that any number of ranks can load.
+    """Write a copy of a checkpoint that any number of ranks can load: output_dir/.resharded/checkpoint-N.
 
-    It takes 12 bytes of disk per trained parameter, twice as much while it is written.
-
-    Returns:
-        output_dir/.resharded/checkpoint-N: the optimiser in the universal format and all small files.
+    It holds the optimiser in the universal format and all small files. It takes 12 bytes of disk per trained
+    parameter, twice as much while it is written.
 
     Raises:
         CheckpointError: The slices cannot be read, or the copy cannot be written.
     """
-    copy = resharded_folder(output_dir) / checkpoint.name
+    copy = output_dir / RESHARDED / checkpoint.name
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir(parents=True)
     for path in checkpoint.iterdir():
@@ -116,11 +109,6 @@ def _convert(folder: Path, name: str) -> None:
             f"{folder.name} could not be converted for another number of ranks (exit code {result.returncode}, "
             f"{free:.1f} GiB are free in {folder.parent}):\n  {causes}\nresume with the number of ranks that saved it"
         )
-
-
-def accept_universal_copy(deepspeed_config: dict[str, dict[str, object]]) -> None:
-    """Tell DeepSpeed, before it builds its engine, that the checkpoint is in the universal format."""
-    deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
 
 
 def read_group_settings(copy: Path) -> list[dict[str, object]]:

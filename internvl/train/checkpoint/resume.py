@@ -12,15 +12,9 @@ _MODEL_PATTERNS = ("config.json", "*.safetensors", "pytorch_model*.bin")
 
 
 def find_resume_checkpoint(output_dir: str, *, overwrite: bool, wanted: str | None = None) -> str | None:
-    """Choose the checkpoint that a run continues from.
+    """Choose the checkpoint that a run continues from; None: it starts from the beginning, as with `overwrite`.
 
-    Args:
-        output_dir: Folder of the run.
-        overwrite: Start from the beginning whatever the folder holds.
-        wanted: An explicit checkpoint folder, which wins, unless it is one of this run and damaged.
-
-    Returns:
-        A checkpoint folder, or None to start from the beginning.
+    An explicit folder, `wanted`, wins, unless it is one of this run and damaged.
 
     Raises:
         ConfigError: The folder holds a model but no checkpoint, or `wanted` does not exist.

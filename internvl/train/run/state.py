@@ -74,11 +74,6 @@ def read_run_state(output_dir: str | Path) -> RunState | None:
         raise CheckpointError(f"{path} is damaged ({error}); delete it to start without it") from error
 
 
-def write_run_state(output_dir: str | Path, state: RunState) -> None:
-    """Write the state; a reader sees the old one or the new one."""
-    write_json(Path(output_dir, STATE_FILE), asdict(state))
-
-
 class RunJournal(TrainerCallback):
     """Keeps run_state.json up to date while the Trainer runs; a context manager around one attempt.
 
@@ -101,11 +96,9 @@ class RunJournal(TrainerCallback):
     def _note(self, **changes: object) -> None:
         self.state = replace(self.state, **changes)  # type: ignore[arg-type]
         if self.writes == "main":
-            write_run_state(self.output_dir, self.state)
+            write_json(Path(self.output_dir, STATE_FILE), asdict(self.state))
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Note the step in progress."""
         try:
             self._note(step=state.global_step + 1)
