@@ -9,6 +9,7 @@ import logging
 import math
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from internvl.atomic import write_json
+from internvl.data.cursor import RESTART_HINT
 from internvl.data.encode import SampleEncoder, TextOptions
 from internvl.data.loader import TrainLoader, build_train_loader
 from internvl.data.meta import load_meta
@@ -24,6 +26,7 @@ from internvl.data.packing import PackingLimits
 from internvl.data.plan import RankShare, RowOptions, TileShare
 from internvl.data.strides import StrideOptions
 from internvl.data.visuals import FrameOptions, TileOptions
+from internvl.errors import CheckpointError
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.grid import Grid, build_grid
 from internvl.parallel.launch import RankEnv, init_distributed, is_restart, read_rank_env
@@ -41,7 +44,8 @@ from internvl.train.arguments import (
     ulysses_degree_of,
     validate_arguments,
 )
-from internvl.train.checkpoint.contents import TOTALS_FILE, read_position
+from internvl.train.checkpoint.contents import POSITION_FILE, TOTALS_FILE, read_position
+from internvl.train.checkpoint.pickles import check_pickles
 from internvl.train.checkpoint.resume import find_resume_checkpoint
 from internvl.train.checkpoint.writing import CheckpointWriter
 from internvl.train.memory_savings import KeepAttention, keep_freed_memory, tile_mlps
@@ -61,6 +65,7 @@ from internvl.train.run.record import (
 from internvl.train.run.state import RunJournal, RunState, read_run_state
 from internvl.train.run.utilisation import Workload, find_peak_tflops
 from internvl.train.run.window import Window
+from internvl.train.state_files import WRONG_CONTENT
 from internvl.train.step_loss import LossOptions
 from internvl.train.trainable import select_trainable
 from internvl.train.trainer import V2PETrainer
@@ -88,6 +93,9 @@ def run_training(argv: Sequence[str]) -> int:
         checkpoint = find_resume_checkpoint(
             training.output_dir, overwrite=training.overwrite_output_dir, wanted=training.resume_from_checkpoint
         )
+        state = replace(state, epochs=None if training.max_steps > 0 else training.num_train_epochs)
+        if checkpoint is not None and read_rank_env().is_main:
+            check_pickles(Path(checkpoint))  # before the process group, in which the other ranks wait for this one
         env = _start_process(training)
         if checkpoint is not None:
             logger.info("continuing from %s", checkpoint)
@@ -176,7 +184,7 @@ def _build_trainer(arguments: Arguments, checkpoint: str | None) -> V2PETrainer:
         if training.ignore_data_skip:
             logger.warning("--ignore_data_skip True: the data starts from its beginning")
         else:
-            loader.load_state_dict(read_position(Path(checkpoint)))
+            _resume_data(loader, Path(checkpoint))
     args = build_training_arguments(
         training, grad_checkpoint=model_args.grad_checkpoint, offload_activations=model_args.offload_activations
     )
@@ -200,6 +208,17 @@ def _build_trainer(arguments: Arguments, checkpoint: str | None) -> V2PETrainer:
     if model_args.keep_attention:
         trainer.add_callback(KeepAttention())
     return trainer
+
+
+def _resume_data(loader: TrainLoader, checkpoint: Path) -> None:
+    """Set the loader to where the data of a checkpoint goes on."""
+    state = read_position(checkpoint)
+    try:
+        loader.load_state_dict(state)
+    except WRONG_CONTENT as error:
+        raise CheckpointError(
+            f"{checkpoint / POSITION_FILE} cannot be used ({error!r}); resume from another checkpoint, {RESTART_HINT}"
+        ) from error
 
 
 def _end(trainer: V2PETrainer, journal: RunJournal, status: Ending) -> None:
@@ -226,7 +245,7 @@ def _begin_attempt(training: Namespace) -> RunState:
     starts_elsewhere = training.overwrite_output_dir or training.resume_from_checkpoint is not None
     if starts_elsewhere and not is_restart():
         return RunState(attempt=before.attempt + 1)
-    if before.status == "finished" and training.max_steps <= before.step:
+    if before.has_reached(max_steps=training.max_steps, epochs=training.num_train_epochs):
         if read_rank_env().is_main:
             logger.warning(
                 "%s: this run finished at step %d, nothing is left to do; to train again choose another --output_dir "

@@ -19,11 +19,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from internvl.errors import CheckpointError, ConfigError
+from internvl.train.checkpoint.pickles import read_pickle
 
 logger = logging.getLogger(__name__)
 
@@ -112,10 +114,11 @@ def _convert(folder: Path, name: str) -> None:
 
 
 def read_group_settings(copy: Path) -> list[dict[str, object]]:
-    """What the optimiser's parameter groups had set (learning rate, weight decay, ...), in their order."""
+    """What the optimiser's parameter groups had set (weight decay, ...), in their order."""
     (path,) = copy.glob("global_step*/zero/optimizer_state.pt")
-    groups = torch.load(path, map_location="cpu", mmap=True, weights_only=False)["param_groups"]
-    return [{name: value for name, value in group.items() if name != "params"} for group in groups]
+    groups = cast("dict[str, list[dict[str, object]]]", read_pickle(path))["param_groups"]
+    # Learning rates come from the schedule of this run.
+    return [{name: value for name, value in group.items() if name not in ("params", "lr")} for group in groups]
 
 
 def restore_settings(optimizer: torch.optim.Optimizer, settings: Sequence[Mapping[str, object]]) -> None:

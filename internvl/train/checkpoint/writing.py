@@ -8,7 +8,6 @@ All ranks write into a folder of another name. Then rank 0 lists the files in co
 """
 
 import errno
-import json
 import logging
 import math
 import os
@@ -43,6 +42,7 @@ from internvl.train.checkpoint.contents import (
     step_of,
 )
 from internvl.train.checkpoint.resharding import RESHARDED, find_slices, write_universal_copy
+from internvl.train.state_files import read_state_file
 from internvl.train.trainable import merge_lora
 
 logger = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ def _read_recent_loss(staged: Path) -> float | None:
     published = [step_of(path) for path in list_checkpoints(staged.parent.parent)]
     since = max((step for step in published if step < step_of(staged)), default=0)
     path = staged / TRAINER_STATE_FILE
-    history = json.loads(path.read_text(encoding="utf-8")).get("log_history", []) if path.is_file() else []
+    history = read_state_file(path).get("log_history", []) if path.is_file() else []
     losses = [float(entry["loss"]) for entry in history if entry.get("step", 0) > since and "loss" in entry]
     mean = sum(losses) / len(losses) if losses else math.nan
     return mean if math.isfinite(mean) else None

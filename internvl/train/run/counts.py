@@ -8,7 +8,6 @@ Counts are float64 (exact up to 2^53). What needs the loss stays on the device u
 the device.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from internvl.errors import CheckpointError
 from internvl.model.constants import IGNORE_INDEX
+from internvl.train.state_files import WRONG_CONTENT, read_state_file
 
 ROW_COUNTS = ("rows", "samples", "tokens", "targets", "tiles", "pairs")
 SOURCE_COUNTS = ("samples", "tokens", "targets", "weight", "loss")
@@ -86,11 +87,16 @@ class RunTotals:
 
     @classmethod
     def read(cls, path: Path, sources: Sequence[str]) -> "RunTotals":
-        """Read a file with what `to_json` gave; without it start at zero."""
+        """Read a file with what `to_json` gave; without it start at zero. Raises CheckpointError: it is damaged."""
         if not path.is_file():
             return cls(Counts.zeros(sources))
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        return cls(Counts.from_json(saved["counts"], sources), float(saved["seconds"]), int(saved["bad_steps"]))
+        saved = read_state_file(path)
+        try:
+            return cls(Counts.from_json(saved["counts"], sources), float(saved["seconds"]), int(saved["bad_steps"]))
+        except WRONG_CONTENT as error:
+            raise CheckpointError(
+                f"{path} cannot be used: {error!r}; delete it to count from here on, or resume from another checkpoint"
+            ) from error
 
 
 class RowStatistics:

@@ -89,8 +89,8 @@ def test_groups_get_their_own_settings_and_steps_back():
     for weight in weights:
         weight.grad = torch.ones(2)
         optimizer.state[weight] = {"step": shared, "exp_avg": torch.zeros(2), "exp_avg_sq": torch.zeros(2)}
-    restore_settings(optimizer, [{"lr": 0.3, "weight_decay": 0.5}, {"lr": 0.4, "weight_decay": 0.0}])
-    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.3, 0.5), (0.4, 0.0)]
+    restore_settings(optimizer, [{"weight_decay": 0.5}, {"weight_decay": 0.25}])
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.1, 0.5), (0.2, 0.25)]
     assert [group["params"] for group in optimizer.param_groups] == [[weights[0]], [weights[1]]]
     optimizer.step()
     assert [float(optimizer.state[weight]["step"]) for weight in weights] == [5.0, 5.0]
