@@ -1,9 +1,9 @@
 """Arguments: every flag of training, and checks that cost seconds instead of a model load.
 
 Names and types are those of the public V2PE recipes, so their command lines run unchanged (removed_flags.py lists the
-flags that have no effect here). Defaults differ from the
-public ones in six places, where those fit no released checkpoint or no packed row: conv_style internlm2-chat,
-force_image_size 448, down_sample_ratio 0.5, ps_version v2, strict_mode False, per_device_train_batch_size 1.
+flags that have no effect here). Defaults differ from the public ones in six places, where those fit no released
+checkpoint or no packed row: conv_style internlm2-chat, force_image_size 448, down_sample_ratio 0.5, ps_version v2,
+strict_mode False, per_device_train_batch_size 1.
 
 Parsing has two halves, because transformers' `TrainingArguments` touches devices and process groups when built:
 
@@ -19,7 +19,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import transformers
 from transformers import HfArgumentParser
@@ -29,6 +29,9 @@ from internvl.model.scaling import parse_rope_scaling
 from internvl.model.v2pe import RANDOM_STRIDES, check_stride, stride_to_units
 from internvl.train.parameter_groups import LearningRates
 from internvl.train.removed_flags import RemovedArguments, refuse_removed_flags
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def _flag(default: Any, help: str) -> Any:
@@ -185,6 +188,15 @@ class TrainingArguments(transformers.TrainingArguments):
         )
 
 
+Options = TypeVar("Options", bound="DataclassInstance")
+
+
+def take_flags(kind: type[Options], flags: object, **others: object) -> Options:
+    """Options of which every field is the flag of that name, if there is one, or one of `others`."""
+    named = {f.name: getattr(flags, f.name) for f in fields(kind) if hasattr(flags, f.name)}
+    return kind(**(named | others))
+
+
 class Arguments(NamedTuple):
     """What the command line says; `training` holds the fields of `TrainingArguments`, not yet built."""
 
@@ -195,9 +207,6 @@ class Arguments(NamedTuple):
 
 def parse_arguments(argv: Sequence[str]) -> Arguments:
     """Read flags, or the one `.json` file that replaces them; touches no device and no process group.
-
-    Args:
-        argv: Arguments without the program name.
 
     Raises:
         ConfigError: The json file is missing, not a json object, or has an unknown key; or a removed flag was given.
@@ -219,22 +228,15 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     else:
         given = parser.parse_args(list(argv))
     refuse_removed_flags(given)
-    model, data, training = (
-        {f.name: getattr(given, f.name) for f in fields(kind) if f.init}
-        for kind in (ModelArguments, DataTrainingArguments, TrainingArguments)
-    )
-    return Arguments(ModelArguments(**model), DataTrainingArguments(**data), Namespace(**training))
+    training = {f.name: getattr(given, f.name) for f in fields(TrainingArguments) if f.init}
+    model, data = take_flags(ModelArguments, given), take_flags(DataTrainingArguments, given)
+    return Arguments(model, data, Namespace(**training))
 
 
 def build_training_arguments(
     training: Namespace, *, grad_checkpoint: bool = False, offload_activations: bool = False
 ) -> TrainingArguments:
-    """Build transformers' object from parsed values: chooses the device and reads the DeepSpeed file.
-
-    Args:
-        training: Fields of `TrainingArguments`, validated.
-        grad_checkpoint: As in `ModelArguments`.
-        offload_activations: As in `ModelArguments`; without effect on a CPU.
+    """Build transformers' object from validated values: chooses the device and reads the DeepSpeed file.
 
     Raises:
         ConfigError: transformers refuses a value or a combination of values.
@@ -282,6 +284,13 @@ def validate_arguments(model: ModelArguments, data: DataTrainingArguments, train
     _check_data_files(data)
 
 
+def _check_counts(flags: object, *names: str) -> None:
+    for name in names:
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} {value}: expected 1 or larger")
+
+
 def _check_positions(data: DataTrainingArguments) -> None:
     check_stride(data.rope_pos_id_version, data.rope_pos_id_stride)
     if data.rope_pos_id_stride is not None:
@@ -306,7 +315,7 @@ def _check_model(model: ModelArguments) -> None:
         raise ConfigError(f"--drop_path_rate {model.drop_path_rate}: expected 0 <= rate < 1")
     if model.model_name_or_path is None:
         raise ConfigError("--model_name_or_path is missing: the InternVL2-format folder to start from")
-    _check_checkpoint_folder("model_name_or_path", model.model_name_or_path)
+    _check_checkpoint_folder(model.model_name_or_path)
     if model.mlp_path is not None and not Path(model.mlp_path).is_file():
         raise CheckpointError(f"--mlp_path {model.mlp_path}: no such file")
     if model.tokenizer_path is not None and not Path(model.tokenizer_path).is_dir():
@@ -320,10 +329,7 @@ def _check_model(model: ModelArguments) -> None:
 def _check_row_sharing(model: ModelArguments) -> None:
     if model.attn_type not in (None, "packed", "ring", "ulysses"):
         raise ConfigError(f"--attn_type {model.attn_type}: expected packed, ring or ulysses")
-    for name in ("chunk_num", "ulysses_degree", "vit_batch_size", "mlp_tile_tokens"):
-        value = getattr(model, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name} {value}: expected 1 or larger")
+    _check_counts(model, "chunk_num", "ulysses_degree", "vit_batch_size", "mlp_tile_tokens")
     if model.attn_type == "packed" and model.chunk_num > 1:
         raise ConfigError(
             f"--attn_type packed keeps a row on one rank, but --chunk_num is {model.chunk_num}; use ring or ulysses"
@@ -353,26 +359,24 @@ def ulysses_degree_of(model: ModelArguments) -> int:
     return model.chunk_num if model.attn_type == "ulysses" else 1
 
 
-def _check_checkpoint_folder(flag: str, path: str) -> None:
-    folder = Path(path)
+def _check_checkpoint_folder(path: str) -> None:
+    flag, folder = f"--model_name_or_path {path}", Path(path)
     if not folder.is_dir():
         raise CheckpointError(
-            f"--{flag} {path}: no such folder (current directory {Path.cwd()}); download the checkpoint there, "
+            f"{flag}: no such folder (current directory {Path.cwd()}); download the checkpoint there, "
             "or make a tiny one with `python -m internvl.tools.make_tiny`"
         )
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"--{flag} {path}: the folder has no config.json; expected an InternVL2 checkpoint")
+        raise CheckpointError(f"{flag}: the folder has no config.json; expected an InternVL2 checkpoint")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-        raise CheckpointError(f"--{flag} {path}: the folder has no weights (*.safetensors); complete the download")
+        raise CheckpointError(f"{flag}: the folder has no weights (*.safetensors); complete the download")
 
 
 def _check_rows(data: DataTrainingArguments, training: Namespace) -> None:
     from internvl.data.video import check_sampling
 
     positive = ("max_seq_length", "force_image_size", "max_packed_tokens", "num_images_expected", "max_buffer_size")
-    for name in (*positive, "min_dynamic_patch", "max_dynamic_patch", "min_num_frame", "max_num_frame"):
-        if getattr(data, name) < 1:
-            raise ConfigError(f"--{name} {getattr(data, name)}: expected 1 or larger")
+    _check_counts(data, *positive, "min_dynamic_patch", "max_dynamic_patch", "min_num_frame", "max_num_frame")
     for thing in ("dynamic_patch", "num_frame"):
         low, high = getattr(data, f"min_{thing}"), getattr(data, f"max_{thing}")
         if low > high:
@@ -430,8 +434,7 @@ def _check_optimisation(training: Namespace) -> None:
         )
     if training.nan_policy not in ("stop", "skip"):
         raise ConfigError(f"--nan_policy {training.nan_policy}: expected stop or skip")
-    if training.max_bad_steps < 1:
-        raise ConfigError(f"--max_bad_steps {training.max_bad_steps}: expected 1 or larger")
+    _check_counts(training, "max_bad_steps")
     if training.peak_tflops is not None and not (math.isfinite(training.peak_tflops) and training.peak_tflops > 0):
         raise ConfigError(f"--peak_tflops {training.peak_tflops}: expected TFLOP/s of one device, above 0")
 

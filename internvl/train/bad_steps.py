@@ -95,13 +95,7 @@ class BadStep:
 
 
 def find_cause(step: int, named: Sequence[tuple[Cause, int, int]], sources: Sequence[str]) -> BadStep:
-    """Choose the most exact cause that any rank gives.
-
-    Args:
-        step: Number of the step.
-        named: From `MicroBatch.name_documents` of all ranks; those that share a row name the same documents.
-        sources: Names of the data sets.
-    """
+    """Choose the most exact cause among what `MicroBatch.name_documents` of all ranks gave (a document may repeat)."""
     for cause in _CAUSES:
         refs = dict.fromkeys((source, row) for kind, source, row in named if kind == cause)
         if refs:
@@ -126,12 +120,9 @@ class BadSteps:
         limit: With `skip`, stop at this many bad steps in a row.
         sources: Names of the data sets.
         folder: Where bad steps are listed; None: another rank does it.
-
-    Attributes:
-        before: State before the step in progress.
     """
 
-    before: StateBeforeStep
+    before: StateBeforeStep  # before the step in progress
 
     def __init__(self, policy: Policy, *, limit: int, sources: Sequence[str], folder: Path | None):
         self.policy, self.limit, self.sources, self.folder = policy, limit, tuple(sources), folder
@@ -154,8 +145,8 @@ class BadSteps:
     def name_bad_step(self, number: int) -> BadStep:
         """List what is wrong with the step in progress. Collective over all ranks."""
         self._num_in_a_row += 1
-        named = [entry for row in self._rows for entry in row.name_documents()]
-        bad_step = find_cause(number, gather_object(named), self.sources)
+        named = gather_object([entry for row in self._rows for entry in row.name_documents()])
+        bad_step = find_cause(number, named, self.sources)
         if self.folder is not None:
             bad_step.append_to(self.folder)
             logger.warning("%s; no optimiser step", bad_step.describe())

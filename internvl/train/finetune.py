@@ -9,6 +9,7 @@ import logging
 import math
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from internvl.atomic import write_json
+from internvl.data.cursor import RESTART_HINT
 from internvl.data.encode import SampleEncoder, TextOptions
 from internvl.data.loader import TrainLoader, build_train_loader
 from internvl.data.meta import load_meta
@@ -24,6 +26,7 @@ from internvl.data.packing import PackingLimits
 from internvl.data.plan import RankShare, RowOptions, TileShare
 from internvl.data.strides import StrideOptions
 from internvl.data.visuals import FrameOptions, TileOptions
+from internvl.errors import CheckpointError
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.grid import Grid, build_grid
 from internvl.parallel.launch import RankEnv, init_distributed, is_restart, read_rank_env
@@ -37,10 +40,12 @@ from internvl.train.arguments import (
     has_cuda,
     parse_arguments,
     shares_rows,
+    take_flags,
     ulysses_degree_of,
     validate_arguments,
 )
-from internvl.train.checkpoint.contents import TOTALS_FILE, read_position
+from internvl.train.checkpoint.contents import POSITION_FILE, TOTALS_FILE, read_position
+from internvl.train.checkpoint.pickles import check_pickles
 from internvl.train.checkpoint.resume import find_resume_checkpoint
 from internvl.train.checkpoint.writing import CheckpointWriter
 from internvl.train.memory_savings import KeepAttention, keep_freed_memory, tile_mlps
@@ -60,6 +65,7 @@ from internvl.train.run.record import (
 from internvl.train.run.state import RunJournal, RunState, read_run_state
 from internvl.train.run.utilisation import Workload, find_peak_tflops
 from internvl.train.run.window import Window
+from internvl.train.state_files import WRONG_CONTENT
 from internvl.train.step_loss import LossOptions
 from internvl.train.trainable import select_trainable
 from internvl.train.trainer import V2PETrainer
@@ -87,6 +93,9 @@ def run_training(argv: Sequence[str]) -> int:
         checkpoint = find_resume_checkpoint(
             training.output_dir, overwrite=training.overwrite_output_dir, wanted=training.resume_from_checkpoint
         )
+        state = replace(state, epochs=None if training.max_steps > 0 else training.num_train_epochs)
+        if checkpoint is not None and read_rank_env().is_main:
+            check_pickles(Path(checkpoint))  # before the process group, in which the other ranks wait for this one
         env = _start_process(training)
         if checkpoint is not None:
             logger.info("continuing from %s", checkpoint)
@@ -132,15 +141,13 @@ def _train(arguments: Arguments, *, checkpoint: str | None, journal: RunJournal,
     with logging_redirect_tqdm(), name_missing_ranks():
         result = trainer.train(resume_from_checkpoint=checkpoint)
     if stop.stopped:
-        journal.end("preempted", step=trainer.state.global_step)
-        _summarise(trainer, "preempted")
+        _end(trainer, journal, "preempted")
         logger.info("stopped by a signal; start the same command again to continue (exit code %d)", EXIT_PREEMPTED)
         return EXIT_PREEMPTED
     trainer.save_model()
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
-    journal.end("finished", step=trainer.state.global_step)
-    _summarise(trainer, "finished")
+    _end(trainer, journal, "finished")
     logger.info("done: %s (train loss %.4f)", trainer.args.output_dir, result.metrics["train_loss"])
     return 0
 
@@ -177,7 +184,7 @@ def _build_trainer(arguments: Arguments, checkpoint: str | None) -> V2PETrainer:
         if training.ignore_data_skip:
             logger.warning("--ignore_data_skip True: the data starts from its beginning")
         else:
-            loader.load_state_dict(read_position(Path(checkpoint)))
+            _resume_data(loader, Path(checkpoint))
     args = build_training_arguments(
         training, grad_checkpoint=model_args.grad_checkpoint, offload_activations=model_args.offload_activations
     )
@@ -203,13 +210,23 @@ def _build_trainer(arguments: Arguments, checkpoint: str | None) -> V2PETrainer:
     return trainer
 
 
-def _summarise(trainer: V2PETrainer, status: Ending) -> None:
-    """Write summary.json."""
-    trainer.collect_counts()
+def _resume_data(loader: TrainLoader, checkpoint: Path) -> None:
+    """Set the loader to where the data of a checkpoint goes on."""
+    state = read_position(checkpoint)
+    try:
+        loader.load_state_dict(state)
+    except WRONG_CONTENT as error:
+        raise CheckpointError(
+            f"{checkpoint / POSITION_FILE} cannot be used ({error!r}); resume from another checkpoint, {RESTART_HINT}"
+        ) from error
+
+
+def _end(trainer: V2PETrainer, journal: RunJournal, status: Ending) -> None:
+    """Note how the run ended, and write summary.json."""
     folder, state = Path(str(trainer.args.output_dir)), trainer.state
-    summary = trainer.window.summarise(
-        status, step=state.global_step, log_history=state.log_history, model=str(folder.resolve())
-    )
+    journal.end(status, step=state.global_step)
+    trainer.collect_counts()
+    summary = trainer.window.summarise(status, step=state.global_step, log_history=state.log_history, folder=folder)
     for line in summary.describe():
         logger.info("%s", line)
     if trainer.args.should_save:
@@ -228,7 +245,7 @@ def _begin_attempt(training: Namespace) -> RunState:
     starts_elsewhere = training.overwrite_output_dir or training.resume_from_checkpoint is not None
     if starts_elsewhere and not is_restart():
         return RunState(attempt=before.attempt + 1)
-    if before.status == "finished" and training.max_steps <= before.step:
+    if before.has_reached(max_steps=training.max_steps, epochs=training.num_train_epochs):
         if read_rank_env().is_main:
             logger.warning(
                 "%s: this run finished at step %d, nothing is left to do; to train again choose another --output_dir "
@@ -265,34 +282,16 @@ def build_encoder(
 ) -> SampleEncoder:
     """The encoder that turns records into documents under these flags."""
     return SampleEncoder(
-        text=TextOptions(
+        text=take_flags(
+            TextOptions,
+            args,
             tokenizer=tokenizer,
             conversation_name=args.conv_style,
             num_image_token=num_image_token,
-            max_seq_length=args.max_seq_length,
-            truncation=args.truncation,
         ),
-        tiles=TileOptions(
-            image_size=args.force_image_size,
-            dynamic_image_size=args.dynamic_image_size,
-            dynamic_max_patch=args.dynamic_max_patch,
-            use_thumbnail=args.use_thumbnail,
-            min_dynamic_patch=args.min_dynamic_patch,
-            max_dynamic_patch=args.max_dynamic_patch,
-            normalize_type=args.normalize_type,
-            pad2square=args.pad2square,
-        ),
-        frames=FrameOptions(
-            min_num_frame=args.min_num_frame,
-            max_num_frame=args.max_num_frame,
-            frame_sampling=args.frame_sampling,
-        ),
-        strides=StrideOptions(
-            rope_pos_id_version=args.rope_pos_id_version,
-            rope_pos_id_stride=args.rope_pos_id_stride,
-            random_strides=args.rope_pos_id_random_strides,
-            rope_pos_id_rnd_scope=args.rope_pos_id_rnd_scope,
-        ),
+        tiles=take_flags(TileOptions, args, image_size=args.force_image_size),
+        frames=take_flags(FrameOptions, args),
+        strides=take_flags(StrideOptions, args, random_strides=args.rope_pos_id_random_strides),
     )
 
 
@@ -308,14 +307,13 @@ def _build_loader(
     encoder = build_encoder(args, tokenizer=tokenizer, num_image_token=num_image_token)
     limits = PackingLimits(args.max_packed_tokens, args.num_images_expected, args.max_buffer_size)
     num_own = training.gradient_accumulation_steps
-    rows = RowOptions(
+    rows = take_flags(
+        RowOptions,
+        args,
         num_streams=grid.data_size * num_own,
         seed=training.seed if training.data_seed is None else training.data_seed,
         packing=limits if args.use_packed_ds else None,
-        packing_policy=args.packing_policy,
         documents_per_row=training.per_device_train_batch_size,
-        data_order=args.data_order,
-        use_data_resampling=args.use_data_resampling,
     )
     first = grid.data_rank * num_own
     return build_train_loader(

@@ -40,13 +40,7 @@ def tile_mlps(decoder: nn.Module, *, num_tokens: int) -> int:
 
     The widest activations of a layer, (tokens, intermediate size), then exist for one tile instead of the whole row.
     Results and gradients are the same. The MLPs keep their class and parameter names.
-
-    Args:
-        decoder: A decoder of any family; its layers hold an MLP as `feed_forward` or `mlp`.
-        num_tokens: Tokens per tile.
-
-    Returns:
-        How many MLPs were changed.
+    The decoder may be of any family whose layers hold it as `feed_forward` or `mlp`. Returns how many were changed.
     """
     mlps = [module for name, module in decoder.named_modules() if name.rpartition(".")[2] in ("feed_forward", "mlp")]
     for mlp in mlps:

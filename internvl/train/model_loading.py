@@ -40,14 +40,9 @@ def load_training_model(
     num_added_tokens: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> InternVLChatModel:
-    """Load the checkpoint and bring it into the shape that the flags ask for.
+    """Load the checkpoint and bring it into the shape that the flags ask for; its config says so after training.
 
-    Args:
-        model_args: Checkpoint folder and model flags; a rope scaling among them is saved in the config.
-        data_args: Template, tiling, positions: what the checkpoint's config must say after training.
-        tokenizer: From `load_training_tokenizer`.
-        num_added_tokens: From there too; the vocabulary grows by as many.
-        dtype: Of the weights.
+    The vocabulary grows by the tokens that `load_training_tokenizer` added.
 
     Raises:
         CheckpointError: The folder or `mlp_path` does not fit the model.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 
@@ -48,12 +48,7 @@ class LearningRates:
         return self.vision is None and self.projector is None and self.vit_decay == 1.0
 
     def choose(self, name: str, *, num_vit_layers: int) -> tuple[str, float]:
-        """(group, learning rate) of a parameter.
-
-        Args:
-            name: Its name in the chat model.
-            num_vit_layers: Layers of the vision tower, L.
-        """
+        """(group, learning rate) of a parameter by its name in the chat model."""
         if self.are_uniform:
             return "all", self.base
         if name.startswith("mlp1."):
@@ -98,6 +93,21 @@ def _order(key: tuple[str, bool]) -> tuple[int, int, bool]:
     group, decays = key
     part, _, layer = group.partition("_layer_")
     return ("all", "llm", "projector", "vit_embeddings", "vit").index(part), int(layer or 0), not decays
+
+
+def apply_schedule(scheduler: LRScheduler | None, base_rates: Sequence[float]) -> None:
+    """Give the optimiser the learning rates that this run's schedule has for the next step.
+
+    What a checkpoint restores are those of the schedule that it was saved under: another one where the number of steps,
+    the learning rate or the kind of schedule has changed since. Schedules of DeepSpeed are left alone.
+    """
+    if not isinstance(scheduler, LambdaLR):
+        return
+    scheduler.base_lrs = list(base_rates)
+    factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+    scheduler._last_lr = [base * factor for base, factor in zip(base_rates, factors, strict=True)]
+    for group, base, rate in zip(scheduler.optimizer.param_groups, base_rates, scheduler._last_lr, strict=True):
+        group.update(lr=rate, initial_lr=base)
 
 
 def read_learning_rates(scheduler: LRScheduler | None, names: Sequence[str]) -> dict[str, float]:

@@ -44,15 +44,9 @@ class LossOptions:
 
 
 def scaled_denominator(own_sum: Tensor, world_sum: Tensor | None, world_size: int) -> Tensor:
-    """What a micro-batch's sum(w * CE) is divided by, given that the engine averages over `world_size` ranks.
+    """What a micro-batch's sum(w * CE) is divided by: D / R, or the sum of this rank's weights without `world_sum`.
 
-    Args:
-        own_sum: Sum of this rank's weights over the micro-batches of the step, float32 scalar.
-        world_sum: The same over all ranks; None when every rank uses its own.
-        world_size: Number of data-parallel ranks, R.
-
-    Returns:
-        D / R, or the rank's own sum.
+    Both sums are those of the step's weights, float32 scalars; the engine averages over `world_size` ranks, R.
     """
     denominator = own_sum if world_sum is None else world_sum / world_size
     # Without any weight the loss is 0 too, and 0 / 1 keeps it from becoming NaN.
@@ -60,12 +54,7 @@ def scaled_denominator(own_sum: Tensor, world_sum: Tensor | None, world_size: in
 
 
 def ignore_damaged(batch: Batch, damaged: Tensor) -> None:
-    """Take the labels of damaged documents out of a row.
-
-    Args:
-        batch: A row; its labels are replaced.
-        damaged: (documents,) not 0 for those that are damaged.
-    """
+    """Replace the labels of a row: documents that are not 0 in `damaged` (documents,) have none."""
     borders = batch["cu_seqlens"].reshape(-1).to(damaged.device, torch.int64)
     is_damaged = torch.repeat_interleave(damaged > 0, borders.diff()).to(batch["labels"].device)
     batch["labels"] = batch["labels"].masked_fill(is_damaged, IGNORE_INDEX)
@@ -94,15 +83,7 @@ class DocumentLoss:
         )
 
     def sum_documents(self, batch: Batch, shared_row: SharedRow | None) -> tuple[Tensor, Tensor]:
-        """sum(w) and sum(w * CE) of every document, over the tokens of this rank.
-
-        Args:
-            batch: The whole row.
-            shared_row: How it is shared; None: all tokens are this rank's.
-
-        Returns:
-            Both float64 (documents,).
-        """
+        """sum(w) and sum(w * CE) of every document of a row, over the tokens of this rank; float64 (documents,)."""
         lengths = batch["cu_seqlens"].reshape(-1).to(torch.int64).diff()
         numbers = torch.arange(len(lengths), device=lengths.device)
         # The number of the document that each token is in. The known output size saves a wait for the GPU.

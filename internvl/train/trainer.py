@@ -15,41 +15,39 @@ from pathlib import Path
 import torch
 from accelerate.utils import DummyOptim
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import TrainOutput
 
 from internvl.data.collate import Batch
 from internvl.data.loader import TrainLoader
+from internvl.errors import CheckpointError
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.shared_row import SharedRow
 from internvl.parallel.vision import agree_on_batches
 from internvl.train.arguments import TrainingArguments
 from internvl.train.bad_steps import BadSteps, MicroBatch, spread_nan
-from internvl.train.checkpoint.resharding import RestoreSettings, accept_universal_copy, check_engine
+from internvl.train.checkpoint.resharding import RestoreSettings, check_engine
 from internvl.train.checkpoint.writing import CheckpointWriter
 from internvl.train.liger import liger_cross_entropy
-from internvl.train.parameter_groups import build_parameter_groups, read_learning_rates
+from internvl.train.parameter_groups import apply_schedule, build_parameter_groups, read_learning_rates
 from internvl.train.run.metrics import StepReport
 from internvl.train.run.window import Window
+from internvl.train.state_files import WRONG_CONTENT
 from internvl.train.step_loss import DocumentLoss, LossOptions, ignore_damaged, scaled_denominator
 
 
 class V2PETrainer(Trainer):
-    """Trains an InternVL chat model.
+    """Trains an InternVL chat model on the rows of this rank, or on rows that it shares with others (`shared_row`).
 
-    Args:
-        args: Training arguments; `max_steps` must be set, since the loader has no end.
-        loader: Batches of this rank, already sharded.
-        writer: Writes checkpoints and the trained model.
-        window: Counts and reports.
-        loss: Token weights and denominator.
-        shared_row: How rows are shared among ranks; None: every rank has rows of its own.
+    `max_steps` must be set, since the loader has no end.
     """
 
     # Private names of transformers that are used here, since no callback gives what they give:
     #   _get_grad_norm    is asked once per step, before the optimiser's step: the moment to leave a bad step out
     #   _tr_loss          the running sum of losses, which a bad step is taken out of again
+    #   _load_optimizer_and_scheduler   wrapped: afterwards the schedule of this run gives the learning rates
     #   _save_checkpoint  wrapped, _get_output_dir: a checkpoint is written aside and renamed when it is complete
     #   _save             writes weights; the public save_model gathers them from all ranks and calls it
 
@@ -75,6 +73,7 @@ class V2PETrainer(Trainer):
         folder = writer.output_dir if args.should_save else None
         self.bad_steps = BadSteps(args.nan_policy, limit=args.max_bad_steps, sources=window.sources, folder=folder)
         self._group_names: list[str] = []
+        self._base_rates: list[float] = []
         # The Trainer would look at the loss of every micro-batch; `_get_grad_norm` looks once per step instead.
         args.logging_nan_inf_filter = False
         args.ignore_data_skip = True  # the loader goes on by itself; the Trainer would read rows and drop them
@@ -109,7 +108,8 @@ class V2PETrainer(Trainer):
         check_engine(checkpoint, zero_stage=0 if plugin is None else plugin.zero_stage)
         if plugin is None or (copy := self.writer.reshard(checkpoint)) is None:
             return checkpoint
-        accept_universal_copy(plugin.deepspeed_config)
+        # Before DeepSpeed builds its engine.
+        plugin.deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
         self.add_callback(RestoreSettings(copy))
         return copy
 
@@ -123,12 +123,28 @@ class V2PETrainer(Trainer):
                 weight_decay=self.args.weight_decay,
             )
             self._group_names = [group["name"] for group in groups]
+            self._base_rates = [group["lr"] for group in groups]
             if isinstance(self.optimizer, DummyOptim):
                 self.optimizer.params = groups  # of which DeepSpeed builds its optimiser
             else:
                 kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
                 self.optimizer_cls_and_kwargs = (kind, {**options, "params": groups})
         return super().create_optimizer(model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except WRONG_CONTENT as error:
+            raise CheckpointError(
+                f"the optimiser of {checkpoint} does not fit this run ({error}); resume with the same learning-rate, "
+                "weight-decay and freezing options"
+            ) from error
+        if checkpoint is not None:
+            apply_schedule(self._schedule, self._base_rates)
+
+    @property
+    def _schedule(self) -> LRScheduler | None:
+        return getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # DeepSpeed's wrapper has ours inside
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -203,7 +219,7 @@ class V2PETrainer(Trainer):
         self._tr_loss.copy_(self.bad_steps.before.loss_sum)
         if self.is_deepspeed_enabled:
             # Learning rates follow the step's number, but the Trainer and the engine pass over this step.
-            getattr(self.lr_scheduler, "scheduler", self.lr_scheduler).step()  # type: ignore[union-attr]
+            self._schedule.step()  # type: ignore[union-attr]
 
     def _get_output_dir(self, trial: object) -> str:
         return str(self.writer.folder)
@@ -230,9 +246,8 @@ class V2PETrainer(Trainer):
 
     def collect_counts(self) -> None:
         """Bring the window's counts up to date. Collective."""
-        self.window.collect(
-            self.accelerator.gather, num_skipped=self.loader.ledger.num_skipped, device=self.args.device
-        )
+        skipped = self.loader.ledger.num_skipped
+        self.window.collect(self.accelerator.gather, num_skipped=skipped, device=self.args.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what docs/training.md lists to a report of all ranks."""

@@ -16,21 +16,30 @@ complete.json is written when every rank has written its part. A folder without 
 damaged later or comes from elsewhere.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
+from transformers import TrainerState
 
 from internvl.data.cursor import LoaderState
 from internvl.errors import CheckpointError
+from internvl.train.state_files import WRONG_CONTENT, find_wrong_type, read_state_file
 
 MARKER = "complete.json"
 POSITION_FILE = "data_position.json"
 TOTALS_FILE = "totals.json"
 TRAINER_STATE_FILE = "trainer_state.json"
 
+# What resuming reads of it, and names of which it reads nothing (transformers is not exact about their types).
+_TRAINER_STATE: dict[str, Any] = {field.name: object for field in fields(TrainerState)} | {
+    "global_step": int,
+    "log_history": list[dict[str, float]],
+    **dict.fromkeys(("epoch", "logging_steps", "max_steps", "save_steps", "total_flos"), float),
+}
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -78,25 +87,36 @@ def find_problem(checkpoint: Path) -> str | None:
     File contents are not read beyond that: a flipped bit in a weight is not found.
     """
     try:
-        marker = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
+        marker = read_state_file(checkpoint / MARKER)
         files, num_weights = dict(marker["files"]), int(marker["num_weights"])
+        float(marker.get("loss") or 0)
     except FileNotFoundError:
         return f"it has no {MARKER}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except CheckpointError as error:
+        return str(error)
+    except WRONG_CONTENT as error:
         return f"{MARKER} cannot be read: {error!r}"
-    if problem := compare_files(checkpoint, files):
+    if problem := compare_files(checkpoint, files) or find_wrong_state(checkpoint):
         return problem
-    try:
-        for name in (TRAINER_STATE_FILE, POSITION_FILE):
-            if name in files:
-                json.loads((checkpoint / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return f"{name} cannot be read: {error}"
     try:
         found = len(read_weight_names(checkpoint))
     except (OSError, SafetensorError) as error:
         return f"the weights cannot be read: {error}"
     return None if found == num_weights else f"it holds {found} weights, expected {num_weights}"
+
+
+def find_wrong_state(checkpoint: Path) -> str | None:
+    """What is wrong with the states that resuming reads, or None. A file that is not there is not wrong."""
+    for name in (TRAINER_STATE_FILE, POSITION_FILE):
+        try:
+            state = read_state_file(checkpoint / name)
+        except FileNotFoundError:
+            continue
+        except CheckpointError as error:
+            return str(error)
+        if name == TRAINER_STATE_FILE and (problem := find_wrong_type(state, _TRAINER_STATE)):
+            return f"{name} cannot be used: {problem}"
+    return None
 
 
 def find_best(checkpoints: Iterable[Path]) -> Path | None:
@@ -108,8 +128,8 @@ def find_best(checkpoints: Iterable[Path]) -> Path | None:
     losses: dict[Path, float] = {}
     for checkpoint in sorted(checkpoints, key=step_of):
         if find_problem(checkpoint) is None:
-            loss = json.loads((checkpoint / MARKER).read_text(encoding="utf-8")).get("loss")
-            losses |= {} if loss is None else {checkpoint: loss}
+            loss = read_state_file(checkpoint / MARKER).get("loss")
+            losses |= {} if loss is None else {checkpoint: float(loss)}
     return min(losses, key=lambda checkpoint: losses[checkpoint], default=None)
 
 
@@ -120,8 +140,8 @@ def read_position(checkpoint: Path) -> LoaderState:
         CheckpointError: There is none.
     """
     try:
-        return json.loads((checkpoint / POSITION_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return cast(LoaderState, read_state_file(checkpoint / POSITION_FILE))
+    except (OSError, CheckpointError) as error:
         raise CheckpointError(
             f"{checkpoint} has no readable {POSITION_FILE} ({error}): where its data goes on is not known. Resume from "
             "another checkpoint, or pass --ignore_data_skip True to start the data from its beginning"

@@ -19,15 +19,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from internvl.errors import CheckpointError, ConfigError
+from internvl.train.checkpoint.pickles import read_pickle
 
 logger = logging.getLogger(__name__)
 
-_RESHARDED = ".resharded"
+RESHARDED = ".resharded"  # below the run's folder: copies for another number of ranks
 _SOURCE = "source"
 _SLICE_OF_OPTIMISER = "*_optim_states.pt"
 _SLICE_OF_WEIGHTS = "*zero_pp_rank_*_model_states.pt"
@@ -69,23 +71,16 @@ def check_engine(checkpoint: Path, *, zero_stage: int) -> None:
         )
 
 
-def resharded_folder(output_dir: Path) -> Path:
-    """Where copies for another number of ranks are."""
-    return output_dir / _RESHARDED
-
-
 def write_universal_copy(checkpoint: Path, output_dir: Path) -> Path:
-    """Write a copy of a checkpoint that any number of ranks can load.
+    """Write a copy of a checkpoint that any number of ranks can load: output_dir/.resharded/checkpoint-N.
 
-    It takes 12 bytes of disk per trained parameter, twice as much while it is written.
-
-    Returns:
-        output_dir/.resharded/checkpoint-N: the optimiser in the universal format and all small files.
+    It holds the optimiser in the universal format and all small files. It takes 12 bytes of disk per trained
+    parameter, twice as much while it is written.
 
     Raises:
         CheckpointError: The slices cannot be read, or the copy cannot be written.
     """
-    copy = resharded_folder(output_dir) / checkpoint.name
+    copy = output_dir / RESHARDED / checkpoint.name
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir(parents=True)
     for path in checkpoint.iterdir():
@@ -118,16 +113,12 @@ def _convert(folder: Path, name: str) -> None:
         )
 
 
-def accept_universal_copy(deepspeed_config: dict[str, dict[str, object]]) -> None:
-    """Tell DeepSpeed, before it builds its engine, that the checkpoint is in the universal format."""
-    deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
-
-
 def read_group_settings(copy: Path) -> list[dict[str, object]]:
-    """What the optimiser's parameter groups had set (learning rate, weight decay, ...), in their order."""
+    """What the optimiser's parameter groups had set (weight decay, ...), in their order."""
     (path,) = copy.glob("global_step*/zero/optimizer_state.pt")
-    groups = torch.load(path, map_location="cpu", mmap=True, weights_only=False)["param_groups"]
-    return [{name: value for name, value in group.items() if name != "params"} for group in groups]
+    groups = cast("dict[str, list[dict[str, object]]]", read_pickle(path))["param_groups"]
+    # Learning rates come from the schedule of this run.
+    return [{name: value for name, value in group.items() if name not in ("params", "lr")} for group in groups]
 
 
 def restore_settings(optimizer: torch.optim.Optimizer, settings: Sequence[Mapping[str, object]]) -> None:

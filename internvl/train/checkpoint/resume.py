@@ -4,7 +4,14 @@ import logging
 from pathlib import Path
 
 from internvl.errors import CheckpointError, ConfigError
-from internvl.train.checkpoint.contents import MARKER, TRAINER_STATE_FILE, find_problem, list_checkpoints, step_of
+from internvl.train.checkpoint.contents import (
+    MARKER,
+    TRAINER_STATE_FILE,
+    find_problem,
+    find_wrong_state,
+    list_checkpoints,
+    step_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -12,15 +19,9 @@ _MODEL_PATTERNS = ("config.json", "*.safetensors", "pytorch_model*.bin")
 
 
 def find_resume_checkpoint(output_dir: str, *, overwrite: bool, wanted: str | None = None) -> str | None:
-    """Choose the checkpoint that a run continues from.
+    """Choose the checkpoint that a run continues from; None: it starts from the beginning, as with `overwrite`.
 
-    Args:
-        output_dir: Folder of the run.
-        overwrite: Start from the beginning whatever the folder holds.
-        wanted: An explicit checkpoint folder, which wins, unless it is one of this run and damaged.
-
-    Returns:
-        A checkpoint folder, or None to start from the beginning.
+    An explicit folder, `wanted`, wins, unless it is one of this run and damaged.
 
     Raises:
         ConfigError: The folder holds a model but no checkpoint, or `wanted` does not exist.
@@ -46,6 +47,8 @@ def _choose_wanted(wanted: Path, output_dir: Path) -> str | None:
     if not (wanted / TRAINER_STATE_FILE).is_file():
         raise ConfigError(f"--resume_from_checkpoint {wanted}: no such checkpoint (it has no {TRAINER_STATE_FILE})")
     if not (wanted / MARKER).is_file():
+        if problem := find_wrong_state(wanted):
+            raise CheckpointError(f"--resume_from_checkpoint {wanted}: {problem}; resume from another checkpoint")
         logger.warning("%s has no %s: whether it is complete is not known", wanted, MARKER)
         return str(wanted)
     own = list_checkpoints(output_dir) if output_dir.is_dir() else []

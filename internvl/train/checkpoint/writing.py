@@ -8,7 +8,6 @@ All ranks write into a folder of another name. Then rank 0 lists the files in co
 """
 
 import errno
-import json
 import logging
 import math
 import os
@@ -16,7 +15,7 @@ import re
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -42,7 +41,8 @@ from internvl.train.checkpoint.contents import (
     read_weight_names,
     step_of,
 )
-from internvl.train.checkpoint.resharding import find_slices, resharded_folder, write_universal_copy
+from internvl.train.checkpoint.resharding import RESHARDED, find_slices, write_universal_copy
+from internvl.train.state_files import read_state_file
 from internvl.train.trainable import merge_lora
 
 logger = logging.getLogger(__name__)
@@ -66,10 +66,6 @@ class CheckpointWriter:
         keep: How many checkpoints stay besides the best one; None or 0: all.
         tokenizer: Saved beside the weights.
         companions: Further files that are copied beside the weights (generation_config.json).
-
-    Attributes:
-        folder: Where the Trainer writes: the staging folder while a checkpoint is written, else `output_dir`.
-        weight_names: Tensors that the next checkpoint must hold; empty: not checked.
     """
 
     def __init__(
@@ -86,8 +82,8 @@ class CheckpointWriter:
         self.output_dir, self.num_ranks, self.keep = output_dir, num_ranks, keep
         self.is_main, self.is_node_main = is_main, is_node_main
         self.tokenizer, self.companions = tokenizer, tuple(companions)
-        self.folder = output_dir
-        self.weight_names: set[str] = set()
+        self.folder = output_dir  # where the Trainer writes: the staging folder while a checkpoint is written
+        self.weight_names: set[str] = set()  # tensors that the next checkpoint must hold; empty: not checked
 
     @contextmanager
     def stage(self, step: int, *, keep_older: bool = False) -> Iterator[Path]:
@@ -136,9 +132,8 @@ class CheckpointWriter:
 
     def publish(self, staged: Path, listings: Iterable[Mapping[str, int]], *, keep_older: bool) -> None:
         """Give a checkpoint that all ranks have written its name, then delete older ones."""
-        checkpoint = publish_checkpoint(
-            staged, listings=listings, weight_names=self.weight_names, num_ranks=self.num_ranks
-        )
+        weights = self.weight_names
+        checkpoint = publish_checkpoint(staged, listings=listings, weight_names=weights, num_ranks=self.num_ranks)
         if not keep_older:
             rotate_checkpoints(checkpoint, keep=self.keep)
 
@@ -167,7 +162,7 @@ def staging_folder(output_dir: Path) -> Path:
 
 def remove_leftovers(output_dir: Path) -> None:
     """Remove what a killed run left of a checkpoint that it was writing, deleting or converting."""
-    for folder in (output_dir / _STAGING, resharded_folder(output_dir), *output_dir.glob(f"{REMOVED_PREFIX}*")):
+    for folder in (output_dir / _STAGING, output_dir / RESHARDED, *output_dir.glob(f"{REMOVED_PREFIX}*")):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -195,7 +190,7 @@ def publish_checkpoint(
     if missing := sorted(set(weight_names) - names):
         raise CheckpointError(f"{staged}: {len(missing)} weights were not written, among them {missing[0]}")
     _flush_to_disk([staged / name for name in expected])
-    loss = _read_recent_loss(staged, since=_last_step_before(staged))
+    loss = _read_recent_loss(staged)
     content = {"files": dict(sorted(expected.items())), "num_weights": len(names), "num_ranks": num_ranks, "loss": loss}
     write_json(staged / MARKER, content, indent=None)
     _flush_to_disk([staged / MARKER])
@@ -205,15 +200,12 @@ def publish_checkpoint(
     return final
 
 
-def _last_step_before(staged: Path) -> int:
+def _read_recent_loss(staged: Path) -> float | None:
+    """Mean of the losses logged after the last published checkpoint; None where there is none, or no finite one."""
     published = [step_of(path) for path in list_checkpoints(staged.parent.parent)]
-    return max((step for step in published if step < step_of(staged)), default=0)
-
-
-def _read_recent_loss(checkpoint: Path, *, since: int) -> float | None:
-    """Mean of the training losses logged after step `since`; None where there is none, or no finite one."""
-    path = checkpoint / TRAINER_STATE_FILE
-    history = json.loads(path.read_text(encoding="utf-8")).get("log_history", []) if path.is_file() else []
+    since = max((step for step in published if step < step_of(staged)), default=0)
+    path = staged / TRAINER_STATE_FILE
+    history = read_state_file(path).get("log_history", []) if path.is_file() else []
     losses = [float(entry["loss"]) for entry in history if entry.get("step", 0) > since and "loss" in entry]
     mean = sum(losses) / len(losses) if losses else math.nan
     return mean if math.isfinite(mean) else None
@@ -237,11 +229,9 @@ def _flush_to_disk(paths: Iterable[Path]) -> None:
 
 
 def rotate_checkpoints(newest: Path, *, keep: int | None) -> None:
-    """Delete older checkpoints except the best one, after a look at the newest one.
+    """Delete checkpoints older than `newest`, after a look at that.
 
-    Args:
-        newest: The checkpoint just written.
-        keep: How many complete ones stay, the newest included; None or 0: all. The best one stays besides.
+    Of complete ones `keep` stay, the newest included, and the best one besides; None or 0: all.
 
     Raises:
         CheckpointError: The newest one is damaged; nothing is deleted.
@@ -289,9 +279,8 @@ def _is_failed_write(error: Exception) -> bool:
     return isinstance(error, SafetensorError) or bool(_FAILED_WRITE.search(str(error)))
 
 
-@contextmanager
-def replace_model_files(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder to write a model into; its files appear in `folder`, config.json last.
+def replace_model_files(folder: Path) -> AbstractContextManager[Path]:
+    """Gives an empty folder to write a model into; its files appear in `folder`, config.json last.
 
     Weight files of an earlier save that the new ones do not overwrite are removed, so that weights of two models
     never lie side by side.
@@ -303,5 +292,4 @@ def replace_model_files(folder: Path) -> Iterator[Path]:
                 if path.name not in new:
                     path.unlink(missing_ok=True)
 
-    with replace_files(folder, last="config.json", before_moving=remove_stale_weights) as staging:
-        yield staging
+    return replace_files(folder, last="config.json", before_moving=remove_stale_weights)

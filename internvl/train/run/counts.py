@@ -8,7 +8,6 @@ Counts are float64 (exact up to 2^53). What needs the loss stays on the device u
 the device.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from internvl.errors import CheckpointError
 from internvl.model.constants import IGNORE_INDEX
+from internvl.train.state_files import WRONG_CONTENT, read_state_file
 
 ROW_COUNTS = ("rows", "samples", "tokens", "targets", "tiles", "pairs")
 SOURCE_COUNTS = ("samples", "tokens", "targets", "weight", "loss")
@@ -86,11 +87,16 @@ class RunTotals:
 
     @classmethod
     def read(cls, path: Path, sources: Sequence[str]) -> "RunTotals":
-        """Read a file with what `to_json` gave; without it start at zero."""
+        """Read a file with what `to_json` gave; without it start at zero. Raises CheckpointError: it is damaged."""
         if not path.is_file():
             return cls(Counts.zeros(sources))
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        return cls(Counts.from_json(saved["counts"], sources), float(saved["seconds"]), int(saved["bad_steps"]))
+        saved = read_state_file(path)
+        try:
+            return cls(Counts.from_json(saved["counts"], sources), float(saved["seconds"]), int(saved["bad_steps"]))
+        except WRONG_CONTENT as error:
+            raise CheckpointError(
+                f"{path} cannot be used: {error!r}; delete it to count from here on, or resume from another checkpoint"
+            ) from error
 
 
 class RowStatistics:
@@ -103,12 +109,7 @@ class RowStatistics:
         self._losses: Tensor | None = None
 
     def note(self, batch: Mapping[str, Tensor], *, counts_row: bool = True) -> None:
-        """Count the rows, documents, tokens, targets and tiles of a batch.
-
-        Args:
-            batch: A row, and this rank's tiles of it.
-            counts_row: Whether this process counts the row: one does of those that share it. All count their tiles.
-        """
+        """Count a row, and this rank's tiles of it; `counts_row` for one of the processes that share the row."""
         num_tiles = float(len(batch["pixel_values"]))
         if not counts_row:
             self._step = self._step + self._assemble([0, 0, 0, 0, num_tiles, 0], {})
@@ -121,7 +122,8 @@ class RowStatistics:
         pairs = float((lengths * (lengths + 1) // 2).sum())
         rows = [1, len(lengths), float(lengths.sum()), float(targets.sum()), num_tiles, pairs]
         of_documents = {"samples": torch.ones_like(lengths), "tokens": lengths, "targets": targets}
-        sources = _sources_of(batch, len(lengths))
+        refs = batch.get("document_refs")
+        sources = torch.zeros_like(lengths) if refs is None else refs[:, 0]
         self._step = self._step + self._assemble(
             rows, {name: self._add_up(sources, values) for name, values in of_documents.items()}
         )
@@ -129,10 +131,7 @@ class RowStatistics:
     def note_losses(self, sources: Tensor, weights: Tensor, losses: Tensor) -> None:
         """Add what this process computed of the documents of a row.
 
-        Args:
-            sources: (documents,) int64, number of the data set.
-            weights: (documents,) float64, sum(w) over the tokens of this process.
-            losses: (documents,) float64, sum(w * CE) over them.
+        All are (documents,): data sets (int64), and sum(w) and sum(w * CE) of this process's tokens (float64).
         """
         summed = torch.stack([self._add_up(sources, weights), self._add_up(sources, losses)])
         self._step_losses = summed if self._step_losses is None else self._step_losses + summed
@@ -161,8 +160,3 @@ class RowStatistics:
         nothing = torch.zeros(self.num_sources, dtype=torch.float64)
         parts = [of_sources.get(name, nothing) for name in SOURCE_COUNTS]
         return torch.cat([torch.tensor(rows, dtype=torch.float64), *parts])
-
-
-def _sources_of(batch: Mapping[str, Tensor], num_documents: int) -> Tensor:
-    refs = batch.get("document_refs")
-    return torch.zeros(num_documents, dtype=torch.int64) if refs is None else refs[:, 0].cpu()

@@ -62,12 +62,7 @@ def listen_for_stop() -> Iterator[StopRequest]:
 
 
 def agree_on_stop(requested: bool, *, device: torch.device | str = "cpu") -> bool:
-    """Whether any rank was asked to stop; every rank must call it at the same point.
-
-    Args:
-        requested: Whether this one was.
-        device: Where the process group's backend wants tensors.
-    """
+    """Whether any rank was asked to stop; every rank must call it at the same point."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return requested
     flag = torch.tensor([int(requested)], dtype=torch.int32, device=device)
@@ -76,15 +71,11 @@ def agree_on_stop(requested: bool, *, device: torch.device | str = "cpu") -> boo
 
 
 class StopAtStepEnd(TrainerCallback):
-    """Saves a checkpoint and stops the Trainer after the step in which any rank was asked to stop.
-
-    Attributes:
-        stopped: Whether it did; a run that reached its last step in the meantime has finished instead.
-    """
+    """Saves a checkpoint and stops the Trainer after the step in which any rank was asked to stop."""
 
     def __init__(self, request: StopRequest):
         self.request = request
-        self.stopped = False
+        self.stopped = False  # stays so when the run reached its last step in the meantime
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -94,15 +85,11 @@ class StopAtStepEnd(TrainerCallback):
 
     on_epoch_begin = on_train_begin
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Take signals again, those that came in the meantime included."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Ask all ranks; save and stop when one was told to."""
         if not agree_on_stop(bool(self.request), device=args.device):
             return

@@ -6,7 +6,6 @@ with that fingerprint.
 """
 
 import hashlib
-import json
 import logging
 import platform
 import subprocess
@@ -21,9 +20,11 @@ from typing import Literal, TypedDict
 import torch
 
 from internvl.data.meta import SourceSpec
+from internvl.errors import CheckpointError
 from internvl.parallel.launch import RankEnv
 from internvl.train.run.counts import Counts
 from internvl.train.run.metrics import format_duration
+from internvl.train.state_files import WRONG_CONTENT, read_state_file
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +98,9 @@ def _compare_source(name: str, before: Mapping[str, object], now: Mapping[str, o
 def warn_of_changed_data(folder: Path, current: DataFingerprint) -> list[str]:
     """Log and return what changed since the run.json in `folder` was written, if there is one."""
     try:
-        saved = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["data"]
-    except (OSError, ValueError, KeyError, TypeError):
+        changes = compare_data(read_state_file(folder / RUN_FILE)["data"], current)
+    except (OSError, CheckpointError, *WRONG_CONTENT):  # the record is for people, and nothing follows from it
         return []
-    changes = compare_data(saved, current)
     for change in changes:
         logger.warning("the data is not what this run was started with: %s", change)
     return changes

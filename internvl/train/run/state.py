@@ -5,32 +5,36 @@
                        +--> stopped     by an error that the user can correct, or by Ctrl-C
                        +--> (nothing)   the process died: the file still says `running`, and in which step
 
-A run that dies in the same step twice in a row would do so forever when it is requeued, so the third start refuses.
+A run that dies again and again would do so for ever when it is requeued. Progress decides: after `MOST_FAILURES` starts
+in a row that died without a checkpoint further on than the ones before, the next start refuses.
 Rank 0 writes the file in one rename; all ranks read it before rank 0 writes.
 """
 
-import json
 import logging
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from internvl.atomic import write_json
 from internvl.errors import CheckpointError, InternVLError
 from internvl.train.run.preemption import EXIT_FAILED_TWICE
+from internvl.train.state_files import find_wrong_type, read_state_file
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "run_state.json"
 LOADING = 0  # "step" of a run that has not begun its first one
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+MOST_FAILURES = 3  # shell/job.sh knows it as well
 
 Status = Literal["running", "preempted", "stopped", "finished"]
 
 
 class RepeatedFailure(InternVLError):
-    """The run failed in the same step twice in a row."""
+    """The run fails without making progress."""
 
     exit_code = EXIT_FAILED_TWICE
 
@@ -45,21 +49,41 @@ class RunState:
     step: int = LOADING
     failed_step: int | None = None  # step in which the attempt before this one died; None when it did not
     checkpoint: str | None = None  # name of the last checkpoint folder that this run wrote, None before the first
+    # starts in a row since the last progress, this one included unless it made some
+    starts_without_progress: int = 1
+    epochs: float | None = None  # --num_train_epochs; None where --max_steps decides
+
+    def has_reached(self, *, max_steps: int, epochs: float) -> bool:
+        """Whether a run of that length is done; `epochs` count where `max_steps` is not above 0."""
+        if self.status != "finished":
+            return False
+        if max_steps > 0:
+            return self.step >= max_steps
+        return self.epochs is not None and self.epochs >= epochs
 
     def next_attempt(self) -> "RunState":
         """State of the start that follows this one.
 
         Raises:
-            RepeatedFailure: This attempt died in the same step as the one before.
+            RepeatedFailure: This attempt died, as did those before it, and none made progress.
         """
         failed_step = self.step if self.status == "running" else None
-        if failed_step is not None and failed_step == self.failed_step:
-            where = "while loading" if failed_step == LOADING else f"in step {failed_step}"
+        if failed_step is None:
+            return RunState(attempt=self.attempt + 1, checkpoint=self.checkpoint)
+        if self.starts_without_progress >= MOST_FAILURES:
+            steps = dict.fromkeys(step for step in (self.failed_step, failed_step) if step is not None)
+            where = " and ".join("while loading" if step == LOADING else f"in step {step}" for step in steps)
             raise RepeatedFailure(
-                f"the run failed {where} twice in a row, so it is not tried again; look for the cause in "
-                f"training_log.txt and the job's log, then delete {STATE_FILE} from the output folder and start again"
+                f"{self.starts_without_progress} starts in a row died without a new checkpoint, the last ones {where}, "
+                "so the run is not tried again; look for the cause in training_log.txt and the job's log, then delete "
+                f"{STATE_FILE} from the output folder and start again"
             )
-        return RunState(attempt=self.attempt + 1, failed_step=failed_step, checkpoint=self.checkpoint)
+        return RunState(
+            attempt=self.attempt + 1,
+            failed_step=failed_step,
+            checkpoint=self.checkpoint,
+            starts_without_progress=self.starts_without_progress + 1,
+        )
 
 
 def read_run_state(output_dir: str | Path) -> RunState | None:
@@ -70,16 +94,17 @@ def read_run_state(output_dir: str | Path) -> RunState | None:
     """
     path = Path(output_dir, STATE_FILE)
     try:
-        return RunState(**json.loads(path.read_text(encoding="utf-8")))
+        saved = read_state_file(path)
+        problem = find_wrong_type(saved, get_type_hints(RunState))
+        if problem is None and not _CHECKPOINT.fullmatch(saved.get("checkpoint") or "checkpoint-0"):
+            problem = f"checkpoint is {saved['checkpoint']!r}, expected the name of a checkpoint folder"
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it to start without it") from error
-
-
-def write_run_state(output_dir: str | Path, state: RunState) -> None:
-    """Write the state; a reader sees the old one or the new one."""
-    write_json(Path(output_dir, STATE_FILE), asdict(state))
+    except CheckpointError as error:
+        problem = str(error)
+    if problem is not None:
+        raise CheckpointError(f"{path} is damaged ({problem}); delete it to start without it")
+    return RunState(**saved)
 
 
 class RunJournal(TrainerCallback):
@@ -104,11 +129,9 @@ class RunJournal(TrainerCallback):
     def _note(self, **changes: object) -> None:
         self.state = replace(self.state, **changes)  # type: ignore[arg-type]
         if self.writes == "main":
-            write_run_state(self.output_dir, self.state)
+            write_json(Path(self.output_dir, STATE_FILE), asdict(self.state))
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Note the step in progress."""
         try:
             self._note(step=state.global_step + 1)
@@ -116,8 +139,11 @@ class RunJournal(TrainerCallback):
             logger.warning("%s cannot be written: %s", STATE_FILE, error)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Note the checkpoint, which is complete now."""
-        self._note(checkpoint=f"checkpoint-{state.global_step}")
+        """Note the checkpoint, which is complete now, and whether the run got further than before."""
+        before = self.state.checkpoint
+        is_progress = before is None or state.global_step > int(before.rpartition("-")[2])
+        failures = 0 if is_progress else self.state.starts_without_progress
+        self._note(checkpoint=f"checkpoint-{state.global_step}", starts_without_progress=failures)
 
     def end(self, status: Status, *, step: int) -> None:
         """Note how the run ended."""

@@ -7,12 +7,10 @@ and attention by document (n (n + 1) / 2 pairs each, not the square of the row);
 used (all trained: three times the forward pass). Neither recomputation nor LoRA adapters are counted.
 """
 
-from dataclasses import fields
-
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.plan.cost import RowContent, count_model_flops
 from internvl.plan.sizes import Trained, extract_sizes
-from internvl.train.arguments import ModelArguments
+from internvl.train.arguments import ModelArguments, take_flags
 from internvl.train.run.counts import Counts
 
 # Dense bfloat16 TFLOP/s of the data sheets; the first name that is part of the device's wins.
@@ -50,17 +48,11 @@ def find_peak_tflops(device_name: str) -> float | None:
 
 
 class Workload:
-    """Counts the FLOPs that rows need, and compares them with the peak of a device.
-
-    Args:
-        config: The model.
-        args: Which of its weights train.
-        peak_tflops: TFLOP/s of one device; None: not known, no utilisation.
-    """
+    """Counts the FLOPs that rows need, and compares them with a device's peak where that is known."""
 
     def __init__(self, config: InternVLChatConfig, args: ModelArguments, *, peak_tflops: float | None = None):
         self.sizes = extract_sizes("model", config)
-        self.trained = Trained(**{f.name: getattr(args, f.name) for f in fields(Trained)})
+        self.trained = take_flags(Trained, args)
         self.peak_tflops = peak_tflops
 
     def count_flops(self, counts: Counts) -> float:

@@ -9,6 +9,7 @@ A bad step is counted, but its rows and its loss are not.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,26 +23,18 @@ from internvl.train.run.utilisation import Workload
 class Window:
     """Counts the steps of a run and reports them.
 
-    Args:
-        sources: Names of the data sets, in the order of the meta file.
-        max_row_tokens: Row limit, for the fill rate; None without packing.
-        workload: Counts FLOPs, for the model FLOPs utilisation; None: not reported.
-
-    Attributes:
-        rows: The rows of this rank.
-        totals: All starts of the run; the same on all ranks after `collect`.
-        stopwatch: Times the steps of this start.
-        learning_rates: By parameter group, as the step in progress uses them.
+    `sources` are the names of the data sets in the order of the meta file. A row limit adds the fill rate to reports, a
+    workload the model FLOPs utilisation.
     """
 
     def __init__(self, sources: Sequence[str], *, max_row_tokens: int | None = None, workload: Workload | None = None):
         self.sources = tuple(sources)
         self.max_row_tokens = max_row_tokens
         self.workload = workload
-        self.rows = RowStatistics(len(self.sources))
-        self.totals = RunTotals(Counts.zeros(self.sources))
-        self.stopwatch = Stopwatch()
-        self.learning_rates: dict[str, float] = {}
+        self.rows = RowStatistics(len(self.sources))  # of this rank
+        self.totals = RunTotals(Counts.zeros(self.sources))  # of all starts; the same on all ranks after `collect`
+        self.stopwatch = Stopwatch()  # of this start
+        self.learning_rates: dict[str, float] = {}  # by parameter group, as the step in progress uses them
         self.num_skipped = 0
         self.peak_memory = 0
         self._counts = Counts.zeros(self.sources)
@@ -68,10 +61,7 @@ class Window:
     def collect(self, gather: Callable[[Tensor], Tensor], *, num_skipped: int, device: torch.device | str) -> None:
         """Add the counts of all ranks since the last call to the window and to the totals. Collective.
 
-        Args:
-            gather: Concatenates the tensors of all ranks along their first axis (accelerate's).
-            num_skipped: Documents that this rank has skipped in this run.
-            device: Where `gather` wants tensors.
+        `gather` concatenates tensors of all ranks (accelerate's); `num_skipped` documents this rank has left out.
         """
         own = torch.tensor([num_skipped, measure_peak_memory()], dtype=torch.float64)
         gathered = gather(torch.cat([self.rows.take(), own]).to(device).unsqueeze(0)).cpu()
@@ -119,12 +109,7 @@ class Window:
         return mean * (self._steps_this_start / max(self._steps_this_start - self._bad_steps_this_start, 1))
 
     def summarise(
-        self,
-        status: Ending,
-        *,
-        step: int,
-        log_history: Sequence[Mapping[str, float]],
-        model: str,
+        self, status: Ending, *, step: int, log_history: Sequence[Mapping[str, float]], folder: Path
     ) -> RunSummary:
         """What the run has come to, after `collect`; `log_history` is the Trainer's."""
         losses = [entry["loss"] for entry in log_history if "loss" in entry]
@@ -139,5 +124,5 @@ class Window:
             seconds_this_start=round(self.stopwatch.elapsed(), 3),
             peak_memory_bytes=self.peak_memory,
             final_loss=losses[-1] if losses else None,
-            model=model,
+            model=str(folder.resolve()),
         )

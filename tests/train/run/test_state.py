@@ -2,7 +2,7 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from internvl.errors import CheckpointError
-from internvl.train.run.state import STATE_FILE, RepeatedFailure, RunJournal, RunState, read_run_state, write_run_state
+from internvl.train.run.state import STATE_FILE, RepeatedFailure, RunJournal, RunState, read_run_state
 
 
 def test_a_folder_without_a_state_is_new(tmp_path):
@@ -12,7 +12,7 @@ def test_a_folder_without_a_state_is_new(tmp_path):
 
 def test_a_state_survives_writing(tmp_path):
     state = RunState("preempted", attempt=3, step=7, failed_step=2, checkpoint="checkpoint-7")
-    write_run_state(tmp_path / "new", state)
+    RunJournal(tmp_path / "new", state, writes="main")
     assert read_run_state(tmp_path / "new") == state
     assert [path.name for path in (tmp_path / "new").iterdir()] == [STATE_FILE]
 

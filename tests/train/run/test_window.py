@@ -81,7 +81,7 @@ def test_the_summary_adds_the_starts_before(tmp_path):
     window.totals = RunTotals(first.totals.counts, seconds=100.0, bad_steps=2)
     take_step(window, 6, step=1)
     window.collect(gather_twins, num_skipped=0, device="cpu")
-    summary = window.summarise("finished", step=2, log_history=[{"loss": 3.0}, {"train_loss": 9.0}], model="m")
+    summary = window.summarise("finished", step=2, log_history=[{"loss": 3.0}, {"train_loss": 9.0}], folder=tmp_path)
     assert (summary.counts["tokens"], summary.bad_steps, summary.final_loss) == (20, 2, 3.0)
     assert summary.seconds > 100
     assert (summary.steps, summary.steps_this_start) == (2, 1)
