@@ -93,7 +93,7 @@ def _write_documents(root: Path, folder: str, picture: str, *, answers: str) -> 
 
 
 def _write_questions(root: Path, file: str, picture: str, **fields) -> None:
-    """Two questions; `fields` hold two values each. Records name pictures as the published files do, from `data/` on."""
+    """Two questions; `fields` hold two values each. Records name pictures as published, from `data/` on."""
     folder = Path(file).parent
     records = []
     for index in (0, 1):
