@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
+from eval.core.data_root import Root, find_media
 from eval.core.fields import parse_rows
 from eval.core.records import read_records
 from eval.core.sample import EnlargedImage, Prediction, Sample
@@ -57,10 +58,10 @@ class _Record:
     def list_images(self, folder: Path) -> list[Path]:
         """The pictures, in order."""
         names = [getattr(self, f"image_{number}") for number in range(1, MAX_IMAGES + 1)]
-        return [folder / str(name) for name in names if name]
+        return [find_media(str(name), folder) for name in names if name]
 
 
-def read_samples(data_root: Path, *, annotation: Path, prompts: str) -> list[Sample]:
+def read_samples(data_root: Root, *, annotation: Path, prompts: str) -> list[Sample]:
     """All samples of a split. Raises DataError for a bad record."""
     path, folder = data_root / annotation, data_root / FOLDER
     return parse_rows(path, read_records(path), _Record, lambda _, record: _build(record, folder, prompts))
@@ -160,7 +161,7 @@ def make_task(name: str, prompts: str) -> Task | None:
         protocols=PROTOCOLS,
         aggregate=aggregate,
         details={"prompts": prompts},
-        upload=Upload("upload.json", _render_upload) if name == "test" else None,
+        uploads=(Upload("upload.json", _render_upload),) if name == "test" else (),
     )
 
 
