@@ -41,6 +41,7 @@ ALLOWED = {
         "internvl.errors",
         "internvl.data.natural_order",
         "internvl.data.storage.media",
+        "internvl.data.storage.text",
         "internvl.data.video",
     },
     "eval/tasks": {
@@ -48,6 +49,7 @@ ALLOWED = {
         "eval.core",
         "eval.metrics",
         "internvl.errors",
+        "internvl.data.storage.text",
         "internvl.data.video",
         "internvl.model.constants",
     },

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
 
+from internvl.data.storage.text import decode_text, read_lines
 from internvl.errors import DataError
 
 # A parsed object. What its values are shows when `require_field` reads them.
@@ -23,8 +24,6 @@ _OTHER_CONTENTS = {
     b"\x1f\x8b": "compressed with gzip; unpack it first",
     b"PK\x03\x04": "a zip archive; unpack it first (python -m eval.convert.unpack)",
     b"PAR1": "a parquet file; convert it first (python -m eval.convert, see docs/evaluation.md)",
-    b"\xff\xfe": "UTF-16, expected UTF-8; convert it with `iconv -f UTF-16 -t UTF-8`",
-    b"\xfe\xff": "UTF-16, expected UTF-8; convert it with `iconv -f UTF-16 -t UTF-8`",
 }
 
 
@@ -79,12 +78,7 @@ def read_text(path: Path) -> str:
     _check_content(path, content[:_BYTES_LOOKED_AT])
     if not content.strip():
         raise DataError("the file is empty", source=str(path))
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        start = error.start - (content.rfind(b"\n", 0, error.start) + 1)
-        raise DataError(_explain_byte(error, line, start), source=str(path)) from error
+    return decode_text(content, str(path))
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -92,30 +86,15 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with path.open("rb") as file:
             _check_content(path, file.read(_BYTES_LOOKED_AT))
-            file.seek(0)
-            for number, line in enumerate(file, start=1):
-                try:
-                    text = line.decode("utf-8-sig")
-                except UnicodeDecodeError as error:
-                    raise DataError(_explain_byte(error, number, error.start), source=str(path)) from error
-                if text.strip():
-                    yield number, text
     except OSError as error:
         raise DataError(f"the file cannot be read ({error})", source=str(path)) from error
+    yield from ((number, line) for number, line in read_lines(path) if line.strip())
 
 
 def _check_content(path: Path, head: bytes) -> None:
     for start, what in _OTHER_CONTENTS.items():
         if head.lstrip().lower().startswith(start.lower()):
             raise DataError(f"the file is {what}", source=str(path))
-
-
-def _explain_byte(error: UnicodeDecodeError, line: int, start: int) -> str:
-    byte = error.object[error.start]
-    return (
-        f"line {line} is not UTF-8: byte {start + 1} of the line is 0x{byte:02x}; convert the file, for example "
-        "with `iconv -f LATIN1 -t UTF-8`"
-    )
 
 
 @overload

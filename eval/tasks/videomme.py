@@ -2,13 +2,12 @@
 
     DATA_ROOT/Video-MME/videomme.json                    list of video_id, duration, domain, sub_category, questions
     DATA_ROOT/Video-MME/data/VIDEO.mp4                   videos, by `videoID` if records have one, else by `video_id`
-    DATA_ROOT/Video-MME/subtitle/VIDEO.srt               subtitles; a video without a file has none
+    DATA_ROOT/Video-MME/subtitle/VIDEO.srt               subtitles in srt; a video without a file has none
 
 With subtitles, those that are on screen at the sampled frames come before the question. V2PE published a number
 but neither prompt nor number of frames; the prompt is the official one, and 16 frames are taken as for MVBench.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from eval.core.task import Scored, Task
 from eval.metrics import videomme
 from eval.metrics.protocol import PROTOCOLS
 from eval.tasks.questions import collect_tasks, estimate_cost, use_one_rule
+from eval.tasks.subtitles import read_subtitles
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip, choose_frames, read_video_info
 from internvl.errors import DataError
 
@@ -35,8 +35,6 @@ INSTRUCTION = (
     "(A, B, C, or D) of the correct option.\n"
 )
 ENDING = "\nThe best answer is:"
-_TIME = r"(\d+):(\d\d):(\d\d)[,.](\d{1,3})"
-_SPAN = re.compile(rf"{_TIME}\s*-->\s*{_TIME}")
 
 
 @dataclass(frozen=True)
@@ -102,26 +100,8 @@ def _list_subtitles(video: Path, file: Path) -> str:
         return ""
     fps = read_video_info(video).fps or 1.0
     times = [frame / fps for frame in choose_frames(VideoClip(video), num_frames=NUM_FRAMES)]
-    lines = [text for start, end, text in read_subtitles(file) if any(start <= time <= end for time in times)]
+    lines = [cue.text for cue in read_subtitles(file) if any(cue.start <= time <= cue.end for time in times)]
     return SUBTITLE_LINE + "\n".join(lines) + "\n" if lines else ""
-
-
-def read_subtitles(file: Path) -> list[tuple[float, float, str]]:
-    """`(first second, last second, text)` of every subtitle of an srt file, markup removed."""
-    subtitles = []
-    content = file.read_bytes().decode("utf-8-sig", errors="replace")
-    for block in re.split(r"\n\s*\n", content.replace("\r\n", "\n")):
-        match = _SPAN.search(block)
-        if match:
-            start, end = _read_seconds(match.groups()[:4]), _read_seconds(match.groups()[4:])
-            text = " ".join(re.sub(r"<[^>]*>", "", block[match.end() :]).split())
-            subtitles += [(start, end, text)] if text else []
-    return subtitles
-
-
-def _read_seconds(parts: Sequence[str]) -> float:
-    hours, minutes, seconds, fraction = parts
-    return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + int(fraction) / 10 ** len(fraction)
 
 
 def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, object]:

@@ -22,6 +22,7 @@ from internvl.data.storage.annotation import SUFFIXES, JsonObject, JsonValue
 from internvl.data.storage.archives import ARCHIVE_SUFFIXES, split_member
 from internvl.data.storage.media import MediaPath
 from internvl.data.storage.remote import check_scheme, find_scheme
+from internvl.data.storage.text import read_text
 from internvl.errors import ConfigError, DataError
 
 
@@ -84,12 +85,12 @@ def load_meta(path: str | Path, *, data_root: str | Path | None = None) -> list[
 
 
 def _read_object(path: Path) -> JsonObject:
+    if not path.exists():
+        raise ConfigError(f"meta file not found: {path} (current directory {Path.cwd()}); check --meta_path")
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"meta file not found: {path} (current directory {Path.cwd()}); check --meta_path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"meta file {path} cannot be read as UTF-8 text: {error}; check --meta_path") from None
+        text = read_text(path)
+    except DataError as error:
+        raise ConfigError(f"meta file {path} cannot be read: {error.message}; check --meta_path") from error
 
     def unique(pairs: list[tuple[str, JsonValue]]) -> JsonObject:
         names = [name for name, _ in pairs]

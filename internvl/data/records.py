@@ -54,7 +54,7 @@ class RecordFile:
     def __getitem__(self, row: int) -> Record:
         """Read and check one row. Raises DataError if it is not a valid record, IndexError if there is none."""
         try:
-            raw = json.loads(self._lines[row])
+            raw = json.loads(self._lines[row].decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise DataError(f"not a json line: {error}", source=self.spec.name, row=row, kind="json") from None
         return parse_record(raw, self.spec, row=row)

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from internvl.command import command
 from internvl.data.prompt import check_placeholders
+from internvl.data.storage.text import decode_text, read_text, unify_line_ends
 from internvl.data.video import VIDEO_PLACEHOLDER, read_video_info
 from internvl.errors import DataError, InternVLError
 from internvl.infer.checkpoint import check_checkpoint
@@ -202,13 +203,6 @@ def _looks_like_a_file(word: str) -> bool:
     return os.path.isfile(word) or os.path.splitext(word)[1].lower() in Image.registered_extensions()
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"text file {path} cannot be read: {error}; expected a file of UTF-8 text") from error
-
-
 def _read_question(question: str | None) -> str | None:
     """The question of the command line or of standard input; None: a conversation on a terminal."""
     if question == "-":
@@ -225,10 +219,7 @@ def _read_question(question: str | None) -> str | None:
 
 
 def _read_standard_input() -> str:
-    try:
-        return sys.stdin.read().strip()
-    except UnicodeDecodeError as error:
-        raise DataError(f"standard input is no UTF-8 text: {error}; expected the question in UTF-8") from error
+    return unify_line_ends(decode_text(sys.stdin.buffer.read(), "standard input")).strip()
 
 
 def _join_ranks(env: RankEnv, device: str | None) -> ContextParallel | None:
@@ -247,7 +238,7 @@ def _run(arguments: argparse.Namespace, env: RankEnv) -> None:
         raise DataError(f"image {missing} is no file; correct the path (a question goes in front of --image)")
     for video in arguments.video:
         read_video_info(video)
-    text = None if arguments.text is None else _read_text(arguments.text)
+    text = None if arguments.text is None else read_text(arguments.text)
     opening = Opening(images, text, videos=tuple(arguments.video))
     settings = from_arguments(InferenceSettings, arguments)
     sampling = from_arguments(Sampling, arguments)

@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from internvl.atomic import stage_folders
+from internvl.data.storage.text import read_text
 from internvl.errors import ConfigError, DataError
 from internvl.folder_owner import own_folder
 
@@ -43,9 +44,9 @@ def digest_annotation(path: Path) -> str:
 def read_annotation(path: Path) -> list[str]:
     """Lines of the file given as --annotation, cut as the trainer cuts it; ConfigError if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"annotation {path} cannot be read: {error}; check --annotation") from None
+        return read_text(path).split("\n")
+    except DataError as error:
+        raise ConfigError(f"annotation {path} cannot be read: {error.message}; check --annotation") from None
 
 
 def write_datasheet(folder: Path, origin: Origin, facts: Facts) -> None:

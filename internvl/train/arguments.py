@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 import transformers
 from transformers import HfArgumentParser
 
-from internvl.errors import CheckpointError, ConfigError
+from internvl.data.storage.text import decode_text
+from internvl.errors import CheckpointError, ConfigError, DataError
 from internvl.model.scaling import parse_rope_scaling
 from internvl.model.v2pe import RANDOM_STRIDES, check_stride, stride_to_units
 from internvl.train.parameter_groups import LearningRates
@@ -456,10 +457,10 @@ def _check_data_files(data: DataTrainingArguments) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(decode_text(path.read_bytes(), str(path)))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file (current directory {Path.cwd()})") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DataError) as error:
         raise ConfigError(f"{path} is not json: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a json object, got {type(content).__name__}")

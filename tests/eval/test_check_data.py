@@ -87,7 +87,7 @@ def test_only_opening_finds_broken_files(root):
         (b"", "the file holds no records"),
         (b'{"question_id": 1}\n{"question_id": 2', "line 2 is no JSON"),
         ('{"text": "Straße"}\n'.encode("latin-1"), "line 1 is not UTF-8: byte 15 of the line is 0xdf"),
-        ("\ufeff{}\n".encode("utf-16"), "UTF-16"),
+        ("{}\n".encode("utf-16-le"), "zero bytes, as UTF-16"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
         (b"\n<!DOCTYPE html><html>", "HTML page"),
         (b"\x1f\x8b\x08\x00", "compressed with gzip"),

@@ -155,7 +155,7 @@ def test_a_generation_config_names_the_cache(session):
 
 def test_a_dash_reads_the_question_from_standard_input(run, asked, monkeypatch, make_image):
     for words in (("-",), ("--image", make_image("a.png"), "-")):
-        monkeypatch.setattr(sys, "stdin", io.StringIO("who are\nyou?\n"))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeffwho are\r\nyou?\n".encode())))
         assert run(*words)[0] == 0
     assert [call[0] for call in asked] == ["who are\nyou?", "<image>\nwho are\nyou?"]
 
@@ -221,8 +221,8 @@ def test_literal_image_tokens_are_answered(run, make_image):
         (["--image", "IMAGE", "IMAGE", "<image><image><image>?"], "3 <image> for 2 images"),
         (["--image", "none.png", "what?"], "image none.png is no file"),
         (["--image", "IMAGE", "none.png"], "image none.png is no file"),
-        (["what?", "--text", "none.txt"], "text file none.txt cannot be read"),
-        (["what?", "--text", "IMAGE"], "expected a file of UTF-8 text"),
+        (["what?", "--text", "none.txt"], "none.txt: the file cannot be read"),
+        (["what?", "--text", "IMAGE"], "line 1 is not UTF-8"),
         (["what?", "--rope_pos_id_stride", "0"], "must be a positive number"),
         (["what?", "--rope_scaling", "yarn:0.5"], "--rope_scaling: factor is 0.5"),
         (["what?", "--rope_scaling", '{"type": "su"}'], "expected one of none, linear, dynamic, yarn"),

@@ -1,6 +1,6 @@
 """Annotation files: every form of them as lines of json that can be read in any order.
 
-    .jsonl      read where it lies
+    .jsonl      read where it lies; in UTF-16 or UTF-32 written as UTF-8 once
     .jsonl.gz   unpacked once
     .json       one array of records; its elements are written as lines once
     .parquet    the columns that a record has (`RECORD_KEYS`) are written as lines once
@@ -11,6 +11,7 @@ piece in bounded memory. The price is disk space, about the size of the unpacked
 """
 
 import gzip
+import io
 import json
 import os
 import re
@@ -18,11 +19,12 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TextIO, TypeAlias
+from typing import IO, BinaryIO, TextIO, TypeAlias
 
 from internvl.data.storage.cache import cache_folder, name_cached_file, note_unwritable, stamp_file, write_cached_file
 from internvl.data.storage.index import LineFile
-from internvl.errors import ConfigError, MissingDependencyError
+from internvl.data.storage.text import MARK_BYTES, find_encoding
+from internvl.errors import ConfigError, DataError, MissingDependencyError
 
 # What json.loads returns.
 JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
@@ -92,10 +94,19 @@ _Reader = Callable[[Path], Iterator[bytes]]
 
 
 def _find_reader(path: Path) -> _Reader | None:
-    """What turns a file into lines; None if it has lines already."""
+    """What turns a file into lines of UTF-8; None if it has them already."""
     name = path.name.lower()
     readers = {".jsonl.gz": _read_gzip, ".json": _read_array, ".parquet": _read_parquet}
-    return next((read for suffix, read in readers.items() if name.endswith(suffix)), None)
+    found = next((read for suffix, read in readers.items() if name.endswith(suffix)), None)
+    return _read_lines if found is None and not _is_utf8(path) else found
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return find_encoding(file.read(MARK_BYTES), str(path)) == "utf-8-sig"
+    except (OSError, DataError) as error:
+        raise _unreadable(path, error) from None
 
 
 def _is_whole(path: Path) -> bool:
@@ -113,7 +124,7 @@ def _write_lines(file: IO[bytes], path: Path, read: _Reader) -> None:
     while True:
         try:
             piece = next(pieces, None)
-        except (OSError, EOFError, zlib.error, ValueError) as error:
+        except (OSError, EOFError, zlib.error, ValueError, DataError) as error:
             raise _unreadable(path, error) from error
         if piece is None:
             break
@@ -122,19 +133,38 @@ def _write_lines(file: IO[bytes], path: Path, read: _Reader) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> ConfigError:
-    return ConfigError(f"annotation {path} cannot be read: {error}; correct or replace the file")
+    cause = error.message if isinstance(error, DataError) else error
+    return ConfigError(f"annotation {path} cannot be read: {cause}; correct or replace the file")
+
+
+def _read_lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        yield from _encode(_decode(file, path))
 
 
 def _read_gzip(path: Path) -> Iterator[bytes]:
     with gzip.open(path) as file:
-        while piece := file.read(_CHUNK):
-            yield piece
+        yield from _encode(_decode(file, path))
+
+
+def _decode(file: BinaryIO | gzip.GzipFile, path: Path) -> TextIO:
+    """A file's text; bytes that are wrong become surrogates, which end up in the one record that they are in."""
+    encoding = find_encoding(file.read(MARK_BYTES), str(path))
+    file.seek(0)
+    errors = "surrogateescape" if encoding == "utf-8-sig" else "surrogatepass"
+    return io.TextIOWrapper(file, encoding, errors=errors, newline="\n")
+
+
+def _encode(text: TextIO) -> Iterator[bytes]:
+    while piece := text.read(_CHUNK):
+        yield piece.encode("utf-8", text.errors or "strict")
 
 
 def _read_array(path: Path) -> Iterator[bytes]:
     """The elements of a json array, a line each; one element and a chunk are in memory at a time."""
     decoder = json.JSONDecoder()
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open("rb") as content:
+        file = _decode(content, path)
         text = _skip_blank(file, "")
         if not text.startswith("["):
             hint = "; files with a record per line end in .jsonl" if text.startswith("{") else ""
@@ -147,7 +177,7 @@ def _read_array(path: Path) -> Iterator[bytes]:
                     raise ValueError(f"got {text[:20]!r} after element {number - 1}, expected a comma or ]")
                 text = _skip_blank(file, text[1:])
             element, text = _take_element(file, text, decoder, number)
-            yield element.translate(_TO_ONE_LINE).encode() + b"\n"
+            yield element.translate(_TO_ONE_LINE).encode("utf-8", file.errors or "strict") + b"\n"
             text = _skip_blank(file, text)
             number += 1
         if _skip_blank(file, text[1:]):

@@ -16,6 +16,7 @@ from random import Random
 from urllib.parse import unquote
 
 from internvl.data.storage.media import read_image_size
+from internvl.data.storage.text import read_text
 from internvl.errors import ConfigError, DataError
 from internvl.synth.corpus.paragraphs import cut_text, split_html, split_text
 
@@ -142,9 +143,9 @@ def _check_images(folder: Path, paths: Sequence[Path]) -> tuple[set[str], list[s
 def _read_blocks(path: Path, folder: Path, images: set[str], problems: list[str]) -> Iterator[Block]:
     name = path.relative_to(folder).as_posix()
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{name}: {error}")
+        text = read_text(path)
+    except DataError as error:
+        problems.append(f"{name}: {error.message}")
         return
     suffix = path.suffix.lower()
     parts = split_html(text) if suffix in (".html", ".htm") else split_text(text, is_markdown=suffix != ".txt")

@@ -209,7 +209,9 @@ json_values = st.recursive(
 
 @settings(max_examples=60)
 @given(values=st.lists(json_values, max_size=8), indent=st.sampled_from([None, 0, 3]), chunk=st.integers(1, 30))
+@example(values=[0.0], indent=None, chunk=1)
 @example(values=[0.0, 1e-7, -2.5e20], indent=None, chunk=1)
+@example(values=[[-1.5e-300, True], {"é": None, "a": "\ud83d\ude00"}, False], indent=None, chunk=1)
 def test_any_array_survives_whatever_the_chunks_are(tmp_path_factory, values, indent, chunk):
     path = tmp_path_factory.mktemp("arrays") / "a.json"
     path.write_text(json.dumps(values, indent=indent, ensure_ascii=False), encoding="utf-8", errors="replace")
