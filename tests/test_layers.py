@@ -21,6 +21,7 @@ ALLOWED = {
         "internvl.parallel",
         "internvl.plan",
         "internvl.atomic",
+        "internvl.moved_names",
         "internvl.errors",
         "internvl.model",
     },
@@ -42,6 +43,7 @@ ALLOWED = {
         "internvl.errors",
         "internvl.data.video",
         "internvl.model.constants",
+        "internvl.moved_names",
     },
 }
 OUTSIDE_OF_THE_MODEL = {"torch", "transformers", "internvl", "typing_extensions"}

@@ -97,6 +97,7 @@ def _plan_job(task: Task, options: RunOptions, *, checkpoint: str) -> Job:
         **({} if task.num_frames is None else {"num_frames": task.num_frames}),
         "checkpoint": checkpoint,
         **options.settings.fingerprint(),  # a --max_num takes the place of the task's
+        **options.sampling.fingerprint(),
     }
     info = {"checkpoint": str(options.checkpoint.absolute()), "data_root": str(options.data_root.absolute())}
     samples = task.read_samples(options.data_root)[: options.limit]
