@@ -22,6 +22,7 @@ ALLOWED = {
         "internvl.plan",
         "internvl.atomic",
         "internvl.command",
+        "internvl.moved_names",
         "internvl.errors",
         "internvl.model",
     },
@@ -52,6 +53,7 @@ ALLOWED = {
         "internvl.data.storage.text",
         "internvl.data.video",
         "internvl.model.constants",
+        "internvl.moved_names",
     },
 }
 OUTSIDE_OF_THE_MODEL = {"torch", "transformers", "internvl", "typing_extensions"}

@@ -58,7 +58,12 @@ def run(options: RunOptions, env: RankEnv) -> int:
     layer_devices = choose_layer_devices(options, env)
     workers, parallel = join_workers(env, options)
     make_answer = partial(
-        load_answerer, options.checkpoint, settings, context_parallel=parallel, layer_devices=layer_devices
+        load_answerer,
+        options.checkpoint,
+        settings,
+        sampling=options.sampling,
+        context_parallel=parallel,
+        layer_devices=layer_devices,
     )
     _share_cores(settings, env)
     with own_folder_together(choose_folder(options), "eval.run"):

@@ -26,7 +26,7 @@ from internvl.infer.context_parallel import ContextParallel
 from internvl.infer.question import Question
 from internvl.infer.session import Answer as SessionAnswer
 from internvl.infer.session import Session
-from internvl.infer.settings import InferenceSettings, Sampling
+from internvl.infer.settings import GREEDY, InferenceSettings, Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +39,14 @@ def load_answerer(
     checkpoint: Path,
     settings: InferenceSettings,
     *,
+    sampling: Sampling = GREEDY,
     context_parallel: ContextParallel | None = None,
     layer_devices: Sequence[str] = (),
 ) -> Answer:
     """Load a checkpoint and return the function that asks it. Raises CheckpointError if it cannot be loaded."""
-    can_keep = settings.cache_mib > 0 and settings.kv_cache == "dynamic" and context_parallel is None
+    # Beams of a kept prompt would change it.
+    is_one_answer = context_parallel is None and sampling.num_beams == 1
+    can_keep = settings.cache_mib > 0 and settings.kv_cache == "dynamic" and is_one_answer
     session = Session.from_pretrained(
         checkpoint,
         settings,
@@ -61,14 +64,14 @@ def load_answerer(
             prefill_chunk_size=min(RETRY_CHUNK_SIZE, settings.prefill_chunk_size or RETRY_CHUNK_SIZE),
             kv_cache="dynamic" if layer_devices else "offloaded",
         )
-    return _Answerer(session, low_memory, max_num=settings.max_num)
+    return _Answerer(session, low_memory, sampling=sampling, max_num=settings.max_num)
 
 
 class _Answerer:
     """Asks `session`, then `low_memory` (if any) where memory ran out; see the top of this file."""
 
-    def __init__(self, session: Session, low_memory: Session | None, *, max_num: int | None):
-        self._session, self._low_memory, self._max_num = session, low_memory, max_num
+    def __init__(self, session: Session, low_memory: Session | None, *, sampling: Sampling, max_num: int | None):
+        self._session, self._low_memory, self._sampling, self._max_num = session, low_memory, sampling, max_num
 
     def __call__(self, task: Task, samples: Sequence[Sample]) -> list[Prediction]:
         """A prediction per sample, in order."""
@@ -126,7 +129,7 @@ class _Answerer:
         answer = session.ask(
             self._write_question(task, sample),
             max_new_tokens=forcing.num_tokens if forcing else task.max_new_tokens,
-            sampling=Sampling(logits_processor=forcing.as_list if forcing else None),
+            sampling=Sampling(logits_processor=forcing.as_list) if forcing else self._sampling,
         )
         return _write_prediction(sample, answer, forcing.read_response() if forcing else answer.text)
 

@@ -14,7 +14,8 @@ from internvl.errors import ConfigError
 from internvl.infer.context_parallel import check_shareable
 from internvl.infer.flags import add_flags, at_least, check_flags, flag, from_arguments, one_of
 from internvl.infer.session import check_batchable
-from internvl.infer.settings import InferenceSettings
+from internvl.infer.settings import GREEDY, InferenceSettings, Sampling
+from internvl.moved_names import EVALUATION_FLAGS, check_flag
 
 _OPTION = re.compile(r"\A--[a-z][a-z_-]*")
 # Ordinary positions unless asked otherwise: a checkpoint's own are one of the things that evaluations compare.
@@ -35,6 +36,7 @@ class RunOptions:
     checkpoint: Path = flag(MISSING, "folder of the model", read=Path)
     tasks: str = flag(MISSING, f"comma-separated names, groups or patterns; groups: {', '.join(GROUPS)}")
     settings: InferenceSettings = _DEFAULTS  # how the model answers
+    sampling: Sampling = GREEDY  # how it chooses tokens
     data_root: Path | None = flag(
         None, f"folder of the benchmarks, looked at before {', '.join(DATA_FOLDERS)}", read=Path
     )
@@ -104,8 +106,12 @@ class RunOptions:
         check_flags(self)
         if self.batch_size > 1:
             check_batchable(self.settings.kv_cache, is_shared=self.ring_attn)
+            if not self.sampling.is_greedy:
+                raise ConfigError("--batch_size above 1 answers greedily: leave --temperature and --num_beams out")
         if self.ring_attn:
             check_shareable(self.settings.kv_cache)
+            if self.sampling.num_beams > 1:
+                raise ConfigError("--ring_attn follows one answer only: leave --num_beams out")
 
 
 def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
@@ -114,13 +120,16 @@ def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
     A malformed number ends the process with argparse's own message.
     """
     words = sys.argv[1:] if argv is None else argv
-    arguments = _build_parser().parse_args([_OPTION.sub(_write_underscores, word) for word in words])
-    return from_arguments(RunOptions, arguments, settings=from_arguments(InferenceSettings, arguments))
+    arguments = _build_parser().parse_args([_OPTION.sub(_name_option, word) for word in words])
+    settings, sampling = from_arguments(InferenceSettings, arguments), from_arguments(Sampling, arguments)
+    return from_arguments(RunOptions, arguments, settings=settings, sampling=sampling)
 
 
-def _write_underscores(option: re.Match[str]) -> str:
-    """`--data-root` -> `--data_root`."""
-    return "--" + option[0][2:].replace("-", "_")
+def _name_option(option: re.Match[str]) -> str:
+    """`--data-root` -> `--data_root`; a name of the public code becomes ours."""
+    name = option[0][2:].replace("-", "_")
+    moved = EVALUATION_FLAGS.get(name)
+    return f"--{moved.taken_as if moved and moved.taken_as else name}"
 
 
 class _ListTasks(argparse.Action):
@@ -129,6 +138,16 @@ class _ListTasks(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
         print("\n".join(list_task_names()))
         parser.exit()
+
+
+class _MovedOption(argparse.Action):
+    """An option of the public code that has no meaning here."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, value: object, option: object = None
+    ) -> None:
+        """Raises ConfigError, which says what to use, unless the value asks for nothing."""
+        check_flag(self.dest, value, EVALUATION_FLAGS)
 
 
 def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,15 +160,16 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="python -m eval.run",
         allow_abbrev=False,  # the scripts look for whole names
         description="Evaluate a checkpoint. A killed run continues when the same command is started again, also with "
-        "another number of processes (torchrun or slurm tasks). Names of options may be written with - or _.",
+        "another number of processes (torchrun or slurm tasks). Names of options may be written with - or _; "
+        "docs/migration.md lists those of the public code.",
         epilog="Exit codes: 0 done; 2 could not start or go on (what was answered is kept); 3 done, but more questions "
         "of a task failed than --max_failed allows. torchrun turns any but 0 into 1.",
     )
     add_flags(parser, RunOptions)
     parser.add_argument("--list", action=_ListTasks, nargs=0, help="print the names of all tasks and end")
-    parser.add_argument(
-        "--dynamic", action="store_true", help="understood and without effect: images are always cut into tiles"
-    )
     add_flags(parser, InferenceSettings, leave_out=_NOT_ASKED)
-    parser.set_defaults(rope_pos_id_version=_DEFAULTS.rope_pos_id_version)
+    add_flags(parser, Sampling)
+    parser.set_defaults(rope_pos_id_version=_DEFAULTS.rope_pos_id_version, seed=0)
+    for name in (name for name, moved in EVALUATION_FLAGS.items() if moved.taken_as is None):
+        parser.add_argument(f"--{name}", action=_MovedOption, nargs="?", const=True, help=argparse.SUPPRESS)
     return parser

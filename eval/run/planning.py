@@ -98,6 +98,7 @@ def _plan_job(task: Task, options: RunOptions, data_root: DataRoot, *, checkpoin
         **({} if task.num_frames is None else {"num_frames": task.num_frames}),
         "checkpoint": checkpoint,
         **options.settings.fingerprint(),  # a --max_num takes the place of the task's
+        **options.sampling.fingerprint(),
     }
     info = {"checkpoint": str(options.checkpoint.absolute()), "data_root": str(data_root)}
     samples = task.read_samples(data_root)[: options.limit]

@@ -1,6 +1,7 @@
 """Tasks by name: `group/task`, a group alone, or a pattern such as `mm_niah/*-text-test`.
 
-Names of the upstream scripts are understood as well: `mmmu-val` is `mmmu/val`, `vqa-chartqa-test` is both parts of it.
+Names of the public code are understood as well: `mmmu-val` is `mmmu/val`, `vqa-chartqa-test` is both parts of it,
+`docvqa_val` is `vqa/docvqa-val` (internvl/moved_names.py), and a name without a group that only one group has.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Literal, get_args
 from eval.core.task import Task, TaskFamily
 from eval.tasks.questions import Results
 from internvl.errors import ConfigError
+from internvl.moved_names import TASKS as MOVED_TASKS
 
 PromptStyle = Literal["upstream", "official"]
 PROMPT_STYLES: tuple[str, ...] = get_args(PromptStyle)
@@ -106,9 +108,20 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _find_upstream(name: str) -> list[str]:
-    """Tasks of a name of upstream's, `GROUP-TASK`: the task itself, or all whose names it begins."""
+    """Tasks of a name of the public code: of the table, `GROUP-TASK`, or the only one that is called so.
+
+    Raises ConfigError for a benchmark that is not evaluated here.
+    """
+    if moved := MOVED_TASKS.get(name):
+        if moved.taken_as is None:
+            raise ConfigError(f"task {name!r} {moved.use.replace('`', '')}")
+        return [moved.taken_as]
     names = {known.replace("/", "-", 1): known for known in list_task_names()}
-    return [names[name]] if name in names else [known for old, known in names.items() if old.startswith(f"{name}-")]
+    if name in names:
+        return [names[name]]
+    begun = [known for old, known in names.items() if old.startswith(f"{name}-")]
+    called = [known for known in names.values() if known.partition("/")[2] == name]
+    return begun or (called if len(called) == 1 else [])
 
 
 def _describe_known(pattern: str) -> str:

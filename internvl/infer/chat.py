@@ -185,7 +185,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--text", type=Path, metavar="FILE", help="text file that is put in front of the question")
     add_flags(parser, InferenceSettings, leave_out=_NOT_ASKED)
     add("--max_new_tokens", type=int, default=1024, help="limit of an answer in tokens (default: %(default)s)")
-    add_flags(parser, Sampling)
+    add_flags(parser, Sampling, leave_out=("num_beams",))  # an answer that is shown as it comes has one beam
     add("--verbose", action="store_true",
         help="write numbers of tokens, frames and tiles, the last position and seconds behind an answer")  # fmt: skip
     return parser

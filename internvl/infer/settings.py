@@ -193,7 +193,10 @@ class Sampling:
     top_p: float = flag(
         1.0, "with a temperature: draw from the most probable tokens of this share (default: 1)", read=float
     )
-    seed: int | None = flag(None, "of what is drawn; default: another one every time", read=int)
+    seed: int | None = flag(None, "of what is drawn; default: another one every time, 0 in an evaluation", read=int)
+    num_beams: int = flag(
+        1, "answers that are followed at a time, of which the most probable is taken (default: 1)", read=int
+    )
     # changes the logits of every new token, as transformers takes it
     logits_processor: LogitsProcessorList | None = None
 
@@ -203,13 +206,29 @@ class Sampling:
             raise ConfigError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+        if self.num_beams < 1:
+            raise ConfigError(f"num_beams is {self.num_beams}, expected 1 or more")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether every token is the most probable one after those before it."""
+        return self.temperature == 0 and self.num_beams == 1
+
+    def fingerprint(self) -> dict[str, int | float | None]:
+        """What answers depend on, as in `InferenceSettings.fingerprint`: nothing when they are greedy."""
+        drawn = {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+        return {
+            **(drawn if self.temperature else {}),
+            **({"num_beams": self.num_beams} if self.num_beams > 1 else {}),
+        }
 
     def generate_options(self) -> dict[str, object]:
         """Arguments of `generate`; draws come from the model's own distribution, whatever its config says."""
         if self.temperature == 0:
-            return {"do_sample": False, "logits_processor": self.logits_processor}
-        drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        return {**drawn, "logits_processor": self.logits_processor}
+            choice: dict[str, object] = {"do_sample": False}
+        else:
+            choice = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        return {**choice, "num_beams": self.num_beams, "logits_processor": self.logits_processor}
 
 
 DEFAULTS = InferenceSettings()

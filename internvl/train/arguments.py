@@ -1,9 +1,9 @@
 """Arguments: every flag of training, and checks that cost seconds instead of a model load.
 
-Names and types are those of the public V2PE recipes, so their command lines run unchanged (removed_flags.py lists the
-flags that have no effect here). Defaults differ from the public ones in six places, where those fit no released
-checkpoint or no packed row: conv_style internlm2-chat, force_image_size 448, down_sample_ratio 0.5, ps_version v2,
-strict_mode False, per_device_train_batch_size 1.
+Names and types are those of the public V2PE recipes, so their command lines run unchanged (internvl/moved_names.py
+lists the flags that have no effect here). Defaults differ from the public ones in six places, where those fit no
+released checkpoint or no packed row: conv_style internlm2-chat, force_image_size 448, down_sample_ratio 0.5,
+ps_version v2, strict_mode False, per_device_train_batch_size 1.
 
 Parsing has two halves, because transformers' `TrainingArguments` touches devices and process groups when built:
 
@@ -17,7 +17,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -28,8 +28,8 @@ from internvl.data.storage.text import decode_text
 from internvl.errors import CheckpointError, ConfigError, DataError
 from internvl.model.scaling import parse_rope_scaling
 from internvl.model.v2pe import RANDOM_STRIDES, check_stride, stride_to_units
+from internvl.moved_names import DEEPSPEED_CONFIGS, FIXED_TRAINING_FLAGS, TRAINING_FLAGS, check_flag
 from internvl.train.parameter_groups import LearningRates
-from internvl.train.removed_flags import RemovedArguments, refuse_removed_flags
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -189,6 +189,14 @@ class TrainingArguments(transformers.TrainingArguments):
         )
 
 
+# Flags of the public code that are parsed although they have no effect, so that old command lines run.
+RemovedArguments = make_dataclass(
+    "RemovedArguments",
+    [
+        (flag, str if old.harmless is None else type(old.harmless), _flag(old.harmless, f"Removed: {old.use}."))
+        for flag, old in TRAINING_FLAGS.items()
+    ],
+)
 Options = TypeVar("Options", bound="DataclassInstance")
 
 
@@ -228,10 +236,27 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         vars(given).update(values)
     else:
         given = parser.parse_args(list(argv))
-    refuse_removed_flags(given)
+    _refuse_moved_flags(given)
+    given.deepspeed = _find_deepspeed_config(given.deepspeed)
     training = {f.name: getattr(given, f.name) for f in fields(TrainingArguments) if f.init}
     model, data = take_flags(ModelArguments, given), take_flags(DataTrainingArguments, given)
     return Arguments(model, data, Namespace(**training))
+
+
+def _refuse_moved_flags(given: Namespace) -> None:
+    for flag in TRAINING_FLAGS:
+        check_flag(flag, getattr(given, flag), TRAINING_FLAGS)
+    for flag, use in FIXED_TRAINING_FLAGS.items():
+        # The enum that transformers uses for strategies equals its string value.
+        if getattr(given, flag) != getattr(transformers.TrainingArguments, flag):
+            raise ConfigError(f"--{flag} {getattr(given, flag)} {use}")
+
+
+def _find_deepspeed_config(given: Any) -> Any:
+    """A file of the public code's name, where there is none, is ours with the same settings."""
+    if isinstance(given, str) and not Path(given).exists() and (moved := DEEPSPEED_CONFIGS.get(Path(given).name)):
+        return str(Path(__file__).parents[2] / str(moved.taken_as))
+    return given
 
 
 def build_training_arguments(
