@@ -29,7 +29,7 @@ from internvl.data.visuals import FrameOptions, TileOptions
 from internvl.errors import CheckpointError
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.grid import Grid, build_grid
-from internvl.parallel.launch import RankEnv, init_distributed, is_restart, read_rank_env
+from internvl.parallel.launch import RankEnv, init_distributed, is_restart, own_folder_together, read_rank_env
 from internvl.parallel.rank_watchdog import name_missing_ranks
 from internvl.parallel.shared_row import SHARED_ATTENTION, SharedRow, register_shared_attention
 from internvl.train.arguments import (
@@ -96,17 +96,18 @@ def run_training(argv: Sequence[str]) -> int:
         state = replace(state, epochs=None if training.max_steps > 0 else training.num_train_epochs)
         if checkpoint is not None and read_rank_env().is_main:
             check_pickles(Path(checkpoint))  # before the process group, in which the other ranks wait for this one
-        env = _start_process(training)
-        if checkpoint is not None:
-            logger.info("continuing from %s", checkpoint)
-        with RunJournal(training.output_dir, state, writes="main" if env.is_main else "never") as journal:
-            if env.is_main:
-                _record_run(arguments, env=env, checkpoint=checkpoint, attempt=state.attempt)
-            return _train(arguments, checkpoint=checkpoint, journal=journal, request=request)
+        env = _join_process_group(training)
+        with own_folder_together(Path(training.output_dir), "training"):
+            _start_logging(training.output_dir, env)
+            if checkpoint is not None:
+                logger.info("continuing from %s", checkpoint)
+            with RunJournal(training.output_dir, state, writes="main" if env.is_main else "never") as journal:
+                if env.is_main:
+                    _record_run(arguments, env=env, checkpoint=checkpoint, attempt=state.attempt)
+                return _train(arguments, checkpoint=checkpoint, journal=journal, request=request)
 
 
-def _start_process(training: Namespace) -> RankEnv:
-    """Join the process group, and log."""
+def _join_process_group(training: Namespace) -> RankEnv:
     env = read_rank_env()
     on_cpu = training.use_cpu or not has_cuda()
     init_distributed(
@@ -117,7 +118,6 @@ def _start_process(training: Namespace) -> RankEnv:
     )
     if on_cpu:
         keep_freed_memory()
-    _start_logging(training.output_dir, env)
     return env
 
 
