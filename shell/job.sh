@@ -3,7 +3,7 @@
 #
 #   USR1 before the time limit (sbatch --signal=B:USR1@N)   the run is told to save and stop, then the job is requeued
 #   ... but it hangs and does not stop                      requeued all the same, from its last checkpoint
-#   COMMAND failed                                          requeued; the run itself refuses a third try at one step
+#   COMMAND failed                                          requeued; the run itself refuses after 3 starts without progress
 #   COMMAND failed before training began, or by user error  not requeued
 #   finished; scancel                                       not requeued
 #   node lost, scontrol requeue                             slurm requeues by itself (sbatch --requeue)
@@ -50,7 +50,7 @@ if [ -n "$cancelled" ]; then
     exit "$code"
 fi
 if [ "$(look_up attempt)" = "$attempt_before" ] && [ "$code" != 2 ] &&
-    [ "$status" = running ] && [ "$(look_up failed_step)" = "$(look_up step)" ]; then
+    [ "$status" = running ] && [ "$(look_up starts_without_progress)" = 3 ]; then
     code=86 # what the run refused with; srun and torchrun may report another rank's code
 fi
 if [ "$code" = 2 ] || [ "$code" = 86 ] || [ "$status" = stopped ]; then

@@ -3,8 +3,9 @@
     python -m internvl.tools.check_data META [--model CHECKPOINT] [--workers N] [--decode] [--out DIR] [data flags]
 
 Give the data flags of the run (--max_seq_length, --dynamic_image_size, --use_packed_ds, ...): what fits depends on
-them. Sizes of pictures come from their headers; --decode opens every picture and video frame fully. Without --model or
---tokenizer the length of text is estimated.
+them. Template and tile size are those of --model, where no flag says otherwise. Sizes of pictures come from their
+headers; --decode opens every picture and video frame fully. Without --model or --tokenizer the length of text is
+estimated.
 
 Printed: a table of the data sets, histograms of tokens and tiles per document, an estimate of an epoch, and the first
 problems of each kind. DIR gets report.json, histograms.png and problems.jsonl (all problems).
@@ -40,13 +41,12 @@ from internvl.model.loading import read_chat_config
 from internvl.tools.data_report import Report, format_report, write_report
 from internvl.train.arguments import DataTrainingArguments, ModelArguments
 from internvl.train.finetune import build_encoder
-from internvl.train.model_loading import load_training_tokenizer
+from internvl.train.model_loading import count_visual_tokens, load_training_tokenizer, settle_flags
 
 logger = logging.getLogger(__name__)
 
 EXIT_PROBLEMS, EXIT_FAILED, EXIT_INTERRUPTED = 1, 2, 130
 
-_INTERNVL_PATCH_SIZE = 14  # pixels, of the vision tower of all InternVL2 models
 _BYTES_PER_TOKEN = 4
 
 
@@ -94,26 +94,23 @@ def check_all(check: Survey, args: DataTrainingArguments, *, num_workers: int, i
 
 
 def make_encoder(args: DataTrainingArguments, *, model: str | None, tokenizer: str | None) -> SampleEncoder:
-    """What measures documents, as in a run with these flags.
+    """What measures documents, as in a run with these flags, which are completed from the checkpoint (`settle_flags`).
 
     Args:
         args: The flags.
-        model: Checkpoint folder, for its tokenizer and patch size.
+        model: Checkpoint folder, for its tokenizer and config.
         tokenizer: Tokenizer folder; with neither, tokens are estimated.
     """
-    patch_size = read_chat_config(model).vision_config.patch_size if model else _INTERNVL_PATCH_SIZE
-    if args.force_image_size % patch_size:
-        raise ConfigError(
-            f"--force_image_size {args.force_image_size} is not a multiple of the patch size {patch_size}"
-        )
-    num_image_token = int((args.force_image_size // patch_size) ** 2 * args.down_sample_ratio**2)
+    config = read_chat_config(model) if model else None
+    if differing := settle_flags(args, config):
+        logger.info("flags that differ from the checkpoint's config (its value): %s", ", ".join(differing))
     if model or tokenizer:
         folders = ModelArguments(model_name_or_path=model, tokenizer_path=tokenizer)
         loaded, _ = load_training_tokenizer(folders, args.max_seq_length)
     else:
-        template = get_conversation(args.conv_style)
+        template = get_conversation(str(args.conv_style))
         loaded = cast(PreTrainedTokenizerBase, RoughTokenizer([*SPECIAL_TOKENS, template.stop_token]))
-    return build_encoder(args, tokenizer=loaded, num_image_token=num_image_token)
+    return build_encoder(args, tokenizer=loaded, num_image_token=count_visual_tokens(args, config))
 
 
 def build_parser() -> HfArgumentParser:
@@ -153,7 +150,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     is_exact = bool(given.model or given.tokenizer)
     report = check_all(check, args, num_workers=num_workers, is_exact=is_exact)
     print(format_report(report, args))
-    write_report(report, given.out)
+    write_report(report, args, given.out)
     print(f"\n{given.out}: report.json, problems.jsonl, histograms.png")
     if not report.is_complete:
         return EXIT_INTERRUPTED

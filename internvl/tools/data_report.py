@@ -20,6 +20,19 @@ _MOST_BINS = 14
 _BAR_WIDTH = 40  # characters
 _MOST_COLOURS = 10  # data sets that the picture distinguishes
 
+# Flags that decide how many tokens and tiles a document has.
+_MEASURED_WITH = (
+    "conv_style",
+    "force_image_size",
+    "down_sample_ratio",
+    "dynamic_image_size",
+    "dynamic_max_patch",
+    "use_thumbnail",
+    "min_dynamic_patch",
+    "max_dynamic_patch",
+    "max_seq_length",
+)
+
 Size = Literal["num_tokens", "num_tiles"]
 _SIZES: tuple[Size, ...] = ("num_tokens", "num_tiles")
 
@@ -109,7 +122,7 @@ def read_sizes(source: SourceReport, name: Size) -> np.ndarray:
 
 def format_report(report: Report, args: DataTrainingArguments) -> str:
     """What is printed."""
-    lines = [*_format_table(report), ""]
+    lines = [_describe_tiles(args), "", *_format_table(report), ""]
     for name in _SIZES:
         histogram = report.make_histogram(name)
         if histogram is not None:
@@ -119,6 +132,15 @@ def format_report(report: Report, args: DataTrainingArguments) -> str:
         num_rows = sum(source.num_rows for source in report.sources)
         lines.append(f"interrupted: {report.num_checked:,} of {num_rows:,} rows were looked at")
     return "\n".join(lines)
+
+
+def _describe_tiles(args: DataTrainingArguments) -> str:
+    tiles = "one tile per image"
+    if args.dynamic_image_size:
+        shared = ", shared by the images of a record" if args.dynamic_max_patch else ""
+        tiles = f"{args.min_dynamic_patch} to {args.max_dynamic_patch} tiles per image{shared}"
+        tiles += " and a thumbnail" if args.use_thumbnail else ", no thumbnail"
+    return f"measured with template {args.conv_style}, tiles of {args.force_image_size} pixels, {tiles}"
 
 
 def _format_table(report: Report) -> list[str]:
@@ -170,7 +192,7 @@ def _group(problems: Sequence[Problem]) -> Mapping[str, list[Problem]]:
     return groups
 
 
-def write_report(report: Report, folder: Path) -> None:
+def write_report(report: Report, args: DataTrainingArguments, folder: Path) -> None:
     """Write report.json, problems.jsonl and histograms.png.
 
     Raises:
@@ -178,7 +200,7 @@ def write_report(report: Report, folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        summary = json.dumps(_summarise(report), indent=2, ensure_ascii=False)
+        summary = json.dumps(_summarise(report, args), indent=2, ensure_ascii=False)
         (folder / "report.json").write_text(summary + "\n", encoding="utf-8", errors="backslashreplace")
         with (folder / "problems.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
             for problem in report.problems:
@@ -188,9 +210,10 @@ def write_report(report: Report, folder: Path) -> None:
         raise ConfigError(f"--out {folder} cannot be written: {error}; choose another folder") from None
 
 
-def _summarise(report: Report) -> dict[str, object]:
+def _summarise(report: Report, args: DataTrainingArguments) -> dict[str, object]:
     histograms = {name: report.make_histogram(name) for name in _SIZES}
     return {
+        "measured_with": {name: getattr(args, name) for name in _MEASURED_WITH},
         "is_complete": report.is_complete,
         "is_exact": report.is_exact,
         "num_checked": report.num_checked,

@@ -2,8 +2,8 @@
 
 Names and types are those of the public V2PE recipes, so their command lines run unchanged (internvl/moved_names.py
 lists the flags that have no effect here). Defaults differ from the public ones in six places, where those fit no
-released checkpoint or no packed row: conv_style internlm2-chat, force_image_size 448, down_sample_ratio 0.5,
-ps_version v2, strict_mode False, per_device_train_batch_size 1.
+released checkpoint or no packed row: ps_version v2, strict_mode False, per_device_train_batch_size 1; and conv_style,
+force_image_size and down_sample_ratio, which are the checkpoint's (`model_loading.settle_flags`).
 
 Parsing has two halves, because transformers' `TrainingArguments` touches devices and process groups when built:
 
@@ -95,10 +95,14 @@ class DataTrainingArguments:
     truncation: Literal["drop_turns", "error"] = _flag(
         "drop_turns", "Longer documents: drop their last turns, whole, with their images; or skip them (error)."
     )
-    force_image_size: int = _flag(448, "Side of a tile in pixels; the ViT's position table is resized to it.")
-    down_sample_ratio: float = _flag(0.5, "Pixel-shuffle ratio; must equal the checkpoint's downsample_ratio.")
+    force_image_size: int | None = _flag(
+        None, "Side of a tile in pixels; the ViT's position table is resized to it. Default: the checkpoint's."
+    )
+    down_sample_ratio: float | None = _flag(None, "Pixel-shuffle ratio; must equal the checkpoint's, the default.")
     pad2square: bool = _flag(False, "Pad tiles to squares instead of stretching (data without data_augment only).")
-    conv_style: str = _flag("internlm2-chat", "Prompt template, written to the checkpoint's config as template.")
+    conv_style: str | None = _flag(
+        None, "Prompt template, written to the checkpoint's config as template. Default: the checkpoint's."
+    )
     meta_path: str | None = _flag(None, "Meta json: data set name -> annotation, root, repeat_time, ...")
     data_root: str | None = _flag(None, "Folder that relative paths of the meta json are below.")
     data_order: Literal["shuffle", "sequential"] = _flag(

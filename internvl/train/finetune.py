@@ -26,7 +26,8 @@ from internvl.data.packing import PackingLimits
 from internvl.data.plan import RankShare, RowOptions, TileShare
 from internvl.data.strides import StrideOptions
 from internvl.data.visuals import FrameOptions, TileOptions
-from internvl.errors import CheckpointError
+from internvl.errors import CheckpointError, DataError
+from internvl.model.loading import read_chat_config
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.grid import Grid, build_grid
 from internvl.parallel.launch import RankEnv, init_distributed, is_restart, own_folder_together, read_rank_env
@@ -49,9 +50,21 @@ from internvl.train.checkpoint.pickles import check_pickles
 from internvl.train.checkpoint.resume import find_resume_checkpoint
 from internvl.train.checkpoint.writing import CheckpointWriter
 from internvl.train.memory_savings import KeepAttention, keep_freed_memory, tile_mlps
-from internvl.train.model_loading import load_training_model, load_training_tokenizer
+from internvl.train.model_loading import (
+    count_visual_tokens,
+    load_training_model,
+    load_training_tokenizer,
+    settle_flags,
+)
+from internvl.train.requirements import check_requirements
 from internvl.train.run.counts import RunTotals
-from internvl.train.run.preemption import EXIT_PREEMPTED, StopAtStepEnd, StopRequest, listen_for_stop
+from internvl.train.run.preemption import (
+    EXIT_PREEMPTED,
+    StopAtStepEnd,
+    StopRequest,
+    listen_for_stop,
+    write_errors_once,
+)
 from internvl.train.run.record import (
     RUN_FILE,
     SUMMARY_FILE,
@@ -83,16 +96,19 @@ def run_training(argv: Sequence[str]) -> int:
         InternVLError: Wrong flags, data or checkpoint; before anything is loaded where that is possible.
     """
     with listen_for_stop() as request:
-        arguments = parse_arguments(argv)
-        validate_arguments(*arguments)
-        training = arguments.training
         # Before the process group: a run that has nothing left to do, or must not start, should cost seconds.
-        state = _begin_attempt(training)
-        if state.status == "finished":
-            return 0
-        checkpoint = find_resume_checkpoint(
-            training.output_dir, overwrite=training.overwrite_output_dir, wanted=training.resume_from_checkpoint
-        )
+        with write_errors_once(request):
+            arguments = parse_arguments(argv)
+            validate_arguments(*arguments)
+            check_requirements(*arguments)
+            settle_flags(arguments.data, read_chat_config(str(arguments.model.model_name_or_path)))
+            training = arguments.training
+            state = _begin_attempt(training)
+            if state.status == "finished":
+                return 0
+            checkpoint = find_resume_checkpoint(
+                training.output_dir, overwrite=training.overwrite_output_dir, wanted=training.resume_from_checkpoint
+            )
         state = replace(state, epochs=None if training.max_steps > 0 else training.num_train_epochs)
         if checkpoint is not None and read_rank_env().is_main:
             check_pickles(Path(checkpoint))  # before the process group, in which the other ranks wait for this one
@@ -144,12 +160,33 @@ def _train(arguments: Arguments, *, checkpoint: str | None, journal: RunJournal,
         _end(trainer, journal, "preempted")
         logger.info("stopped by a signal; start the same command again to continue (exit code %d)", EXIT_PREEMPTED)
         return EXIT_PREEMPTED
+    with write_errors_once(request):
+        _check_trained(trainer)
     trainer.save_model()
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
     _end(trainer, journal, "finished")
-    logger.info("done: %s (train loss %.4f)", trainer.args.output_dir, result.metrics["train_loss"])
+    skipped = trainer.window.num_skipped
+    logger.log(
+        logging.WARNING if skipped else logging.INFO,
+        "done: %s (train loss %.4f%s)",
+        trainer.args.output_dir,
+        result.metrics["train_loss"],
+        f"; {skipped} documents could not be used, see skipped.jsonl" if skipped else "",
+    )
     return 0
+
+
+def _check_trained(trainer: V2PETrainer) -> None:
+    """A run that has trained on nothing has failed, whatever it saved."""
+    trainer.collect_counts()
+    totals = trainer.window.totals
+    if not totals.counts["targets"]:
+        raise DataError(
+            f"nothing was trained on in {trainer.state.global_step} steps: no document had a token to learn "
+            f"({trainer.window.num_skipped} could not be used, {totals.bad_steps} steps were left out); see "
+            f"skipped.jsonl and bad_steps.jsonl in {trainer.args.output_dir}, and run internvl.tools.check_data"
+        )
 
 
 def _build_trainer(arguments: Arguments, checkpoint: str | None) -> V2PETrainer:
@@ -157,6 +194,10 @@ def _build_trainer(arguments: Arguments, checkpoint: str | None) -> V2PETrainer:
     model_args, data_args, training = arguments
     set_seed(training.seed)  # before the model: new embeddings and adapters are drawn at random
     tokenizer, num_added_tokens = load_training_tokenizer(model_args, data_args.max_seq_length)
+    config = read_chat_config(str(model_args.model_name_or_path))
+    # Before the model, since a template may not fit the tokenizer.
+    num_image_token = count_visual_tokens(data_args, config)
+    encoder = build_encoder(data_args, tokenizer=tokenizer, num_image_token=num_image_token)
     model = load_training_model(
         model_args,
         data_args,
@@ -167,7 +208,7 @@ def _build_trainer(arguments: Arguments, checkpoint: str | None) -> V2PETrainer:
     )
     select_trainable(model, model_args)
     grid = _prepare_for_grid(model, model_args)
-    loader = _build_loader(data_args, training, tokenizer=tokenizer, num_image_token=model.num_image_token, grid=grid)
+    loader = _build_loader(data_args, training, encoder=encoder, grid=grid)
     if training.max_steps <= 0:  # the loader has no end, so epochs become a number of steps
         training.max_steps = math.ceil(training.num_train_epochs * loader.rows_per_epoch())
     window = Window(
@@ -184,7 +225,7 @@ def _build_trainer(arguments: Arguments, checkpoint: str | None) -> V2PETrainer:
         if training.ignore_data_skip:
             logger.warning("--ignore_data_skip True: the data starts from its beginning")
         else:
-            _resume_data(loader, Path(checkpoint))
+            resume_data(loader, Path(checkpoint))
     args = build_training_arguments(
         training, grad_checkpoint=model_args.grad_checkpoint, offload_activations=model_args.offload_activations
     )
@@ -210,7 +251,7 @@ def _build_trainer(arguments: Arguments, checkpoint: str | None) -> V2PETrainer:
     return trainer
 
 
-def _resume_data(loader: TrainLoader, checkpoint: Path) -> None:
+def resume_data(loader: TrainLoader, checkpoint: Path) -> None:
     """Set the loader to where the data of a checkpoint goes on."""
     state = read_position(checkpoint)
     try:
@@ -296,15 +337,9 @@ def build_encoder(
 
 
 def _build_loader(
-    args: DataTrainingArguments,
-    training: Namespace,
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    num_image_token: int,
-    grid: Grid,
+    args: DataTrainingArguments, training: Namespace, *, encoder: SampleEncoder, grid: Grid
 ) -> TrainLoader:
     """The rows of this rank: streams r*A .. r*A + A - 1 of the R * A streams (A accumulation steps, R groups)."""
-    encoder = build_encoder(args, tokenizer=tokenizer, num_image_token=num_image_token)
     limits = PackingLimits(args.max_packed_tokens, args.num_images_expected, args.max_buffer_size)
     num_own = training.gradient_accumulation_steps
     rows = take_flags(

@@ -23,6 +23,66 @@ from internvl.train.arguments import DataTrainingArguments, ModelArguments
 
 logger = logging.getLogger(__name__)
 
+# What the checkpoint decides where no flag is given, with the values of the released models.
+_OF_CHECKPOINT = {"conv_style": "internlm2-chat", "force_image_size": 448, "down_sample_ratio": 0.5}
+_RELEASED_PATCH_SIZE = 14  # pixels
+_TILING = (
+    "pad2square",
+    "dynamic_image_size",
+    "dynamic_max_patch",
+    "use_thumbnail",
+    "min_dynamic_patch",
+    "max_dynamic_patch",
+)
+
+
+def settle_flags(args: DataTrainingArguments, config: InternVLChatConfig | None) -> list[str]:
+    """Give template, tile size and pixel-shuffle ratio those of the checkpoint, where no flag did.
+
+    Without a checkpoint they are those of the released models.
+
+    Returns:
+        Flags of template and tiles that differ from the checkpoint's config, such as `force_image_size 448 (56)`.
+
+    Raises:
+        ConfigError: The ratio contradicts the checkpoint, or tiles of this size cannot be cut into visual tokens.
+    """
+    own = dict(_OF_CHECKPOINT)
+    if config is not None:
+        own |= {"force_image_size": config.image_size, "down_sample_ratio": config.downsample_ratio}
+        own |= {"conv_style": config.template} if config.template else {}
+        own |= {name: getattr(config, name) for name in _TILING if hasattr(config, name)}
+    for name in _OF_CHECKPOINT:
+        if getattr(args, name) is None:
+            setattr(args, name, own[name])
+    # The projector's input width depends on the ratio, so its weights fit this one only.
+    if config is not None and args.down_sample_ratio != config.downsample_ratio:
+        raise ConfigError(
+            f"--down_sample_ratio {args.down_sample_ratio} contradicts the checkpoint's "
+            f"downsample_ratio {config.downsample_ratio}; use that"
+        )
+    count_visual_tokens(args, config)
+    return [f"{name} {getattr(args, name)} ({value})" for name, value in own.items() if getattr(args, name) != value]
+
+
+def count_visual_tokens(args: DataTrainingArguments, config: InternVLChatConfig | None) -> int:
+    """T, visual tokens per tile, under settled flags.
+
+    Raises:
+        ConfigError: Tiles are not made of whole patches, or patches cannot be joined.
+    """
+    patch_size = _RELEASED_PATCH_SIZE if config is None else config.vision_config.patch_size
+    image_size, ratio = int(args.force_image_size or 0), float(args.down_sample_ratio or 0)
+    if image_size % patch_size:
+        raise ConfigError(f"--force_image_size {image_size} is not a multiple of the ViT's patch size {patch_size}")
+    side = image_size // patch_size * ratio
+    if side != int(side):
+        raise ConfigError(
+            f"--force_image_size {image_size} has {image_size // patch_size} patches per side, which "
+            f"--down_sample_ratio {ratio} does not join without a rest; expected a multiple of {patch_size / ratio:g}"
+        )
+    return int(side) ** 2
+
 
 def load_training_tokenizer(args: ModelArguments, max_seq_length: int) -> tuple[PreTrainedTokenizerBase, int]:
     """The tokenizer with all image and grounding tokens, and how many of them had to be added."""
@@ -50,11 +110,13 @@ def load_training_model(
     """
     folder = str(model_args.model_name_or_path)
     config = read_chat_config(folder)
+    if differing := settle_flags(data_args, config):
+        logger.info("flags that differ from the checkpoint's config (its value): %s", ", ".join(differing))
     _update_config(config, model_args, data_args)
     model: InternVLChatModel = load_strictly(InternVLChatModel, folder, config=config, dtype=dtype)
     if model_args.mlp_path is not None:
         load_projector(model, Path(model_args.mlp_path))
-    _resize_tiles(model, data_args.force_image_size)
+    _resize_tiles(model, int(data_args.force_image_size or 0))
     if num_added_tokens:
         grow_vocabulary(model.language_model, len(tokenizer), num_added_tokens)
         logger.info("vocabulary: %d tokens, %d of them new", len(tokenizer), num_added_tokens)
@@ -64,12 +126,6 @@ def load_training_model(
 
 
 def _update_config(config: InternVLChatConfig, model_args: ModelArguments, data_args: DataTrainingArguments) -> None:
-    # The projector's input width depends on the ratio, so its weights fit this one only.
-    if config.downsample_ratio != data_args.down_sample_ratio:
-        raise ConfigError(
-            f"--down_sample_ratio {data_args.down_sample_ratio} contradicts the checkpoint's "
-            f"downsample_ratio {config.downsample_ratio}; use that"
-        )
     if model_args.rope_scaling is not None:
         apply_rope_scaling(config.llm_config, parse_rope_scaling(model_args.rope_scaling))
     config.vision_config.drop_path_rate = model_args.drop_path_rate
@@ -77,12 +133,7 @@ def _update_config(config: InternVLChatConfig, model_args: ModelArguments, data_
     config.ps_version = model_args.ps_version
     config.template = data_args.conv_style
     for name in (
-        "pad2square",
-        "dynamic_image_size",
-        "dynamic_max_patch",
-        "use_thumbnail",
-        "min_dynamic_patch",
-        "max_dynamic_patch",
+        *_TILING,
         "min_num_frame",
         "max_num_frame",
         "rope_pos_id_version",
@@ -93,9 +144,6 @@ def _update_config(config: InternVLChatConfig, model_args: ModelArguments, data_
 
 
 def _resize_tiles(model: InternVLChatModel, image_size: int) -> None:
-    patch_size = model.config.vision_config.patch_size
-    if image_size % patch_size:
-        raise ConfigError(f"--force_image_size {image_size} is not a multiple of the ViT's patch size {patch_size}")
     if model.config.vision_config.image_size != image_size:
         logger.info("ViT position table: %d -> %d pixels", model.config.vision_config.image_size, image_size)
         model.vision_model.resize_pos_embeddings(image_size)

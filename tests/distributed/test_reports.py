@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.parallel.grid import Grid
 from internvl.train.arguments import parse_arguments
-from internvl.train.finetune import _build_loader
-from internvl.train.model_loading import load_training_tokenizer
+from internvl.train.finetune import _build_loader, build_encoder
+from internvl.train.model_loading import load_training_tokenizer, settle_flags
 from tests.distributed.test_training import Runs, zero_config
 from tests.train.tiny_run import flags, launch, tail
 
@@ -85,14 +85,14 @@ def history(run: Path) -> list[dict]:
 def first_step(checkpoint, two_sources, tmp_path_factory) -> dict:
     """The two rows of the first step, document by document, without packing: plain cross entropy of plain logits."""
     arguments = parse_arguments(flags(checkpoint, two_sources, tmp_path_factory.mktemp("none"), **options()))
+    settle_flags(arguments.data, None)
     tokenizer, _ = load_training_tokenizer(arguments.model, arguments.data.max_seq_length)
     model = InternVLChatModel.from_pretrained(checkpoint, dtype=torch.float32).train()
     model.config.rope_pos_id_version = "v2pe_rnd"
     loader = _build_loader(
         arguments.data,
         Namespace(**vars(arguments.training) | {"output_dir": str(tmp_path_factory.mktemp("none"))}),
-        tokenizer=tokenizer,
-        num_image_token=model.num_image_token,
+        encoder=build_encoder(arguments.data, tokenizer=tokenizer, num_image_token=model.num_image_token),
         grid=Grid(),
     )
     sums: dict = {name: Counter() for name in ("samples", "tokens", "weight", "loss")}

@@ -106,15 +106,15 @@ os.replace = replace_and_die
 """
 
 
-def test_a_step_that_fails_twice_ends_the_job(submit, cluster, tmp_path):
+def test_starts_without_progress_end_the_job(submit, cluster, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(DEATH_IN_STEP_7)
     job = submit(PYTHONPATH=str(tmp_path))
     number = job.number
     code, text = job.finish()
     assert code == 86, text[-6000:]
-    assert len(re.findall(r"failed in step 7 \(code \d+\); requeued", text)) == 2
-    assert "the run failed in step 7 twice in a row" in text
-    assert cluster.field(number, "Restarts") == "2"
+    assert len(re.findall(r"failed in step 7 \(code \d+\); requeued", text)) == 3
+    assert "3 starts in a row died without a new checkpoint, the last ones in step 7" in text
+    assert cluster.field(number, "Restarts") == "3"
 
 
 def test_torchrun_on_two_nodes_is_preempted_too(submit, undisturbed, cluster):

@@ -40,9 +40,9 @@ def test_tiny_run_is_accepted(check):
     assert model.ps_version == "v2"
 
 
-def test_defaults_fit_released_checkpoints():
+def test_template_and_tiles_are_the_checkpoints_by_default():
     _, data, _ = parse_arguments([])
-    assert (data.conv_style, data.force_image_size, data.down_sample_ratio) == ("internlm2-chat", 448, 0.5)
+    assert (data.conv_style, data.force_image_size, data.down_sample_ratio) == (None, None, None)
 
 
 def test_every_flag_of_the_public_recipes_is_accepted():

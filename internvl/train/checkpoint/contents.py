@@ -114,7 +114,7 @@ def find_wrong_state(checkpoint: Path) -> str | None:
             continue
         except CheckpointError as error:
             return str(error)
-        if name == TRAINER_STATE_FILE and (problem := find_wrong_type(state, _TRAINER_STATE)):
+        if name == TRAINER_STATE_FILE and (problem := find_wrong_type({"global_step": None, **state}, _TRAINER_STATE)):
             return f"{name} cannot be used: {problem}"
     return None
 

@@ -12,19 +12,25 @@ torch then installs. They still end by their queue or when their parent is gone.
 """
 
 import logging
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from internvl.errors import InternVLError, ParallelError
+from internvl.parallel.launch import read_rank_env
+
 logger = logging.getLogger(__name__)
 
 EXIT_PREEMPTED = 85  # stopped by a signal, checkpoint written: start the same command again (shell/job.sh requeues)
-EXIT_FAILED_TWICE = 86  # the same step failed twice: starting again does not help
+EXIT_FAILED_TWICE = 86  # the run fails without making progress: starting again does not help
+_WAIT_FOR_FIRST_S = 60.0
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
@@ -59,6 +65,32 @@ def listen_for_stop() -> Iterator[StopRequest]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def write_errors_once(request: StopRequest) -> Iterator[None]:
+    """Let the first process of each machine write an error that all of them meet.
+
+    The others wait until the launcher stops them, which it does when the first has failed: had one of them ended
+    before, the line might never be written.
+    """
+    try:
+        is_first = read_rank_env().local_rank == 0
+    except ParallelError:  # which is of no concern to --help
+        is_first = True
+    if is_first:
+        yield
+        return
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            yield
+    except (InternVLError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not error.code:
+            raise
+        deadline = time.monotonic() + _WAIT_FOR_FIRST_S
+        while not request and time.monotonic() < deadline:
+            time.sleep(0.1)
+        raise SystemExit(2) from None
 
 
 def agree_on_stop(requested: bool, *, device: torch.device | str = "cpu") -> bool:

@@ -193,7 +193,7 @@ class RunSummary:
     steps_this_start: int
     seconds_this_start: float
     peak_memory_bytes: int  # most that a process held at a time
-    final_loss: float | None  # loss of the last report; None without one
+    final_loss: float | None  # loss of the last report, or the mean loss of a run without one; None without a step
     model: str  # where the weights are
 
     @property
@@ -208,7 +208,7 @@ class RunSummary:
 
     def describe(self) -> list[str]:
         """Lines for the log."""
-        loss = "none" if self.final_loss is None else f"{self.final_loss:.4f}"
+        loss = "" if self.final_loss is None else f"; last loss {self.final_loss:.4f}"
         lines = [
             f"{self.status} at step {self.steps} ({self.steps_this_start} in this start, "
             f"{format_duration(self.seconds_this_start)}; {format_duration(self.seconds)} in all)",
@@ -219,5 +219,5 @@ class RunSummary:
         for name, counts in self.counts.by_source():
             mean = f", mean loss {counts['loss'] / counts['weight']:.4f}" if counts["weight"] else ""
             lines.append(f"  {name}: {counts['samples']:.0f} samples, {counts['tokens']:.0f} tokens{mean}")
-        lines.append(f"peak memory {self.peak_memory_bytes / 2**30:.2f} GiB per process; last loss {loss}")
+        lines.append(f"peak memory {self.peak_memory_bytes / 2**30:.2f} GiB per process{loss}")
         return [*lines, f"model: {self.model}"]

@@ -113,6 +113,8 @@ class Window:
     ) -> RunSummary:
         """What the run has come to, after `collect`; `log_history` is the Trainer's."""
         losses = [entry["loss"] for entry in log_history if "loss" in entry]
+        if not losses and self._steps_this_start:  # a run that is shorter than --logging_steps
+            losses = [entry["train_loss"] for entry in log_history if "train_loss" in entry]
         return RunSummary(
             status=status,
             steps=step,

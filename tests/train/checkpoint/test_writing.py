@@ -101,7 +101,7 @@ def test_a_used_folder_without_checkpoint_is_an_error(tmp_path):
 def test_an_explicit_checkpoint_must_exist(tmp_path):
     with pytest.raises(ConfigError, match="no such checkpoint"):
         find_resume_checkpoint(str(tmp_path), overwrite=False, wanted=str(tmp_path / "checkpoint-3"))
-    (tmp_path / "trainer_state.json").touch()
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 3}')
     assert find_resume_checkpoint(str(tmp_path), overwrite=False, wanted=str(tmp_path)) == str(tmp_path)
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from transformers import TrainerControl, TrainerState
 
@@ -17,29 +19,73 @@ def test_a_state_survives_writing(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == [STATE_FILE]
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"color": 1}', "[1]"])
+@pytest.mark.parametrize("content", ["", "{", '{"color": 1}', "[1]", '{"step": "3"}', '{"attempt": true}',
+                                     '{"checkpoint": "../x"}', '{"status": "asleep"}', '{"step": NaN}',
+                                     '{"epochs": []}', "[" * 100_000])  # fmt: skip
 def test_a_damaged_state_is_explained(tmp_path, content):
     (tmp_path / STATE_FILE).write_text(content)
-    with pytest.raises(CheckpointError, match="delete it"):
+    with pytest.raises(CheckpointError, match=r"^[^\n]*run_state.json is damaged.*delete it"):
         read_run_state(tmp_path)
 
 
 def test_the_next_attempt_knows_where_this_one_died():
-    assert RunState(step=9, checkpoint="c").next_attempt() == RunState(attempt=2, failed_step=9, checkpoint="c")
+    following = RunState(attempt=2, failed_step=9, checkpoint="checkpoint-8", starts_without_progress=2)
+    assert RunState(step=9, checkpoint="checkpoint-8").next_attempt() == following
     assert RunState("preempted", step=9).next_attempt() == RunState(attempt=2)
 
 
-def test_dying_twice_in_the_same_step_is_the_end():
-    again = RunState(attempt=2, step=9, failed_step=9)
-    with pytest.raises(RepeatedFailure, match=r"failed in step 9 twice in a row.*delete run_state.json"):
-        again.next_attempt()
-    with pytest.raises(RepeatedFailure, match="while loading"):
-        RunState(attempt=2, failed_step=0).next_attempt()
+def die(state, *, step):
+    """The state of the start after one that died in a step."""
+    return replace(state, step=step).next_attempt()
 
 
-def test_dying_elsewhere_or_being_preempted_in_between_is_not():
-    assert RunState(step=9, failed_step=8).next_attempt().failed_step == 9
-    assert RunState("preempted", step=9, failed_step=9).next_attempt().failed_step is None
+def test_starts_that_die_without_a_new_checkpoint_come_to_an_end_whichever_steps_they_die_in():
+    state = RunState()
+    for step in (7, 9):
+        state = die(state, step=step)
+    reason = r"3 starts in a row died without a new checkpoint, the last ones in step 9 and in step 7.*delete run_state"
+    with pytest.raises(RepeatedFailure, match=reason):
+        die(state, step=7)
+    with pytest.raises(RepeatedFailure, match="the last ones while loading,"):
+        die(die(die(RunState(), step=0), step=0), step=0)
+
+
+def save(tmp_path, state, *, step):
+    journal = RunJournal(tmp_path, state, writes="main")
+    journal.on_save(None, TrainerState(global_step=step), TrainerControl())
+    return journal.state
+
+
+def test_a_checkpoint_further_on_is_progress(tmp_path):
+    state = RunState()
+    for step in range(4, 40, 4):
+        state = die(die(save(tmp_path, state, step=step), step=step + 1), step=step + 2)
+    assert state.attempt == 19
+
+
+def test_writing_the_same_checkpoint_again_is_not(tmp_path):
+    state = RunState(checkpoint="checkpoint-8")
+    with pytest.raises(RepeatedFailure, match="3 starts"):  # noqa: PT012
+        for _ in range(4):
+            state = die(save(tmp_path, state, step=8), step=9)
+
+
+def test_being_preempted_in_between_counts_from_the_beginning():
+    state = die(die(RunState(), step=7), step=7)
+    assert replace(state, status="preempted").next_attempt().starts_without_progress == 1
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "epochs", "is_done"), [(12, 9, True), (13, 1, False), (-1, 1, True), (-1, 1.5, False), (0, 2, False)]
+)
+def test_a_finished_run_that_is_made_longer_is_not_done(max_steps, epochs, is_done):
+    finished = RunState("finished", step=12, epochs=1.0)
+    assert finished.has_reached(max_steps=max_steps, epochs=epochs) == is_done
+    assert not RunState(step=12, epochs=1.0).has_reached(max_steps=max_steps, epochs=epochs)
+
+
+def test_a_run_that_was_finished_by_steps_is_not_done_by_epochs():
+    assert not RunState("finished", step=12).has_reached(max_steps=-1, epochs=1)
 
 
 def test_the_journal_follows_the_run(tmp_path):
@@ -51,7 +97,8 @@ def test_the_journal_follows_the_run(tmp_path):
     state.global_step = 5
     journal.on_save(None, state, control)
     journal.end("finished", step=5)
-    assert read_run_state(tmp_path) == RunState("finished", attempt=2, step=5, checkpoint="checkpoint-5")
+    finished = RunState("finished", attempt=2, step=5, checkpoint="checkpoint-5", starts_without_progress=0)
+    assert read_run_state(tmp_path) == finished
 
 
 def test_only_the_main_rank_writes(tmp_path):
