@@ -33,6 +33,7 @@ ALLOWED = {
         "internvl.errors",
         "internvl.data.natural_order",
         "internvl.data.storage.media",
+        "internvl.data.storage.pixels",
         "internvl.data.video",
     },
     "eval/tasks": {

@@ -94,6 +94,9 @@ class DataTrainingArguments:
     force_image_size: int = _flag(448, "Side of a tile in pixels; the ViT's position table is resized to it.")
     down_sample_ratio: float = _flag(0.5, "Pixel-shuffle ratio; must equal the checkpoint's downsample_ratio.")
     pad2square: bool = _flag(False, "Pad tiles to squares instead of stretching (data without data_augment only).")
+    alpha: Literal["white", "drop"] = _flag(
+        "white", "Transparent parts show white, or (drop) the colour stored there, as in the public code."
+    )
     conv_style: str = _flag("internlm2-chat", "Prompt template, written to the checkpoint's config as template.")
     meta_path: str | None = _flag(None, "Meta json: data set name -> annotation, root, repeat_time, ...")
     data_root: str | None = _flag(None, "Folder that relative paths of the meta json are below.")

@@ -281,6 +281,7 @@ def build_encoder(
             max_dynamic_patch=args.max_dynamic_patch,
             normalize_type=args.normalize_type,
             pad2square=args.pad2square,
+            alpha=args.alpha,
         ),
         frames=FrameOptions(
             min_num_frame=args.min_num_frame,
