@@ -43,6 +43,7 @@ ALLOWED = {
         "internvl.data.natural_order",
         "internvl.data.storage.media",
         "internvl.data.storage.text",
+        "internvl.data.storage.pixels",
         "internvl.data.video",
     },
     "eval/tasks": {

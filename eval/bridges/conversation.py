@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from PIL import Image
 
+from internvl.data.storage.pixels import Alpha, picture_errors, to_rgb
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip
 from internvl.errors import ConfigError
 from internvl.infer.question import Question
@@ -44,16 +45,17 @@ class Message:
     parts: tuple[Part, ...]
 
 
-def build_question(messages: Sequence[Message]) -> Question:
+def build_question(messages: Sequence[Message], *, alpha: Alpha = "white") -> Question:
     """The last user message as a question, the earlier ones as its history.
 
-    Raises ConfigError for no user message at the end, two of one side in a row, an unknown role, or a picture or video
-    in a form that cannot be opened.
+    Transparent pictures in memory are shown as `alpha` says. Raises ConfigError for no user message at the end, two of
+    one side in a row, an unknown role, or a picture or video in a form that cannot be opened; DataError for a damaged
+    picture in memory.
     """
     question = Question("")
     texts: list[tuple[str, str]] = []
     for message in messages:
-        text, images, videos = join_parts(message.parts)
+        text, images, videos = join_parts(message.parts, alpha=alpha)
         if message.role == "system":
             question = replace(question, system_message="\n".join(filter(None, (question.system_message, text))))
             continue
@@ -70,12 +72,14 @@ def build_question(messages: Sequence[Message]) -> Question:
     return replace(question, prompt=prompt, history=tuple(zip(said[::2], said[1::2], strict=True)))
 
 
-def join_parts(parts: Sequence[Part]) -> tuple[str, list[Path | Image.Image], list[VideoClip]]:
+def join_parts(
+    parts: Sequence[Part], *, alpha: Alpha = "white"
+) -> tuple[str, list[Path | Image.Image], list[VideoClip]]:
     """Text with a placeholder per picture and video, pictures, videos.
 
-    Raises ConfigError for a picture or video in a form that cannot be opened.
+    Raises ConfigError for a picture or video in a form that cannot be opened, DataError for a damaged one in memory.
     """
-    images = [_read_image(part.content) for part in parts if part.kind == "image"]
+    images = [_read_image(part.content, alpha) for part in parts if part.kind == "image"]
     videos = [_read_video(part.content) for part in parts if part.kind == "video"]
     texts = [str(part.content) for part in parts if part.kind == "text"]
     if images and not videos and "".join(texts).count(IMAGE_PLACEHOLDER) == len(images):
@@ -94,9 +98,10 @@ def _take_brackets(text: str) -> str:
     return text
 
 
-def _read_image(content: object) -> Path | Image.Image:
+def _read_image(content: object, alpha: Alpha) -> Path | Image.Image:
     if isinstance(content, Image.Image):
-        return content.convert("RGB")
+        with picture_errors("in memory"):
+            return to_rgb(content, alpha=alpha)
     return _read_path(content, "picture")
 
 

@@ -77,7 +77,7 @@ class V2PE(lmms):
             messages = read_messages(make_messages(self.task_dict[task][split][doc_id]))
             answer = ask(
                 self.session,
-                build_question(messages),
+                build_question(messages, alpha=self.session.settings.alpha),
                 max_new_tokens=int(options.get("max_new_tokens") or DEFAULT_MAX_NEW_TOKENS),
                 sampling=_choose_sampling(options),
             )

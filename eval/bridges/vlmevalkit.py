@@ -56,12 +56,16 @@ class V2PE(BaseModel):
 
     def generate_inner(self, message: Sequence[Entry], dataset: str | None = None) -> str:
         """The answer to one message of typed parts."""
-        return ask(self.session, build_question(read_messages(message)), max_new_tokens=self.max_new_tokens)
+        return self._ask(read_messages(message))
 
     def chat_inner(self, message: Sequence[Entry], dataset: str | None = None) -> str:
         """The answer to the last message of a conversation of `role` and `content`."""
         messages = [Message(str(entry["role"]), tuple(map(_read_part, entry["content"]))) for entry in message]
-        return ask(self.session, build_question(messages), max_new_tokens=self.max_new_tokens)
+        return self._ask(messages)
+
+    def _ask(self, messages: Sequence[Message]) -> str:
+        question = build_question(messages, alpha=self.session.settings.alpha)
+        return ask(self.session, question, max_new_tokens=self.max_new_tokens)
 
 
 def read_messages(parts: Sequence[Entry]) -> list[Message]:

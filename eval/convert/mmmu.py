@@ -14,8 +14,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
 from eval.convert.command import run_converter
 from eval.convert.files import place_inside, write_line
 from eval.convert.parquet import find_files, read_rows
@@ -23,6 +21,7 @@ from eval.core.output import open_result
 from eval.metrics.mmmu import DOMAINS
 from eval.tasks.mmmu import MAX_IMAGES
 from internvl.command import command
+from internvl.data.storage.pixels import open_picture, picture_errors
 from internvl.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -77,11 +76,8 @@ def _convert_split(split: str, paths: Sequence[Path], out: Path) -> int:
 def _write_picture(picture: object, name: str, out: Path) -> str:
     """Write a picture; returns its path below `out`."""
     content = (picture.get("bytes") if isinstance(picture, dict) else None) or b""
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            ending = str(image.format).lower()
-    except UnidentifiedImageError as error:
-        raise DataError(f"{name}: the {len(content)} bytes are not a picture") from error
+    with picture_errors(f"{name} of {len(content)} bytes"), open_picture(io.BytesIO(content)) as image:
+        ending = str(image.format).lower()
     path = place_inside(f"images/{name}.{ending}", out)
     with open_result(path) as file:
         file.write(content)

@@ -2,10 +2,8 @@
 
 import base64
 import io
-import struct
-import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,23 +11,12 @@ from PIL import Image
 
 from eval.core.records import JsonObject
 from internvl.data.storage.media import load_image
+from internvl.data.storage.pixels import Alpha, open_picture, picture_errors, to_rgb
 from internvl.data.video import VideoClip
 from internvl.errors import DataError
 
 # A gold answer: a JSON value in the form that the scorer of its task takes.
 Gold: TypeAlias = Any
-
-# What base64 and pillow raise for text or content that is damaged, cut short or larger than pillow's limit.
-_PICTURE_ERRORS = (
-    ValueError,
-    OSError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 @dataclass(frozen=True)
@@ -38,13 +25,12 @@ class PackedImage:
 
     place: str  # file and record, for messages
     content: str = field(repr=False)  # the encoded file (png, jpeg, ...) as base64 text
+    alpha: Alpha = "white"
 
     def open(self) -> Image.Image:
-        """The enlarged picture in RGB. Raises DataError if the file cannot be read."""
-        try:
-            return Image.open(io.BytesIO(base64.b64decode(self.content, validate=True))).convert("RGB")
-        except _PICTURE_ERRORS as error:
-            raise DataError(f"the image is no base64 text of a picture ({error})", source=self.place) from error
+        """The picture in RGB. Raises DataError if the file cannot be read."""
+        with picture_errors(f"in {self.place}"):
+            return to_rgb(open_picture(io.BytesIO(base64.b64decode(self.content, validate=True))), alpha=self.alpha)
 
 
 @dataclass(frozen=True)
@@ -53,6 +39,7 @@ class EnlargedImage:
 
     path: Path
     factor: int  # of width and height
+    alpha: Alpha = "white"
 
     def open(self) -> Image.Image:
         """The enlarged picture in RGB.
@@ -60,9 +47,12 @@ class EnlargedImage:
         Raises:
             DataError: The file cannot be read.
         """
-        image = load_image(self.path)
+        image = load_image(self.path, alpha=self.alpha)
         # Bilinear, since published numbers were made that way.
         return image.resize((image.width * self.factor, image.height * self.factor), Image.Resampling.BILINEAR)
+
+
+SampleImage: TypeAlias = Path | PackedImage | EnlargedImage
 
 
 @dataclass(frozen=True)
@@ -71,7 +61,7 @@ class Sample:
 
     id: str  # unique within its task
     prompt: str  # user message with one `<image>` per image and one `<video>` per video, in order
-    images: tuple[Path | PackedImage | EnlargedImage, ...]  # image files, or pictures from inside the annotation file
+    images: tuple[SampleImage, ...]  # image files, or pictures from inside the annotation file
     answer: Gold  # the gold answer; None where it is not public
     # JSON values that scoring and reports need later (context length, depth, chance level, ...).
     metadata: JsonObject = field(default_factory=dict)
@@ -79,6 +69,11 @@ class Sample:
     videos: tuple[VideoClip, ...] = ()  # videos or parts of them
     # Largest number of tiles per image, None for the task's limit; empty: the task's limit for all.
     tile_limits: tuple[int | None, ...] = ()
+
+
+def show_transparency(images: Sequence[SampleImage], alpha: Alpha) -> tuple[SampleImage, ...]:
+    """The same pictures with their transparent parts shown so. (Files are left to the session.)"""
+    return tuple(image if isinstance(image, Path) else replace(image, alpha=alpha) for image in images)
 
 
 def check_answers(samples: Sequence[Sample], *, source: Path) -> None:

@@ -96,7 +96,7 @@ class Thumbnails:
 
     def make(self, image: Image.Image) -> str:
         """A `data:` address of the picture; empty once the limit is reached."""
-        small = image.convert("RGB")
+        small = image.copy()
         small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=72, optimize=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from eval.core.sample import Prediction, Sample
+from eval.core.sample import Prediction, Sample, show_transparency
 from eval.core.task import Task
 from eval.run.queue import Answer, LastAnswerError
 from eval.run.teacher_forcing import TeacherForcing
@@ -136,7 +136,8 @@ class _Answerer:
     def _write_question(self, task: Task, sample: Sample) -> Question:
         max_num = self._max_num or task.max_num
         limits = [min(limit or max_num, max_num) for limit in sample.tile_limits]
-        return Question(sample.prompt, sample.images, sample.videos, limits or max_num, task.num_frames)
+        images = show_transparency(sample.images, self._session.settings.alpha)
+        return Question(sample.prompt, images, sample.videos, limits or max_num, task.num_frames)
 
     def _release_memory(self) -> None:
         self._session.release_memory()

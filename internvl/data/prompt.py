@@ -17,6 +17,7 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 
 from internvl.data.storage.media import MediaPath, load_image, read_image_size
+from internvl.data.storage.pixels import Alpha, picture_errors, to_rgb
 from internvl.data.tiling import Tiling
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip, label_frames, list_frames, load_frames, read_video_info
 from internvl.errors import DataError
@@ -116,20 +117,22 @@ def place_pictures(
     return [pattern.sub(place, question) for question in questions], pictures
 
 
-def load_pictures(pictures: Sequence[Picture]) -> Iterator[Image.Image]:
+def load_pictures(pictures: Sequence[Picture], *, alpha: Alpha = "white") -> Iterator[Image.Image]:
     """Decode pictures to RGB, one in memory at a time; the frames of a video file are read in one pass.
 
-    Raises DataError if a file cannot be read.
+    Raises DataError if a file or a picture in memory cannot be read.
     """
     frames_of: dict[MediaPath, list[int]] = {}
     for picture in pictures:
         if picture.frame is not None:
             assert isinstance(picture.source, MediaPath)
             frames_of.setdefault(picture.source, []).append(picture.frame)
-    videos = {path: load_frames(path, frames) for path, frames in frames_of.items()}
+    videos = {path: load_frames(path, frames, alpha=alpha) for path, frames in frames_of.items()}
     for picture in pictures:
         source = picture.source
         if isinstance(source, MediaPath):
-            yield load_image(source) if picture.frame is None else next(videos[source])
+            yield load_image(source, alpha=alpha) if picture.frame is None else next(videos[source])
         else:
-            yield (source if isinstance(source, Image.Image) else source.open()).convert("RGB")
+            with picture_errors("in memory"):
+                image = to_rgb(source if isinstance(source, Image.Image) else source.open(), alpha=alpha)
+            yield image

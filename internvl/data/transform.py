@@ -16,6 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from internvl.data.storage.pixels import open_picture, to_rgb
 from internvl.errors import ConfigError
 from internvl.model.constants import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, SIGLIP_MEAN, SIGLIP_STD
 
@@ -43,7 +44,7 @@ class TileTransform:
         """All steps on pictures: RGB tiles of `image_size` x `image_size` pixels."""
         if self.augment and rng is None:
             raise ValueError("an augmenting transform needs a generator; pass rng=")
-        return [self._to_square(tile if tile.mode == "RGB" else tile.convert("RGB"), rng) for tile in tiles]
+        return [self._to_square(to_rgb(tile), rng) for tile in tiles]
 
     def to_tensor(
         self, squares: Sequence[Image.Image], *, out: Float[Tensor, "tiles 3 size size"] | None = None
@@ -113,7 +114,7 @@ def reencode_jpeg(tile: Image.Image, quality: int) -> Image.Image:
     """An RGB image after a round trip through JPEG at `quality`."""
     buffer = BytesIO()
     tile.save(buffer, format="JPEG", quality=quality)
-    return Image.open(BytesIO(buffer.getvalue())).convert("RGB")
+    return to_rgb(open_picture(buffer))
 
 
 def pad_to_square(tile: Image.Image, mean: Sequence[float]) -> Image.Image:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from internvl.data.prompt import Picture, check_placeholders, list_frame_pictures, load_pictures, place_pictures
 from internvl.data.records import Record
+from internvl.data.storage.pixels import Alpha
 from internvl.data.tiling import Tiling
 from internvl.data.transform import TileTransform, allocate_tiles, build_transform
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip, check_sampling, find_clip, read_video_info, sample_frames
@@ -58,6 +59,7 @@ class TileOptions:
     max_dynamic_patch: int = 12  # most tiles per image (thumbnail not counted)
     normalize_type: str = "imagenet"  # or `clip`, `siglip`
     pad2square: bool = False  # see `TileTransform`
+    alpha: Alpha = "white"  # how transparent pictures are shown
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_dynamic_patch <= self.max_dynamic_patch:
@@ -112,7 +114,7 @@ class TileOptions:
             out = allocate_tiles(num_tiles, self.image_size, self.image_size)
         transform = self._transforms[augment]
         num_loaded = 0
-        images = load_pictures([sized.picture for sized, *_ in shares])
+        images = load_pictures([sized.picture for sized, *_ in shares], alpha=self.alpha)
         for (sized, child, own), image in zip(shares, images, strict=True):
             sized.check_decoded(image)
             # All tiles of a picture draw, so that a wanted one is the same whichever others are wanted.

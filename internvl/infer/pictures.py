@@ -17,6 +17,7 @@ from torch import Tensor
 
 from internvl.data.prompt import Picture, VideoSource, list_frame_pictures, load_pictures
 from internvl.data.storage.media import MediaPath
+from internvl.data.storage.pixels import Alpha
 from internvl.data.tiling import Tiling
 from internvl.data.transform import build_transform
 from internvl.data.video import VideoClip, choose_frames
@@ -33,10 +34,18 @@ class PictureEncoder:
         model: Encodes tiles.
         max_cache_bytes: Limit of the cache.
         context_parallel: The ranks that answer together; None: this process alone.
+        alpha: How transparent pictures are shown.
     """
 
-    def __init__(self, model: InternVLChatModel, *, max_cache_bytes: int, context_parallel: ContextParallel | None):
-        self.model, self.context_parallel = model, context_parallel
+    def __init__(
+        self,
+        model: InternVLChatModel,
+        *,
+        max_cache_bytes: int,
+        context_parallel: ContextParallel | None,
+        alpha: Alpha = "white",
+    ):
+        self.model, self.context_parallel, self._alpha = model, context_parallel, alpha
         self.cache = FeatureCache(max_cache_bytes)
         self._transform = build_transform(model.config.image_size, pad2square=model.config.pad2square)
 
@@ -95,7 +104,7 @@ class PictureEncoder:
                 missing[key] = picture
             else:
                 encoded[key] = features
-        loaded = load_pictures(list(missing.values()))
+        loaded = load_pictures(list(missing.values()), alpha=self._alpha)
         for (key, picture), image in zip(missing.items(), loaded, strict=True):
             pixel_values = self._transform(picture.split(image)).to(self.model.device, self.model.dtype)
             encoded[key] = self.model.extract_feature(pixel_values).cpu()

@@ -98,7 +98,10 @@ class Session:
             check_reusable(settings.kv_cache, is_shared=context_parallel is not None)
             self._prefix = KeptPrefix(model, str(settings.rope_pos_id_version))
         self.pictures = PictureEncoder(
-            model, max_cache_bytes=settings.cache_mib * 2**20, context_parallel=context_parallel
+            model,
+            max_cache_bytes=settings.cache_mib * 2**20,
+            context_parallel=context_parallel,
+            alpha=settings.alpha,
         )
         conversation = ConversationTokenizer(tokenizer, model.config.template or "internlm2-chat")
         self.questions = QuestionEncoder(self.pictures, conversation, settings)

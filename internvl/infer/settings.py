@@ -12,10 +12,12 @@ inference_settings.md` shows one being added). `Sampling` is the same for what m
 import math
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from typing import get_args
 
 import torch
 from transformers import LogitsProcessorList
 
+from internvl.data.storage.pixels import Alpha
 from internvl.errors import ConfigError
 from internvl.infer.flags import at_least, check_flags, flag, one_of
 from internvl.model.caches import KV_CACHES
@@ -116,6 +118,13 @@ class InferenceSettings:
         read=int,
         check=at_least(1),
         metavar="FRAMES",
+    )
+    alpha: Alpha = flag(
+        "white",
+        "transparent parts of pictures show white, or (drop) the colour stored there, as in the public code "
+        "(default: %(default)s)",
+        check=one_of(get_args(Alpha)),
+        metavar=f"{{{','.join(get_args(Alpha))}}}",
     )
     cache_mib: int = flag(
         1024,

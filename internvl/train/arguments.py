@@ -100,6 +100,9 @@ class DataTrainingArguments:
     )
     down_sample_ratio: float | None = _flag(None, "Pixel-shuffle ratio; must equal the checkpoint's, the default.")
     pad2square: bool = _flag(False, "Pad tiles to squares instead of stretching (data without data_augment only).")
+    alpha: Literal["white", "drop"] = _flag(
+        "white", "Transparent parts show white, or (drop) the colour stored there, as in the public code."
+    )
     conv_style: str | None = _flag(
         None, "Prompt template, written to the checkpoint's config as template. Default: the checkpoint's."
     )

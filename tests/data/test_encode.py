@@ -375,7 +375,9 @@ def test_only_the_frames_of_the_wanted_tiles_are_decoded(make_encoder, make_reco
     asked = []
     original = prompt.load_frames
     monkeypatch.setattr(
-        prompt, "load_frames", lambda path, frames: asked.append(list(frames)) or original(path, frames)
+        prompt,
+        "load_frames",
+        lambda path, frames, **options: asked.append(list(frames)) or original(path, frames, **options),
     )
     encoder = make_encoder(min_num_frame=8, max_num_frame=8, frame_sampling="middle")
     record = make_record("q", "a", video="a.mp4")
@@ -438,9 +440,9 @@ def test_checking_pictures_decodes_all_that_is_shown_and_nothing_else(
     loaded = []
     load_pictures = prompt.load_pictures
 
-    def note(pictures):
+    def note(pictures, **options):
         loaded.append([picture.frame for picture in pictures])
-        return load_pictures(pictures)
+        return load_pictures(pictures, **options)
 
     monkeypatch.setattr(encode, "load_pictures", note)
     monkeypatch.setattr(visuals, "load_pictures", note)

@@ -309,7 +309,7 @@ def make_broken(kind, path, sound):
     ("kind", "cause"),
     [
         ("missing", "not found"),
-        ("empty", "Invalid data found"),
+        ("empty", "no container that is read here"),
         ("text", "Invalid data found"),
         ("sound", r"no video stream \(streams: audio\)"),
         ("unknown codec", "of a kind that PyAV cannot decode"),

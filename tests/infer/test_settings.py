@@ -23,6 +23,7 @@ OTHERS = {
     "prefill_chunk_size": 512,
     "max_num": 2,
     "num_frames": 8,
+    "alpha": "drop",
     "cache_mib": 0,
     "reuse_prefix": True,
     "device": "cpu",

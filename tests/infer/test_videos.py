@@ -20,9 +20,9 @@ def decoded(monkeypatch):
     calls = []
     original = prompt.load_frames
 
-    def recording(path, frames):
+    def recording(path, frames, **options):
         calls.append(list(frames))
-        return original(path, frames)
+        return original(path, frames, **options)
 
     monkeypatch.setattr(prompt, "load_frames", recording)
     return calls

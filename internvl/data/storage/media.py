@@ -1,46 +1,26 @@
 """Media: pictures and videos, wherever they are, and the size and pixels of pictures.
 
 A picture or video is a file, a member of an archive (`images.zip/a.jpg`), or a URL; `open_media` opens all of them.
-`read_image_size` reads a header, `load_image` decodes. Neither applies the EXIF orientation, so both always agree (as
-in the public implementation). A file that ends early is an error, never a half-grey picture.
+`read_image_size` reads a header, `load_image` decodes (`pixels.py`). Neither applies the EXIF orientation, so both
+always agree. A file that ends early is an error, never a half-grey picture.
 """
 
 import os
 import posixpath
 import stat
-import struct
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from internvl.data.storage.archives import open_member, split_member
 from internvl.data.storage.cache import FileStamp
+from internvl.data.storage.pixels import Alpha, open_picture, picture_errors, to_rgb
 from internvl.data.storage.remote import check_scheme, fetch_file, find_scheme, is_web, name_url
 from internvl.errors import DataError
 
 MediaPath = str | Path  # a file, a member of an archive, or a URL (text)
-
-# What pillow raises for files that are missing, cut short, damaged or larger than its decompression-bomb limit. Some
-# plugins raise RuntimeError (AVIF) or NotImplementedError (DDS), or ask for as much memory as a damaged header says.
-_IMAGE_ERRORS = (
-    OSError,
-    RuntimeError,
-    MemoryError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-_MODES_WITHOUT_RANGE = ("I", "F")  # 32-bit pixels: the file does not say which value is white
 
 
 def resolve_image_path(
@@ -123,65 +103,27 @@ def read_image_size(path: MediaPath) -> tuple[int, int]:
     """(width, height) in pixels from the file's header, as stored (EXIF orientation not applied).
 
     A file that has not changed since it was last read is not opened again. Raises DataError if it is missing, empty or
-    not an image.
+    not a picture that `load_image` takes.
     """
-    with _image_errors(path):
+    with picture_errors(path):
         return _read_header(stamp_media(path))
 
 
 @lru_cache(maxsize=2**16)
 def _read_header(stamp: FileStamp) -> tuple[int, int]:
     """Size of one version of a picture."""
-    with open_media(stamp.path) as file, Image.open(file) as image:
-        _check_header(stamp.path, image)
+    with open_media(stamp.path) as file, open_picture(file) as image:
         return image.size
 
 
-def load_image(path: MediaPath) -> Image.Image:
-    """Decode a picture (the first frame) to RGB, as stored (EXIF orientation not applied).
-
-    The alpha channel is dropped and the colours are kept as stored. 16-bit grey becomes its upper 8 bits.
+def load_image(path: MediaPath, *, alpha: Alpha = "white") -> Image.Image:
+    """Decode a picture (the first frame) to RGB, as `internvl.data.storage.pixels` says.
 
     Raises:
         DataError: The file is missing, empty, not a picture, damaged, cut short, too large (pillow's limit against
             decompression bombs), or has 32-bit pixels.
     """
-    with _image_errors(path):
+    with picture_errors(path):
         stamp_media(path)  # refuses pipes and devices
-        with open_media(path) as file, Image.open(file) as image:
-            _check_header(path, image)
-            image.load()
-            return _to_rgb(image)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # pillow would show all but the darkest 256 of 65,536 levels as white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the way that pillow asks for
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _check_header(path: MediaPath, image: Image.Image) -> None:
-    width, height = image.size
-    if min(width, height) < 1:
-        got, expected = f"the size {width} x {height}", "at least 1 x 1"
-    elif image.mode in _MODES_WITHOUT_RANGE:
-        got, expected = f"pixels of 32 bits (mode {image.mode})", "8 or 16 bits"
-    else:
-        return
-    raise DataError(f"image {path} has {got}, expected {expected}; replace the file", kind="image")
-
-
-@contextmanager
-def _image_errors(path: MediaPath) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError):
-        message = f"image {path} not found; check the data set's root in the meta file"
-        raise DataError(message, kind="missing") from None
-    except _IMAGE_ERRORS as error:
-        unknown = isinstance(error, UnidentifiedImageError)
-        cause = "it is not a picture of a kind that pillow knows" if unknown else str(error) or type(error).__name__
-        message = f"image {path} cannot be read: {cause}; replace the file or remove its record"
-        raise DataError(message, kind="image") from error
+        with open_media(path) as file, open_picture(file) as image:
+            return to_rgb(image, alpha=alpha)

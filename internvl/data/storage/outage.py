@@ -11,6 +11,7 @@ A folder is gone if it cannot be listed, or is empty, as a mount point is withou
 before the run began is not an outage but a wrong path.
 """
 
+import errno
 import logging
 import os
 import time
@@ -29,6 +30,14 @@ T = TypeVar("T")
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _BEARABLE_S = 600.0  # below the time limit of collectives (--ddp_timeout), in which the other ranks wait
+_SYSTEM_FAULTS = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT}
+)
+
+
+def is_system_fault(error: BaseException) -> bool:
+    """Whether an error is the machine's (files, memory, disk, file server), and says nothing about the data."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SYSTEM_FAULTS)
 
 
 class DataOutage(Exception):

@@ -4,8 +4,8 @@
              no picture decoded    numbers only                                 seek, decode, one picture at a time
 
 A video is a file that PyAV reads (mp4, webm, gif, ...; also in an archive or at a URL) or a folder of pictures. Frames
-are counted from 0 in the order in which they are shown, and are used as stored: neither the rotation nor the pixel
-aspect of the header is applied.
+are counted from 0 in the order in which they are shown. They are turned upright as the header says; its pixel aspect is
+not applied.
 """
 
 from internvl.data.video.decoding import load_frames

@@ -13,22 +13,18 @@ from PIL import Image
 
 from internvl.data.storage.cache import FileStamp
 from internvl.data.storage.media import MediaPath, load_image
-from internvl.data.video.headers import (
-    PacketIndex,
-    list_frames,
-    open_video,
-    read_index,
-    read_video_info,
-    refuse,
-    stamp_video,
-)
+from internvl.data.storage.pixels import Alpha, to_rgb
+from internvl.data.video.headers import PacketIndex, list_frames, read_index, read_video_info
+from internvl.data.video.opening import open_video, refuse, stamp_video
+from internvl.data.video.rotation import turn_upright
+from internvl.data.video.webp import decode_webp, is_webp
 from internvl.errors import DataError
 
 _MISSING_SHARE = 0.02  # of the frames that a header announces; sound files lack as many at their end
 
 
-def load_frames(path: MediaPath, indices: Sequence[int]) -> Iterator[Image.Image]:
-    """Decode frames, one picture (RGB) per index.
+def load_frames(path: MediaPath, indices: Sequence[int], *, alpha: Alpha = "white") -> Iterator[Image.Image]:
+    """Decode frames, one picture (RGB, upright) per index.
 
     Any order is right; ascending indices are read in one pass. Equal neighbours are decoded once. Of the frames that
     a header announces a few may be missing at the end (2 %, at least one): the last one stands for them.
@@ -43,9 +39,10 @@ def load_frames(path: MediaPath, indices: Sequence[int]) -> Iterator[Image.Image
     distinct = [index for index, before in zip(indices, [None, *indices], strict=False) if index != before]
     if os.path.isdir(path):
         frames = list_frames(path)
-        pictures: Iterator[Image.Image] = (load_image(frames[index]) for index in distinct)
+        pictures: Iterator[Image.Image] = (load_image(frames[index], alpha=alpha) for index in distinct)
     else:
-        pictures = _decode(stamp_video(path), distinct, num_frames)
+        decoded = _decode(stamp_video(path), distinct, num_frames)
+        pictures = (to_rgb(picture, alpha=alpha) for picture in decoded)
     shown: int | None = None
     for index in indices:
         if index != shown:
@@ -54,6 +51,9 @@ def load_frames(path: MediaPath, indices: Sequence[int]) -> Iterator[Image.Image
 
 
 def _decode(stamp: FileStamp, indices: Sequence[int], num_frames: int) -> Iterator[Image.Image]:
+    if is_webp(stamp.path):
+        yield from decode_webp(stamp.path, indices)
+        return
     index = read_index(stamp)
     if not len(index.times) or not len(index.key_times):
         yield from _decode_by_counting(stamp.path, indices, num_frames)
@@ -136,4 +136,6 @@ def _replace_missing(path: str, wanted: int, last: int, num_frames: int) -> int:
 def _convert(path: str, frame: VideoFrame) -> Image.Image:
     if frame.is_corrupt:
         refuse(path, f"the frame at {frame.time} seconds is damaged")
-    return Image.fromarray(frame.to_ndarray(format="rgb24"))
+    has_alpha = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
+    pixels = frame.to_ndarray(format="rgba" if has_alpha else "rgb24")
+    return Image.fromarray(np.ascontiguousarray(turn_upright(pixels, frame)))

@@ -1,17 +1,14 @@
 """Video headers: how many frames a video has, how fast they follow each other, how large they are.
 
 The number of frames comes from the header where it is given there, else from counting packets, which reads the file but
-decodes nothing.
+decodes nothing. How frames are turned is known from the first one.
 """
 
 import os
 from array import array
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, NoReturn
 
 import av
 import numpy as np
@@ -22,9 +19,14 @@ from PIL import Image
 
 from internvl.data.natural_order import natural_key
 from internvl.data.storage.cache import FileStamp
-from internvl.data.storage.media import MediaPath, find_local, open_media, read_image_size, stamp_media
+from internvl.data.storage.media import MediaPath, read_image_size
+from internvl.data.storage.pixels import PICTURE_FORMATS
+from internvl.data.video.opening import open_video, refuse, stamp_video
+from internvl.data.video.rotation import is_sideways
+from internvl.data.video.webp import is_webp, read_frame_times, read_webp_size
 from internvl.errors import DataError
 
+_MAX_PIXELS = 2 * 89_478_485  # of a frame: pillow's limit against decompression bombs
 _RATE_TOLERANCE = 0.01  # a header whose mean and base rate differ by less is taken as constant
 
 
@@ -35,7 +37,7 @@ class VideoInfo:
     num_frames: int
     fps: float | None  # frames per second, on average; None for a folder
     duration: float | None  # seconds; None for a folder
-    width: int  # in pixels, like the height
+    width: int  # in pixels, as shown (see rotation.py), like the height
     height: int
     is_constant_rate: bool = True  # frame i is shown at i / fps
 
@@ -45,7 +47,7 @@ def list_frames(folder: str | Path) -> list[Path]:
 
     Raises DataError if there are none.
     """
-    extensions = Image.registered_extensions()
+    extensions = {ending for ending, kind in Image.registered_extensions().items() if kind in PICTURE_FORMATS}
     try:
         listed = [name for name in os.listdir(folder) if not name.startswith(".")]
     except OSError as error:
@@ -58,7 +60,7 @@ def list_frames(folder: str | Path) -> list[Path]:
 
 
 def read_video_info(path: MediaPath) -> VideoInfo:
-    """Number of frames, rate, duration and size, without decoding.
+    """Number of frames, rate, duration and size as shown; at most one frame is decoded, for how it is turned.
 
     A file that has not changed since it was last read is not opened again. Raises DataError if it is missing, empty,
     damaged, or has no video stream.
@@ -69,34 +71,44 @@ def read_video_info(path: MediaPath) -> VideoInfo:
     return _read_info(stamp_video(path))
 
 
-def stamp_video(path: MediaPath) -> FileStamp:
-    """The present version of a video file. Raises DataError if it is missing or not a regular file."""
-    try:
-        return stamp_media(path)
-    except (FileNotFoundError, NotADirectoryError):
-        message = f"video {path} not found; correct the path, or the data set's root in the meta file"
-        raise DataError(message, kind="missing") from None
-    except (OSError, ValueError) as error:
-        refuse(str(path), getattr(error, "strerror", None) or str(error), error)
-
-
 @lru_cache(maxsize=2**14)
 def _read_info(stamp: FileStamp) -> VideoInfo:
     path = stamp.path
-    with open_video(path) as (container, stream):
-        num_frames, mean_rate, base_rate = stream.frames, stream.average_rate, stream.base_rate
-        width, height = stream.codec_context.width, stream.codec_context.height
-        duration = _read_duration(container, stream)
-    is_constant = bool(mean_rate and base_rate and abs(mean_rate - base_rate) <= _RATE_TOLERANCE * base_rate)
-    rate = float(mean_rate) if mean_rate else None
-    if not num_frames or not rate or not duration:
+    info = VideoInfo(0, None, None, *read_webp_size(path)) if is_webp(path) else _read_container(path)
+    if not info.num_frames or not info.fps or not info.duration:
         index = read_index(stamp)
-        num_frames, duration = num_frames or index.num_frames, duration or index.duration
-        rate = index.rate or rate
-        is_constant = index.is_regular
-    if num_frames < 1 or min(width, height) < 1:
-        refuse(path, f"it has {num_frames} frames of {width} x {height} pixels")
-    return VideoInfo(num_frames, rate, duration, width, height, is_constant)
+        info = replace(
+            info,
+            num_frames=info.num_frames or index.num_frames,
+            fps=index.rate or info.fps,
+            duration=info.duration or index.duration,
+            is_constant_rate=index.is_regular,
+        )
+    if info.num_frames < 1:
+        refuse(path, "it has no frames")
+    return info
+
+
+def _read_container(path: str) -> VideoInfo:
+    with open_video(path) as (container, stream):
+        rate, base_rate = stream.average_rate, stream.base_rate
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if min(width, height) < 1 or width * height > _MAX_PIXELS:
+            refuse(path, f"its frames have {width} x {height} pixels, expected 1 to {_MAX_PIXELS:,}")
+        if _is_first_frame_sideways(container, stream):
+            width, height = height, width
+        duration = _read_duration(container, stream)
+        is_constant = bool(rate and base_rate and abs(rate - base_rate) <= _RATE_TOLERANCE * base_rate)
+        return VideoInfo(stream.frames, float(rate) if rate else None, duration, width, height, is_constant)
+
+
+def _is_first_frame_sideways(container: InputContainer, stream: VideoStream) -> bool:
+    # PyAV gives the display matrix with decoded frames only.
+    try:
+        frame = next(container.decode(stream), None)
+    except av.FFmpegError:  # said when the frame itself is wanted
+        return False
+    return frame is not None and is_sideways(frame)
 
 
 def _read_duration(container: InputContainer, stream: VideoStream) -> float | None:
@@ -146,6 +158,9 @@ def read_seconds(path: MediaPath) -> Float[np.ndarray, " frames"]:
 @lru_cache(maxsize=16)
 def read_index(stamp: FileStamp) -> PacketIndex:
     """Read all packets of a video, decoding none; 8 bytes per frame are kept."""
+    if is_webp(stamp.path):
+        shown = np.asarray(read_frame_times(stamp.path), dtype=np.int64)
+        return PacketIndex(shown, shown, shown, len(shown), 0.001)
     times, key_times, key_seeks = array("q"), array("q"), array("q")
     num_frames = 0
     with open_video(stamp.path) as (container, stream):
@@ -167,36 +182,3 @@ def read_index(stamp: FileStamp) -> PacketIndex:
     order = np.argsort(np.asarray(key_times, dtype=np.int64))
     keys, seeks = (np.asarray(values, dtype=np.int64)[order] for values in (key_times, key_seeks))
     return PacketIndex(shown, keys, seeks, num_frames, unit)
-
-
-@contextmanager
-def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """A container and its video stream. Raises DataError if opening or the block fails, or it has no video stream."""
-    try:
-        local = find_local(path)
-        with ExitStack() as opened:
-            if os.path.isfile(local):
-                source: str | BinaryIO = f"file:{os.path.abspath(local)}"
-            else:
-                source = opened.enter_context(open_media(path))
-            options = {"protocol_whitelist": "file"}  # a playlist must not make us read other files or the network
-            container = opened.enter_context(av.open(source, "r", container_options=options))
-            pictures = int(av.stream.Disposition.attached_pic)
-            stream = next((each for each in container.streams.video if not int(each.disposition) & pictures), None)
-            if stream is None:
-                kinds = ", ".join(sorted({each.type for each in container.streams})) or "none"
-                refuse(path, f"it has no video stream (streams: {kinds})")
-            if stream.codec_context is None:
-                refuse(path, "its video stream is of a kind that PyAV cannot decode")
-            stream.codec_context.thread_count = 1
-            yield container, stream
-    except av.FFmpegError as error:
-        refuse(path, error.strerror or str(error), error)
-    except (OSError, ValueError, MemoryError) as error:
-        refuse(path, str(error) or type(error).__name__, error)
-
-
-def refuse(path: str, cause: str, error: BaseException | None = None) -> NoReturn:
-    """Raise DataError: the video cannot be read; `error` is what another library raised."""
-    message = f"video {path} cannot be read: {cause}; replace the file or remove its record"
-    raise DataError(message, kind="video") from error

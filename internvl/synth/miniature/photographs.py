@@ -11,6 +11,7 @@ from random import Random
 
 from PIL import Image
 
+from internvl.data.storage.pixels import open_picture, to_rgb
 from internvl.errors import DataError, MissingDependencyError
 from internvl.synth.forms import Split
 
@@ -39,8 +40,8 @@ class Photograph:
             resource = resource / part
         if not resource.is_file():
             raise DataError(f"{self.package} holds no {self.path}; install the version that requirements.txt names")
-        with resource.open("rb") as file, Image.open(file) as image:
-            return image.convert("RGB")
+        with resource.open("rb") as file:
+            return to_rgb(open_picture(file))
 
 
 PHOTOGRAPHS: dict[Split, tuple[Photograph, ...]] = {

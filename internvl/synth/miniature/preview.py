@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from internvl.data.storage.media import load_image
 from internvl.synth.contexts import Piece
 
 WIDTH = 960
@@ -40,8 +41,7 @@ def _draw_sentence(sentence: str, ink: str) -> Image.Image:
 
 
 def _draw_picture(path: Path, ink: str) -> Image.Image:
-    with Image.open(path) as file:
-        image = file.convert("RGB")
+    image = load_image(path)
     image.thumbnail((2 * THUMBNAIL, THUMBNAIL))
     block = Image.new("RGB", (image.width + 4, image.height + 4), ink)
     block.paste(image, (2, 2))

@@ -66,9 +66,9 @@ def spoil(folder, change):
     [
         (
             lambda rows: rows[0].update(image_1={"bytes": b"no picture", "path": "x"}),
-            "Art_1_1: the 10 bytes",
+            "Art_1_1 of 10 bytes cannot be read: it is none of PNG",
         ),
-        (lambda rows: rows[0].update(image_1={"bytes": None, "path": "x"}), "the 0 bytes are not a picture"),
+        (lambda rows: rows[0].update(image_1={"bytes": None, "path": "x"}), "of 0 bytes cannot be read"),
         (lambda rows: rows[1].update(id=rows[0]["id"]), "'validation_Art_1' occurs twice"),
         (lambda rows: rows[0].update(id="../../evil"), "leads out of its folder"),
         (lambda rows: [row.pop("options") for row in rows], "no column options"),
