@@ -23,6 +23,7 @@ from internvl.data.cursor import DocumentRef, StreamCursor
 from internvl.data.encode import EncodedDocument
 from internvl.data.plan import STREAM_START, PlannedRow, RankShare, RowPlan
 from internvl.data.skips import DOCUMENT_ERRORS, Skip, describe_skips
+from internvl.data.storage.outage import DataOutage
 from internvl.data.transform import allocate_tiles
 from internvl.errors import DataError
 
@@ -62,7 +63,7 @@ class DecodedRow:
 class LoadFailure:
     """What a worker sends when it cannot continue (a raised exception would arrive wrapped in its traceback)."""
 
-    message: str
+    error: DataError | DataOutage
 
 
 class RowDataset(IterableDataset[DecodedRow | LoadFailure]):
@@ -88,8 +89,8 @@ class RowDataset(IterableDataset[DecodedRow | LoadFailure]):
                 if (number - first) % num_workers == worker:
                     yield self._decode_next(numbers[index], streams[index])
                 streams[index].advance()
-        except DataError as error:
-            yield LoadFailure(str(error))
+        except (DataError, DataOutage) as error:
+            yield LoadFailure(error)
 
     def _decode_next(self, stream: int, rows: _Lookahead) -> DecodedRow:
         planned = rows.peek()
