@@ -23,6 +23,7 @@ from typing import IO, BinaryIO, TextIO, TypeAlias
 
 from internvl.data.storage.cache import cache_folder, name_cached_file, note_unwritable, stamp_file, write_cached_file
 from internvl.data.storage.index import LineFile
+from internvl.data.storage.record_keys import RECORD_KEYS, find_wrong_key
 from internvl.data.storage.text import MARK_BYTES, find_encoding
 from internvl.errors import ConfigError, DataError, MissingDependencyError
 
@@ -30,7 +31,6 @@ from internvl.errors import ConfigError, DataError, MissingDependencyError
 JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
 JsonObject = dict[str, JsonValue]
 
-RECORD_KEYS = ("conversations", "image", "video", "clip")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 
 _END = b" \t\t \n"  # ends a converted file: a blank line that a file cut short or damaged does not end in
@@ -234,6 +234,9 @@ def _read_parquet(path: Path) -> Iterator[bytes]:
     try:
         with parquet.ParquetFile(path) as file:
             columns = [name for name in RECORD_KEYS if name in file.schema_arrow.names]
+            wrong = find_wrong_key(dict.fromkeys(file.schema_arrow.names, "a cell"))
+            if wrong is not None:
+                raise ValueError("it has a column {!r}, did you mean {!r}? Rename it".format(*wrong))
             if "conversations" not in columns:
                 found = ", ".join(file.schema_arrow.names)
                 raise ValueError(f"it has the columns {found}, expected a column 'conversations'")

@@ -35,6 +35,7 @@ _LONGEST_PAUSE_S = 30.0
 _SYSTEM_FAULTS = frozenset(
     (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ENOBUFS)
 )
+_ALSO_OF_FFMPEG = (errno.EIO, errno.ENOMEM)  # which raises them for damaged files
 _BEARABLE_S = 600.0  # below the time limit of collectives (--ddp_timeout), in which the other ranks wait
 
 
@@ -43,12 +44,15 @@ class DataOutage(Exception):
 
 
 def is_system_fault(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, is a fault of the machine and says nothing about the data."""
+    """Whether an error, or one that led to it, is a fault of the machine and says nothing about the data.
+
+    Memory counts only where it was not made a DataError: a damaged header may ask for any amount.
+    """
+    if isinstance(error, MemoryError):
+        return True
     while error is not None:
-        # Libraries use the numbers as well: FFmpeg calls a damaged file an input/output error.
-        is_of_system = isinstance(error, OSError) and type(error).__module__ == "builtins"
-        if isinstance(error, MemoryError) or (is_of_system and error.errno in _SYSTEM_FAULTS):
-            return True
+        if isinstance(error, OSError) and error.errno in _SYSTEM_FAULTS:
+            return type(error).__module__ == "builtins" or error.errno not in _ALSO_OF_FFMPEG
         reason = getattr(error, "reason", None)  # where urllib keeps what a socket raised
         error = reason if isinstance(reason, BaseException) else error.__cause__ or error.__context__
     return False
