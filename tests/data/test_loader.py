@@ -624,3 +624,13 @@ def test_a_fault_of_the_system_skips_no_document(make_loader, make_source, make_
     with pytest.raises(DataOutage, match=r"the system cannot read data for 0 s; .*Too many open files"):
         next(iter(loader))
     assert loader.ledger.num_skipped == 0
+
+
+def test_shared_memory_without_room_ends_the_run(make_loader, make_source, make_lines, monkeypatch):
+    def fail(_: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    loader = make_loader(make_source("a", make_lines(20)), num_workers=1)
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    with pytest.raises(ConfigError, match=r"/dev/shm\) has no room .*fewer workers"):
+        next(iter(loader))

@@ -21,7 +21,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO, TextIO, TypeAlias
 
-from internvl.data.storage.cache import cache_folder, name_cached_file, note_unwritable, stamp_file, write_cached_file
+from internvl.data.storage.cache import (
+    cache_folder,
+    is_cached,
+    name_cached_file,
+    note_unwritable,
+    stamp_file,
+    write_cached_file,
+)
 from internvl.data.storage.index import LineFile
 from internvl.data.storage.record_keys import RECORD_KEYS, find_wrong_key
 from internvl.data.storage.text import MARK_BYTES, find_encoding
@@ -110,6 +117,8 @@ def _is_utf8(path: Path) -> bool:
 
 
 def _is_whole(path: Path) -> bool:
+    if not is_cached(path):
+        return False
     try:
         with path.open("rb") as file:
             file.seek(-len(_END), os.SEEK_END)

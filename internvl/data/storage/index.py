@@ -22,6 +22,7 @@ import numpy as np
 from internvl.data.storage.cache import (
     FileStamp,
     cache_folder,
+    is_cached,
     name_cached_file,
     note_unwritable,
     stamp_file,
@@ -69,7 +70,9 @@ def _write_table(path: Path, stamp: FileStamp, table: np.ndarray) -> None:
 
 
 def _map_table(path: Path, stamp: FileStamp) -> np.ndarray | None:
-    """The table that a file holds; None if it is missing, damaged or about another version."""
+    """The table that a file holds; None if it is missing, not to be trusted, damaged or about another version."""
+    if not is_cached(path):
+        return None
     try:
         with path.open("rb") as file:
             magic, num_bytes, mtime_ns, rows, columns, checksum = _HEADER.unpack(file.read(_HEADER.size))

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from internvl.data.storage.cache import cache_folder, write_cached_file
+from internvl.data.storage.cache import cache_folder, is_cached, write_cached_file
 from internvl.errors import ConfigError, DataError, MissingDependencyError
 
 # Schemes that fsspec opens, and the package that it needs for them.
@@ -82,7 +82,7 @@ def fetch_file(url: str) -> Path:
         MissingDependencyError: The store's package is not installed.
     """
     path = cache_folder() / "remote" / name_url(url)
-    if path.exists():
+    if is_cached(path):
         return path
     check_scheme(url)
     deadline = _Deadline(_TOTAL_TIMEOUT_S)

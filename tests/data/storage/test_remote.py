@@ -212,9 +212,7 @@ def test_a_body_that_is_too_large_is_refused(server, cache, monkeypatch, is_anno
     assert not list(cache.iterdir())
 
 
-@pytest.mark.parametrize(
-    "target", ["ftp://127.0.0.1:1/a.png", "file:///etc/hostname", "data:image/png;base64,AA", "/"]
-)
+@pytest.mark.parametrize("target", ["ftp://127.0.0.1:1/a.png", "file:///etc/hostname", "data:image/png;base64,AA", "/"])
 def test_a_redirect_leads_to_the_web_only(server, cache, target):
     server.answers["/first"] = lambda handler: redirect(handler, "/second")
     server.answers["/second"] = lambda handler: redirect(handler, target if target != "/" else "/first")
