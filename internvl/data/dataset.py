@@ -25,7 +25,7 @@ from internvl.data.plan import STREAM_START, PlannedRow, RankShare, RowPlan
 from internvl.data.skips import DOCUMENT_ERRORS, Skip, describe_skips
 from internvl.data.storage.outage import DataOutage
 from internvl.data.transform import allocate_tiles
-from internvl.errors import ConfigError, DataError
+from internvl.errors import ConfigError, DataError, InternVLError
 
 _MAX_UNREADABLE_ROWS = 16  # rows in sequence without a readable document before giving up
 
@@ -63,7 +63,7 @@ class DecodedRow:
 class LoadFailure:
     """What a worker sends when it cannot continue (a raised exception would arrive wrapped in its traceback)."""
 
-    error: DataError | DataOutage | ConfigError
+    error: InternVLError | DataOutage
 
 
 class RowDataset(IterableDataset[DecodedRow | LoadFailure]):
@@ -92,7 +92,7 @@ class RowDataset(IterableDataset[DecodedRow | LoadFailure]):
                         _share_memory(row.batch)
                     yield row
                 streams[index].advance()
-        except (DataError, DataOutage, ConfigError) as error:
+        except (InternVLError, DataOutage) as error:
             yield LoadFailure(error)
 
     def _decode_next(self, stream: int, rows: _Lookahead) -> DecodedRow:

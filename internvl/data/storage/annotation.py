@@ -16,7 +16,6 @@ import json
 import os
 import re
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO, TextIO, TypeAlias
@@ -133,7 +132,9 @@ def _write_lines(file: IO[bytes], path: Path, read: _Reader) -> None:
     while True:
         try:
             piece = next(pieces, None)
-        except (OSError, EOFError, zlib.error, ValueError, DataError) as error:
+        except MissingDependencyError:
+            raise
+        except Exception as error:  # whatever the parsers raise for a damaged file
             raise _unreadable(path, error) from error
         if piece is None:
             break
@@ -142,7 +143,7 @@ def _write_lines(file: IO[bytes], path: Path, read: _Reader) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> ConfigError:
-    cause = error.message if isinstance(error, DataError) else error
+    cause = error.message if isinstance(error, DataError) else str(error) or type(error).__name__
     return ConfigError(f"annotation {path} cannot be read: {cause}; correct or replace the file")
 
 
