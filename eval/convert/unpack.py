@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from eval.convert.files import place_inside
 from eval.core.output import open_result
-from internvl.data.storage.archives import BoundedReader
+from internvl.data.storage.archives import BoundedReader, open_tar
 from internvl.data.storage.member_names import decode_name, is_marked, read_tar_name, read_zip_name
 from internvl.data.storage.outage import is_system_fault
 from internvl.errors import ConfigError, DataError, InternVLError
@@ -204,7 +204,7 @@ def _read_tar(stream: Joined, name_encoding: str | None) -> Iterator[tuple[Membe
             break
     else:
         _check_end(file, stream.num_bytes)
-    with tarfile.open(fileobj=file, mode="r|", encoding="utf-8", errors="surrogateescape") as archive:
+    with open_tar(file, "r|") as archive:
         for info in archive:
             if info.isdir():
                 continue

@@ -13,6 +13,7 @@ import hashlib
 import io
 import logging
 import os
+import stat
 import struct
 import tarfile
 import zipfile
@@ -21,7 +22,7 @@ from array import array
 from collections.abc import Iterator
 from functools import cache, lru_cache
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def split_member(path: str | Path) -> Member | None:
         if not lower.endswith((*ARCHIVE_SUFFIXES, *_COMPRESSED_TARS)):
             continue
         archive = os.path.join(*parts[:stop])
-        if not os.path.isfile(archive):
+        if not _is_file(archive):
             continue
         if lower.endswith(_COMPRESSED_TARS):
             raise DataError(
@@ -69,6 +70,15 @@ def split_member(path: str | Path) -> Member | None:
             )
         return Member(archive, "/".join(parts[stop:]))
     return None
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError) as error:
+        if is_system_fault(error):
+            raise
+        return False
 
 
 def open_member(member: Member) -> BinaryIO:
@@ -224,18 +234,31 @@ class _Place(NamedTuple):
         return self if is_inside and sizes_agree else _Place(self.name, 0, 0, 0, _DAMAGED)
 
 
+class StrictTarInfo(tarfile.TarInfo):
+    """A member with a sound header; tarfile takes a damaged one for the end, and a negative size leads it in a circle."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "StrictTarInfo":
+        """The next member. Raises tarfile.ReadError if its header is damaged."""
+        try:
+            member = super().fromtarfile(tarfile_)
+        except tarfile.InvalidHeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {tarfile_.offset:,}") from error
+        if member.size < 0:
+            raise tarfile.ReadError(f"member {member.name!r} has the size {member.size:,}")
+        return member
+
+
+def open_tar(file: IO[bytes], mode: Literal["r:", "r|"]) -> tarfile.TarFile:
+    """A tar file, not compressed, whose names keep their bytes (`read_tar_name`) and whose damage is an error."""
+    return tarfile.open(fileobj=file, mode=mode, encoding="utf-8", errors="surrogateescape", tarinfo=StrictTarInfo)
+
+
 def _find_tar_members(stamp: FileStamp) -> Iterator[_Place]:
     """Plain files of a tar file, in order."""
-    end = -1
-    with (
-        BoundedReader(io.FileIO(stamp.path), stamp.num_bytes) as file,
-        tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as archive,
-    ):
+    with BoundedReader(io.FileIO(stamp.path), stamp.num_bytes) as file, open_tar(file, "r:") as archive:
         for member in archive:
             archive.members = []  # type: ignore[attr-defined]  # a tar file keeps all members it has read
-            if archive.offset <= end:  # a negative size: it would be read round and round
-                raise tarfile.ReadError(f"member {member.name!r} has the size {member.size}")
-            end = archive.offset
             if member.isreg() and not member.issparse():
                 yield _Place(read_tar_name(member), member.offset_data, member.size, member.size, _STORED)
 

@@ -202,6 +202,15 @@ def test_a_tar_file_with_an_impossible_size_is_an_error_that_names_it(tmp_path, 
             load_image(path / name)
 
 
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
+    path = write_raw_tar(tmp_path / "a.tar", [(b"a.png", picture(1)), (b"b.png", picture(2)), (b"c.png", picture(3))])
+    content = bytearray(path.read_bytes())
+    content[content.index(b"b.png")] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"archive .*a\.tar cannot be read: bad checksum at byte 1,024; replace it"):
+        load_image(path / "c.png")
+
+
 @pytest.mark.parametrize("size", ["9" * 40, "9" * 19, "-1", "x", "9" * 400])
 def test_a_size_of_a_pax_header_may_be_anything(tmp_path, size):
     path = tmp_path / "a.tar"
