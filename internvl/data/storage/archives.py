@@ -19,7 +19,7 @@ import tarfile
 import zipfile
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 from pathlib import Path, PurePath
 from typing import IO, Any, BinaryIO, Literal, NamedTuple
@@ -92,7 +92,7 @@ def open_member(member: Member) -> BinaryIO:
 
 
 @cache
-def _opener() -> Any:
+def _opener() -> Callable[[FileStamp], "_Archive"]:
     return lru_cache(maxsize=count_open_files())(_Archive)
 
 
@@ -235,14 +235,14 @@ class _Place(NamedTuple):
 
 
 class StrictTarInfo(tarfile.TarInfo):
-    """A member with a sound header; tarfile takes a damaged one for the end, and a negative size leads it in a circle."""
+    """A member with a sound header; tarfile takes a damaged one for the end and follows negative sizes in a circle."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "StrictTarInfo":
         """The next member. Raises tarfile.ReadError if its header is damaged."""
         try:
             member = super().fromtarfile(tarfile_)
-        except tarfile.InvalidHeaderError as error:
+        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(f"{error} at byte {tarfile_.offset:,}") from error
         if member.size < 0:
             raise tarfile.ReadError(f"member {member.name!r} has the size {member.size:,}")

@@ -82,7 +82,7 @@ def decode_name(name: bytes) -> str:
     try:
         return unicodedata.normalize("NFC", name.decode())
     except UnicodeDecodeError:
-        readings = {}
+        readings: dict[str, str] = {}  # by what they read
         for encoding in LEGACY_ENCODINGS:
             with suppress(UnicodeDecodeError):
                 readings.setdefault(name.decode(encoding), encoding)

@@ -6,8 +6,8 @@ The files used last stay open, and a share of the limit is left for everything e
 
 import os
 import resource
+from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import Any
 
 from internvl.data.storage.cache import FileStamp
 
@@ -33,7 +33,7 @@ class OpenFile:
         try:
             return os.pread(self.descriptor, num_bytes, first)  # no shared cursor: safe in forked workers
         except OSError:
-            _opener().cache_clear()  # a descriptor of a file server that was restarted is of no use any more
+            _opener.cache_clear()  # a descriptor of a file server that was restarted is of no use any more
             raise
 
     def __del__(self) -> None:
@@ -45,13 +45,13 @@ def open_file(stamp: FileStamp) -> OpenFile:
     """The file of a stamp; its own stamp is another one if it was changed. Raises OSError."""
     file = _opener()(stamp.path)
     if file.stamp != stamp:  # it may have been replaced since it was opened
-        _opener().cache_clear()
+        _opener.cache_clear()
         file = _opener()(stamp.path)
     return file
 
 
-@cache
-def _opener() -> Any:
+@cache  # not made at import: the limit may be changed after that
+def _opener() -> Callable[[str], OpenFile]:
     return lru_cache(maxsize=count_open_files())(OpenFile)
 
 

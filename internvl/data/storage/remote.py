@@ -21,7 +21,7 @@ import urllib.request
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, BinaryIO
 
 from internvl.data.storage.cache import cache_folder, is_cached, write_cached_file
 from internvl.errors import ConfigError, DataError, MissingDependencyError
@@ -231,9 +231,11 @@ class _SecureWebHandler(urllib.request.HTTPSHandler):
         return self.do_open(partial(_connect, http.client.HTTPSConnection, self._deadline), req)
 
 
-def _connect(kind: type[http.client.HTTPConnection], deadline: _Deadline, host: str, **options: Any) -> Any:
+def _connect(
+    kind: type[http.client.HTTPConnection], deadline: _Deadline, host: str, *, timeout: float
+) -> http.client.HTTPConnection:
     """A connection that ends at the deadline."""
-    connection = kind(host, **options)
+    connection = kind(host, timeout=timeout)
     connect = connection.connect
 
     def connect_and_watch() -> None:

@@ -71,6 +71,10 @@ def test_blank_lines_and_numbers_belong_to_the_text(read):
     ]
 
 
+def test_a_number_is_text_where_cues_have_none(read):
+    assert read("00:01 --> 00:02\n42\n00:03 --> 00:04\ntwo\n") == [(1.0, 2.0, "42"), (3.0, 4.0, "two")]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
