@@ -6,21 +6,24 @@
 Only files are unpacked; a link, a device or a name that leads out of the folder is an error. A file gets its name when
 it is whole, and files that exist already (same size and time) are not written again. An interrupted run can therefore
 be started again.
+
+Names that do not say their encoding are read as UTF-8; --name_encoding names another one, such as gbk.
 """
 
 import argparse
 import bz2
+import codecs
 import gzip
 import io
 import logging
 import lzma
 import os
+import posixpath
 import re
 import stat
 import sys
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -32,16 +35,15 @@ from tqdm import tqdm
 from eval.convert.files import place_inside
 from eval.core.output import open_result
 from internvl.command import command
-from internvl.errors import DataError
+from internvl.data.storage.archives import BoundedReader, open_tar
+from internvl.data.storage.member_names import decode_name, is_marked, read_tar_name, read_zip_name
+from internvl.data.storage.outage import is_system_fault
+from internvl.errors import ConfigError, DataError
 from internvl.folder_owner import own_folder
 
 logger = logging.getLogger(__name__)
 
 _PART = re.compile(r"(?P<stem>.+\.(?:tar|tar\.gz|tgz|zip))\.(?:part)?(?P<number>(?<=part)[a-z]{2,3}|\d{2,3})")
-_BROKEN = (
-    tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError,
-    RuntimeError,
-)  # fmt: skip
 _COMPRESSIONS: Mapping[bytes, Callable[[IO[bytes]], object]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -55,34 +57,62 @@ _BLOCK_BYTES = 512  # two blocks of zeros end a tar archive
 class Member:
     """A file of an archive."""
 
-    name: str  # as in the archive
+    name: str
     size: int  # in bytes
     time_s: int  # time of its last change in seconds since 1970; 0 where the archive does not say
 
 
-def unpack(archives: Sequence[Path], out: Path) -> int:
+def unpack(archives: Sequence[Path], out: Path, *, name_encoding: str | None = None) -> int:
     """Unpack archives into a folder; some may be parts of one archive (`x.tar.gz.partaa`, `x.tar.gz.partab`, ...).
+
+    Args:
+        archives: Files.
+        out: Folder.
+        name_encoding: Encoding of names that do not say theirs; None: UTF-8.
 
     Returns:
         Number of files, including those that existed already.
 
     Raises:
-        DataError: An archive is broken or lacks a part, or holds something other than files inside of the folder.
+        ConfigError: `name_encoding` is unknown.
+        DataError: An archive is broken or lacks a part, holds something other than files inside of the folder, or a
+            name that cannot be decoded.
         EvalError: A file cannot be written.
     """
+    _check_encoding(name_encoding)
     num_files = 0
     for name, parts in group_parts(archives).items():
         try:
-            with Joined(parts) as stream:
-                is_zip = name.endswith(".zip")
-                for member, source in _read_zip(stream) if is_zip else _read_tar(stream):
-                    _write(member, source, place_inside(member.name, out))
-                    num_files += 1
+            num_files += _unpack_one(parts, out, name_encoding, is_zip=name.endswith(".zip"))
         except DataError as error:
             raise DataError(str(error), source=name) from error
-        except _BROKEN as error:
-            raise DataError(f"the archive is broken or cut off ({error}); download it again", source=name) from error
+        except InternVLError:
+            raise
+        except Exception as error:  # whatever the parsers raise for a damaged file
+            if isinstance(error, OSError) or is_system_fault(error):
+                raise DataError(f"the archive cannot be read ({error})", source=name) from error
+            cause = str(error) or type(error).__name__
+            raise DataError(f"the archive is broken or cut off ({cause}); download it again", source=name) from error
     return num_files
+
+
+def _check_encoding(name: str | None) -> None:
+    try:
+        codecs.lookup(name or "utf-8")
+    except LookupError:
+        raise ConfigError(f"--name_encoding {name} is unknown, expected one such as gbk, cp437 or shift_jis") from None
+
+
+def _unpack_one(parts: Sequence[Path], out: Path, name_encoding: str | None, *, is_zip: bool) -> int:
+    names: dict[Path, str] = {}
+    with Joined(parts) as stream:
+        for member, source in _read_zip(stream, name_encoding) if is_zip else _read_tar(stream, name_encoding):
+            path = place_inside(member.name, out)
+            name = posixpath.normpath(member.name)
+            if names.setdefault(path, name) != name:
+                raise DataError(f"the names {names[path]!r} and {name!r} mean the same file; pack the archive again")
+            _write(member, source, path)
+    return len(names)
 
 
 def group_parts(archives: Sequence[Path]) -> dict[str, list[Path]]:
@@ -165,7 +195,7 @@ class Joined(io.RawIOBase):
         super().close()
 
 
-def _read_tar(stream: Joined) -> Iterator[tuple[Member, IO[bytes]]]:
+def _read_tar(stream: Joined, name_encoding: str | None) -> Iterator[tuple[Member, IO[bytes]]]:
     """Files of an archive, compressed or not."""
     file: IO[bytes] = io.BufferedReader(stream, 2**20)
     head = file.read(6)
@@ -176,7 +206,7 @@ def _read_tar(stream: Joined) -> Iterator[tuple[Member, IO[bytes]]]:
             break
     else:
         _check_end(file, stream.num_bytes)
-    with tarfile.open(fileobj=file, mode="r|") as archive:
+    with open_tar(file, "r|") as archive:
         for info in archive:
             if info.isdir():
                 continue
@@ -184,7 +214,7 @@ def _read_tar(stream: Joined) -> Iterator[tuple[Member, IO[bytes]]]:
             if source is None:
                 raise DataError(f"{info.name!r} is a link or a device, expected files and folders only")
             time_s = int(info.mtime) if 0 <= info.mtime < _MAX_TIME_S else 0
-            yield Member(info.name, info.size, time_s), source
+            yield Member(decode_name(read_tar_name(info, name_encoding)), info.size, time_s), source
 
 
 def _check_end(file: IO[bytes], num_bytes: int) -> None:
@@ -195,16 +225,20 @@ def _check_end(file: IO[bytes], num_bytes: int) -> None:
     file.seek(0)
 
 
-def _read_zip(stream: Joined) -> Iterator[tuple[Member, IO[bytes]]]:
-    with zipfile.ZipFile(io.BufferedReader(stream, 2**20)) as archive:
-        for info in archive.infolist():
-            if info.is_dir():
-                continue
+def _read_zip(stream: Joined, name_encoding: str | None) -> Iterator[tuple[Member, IO[bytes]]]:
+    with zipfile.ZipFile(BoundedReader(stream, stream.num_bytes)) as archive:
+        files = [info for info in archive.infolist() if not info.is_dir()]
+        names = [decode_name(read_zip_name(info, name_encoding)) for info in files]  # all, before a file is written
+        unmarked = (name for info, name in zip(files, names, strict=True) if not (is_marked(info) or name.isascii()))
+        guess = next(unmarked, None)
+        if guess is not None and name_encoding is None:
+            logger.warning("names do not say their encoding, read as UTF-8 (%r); else use --name_encoding", guess)
+        for info, name in zip(files, names, strict=True):
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG):
-                raise DataError(f"{info.filename!r} is a link or a device, expected files and folders only")
+                raise DataError(f"{name!r} is a link or a device, expected files and folders only")
             with archive.open(info) as source:
-                yield Member(info.filename, info.file_size, _read_time(info)), source
+                yield Member(name, info.file_size, _read_time(info)), source
 
 
 def _read_time(info: zipfile.ZipInfo) -> int:
@@ -241,9 +275,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("archives", type=Path, nargs="+", metavar="ARCHIVE", help="zip, tar, tar.gz; parts of one")
     parser.add_argument("--out", type=Path, required=True, help="folder of the files")
+    parser.add_argument("--name_encoding", metavar="NAME", help="encoding of names that do not say theirs (utf-8)")
     args = parser.parse_args(argv)
     with own_folder(args.out, "eval.convert.unpack"):
-        num_files = unpack(args.archives, args.out)
+        num_files = unpack(args.archives, args.out, name_encoding=args.name_encoding)
     logger.info("%s: %d files", args.out, num_files)
     return 0
 

@@ -46,21 +46,24 @@ def read_subtitles(file: Path) -> list[Cue]:
             source=str(file),
         )
     cues = []
-    stops = [*times, len(lines) + 1][1:]  # one beyond the end: the last cue is followed by no number
-    for (start, match), stop in zip(times.items(), stops, strict=False):
-        text = _find_text(lines[start + 1 : stop], is_webvtt=is_webvtt, is_last=stop > len(lines))
+    has_number = {start: start > 0 and lines[start - 1].strip().isdigit() for start in times}
+    is_numbered = 2 * sum(has_number.values()) > len(times)  # otherwise such a line is text
+    for (start, match), following in zip(times.items(), [*times, len(lines)][1:], strict=False):
+        stop = following - (is_numbered and has_number.get(following, False))
+        text = _find_text(lines[start + 1 : stop], is_webvtt=is_webvtt)
         if text:
             cues.append(Cue(_read_seconds(*match.groups()[:4]), _read_seconds(*match.groups()[4:]), text))
     return cues
 
 
-def _find_text(lines: list[str], *, is_webvtt: bool, is_last: bool) -> str:
-    """The text in the lines between two time lines, of which the last one may be the number of the next cue."""
+def _find_text(lines: list[str], *, is_webvtt: bool) -> str:
     if is_webvtt:
         blank = next((number for number, line in enumerate(lines) if not line.strip()), len(lines))
-        return " ".join(html.unescape(_TAG.sub("", "\n".join(lines[:blank]))).split())
-    if lines and not is_last and lines[-1].strip().isdigit():
-        lines = lines[:-1]
+        return " ".join(html.unescape(_remove_tags(lines[:blank])).split())
+    return _remove_tags(lines)
+
+
+def _remove_tags(lines: list[str]) -> str:
     return " ".join(_TAG.sub("", "\n".join(lines)).split())
 
 

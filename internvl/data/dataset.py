@@ -23,8 +23,9 @@ from internvl.data.cursor import DocumentRef, StreamCursor
 from internvl.data.encode import EncodedDocument
 from internvl.data.plan import STREAM_START, PlannedRow, RankShare, RowPlan
 from internvl.data.skips import DOCUMENT_ERRORS, Skip, describe_skips
+from internvl.data.storage.outage import DataOutage
 from internvl.data.transform import allocate_tiles
-from internvl.errors import DataError
+from internvl.errors import ConfigError, DataError, InternVLError
 
 _MAX_UNREADABLE_ROWS = 16  # rows in sequence without a readable document before giving up
 
@@ -62,7 +63,7 @@ class DecodedRow:
 class LoadFailure:
     """What a worker sends when it cannot continue (a raised exception would arrive wrapped in its traceback)."""
 
-    message: str
+    error: InternVLError | DataOutage
 
 
 class RowDataset(IterableDataset[DecodedRow | LoadFailure]):
@@ -86,10 +87,13 @@ class RowDataset(IterableDataset[DecodedRow | LoadFailure]):
             for number in count(first):
                 index = number % len(streams)
                 if (number - first) % num_workers == worker:
-                    yield self._decode_next(numbers[index], streams[index])
+                    row = self._decode_next(numbers[index], streams[index])
+                    if info is not None:
+                        _share_memory(row.batch)
+                    yield row
                 streams[index].advance()
-        except DataError as error:
-            yield LoadFailure(str(error))
+        except (InternVLError, DataOutage) as error:
+            yield LoadFailure(error)
 
     def _decode_next(self, stream: int, rows: _Lookahead) -> DecodedRow:
         planned = rows.peek()
@@ -151,6 +155,21 @@ class RowDataset(IterableDataset[DecodedRow | LoadFailure]):
         """Room for the tiles of a row, which its documents fill one after the other: the row needs no copy then."""
         size = self.plan.encoder.tiles.image_size
         return allocate_tiles(num_tiles, size, size)
+
+
+def _share_memory(batch: Batch) -> None:
+    """Move a batch to where the training process reads it.
+
+    Sending it would do the same, in a thread whose errors nobody hears of: the row would never arrive.
+    """
+    try:
+        for value in batch.values():
+            value.share_memory_()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"shared memory (/dev/shm) has no room for the rows that workers keep ready ({error}); make it larger "
+            "(docker run --shm-size), or use fewer workers (--dataloader_num_workers)"
+        ) from error
 
 
 def _number_documents(refs: Sequence[DocumentRef]) -> Tensor:

@@ -21,7 +21,7 @@ from internvl.data.plan import STREAM_START, RankShare, RowOptions, RowPlan
 from internvl.data.records import RecordFile
 from internvl.data.skips import SkipLedger
 from internvl.data.storage.outage import OutageWatch, find_folders
-from internvl.errors import ConfigError, DataError
+from internvl.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         for row in read_in_workers(self.dataset, num_workers=self.num_workers, prefetch=self.prefetch_rows):
             if isinstance(row, LoadFailure):
-                raise DataError(row.message)
+                raise row.error
             self._note(row)
             yield row.batch
 

@@ -5,7 +5,7 @@ is a `DataError` of that row alone.
 
 A record holds `conversations` (turns of `human` and `gpt`, optionally opened by `system`), and `image` (a path, a list
 of paths, or nothing) or `video` (a path, with `clip`: [first second, last second] for a part of it). Other keys are
-ignored.
+ignored, unless they look like one of these that is missing.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Literal
 from internvl.data.meta import SourceSpec
 from internvl.data.storage.annotation import AnnotationFile, JsonObject
 from internvl.data.storage.media import MediaPath, resolve_image_path
+from internvl.data.storage.record_keys import find_wrong_key
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip
 from internvl.errors import DataError
 
@@ -65,6 +66,7 @@ def parse_record(raw: object, spec: SourceSpec, *, row: int) -> Record:
     try:
         if not isinstance(raw, dict):
             raise DataError(f"got a json {type(raw).__name__}, expected an object with 'conversations'")
+        _check_keys(raw)
         _check_paths(raw)
         images, is_multi_image = _read_images(raw)
         system_message, turns = _read_turns(raw.get("conversations"))
@@ -92,6 +94,13 @@ def parse_record(raw: object, spec: SourceSpec, *, row: int) -> Record:
         max_dynamic_patch=spec.max_dynamic_patch,
         dynamic_image_size=spec.dynamic_image_size,
     )
+
+
+def _check_keys(raw: JsonObject) -> None:
+    wrong = find_wrong_key(raw)
+    if wrong is not None:
+        key, meant = wrong
+        raise DataError(f"the key {key!r} is unknown, did you mean {meant!r}? Rename it, or its contents are not used")
 
 
 def _check_paths(raw: JsonObject) -> None:

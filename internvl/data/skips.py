@@ -84,7 +84,7 @@ class SkipLedger:
         """Continue the counts of an earlier process; what it listed in the file is not listed again."""
         self.num_seen, self.num_skipped = num_seen, num_skipped
         if self.path is not None and self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").split("\n"):
+            for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
                 with suppress(ValueError, TypeError):  # a line cut short by a crash
                     skip = Skip(**json.loads(line))
                     self._listed[skip.source, skip.row] = skip

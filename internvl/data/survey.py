@@ -8,6 +8,7 @@ videos), so what is found here is what a run would skip. Decoding the pictures t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +20,12 @@ from internvl.data.encode import SampleEncoder, document_generator
 from internvl.data.packing import PackingLimits
 from internvl.data.records import RecordFile
 from internvl.data.skips import DOCUMENT_ERRORS
-from internvl.errors import DataError, InternVLError
+from internvl.data.storage.outage import DataOutage, OutageWatch
+from internvl.errors import ConfigError, DataError, InternVLError
 
 _CHUNK_ROWS = 64
 _CHUNKS_AHEAD = 4  # per worker
+_NO_WAITING = OutageWatch(bearable_s=0)
 
 
 class Problem(NamedTuple):
@@ -61,7 +64,7 @@ class Survey:
         problems: list[Problem] = []
         for row in rows:
             try:
-                sizes.append(self._measure(source, row))
+                sizes.append(_NO_WAITING.read(partial(self._measure, source, row)))
             except DOCUMENT_ERRORS as error:
                 problems.append(self._describe(source, row, error))
         tokens, tiles = np.array(sizes, dtype=np.int64).reshape(-1, 2).T
@@ -118,6 +121,8 @@ class _Chunks(Dataset[ChunkReport | InternVLError]):
             return self.check.check_rows(source, range(first, last))
         except InternVLError as error:  # returned: raised in a worker, it would arrive wrapped in its traceback
             return error
+        except DataOutage as error:
+            return ConfigError(f"{error}; this is no fault of the data: see to the machine (ulimit -n, memory, disks)")
 
 
 @dataclass

@@ -1,7 +1,9 @@
+import errno
 import json
 import os
 import re
 from dataclasses import fields, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -9,9 +11,11 @@ import pytest
 import torch
 
 from internvl.data.cursor import merge_states
+from internvl.data.encode import SampleEncoder
 from internvl.data.loader import build_train_loader
 from internvl.data.packing import PackingLimits
 from internvl.data.plan import ALL_TILES, RankShare, RowOptions, TileShare
+from internvl.data.storage.outage import DataOutage, OutageWatch
 from internvl.errors import ConfigError, DataError
 from internvl.parallel.vision import split_tiles
 
@@ -606,3 +610,27 @@ def test_an_earlier_moment_can_be_described_later(make_loader, make_source, make
     mark, state = loader.mark(), loader.state_dict()
     next(rows)
     assert loader.state_dict(mark) == state != loader.state_dict()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_fault_of_the_system_skips_no_document(make_loader, make_source, make_lines, monkeypatch, num_workers):
+    monkeypatch.setattr("internvl.data.loader.OutageWatch", partial(OutageWatch, bearable_s=0))
+    loader = make_loader(make_source("a", make_lines(20)), num_workers=num_workers)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(SampleEncoder, "encode", fail)
+    with pytest.raises(DataOutage, match=r"the system cannot read data for 0 s; .*Too many open files"):
+        next(iter(loader))
+    assert loader.ledger.num_skipped == 0
+
+
+def test_shared_memory_without_room_ends_the_run(make_loader, make_source, make_lines, monkeypatch):
+    def fail(_: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    loader = make_loader(make_source("a", make_lines(20)), num_workers=1)
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    with pytest.raises(ConfigError, match=r"/dev/shm\) has no room .*fewer workers"):
+        next(iter(loader))

@@ -124,3 +124,45 @@ def test_invalid_records_say_where_and_why(raw, message):
     with pytest.raises(DataError, match=f"things, row 7: .*{message}") as caught:
         parse_record(raw, SPEC, row=7)
     assert (caught.value.source, caught.value.row) == ("things", 7)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        *((key, "image") for key in ("images", "Image", "IMAGE", "img", "imgs", "picture", "image_path", "imagePaths")),
+        *((key, "image") for key in ("image1", "iamge", "imge", "photo_url", "image_file", "image-list", "pics")),
+        *((key, "video") for key in ("videos", "Video", "video_path", "vedeo", "movie", "video_file")),
+    ],
+)
+def test_a_key_that_looks_like_ours_is_a_problem(key, meant):
+    raw = {"conversations": conversation("q", "a"), key: ["a.png"]}
+    with pytest.raises(DataError, match=f"set, row 4: the key '{key}' is unknown, did you mean '{meant}'"):
+        parse_record(raw, SourceSpec("set", annotation=Path()), row=4)
+
+
+@pytest.mark.parametrize("key", ["conversation", "messages", "Conversations", "conversatoins", "dialog", "dialogue"])
+def test_conversations_under_another_name_are_named(key):
+    with pytest.raises(DataError, match=f"the key '{key}' is unknown, did you mean 'conversations'"):
+        parse_record({key: conversation("q", "a")}, SourceSpec("set", annotation=Path()), row=0)
+
+
+def test_a_clip_under_another_name_is_named():
+    raw = {"conversations": conversation("<video> q", "a"), "video": "a.mp4", "clips": [0, 1]}
+    with pytest.raises(DataError, match="the key 'clips' is unknown, did you mean 'clip'"):
+        parse_record(raw, SourceSpec("set", annotation=Path()), row=0)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"id": "a", "source": "b", "width": 3, "meta": {"a": 1}, "text": "c", "question": "d", "answer": "e", "": "f"},
+        {"image_id": "a", "image_size": [3, 4], "imageid": "b", "video_id": "c", "clip_score": "d", "conv_style": "e"},
+        {"images": [], "Image": None, "videos": "", "num_images": [3], "image_count": 3, "img": False, "photos": 0},
+        {"image": "a.png", "images": ["a.png"], "image_path": "/x/a.png", "video_path": "b.mp4"},
+        {"video": "a.mp4", "images": ["frame.png"]},
+    ],
+)
+def test_other_keys_are_allowed(more):
+    question = "<video> q" if "video" in more else "q"
+    record = parse_record({"conversations": conversation(question, "a")} | more, SourceSpec("s", Path()), row=0)
+    assert len(record.image_paths) == ("image" in more)

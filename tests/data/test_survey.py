@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import struct
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from internvl.data.encode import document_generator
+from internvl.data.encode import SampleEncoder, document_generator
 from internvl.data.packing import PackingLimits
 from internvl.data.records import RecordFile
 from internvl.data.storage.media import load_image
@@ -260,3 +261,17 @@ def test_an_annotation_that_changes_while_it_is_in_use_is_an_error(make_source, 
     spec.annotation.write_bytes(b"\n" + spec.annotation.read_bytes())
     with pytest.raises(ConfigError, match="was changed while it was in use; start again"):
         list(Survey((file,), make_encoder()).run())
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("fault", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_a_fault_of_the_system_is_no_problem_of_a_record(make_source, make_encoder, monkeypatch, num_workers, fault):
+    source = make_source("a", [{"conversations": conversation("q", "a")}] * 3)
+    check = Survey((RecordFile(source),), make_encoder())
+
+    def fail(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(SampleEncoder, "measure", fail)
+    with pytest.raises(ConfigError, match=r"the system cannot read data .*this is no fault of the data"):
+        list(check.run(num_workers=num_workers))

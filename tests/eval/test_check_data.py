@@ -103,6 +103,15 @@ def test_files_that_are_something_else_are_told_apart(root, content, message):
     assert "llava_pope_test.jsonl" in state.fault
 
 
+@pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16", "utf-32"])
+def test_files_with_a_byte_order_mark_are_read(root, codec):
+    for task, name in (("pope/test", "pope/llava_pope_test.jsonl"), ("videomme/test", "Video-MME/videomme.json")):
+        expected = find_task(task).read_samples(root)
+        path = root / name
+        path.write_bytes(path.read_text(encoding="utf-8").encode(codec))
+        assert find_task(task).read_samples(root) == expected
+
+
 def test_an_id_that_is_used_twice_is_named(root):
     lines = (root / "pope/llava_pope_test.jsonl").read_text().splitlines()
     (root / "pope/llava_pope_test.jsonl").write_text("\n".join([*lines, lines[2]]))

@@ -118,6 +118,13 @@ def test_options_reach_the_session(run, asked, make_image, tmp_path):
     assert options == {"max_new_tokens": 6, "sampling": Sampling(0.5, 0.9, 3)}
 
 
+@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_is_no_part_of_a_text(run, asked, tmp_path, codec):
+    (tmp_path / "long.txt").write_bytes("é 图\r\ncontext".encode(codec))
+    assert run("what?", "--text", tmp_path / "long.txt")[0] == 0
+    assert asked[0][0] == "é 图\ncontext\nwhat?"
+
+
 @pytest.mark.parametrize("name", [None, "static", "offloaded", "quantized"])
 def test_the_cache_reaches_generation(run, monkeypatch, name):
     asked = []

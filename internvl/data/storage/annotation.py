@@ -16,13 +16,20 @@ import json
 import os
 import re
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO, TextIO, TypeAlias
 
-from internvl.data.storage.cache import cache_folder, name_cached_file, note_unwritable, stamp_file, write_cached_file
+from internvl.data.storage.cache import (
+    cache_folder,
+    is_cached,
+    name_cached_file,
+    note_unwritable,
+    stamp_file,
+    write_cached_file,
+)
 from internvl.data.storage.index import LineFile
+from internvl.data.storage.record_keys import RECORD_KEYS, find_wrong_key
 from internvl.data.storage.text import MARK_BYTES, find_encoding
 from internvl.errors import ConfigError, DataError, MissingDependencyError
 
@@ -30,7 +37,6 @@ from internvl.errors import ConfigError, DataError, MissingDependencyError
 JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
 JsonObject = dict[str, JsonValue]
 
-RECORD_KEYS = ("conversations", "image", "video", "clip")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 
 _END = b" \t\t \n"  # ends a converted file: a blank line that a file cut short or damaged does not end in
@@ -110,6 +116,8 @@ def _is_utf8(path: Path) -> bool:
 
 
 def _is_whole(path: Path) -> bool:
+    if not is_cached(path):
+        return False
     try:
         with path.open("rb") as file:
             file.seek(-len(_END), os.SEEK_END)
@@ -124,7 +132,9 @@ def _write_lines(file: IO[bytes], path: Path, read: _Reader) -> None:
     while True:
         try:
             piece = next(pieces, None)
-        except (OSError, EOFError, zlib.error, ValueError, DataError) as error:
+        except MissingDependencyError:
+            raise
+        except Exception as error:  # whatever the parsers raise for a damaged file
             raise _unreadable(path, error) from error
         if piece is None:
             break
@@ -133,7 +143,7 @@ def _write_lines(file: IO[bytes], path: Path, read: _Reader) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> ConfigError:
-    cause = error.message if isinstance(error, DataError) else error
+    cause = error.message if isinstance(error, DataError) else str(error) or type(error).__name__
     return ConfigError(f"annotation {path} cannot be read: {cause}; correct or replace the file")
 
 
@@ -234,6 +244,9 @@ def _read_parquet(path: Path) -> Iterator[bytes]:
     try:
         with parquet.ParquetFile(path) as file:
             columns = [name for name in RECORD_KEYS if name in file.schema_arrow.names]
+            wrong = find_wrong_key(dict.fromkeys(file.schema_arrow.names, "a cell"))
+            if wrong is not None:
+                raise ValueError("it has a column {!r}, did you mean {!r}? Rename it".format(*wrong))
             if "conversations" not in columns:
                 found = ", ".join(file.schema_arrow.names)
                 raise ValueError(f"it has the columns {found}, expected a column 'conversations'")

@@ -6,11 +6,15 @@ They lie in one folder and never next to the data: `$INTERNVL_CACHE`, else `$XDG
 Files are written atomically, so processes may make the same file at the same time, and a reader finds a whole file or
 none. A name holds a digest of the path of the original and one of its size and time: a changed original gets a new
 file, and those of older versions are removed.
+
+Others may share the folder. Where anyone can write, as below /tmp, only the user's own files count (and root's): what
+is read from the cache is trusted like the original.
 """
 
 import hashlib
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -57,6 +61,20 @@ def name_cached_file(stamp: FileStamp, kind: str) -> Path:
     origin = hashlib.sha256(os.fsencode(stamp.path)).hexdigest()[:24]
     version = hashlib.sha256(f"{stamp.num_bytes} {stamp.mtime_ns}".encode()).hexdigest()[:12]
     return cache_folder() / kind / f"{origin}-{version}"
+
+
+def is_cached(path: Path) -> bool:
+    """Whether a cached file is there and can be trusted."""
+    try:
+        status = path.lstat()
+        anyone_writes = any(folder.stat().st_mode & stat.S_IWOTH for folder in path.absolute().parents)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and (not anyone_writes or _is_own(status))
+
+
+def _is_own(status: os.stat_result) -> bool:
+    return status.st_uid in (os.getuid(), 0)
 
 
 @contextmanager

@@ -22,11 +22,13 @@ import numpy as np
 from internvl.data.storage.cache import (
     FileStamp,
     cache_folder,
+    is_cached,
     name_cached_file,
     note_unwritable,
     stamp_file,
     write_cached_file,
 )
+from internvl.data.storage.open_files import open_file
 from internvl.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 _HEADER = struct.Struct("<8sqqqqI20x")  # magic, size, time, rows, columns, crc32
 _MAGIC = b"INVLIDX1"
 _CHUNK = 1 << 20  # bytes
+_MAPPED_FROM_BYTES = 1 << 18  # a mapped file stays open, which small ones are not worth
 _LOG_FROM_BYTES = 1 << 30  # indexing files from this size on takes seconds
 
 
@@ -67,7 +70,9 @@ def _write_table(path: Path, stamp: FileStamp, table: np.ndarray) -> None:
 
 
 def _map_table(path: Path, stamp: FileStamp) -> np.ndarray | None:
-    """The table that a file holds; None if it is missing, damaged or about another version."""
+    """The table that a file holds; None if it is missing, not to be trusted, damaged or about another version."""
+    if not is_cached(path):
+        return None
     try:
         with path.open("rb") as file:
             magic, num_bytes, mtime_ns, rows, columns, checksum = _HEADER.unpack(file.read(_HEADER.size))
@@ -75,13 +80,15 @@ def _map_table(path: Path, stamp: FileStamp) -> np.ndarray | None:
                 return None
             if os.fstat(file.fileno()).st_size != _HEADER.size + 8 * rows * columns:
                 return None
+            if 8 * rows * columns < _MAPPED_FROM_BYTES:
+                content = file.read()
+                table = np.frombuffer(content, dtype=np.int64).reshape(rows, columns)
+                return table if zlib.crc32(content) == checksum else None
             found = 0
             while chunk := file.read(_CHUNK):  # read, not mapped: pages that are mapped count as memory in use
                 found = zlib.crc32(chunk, found)
             if found != checksum:
                 return None
-            if not rows * columns:
-                return np.empty((rows, columns), dtype=np.int64)
             return np.memmap(file, dtype=np.int64, mode="r", offset=_HEADER.size, shape=(rows, columns))
     except (OSError, ValueError, struct.error):
         return None
@@ -92,7 +99,6 @@ class LineFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._descriptor: int | None = None
         self._open_index()
 
     def _open_index(self) -> None:
@@ -115,32 +121,21 @@ class LineFile:
         """
         if not 0 <= number < len(self):
             raise IndexError(f"line {number} of {self.path} is wanted, it has {len(self)}")
-        if self._descriptor is None:
-            self._descriptor = self._open_unchanged()
-        start, stop = int(self._borders[number, 0]), int(self._borders[number + 1, 0])
-        return os.pread(self._descriptor, stop - start, start)  # no shared cursor: safe in forked workers
-
-    def _open_unchanged(self) -> int:
-        descriptor = os.open(self.path, os.O_RDONLY)
-        status = os.fstat(descriptor)
-        if (status.st_size, status.st_mtime_ns) != self._stamp[1:]:
-            os.close(descriptor)
+        file = open_file(self._stamp)
+        if file.stamp != self._stamp:
             raise ConfigError(f"annotation {self.path} was changed while it was in use; start again")
-        return descriptor
+        start, stop = int(self._borders[number, 0]), int(self._borders[number + 1, 0])
+        return file.read(stop - start, start)
 
     def __getstate__(self) -> tuple[Path, FileStamp]:
         # Without what belongs to this process; a mapped table would be copied whole.
         return self.path, self._stamp
 
     def __setstate__(self, state: tuple[Path, FileStamp]) -> None:
-        (self.path, stamp), self._descriptor = state, None
+        self.path, stamp = state
         self._open_index()
         if self._stamp != stamp:
             raise ConfigError(f"annotation {self.path} was changed while it was in use; start again")
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", None) is not None:
-            os.close(self._descriptor)  # type: ignore[arg-type]
 
 
 def find_lines(path: str | Path) -> np.ndarray:

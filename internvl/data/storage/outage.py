@@ -9,6 +9,9 @@ through the data set in seconds and end the run; so reading waits, and continues
 
 A folder is gone if it cannot be listed, or is empty, as a mount point is without its mount. A folder that was gone
 before the run began is not an outage but a wrong path.
+
+Faults of the system (too many open files, no memory, input/output errors) are outages too: the next document would
+fail like this one.
 """
 
 import errno
@@ -29,6 +32,10 @@ T = TypeVar("T")
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
+_SYSTEM_FAULTS = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ENOBUFS)
+)
+_ALSO_OF_FFMPEG = (errno.EIO, errno.ENOMEM)  # which raises them for damaged files
 _BEARABLE_S = 600.0  # below the time limit of collectives (--ddp_timeout), in which the other ranks wait
 _SYSTEM_FAULTS = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT}
@@ -42,6 +49,21 @@ def is_system_fault(error: BaseException) -> bool:
 
 class DataOutage(Exception):
     """Data was out of reach for too long. The user need not change anything: starting again later may help."""
+
+
+def is_system_fault(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is a fault of the machine and says nothing about the data.
+
+    Memory counts only where it was not made a DataError: a damaged header may ask for any amount.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _SYSTEM_FAULTS:
+            return type(error).__module__ == "builtins" or error.errno not in _ALSO_OF_FFMPEG
+        reason = getattr(error, "reason", None)  # where urllib keeps what a socket raised
+        error = reason if isinstance(reason, BaseException) else error.__cause__ or error.__context__
+    return False
 
 
 def find_folders(paths: Iterable[str | Path | None]) -> tuple[Path, ...]:
@@ -81,12 +103,23 @@ class OutageWatch:
         while True:
             try:
                 return action()
-            except (DataError, OSError) as error:
-                gone = [path for path in self.folders if not is_there(path)]
-                if not gone:
+            except (DataError, OSError, MemoryError) as error:
+                outage = self._describe(error)
+                if outage is None:
                     raise
                 if time.monotonic() >= deadline:
-                    raise DataOutage(f"{gone[0]} is out of reach for {self.bearable_s:.0f} s; {error}") from error
-                logger.warning("%s is out of reach, trying again in %.0f s (%s)", gone[0], pause_s, error)
+                    raise DataOutage(f"{outage} for {self.bearable_s:.0f} s; {_name(error)}") from error
+                logger.warning("%s, trying again in %.0f s (%s)", outage, pause_s, _name(error))
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _describe(self, error: Exception) -> str | None:
+        """What is out of reach; None: nothing is, the data itself is at fault."""
+        gone = next((path for path in self.folders if not is_there(path)), None)
+        if gone is not None:
+            return f"{gone} is out of reach"
+        return "the system cannot read data" if is_system_fault(error) else None
+
+
+def _name(error: Exception) -> str:
+    return str(error) or type(error).__name__

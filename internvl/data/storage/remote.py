@@ -4,20 +4,26 @@
     s3://bucket/a.jpg     fsspec, with the package of the store (`_STORES`), which reads its own settings and keys
 
 A fetched file is stored under the sha256 of its URL, in hex, as in the folders that a meta file's `http_root` names.
-It is never fetched again; delete it when the file at the URL has changed.
+It is never fetched again; delete it when the file at the URL has changed. So what is stored has to be what was asked
+for: a whole file, no page that says why there is none. Servers are not trusted: time and size have limits, and a
+redirect leads to http or https only.
 """
 
 import hashlib
 import http.client
 import re
+import socket
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from internvl.data.storage.cache import cache_folder, write_cached_file
+from internvl.data.storage.cache import cache_folder, is_cached, write_cached_file
 from internvl.errors import ConfigError, DataError, MissingDependencyError
 
 # Schemes that fsspec opens, and the package that it needs for them.
@@ -32,7 +38,11 @@ _STORES = {
     "memory": "",  # within one process, for tests
 }
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_TIMEOUT_S = 30
+_TIMEOUT_S = 30  # of one step, such as waiting for the next bytes
+_TOTAL_TIMEOUT_S = 300.0  # of a file
+_MAX_BYTES = 4 << 30  # of a file
+_PIECE_BYTES = 1 << 20
+_LOOKED_AT_BYTES = 512  # to see whether a file is text
 _NUM_ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.5  # doubled after every attempt
 _HEADERS = {"User-Agent": "internvl"}
@@ -72,33 +82,88 @@ def fetch_file(url: str) -> Path:
         MissingDependencyError: The store's package is not installed.
     """
     path = cache_folder() / "remote" / name_url(url)
-    if path.exists():
+    if is_cached(path):
         return path
     check_scheme(url)
-    with _open_web(url) if is_web(find_scheme(url)) else _open_store(url) as source:
-        try:
-            with write_cached_file(path) as file:
-                _copy(url, source, file)
-        except OSError as error:
-            raise ConfigError(
-                f"{path.parent} cannot be written ({error.strerror or error}), where files from URLs are kept; "
-                "set INTERNVL_CACHE to a folder that can be written"
-            ) from error
+    deadline = _Deadline(_TOTAL_TIMEOUT_S)
+    try:
+        with _open_web(url, deadline) if is_web(find_scheme(url)) else _open_store(url) as source:
+            _store(url, source, path, deadline)
+    finally:
+        deadline.cancel()
     return path
 
 
-def _copy(url: str, source: BinaryIO, file: IO[bytes]) -> None:
-    while True:
-        try:
-            piece = source.read(1 << 20)
-        except Exception as error:  # whatever a store's package raises
-            raise _unreachable(url, error) from error
-        if not piece:
+class _Deadline:
+    """Ends connections after some time: a server that sends a byte now and then never meets a socket's time limit."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.is_over = False
+        self._sockets: list[socket.socket] = []
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def watch(self, connection: socket.socket) -> None:
+        self._sockets.append(connection)
+        if self.is_over:
+            self._end()
+
+    def _end(self) -> None:
+        self.is_over = True
+        for connection in self._sockets:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+
+def _store(url: str, source: BinaryIO, path: Path, deadline: _Deadline) -> None:
+    try:
+        with write_cached_file(path) as file:
+            _copy(url, source, file, deadline)
+    except OSError as error:
+        raise ConfigError(
+            f"{path.parent} cannot be written ({error.strerror or error}), where files from URLs are kept; "
+            "set INTERNVL_CACHE to a folder that can be written"
+        ) from error
+
+
+def _copy(url: str, source: BinaryIO, file: IO[bytes], deadline: _Deadline) -> None:
+    num_bytes = 0
+    while piece := _read_piece(url, source):
+        if num_bytes == 0:
+            _check_head(url, piece[:_LOOKED_AT_BYTES])
+        num_bytes += len(piece)
+        if num_bytes + (getattr(source, "length", None) or 0) > _MAX_BYTES:
+            raise _unreachable(url, f"it has more than {_MAX_BYTES:,} bytes")
+        if deadline.is_over:
             break
         file.write(piece)
+    if deadline.is_over:
+        raise _unreachable(url, f"it is not complete after {deadline.seconds:.0f} s")
+    if num_bytes == 0:
+        raise _unreachable(url, "it is empty")
     expected = getattr(source, "length", None)
     if expected:  # bytes that the server announced but did not send
         raise _unreachable(url, f"the connection ended {expected} bytes early")
+
+
+def _read_piece(url: str, source: BinaryIO) -> bytes:
+    try:
+        return source.read(_PIECE_BYTES)
+    except Exception as error:  # whatever a store's package raises
+        raise _unreachable(url, error) from error
+
+
+def _check_head(url: str, head: bytes) -> None:
+    """Refuse text, such as the page of a login: pictures and videos are no text."""
+    text = head.decode("utf-8", errors="ignore")
+    is_text = len(text.encode()) > len(head) - 4 and not any(sign < " " and sign not in "\t\n\f\r" for sign in text)
+    if is_text:
+        raise _unreachable(url, f"it is text ({' '.join(text.split())[:40]!r}), expected a picture or a video")
 
 
 def _unreachable(url: str, cause: object) -> DataError:
@@ -109,14 +174,16 @@ def _unreachable(url: str, cause: object) -> DataError:
     )
 
 
-def _open_web(url: str) -> BinaryIO:
+def _open_web(url: str, deadline: _Deadline) -> BinaryIO:
+    opener = _build_opener(deadline)
     for attempt in range(_NUM_ATTEMPTS):
         if attempt:
             time.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
         try:
             request = urllib.request.Request(urllib.parse.quote(url, safe=_SAFE_IN_URLS), headers=_HEADERS)
-            return urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+            return opener.open(request, timeout=_TIMEOUT_S)
         except urllib.error.HTTPError as error:
+            error.close()
             cause: Exception = error
             if error.code < 500 and error.code != 429:  # would be the same the next time
                 break
@@ -125,7 +192,58 @@ def _open_web(url: str) -> BinaryIO:
             break
         except (OSError, http.client.HTTPException) as error:
             cause = error
-    raise _unreachable(url, cause) from None
+        if deadline.is_over:
+            break
+    raise _unreachable(url, f"no answer after {deadline.seconds:.0f} s" if deadline.is_over else cause) from cause
+
+
+def _build_opener(deadline: _Deadline) -> urllib.request.OpenerDirector:
+    """What opens http and https, also where a redirect leads; urllib's own opens ftp too."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _WebHandler(deadline),
+        _SecureWebHandler(deadline),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+class _WebHandler(urllib.request.HTTPHandler):
+    def __init__(self, deadline: _Deadline):
+        super().__init__()
+        self._deadline = deadline
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(partial(_connect, http.client.HTTPConnection, self._deadline), req)
+
+
+class _SecureWebHandler(urllib.request.HTTPSHandler):
+    def __init__(self, deadline: _Deadline):
+        super().__init__()
+        self._deadline = deadline
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(partial(_connect, http.client.HTTPSConnection, self._deadline), req)
+
+
+def _connect(
+    kind: type[http.client.HTTPConnection], deadline: _Deadline, host: str, *, timeout: float
+) -> http.client.HTTPConnection:
+    """A connection that ends at the deadline."""
+    connection = kind(host, timeout=timeout)
+    connect = connection.connect
+
+    def connect_and_watch() -> None:
+        connect()
+        deadline.watch(connection.sock)
+
+    connection.connect = connect_and_watch  # type: ignore[method-assign]
+    return connection
 
 
 def _open_store(url: str) -> BinaryIO:

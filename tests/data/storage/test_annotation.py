@@ -265,6 +265,12 @@ def test_parquet_needs_a_column_of_conversations_without_bytes(tmp_path):
         AnnotationFile(path)
 
 
+def test_a_column_of_parquet_that_looks_like_ours_is_named(tmp_path):
+    path = write_annotation(tmp_path / "a.parquet", [{"conversations": conversation("q", "a"), "images": ["a.png"]}])
+    with pytest.raises(ConfigError, match="it has a column 'images', did you mean 'image'"):
+        AnnotationFile(path)
+
+
 def test_parquet_without_its_package_names_the_pip_line(tmp_path, monkeypatch):
     path = write_annotation(tmp_path / "a.parquet", make_rows(3))
     monkeypatch.setitem(sys.modules, "pyarrow", None)

@@ -1,5 +1,7 @@
 import io
 import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 
@@ -13,6 +15,7 @@ from internvl.data.storage.media import load_image, read_image_size
 from internvl.data.video import load_frames, read_video_info
 from internvl.errors import DataError
 from tests.data.numbered_videos import read_numbers, write_video
+from tests.data.storage.member_files import write_raw_tar, write_raw_zip
 
 NAMES = ["a.png", "in/b.png", "in/deeper/ç.png", "in/" + "long" * 60 + ".png"]
 
@@ -80,7 +83,7 @@ def test_a_missing_member_is_not_found(archive):
 
 def test_an_archive_is_read_through_once(archive, monkeypatch):
     read_image_size(archive / NAMES[0])
-    archives._open_archive.cache_clear()
+    archives._opener().cache_clear()
     monkeypatch.setattr(archives, "_sort_members", None)
     assert load_image(archive / NAMES[3]).size == (23, 10)
 
@@ -176,3 +179,85 @@ def test_an_archive_cut_short_is_an_error_of_its_records(archive, kept):
     archive.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(DataError, match=r"cannot be read|not found"):
         load_image(archive / NAMES[3])
+
+
+SIZES = [2**31, 2**62, 2**63, 2**64 - 1]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_zip_member_that_is_larger_than_its_archive_costs_its_record_only(tmp_path, size):
+    path = write_raw_zip(tmp_path / "a.zip", [(b"huge.png", picture(1)), (b"a.png", picture(2))], first_size=size)
+    assert load_image(path / "a.png").size == (22, 10)
+    with pytest.raises(DataError, match=r"a\.zip/huge\.png is not inside of its archive, which is damaged"):
+        load_image(path / "huge.png")
+
+
+@pytest.mark.parametrize("size", [*SIZES, 2**80, -1, -512, -1024, -(2**63)])
+def test_a_tar_file_with_an_impossible_size_is_an_error_that_names_it(tmp_path, size):
+    marker = (0x80 if size >= 0 else 0xFF).to_bytes(1, "big")
+    header = marker + (size % 2**88).to_bytes(11, "big")
+    path = write_raw_tar(tmp_path / "a.tar", [(b"huge.png", picture(1)), (b"a.png", picture(2))], first_size=header)
+    for name in ("huge.png", "a.png"):
+        with pytest.raises(DataError, match=r"archive .*a\.tar cannot be read|not inside of its archive|not found"):
+            load_image(path / name)
+
+
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
+    path = write_raw_tar(tmp_path / "a.tar", [(b"a.png", picture(1)), (b"b.png", picture(2)), (b"c.png", picture(3))])
+    content = bytearray(path.read_bytes())
+    content[content.index(b"b.png")] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"archive .*a\.tar cannot be read: bad checksum at byte 1,024; replace it"):
+        load_image(path / "c.png")
+
+
+@pytest.mark.parametrize("size", ["9" * 40, "9" * 19, "-1", "x", "9" * 400])
+def test_a_size_of_a_pax_header_may_be_anything(tmp_path, size):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("a.png")
+        info.pax_headers = {"size": size}
+        info.size = 100
+        archive.addfile(info, io.BytesIO(bytes(100)))
+    with pytest.raises(DataError, match=r"a\.tar"):
+        load_image(path / "a.png")
+
+
+def test_a_header_that_announces_a_petabyte_does_not_ask_for_memory(tmp_path):
+    path = write_raw_tar(tmp_path / "a.tar", [(b"n" * 200, b"x")], first_size=b"\x80" + (2**50).to_bytes(11, "big"))
+    with pytest.raises(DataError, match=r"archive .*a\.tar cannot be read|not found"):
+        load_image(path / "a.png")
+
+
+MANY_FILES = """
+import os, resource, sys
+from internvl.data.storage.archives import Member, open_member
+from internvl.data.storage.index import LineFile
+folder, limit = sys.argv[1], int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+names = sorted(os.listdir(folder))
+lines = [LineFile(os.path.join(folder, name)) for name in names if name.endswith(".jsonl")]
+for turn in range(2):
+    for number, file in enumerate(lines):
+        assert file[0] == b"%d" % number
+    for name in names:
+        if name.endswith(".zip"):
+            with open_member(Member(os.path.join(folder, name), "a.bin")) as file:
+                assert file.read() == name.encode()
+print(len(os.listdir("/proc/self/fd")))
+"""
+
+
+def test_archives_and_annotations_keep_few_files_open(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(100):
+        name = f"{number:03d}.zip"
+        write_zip(data / name, [("a.bin", name.encode())])
+        (data / f"{number:03d}.jsonl").write_text(str(number))
+    for limit in (32, 256):
+        done = subprocess.run(
+            [sys.executable, "-c", MANY_FILES, str(data), str(limit)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout) < limit / 2

@@ -1,10 +1,14 @@
+import errno
 import logging
+import os
+import urllib.error
 from pathlib import Path
 
+import av
 import pytest
 
 from internvl.data.storage import outage
-from internvl.data.storage.outage import DataOutage, OutageWatch, find_folders, is_there
+from internvl.data.storage.outage import DataOutage, OutageWatch, find_folders, is_system_fault, is_there
 from internvl.errors import DataError
 
 
@@ -103,3 +107,69 @@ def test_what_is_watched(folder, tmp_path):
     assert find_folders(paths) == (folder, archive, folder / "a.png")
     assert is_there(folder)
     assert not is_there(folder / "b.png")
+
+
+SYSTEM_FAULTS = ["EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE", "ENOSPC", "EDQUOT"]
+
+
+def wrap(cause: BaseException, *, hidden: bool = False) -> DataError:
+    """The error of a record that was made of another one, as parsers' callers do it."""
+    try:
+        try:
+            raise cause
+        except BaseException as error:
+            raise DataError("image a.png cannot be read") from (None if hidden else error)
+    except DataError as error:
+        return error.at("set", 3) if not hidden else error
+
+
+@pytest.mark.parametrize("name", SYSTEM_FAULTS)
+def test_faults_of_the_system_are_seen_through_what_was_made_of_them(name):
+    error = OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+    assert is_system_fault(error)
+    assert is_system_fault(wrap(error, hidden=True))
+    assert is_system_fault(urllib.error.URLError(error))
+
+
+def test_ffmpeg_may_run_out_of_files_too():
+    assert is_system_fault(av.error.OSError(errno.EMFILE, "Too many open files"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        None,
+        OSError("cannot identify image file"),
+        FileNotFoundError(errno.ENOENT, "no such file"),
+        OSError(errno.EINVAL, "Invalid argument"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        ValueError("bad"),
+        DataError("bad"),
+        wrap(MemoryError(), hidden=True),
+        av.error.OSError(errno.EIO, "Input/output error"),
+    ],
+)
+def test_faults_of_data_are_no_faults_of_the_system(error):
+    assert not is_system_fault(error)
+
+
+@pytest.mark.parametrize("cause", [MemoryError(), OSError(errno.ESTALE, "Stale file handle")])
+def test_a_fault_of_the_system_is_waited_for(folder, clock, caplog, cause):
+    causes = [cause, cause, None]
+
+    def read_after_faults() -> str:
+        if (error := causes.pop(0)) is not None:
+            raise error
+        return "picture"
+
+    assert OutageWatch(find_folders([folder])).read(read_after_faults) == "picture"
+    assert clock.pauses == [1, 2]
+    assert "the system cannot read data, trying again in 2 s" in caplog.text
+
+
+def test_a_fault_of_the_system_without_end_ends_the_run(clock):
+    def fail() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with pytest.raises(DataOutage, match=r"the system cannot read data for 100 s; .*Too many open files"):
+        OutageWatch(bearable_s=100).read(fail)

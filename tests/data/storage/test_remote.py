@@ -1,7 +1,11 @@
+import errno
 import hashlib
 import http.server
+import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from urllib.parse import unquote
 
 import fsspec
@@ -14,6 +18,7 @@ from internvl.data.meta import SourceSpec
 from internvl.data.records import parse_record
 from internvl.data.storage import remote
 from internvl.data.storage.media import load_image, read_image_size
+from internvl.data.storage.outage import is_system_fault
 from internvl.data.storage.remote import fetch_file
 from internvl.data.video import load_frames, read_video_info
 from internvl.errors import ConfigError, DataError, MissingDependencyError
@@ -30,14 +35,19 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server():
-    """A web server: `files` by path, `asked` paths in order, `failures` to give before a path is served."""
+    """A web server: `files` by path, `asked` paths in order, `failures` to give before a path is served.
+
+    `answers` are functions that write what a path is answered with, whatever it is.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             path = unquote(self.path)
             server.asked.append(path)
             content = server.files.get(path)
-            if server.failures.get(path, 0) > 0:
+            if path in server.answers:
+                server.answers[path](self)
+            elif server.failures.get(path, 0) > 0:
                 server.failures[path] -= 1
                 self.send_error(503)
             elif content is None:
@@ -53,6 +63,7 @@ def server():
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.asked, server.failures, server.num_missing_bytes = {}, [], {}, 0
+    server.answers = {}
     server.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -155,6 +166,101 @@ def test_a_store_without_its_package_names_the_pip_line(monkeypatch, scheme, pac
     monkeypatch.setattr(fsspec, "filesystem", refuse)
     with pytest.raises(MissingDependencyError, match=f"pip install fsspec {package}$"):
         read_image_size(f"{scheme}://bucket/a.png")
+
+
+def drip(part: str):
+    """Answer with a byte every 20 ms, in the head or in the body, for as long as somebody listens."""
+
+    def answer(handler):
+        if part == "body":
+            handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n\x89PNG\r\n\x1a\n\0")
+        with suppress(OSError):
+            while True:
+                handler.wfile.write(b"\0" if part == "body" else b"H")
+                time.sleep(0.02)
+
+    return answer
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_server_that_drips_bytes_costs_limited_time(server, cache, monkeypatch, part):
+    monkeypatch.setattr(remote, "_TOTAL_TIMEOUT_S", 0.3)
+    server.answers["/a.png"] = drip(part)
+    start = time.monotonic()
+    with pytest.raises(DataError, match=r"a\.png cannot be fetched: (no answer|it is not complete) after 0 s"):
+        load_image(f"{server.url}/a.png")
+    assert time.monotonic() - start < 3
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+def test_a_body_that_is_too_large_is_refused(server, cache, monkeypatch, is_announced):
+    monkeypatch.setattr(remote, "_MAX_BYTES", 3 << 20)
+
+    def answer(handler):
+        handler.send_response(200)
+        if is_announced:
+            handler.send_header("Content-Length", str(1 << 40))
+        handler.end_headers()
+        with suppress(OSError):
+            while True:
+                handler.wfile.write(bytes(1 << 20))
+
+    server.answers["/a.png"] = answer
+    with pytest.raises(DataError, match=r"it has more than 3,145,728 bytes"):
+        load_image(f"{server.url}/a.png")
+    assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("target", ["ftp://127.0.0.1:1/a.png", "file:///etc/hostname", "data:image/png;base64,AA", "/"])
+def test_a_redirect_leads_to_the_web_only(server, cache, target):
+    server.answers["/first"] = lambda handler: redirect(handler, "/second")
+    server.answers["/second"] = lambda handler: redirect(handler, target if target != "/" else "/first")
+    with pytest.raises(DataError, match=r"/first cannot be fetched: .*(ftp|file|data|infinite loop)"):
+        fetch_file(f"{server.url}/first")
+    assert not cache.exists()
+
+
+def redirect(handler, target: str) -> None:
+    handler.send_response(302)
+    handler.send_header("Location", target)
+    handler.end_headers()
+
+
+def test_a_redirect_to_another_page_of_the_web_is_followed(server, make_image):
+    server.files["/real.png"] = make_image("a.png").read_bytes()
+    server.answers["/a.png"] = lambda handler: redirect(handler, f"{server.url}/real.png")
+    assert load_image(f"{server.url}/a.png").size == (40, 30)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"\n <!DOCTYPE html><html><body>Sign in \xe2\x80\x94 please</body></html>" * 20, "it is text .*DOCTYPE html"),
+        ("<html>登录</html>".encode() * 100, "it is text"),
+        (b'{"error": "quota exceeded"}', "it is text .*quota"),
+        (b"Access denied", "it is text .*Access denied"),
+        (b"", "it is empty"),
+    ],
+)
+def test_a_page_in_place_of_a_picture_is_not_kept(server, cache, make_image, content, cause):
+    server.files["/a.png"] = content
+    with pytest.raises(DataError, match=rf"a\.png cannot be fetched: {cause}"):
+        load_image(f"{server.url}/a.png")
+    assert not list(cache.iterdir())
+    server.files["/a.png"] = make_image("a.png").read_bytes()  # signed in by now
+    assert load_image(f"{server.url}/a.png").size == (40, 30)
+
+
+def test_running_out_of_files_is_no_fault_of_a_url(monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "create_connection", fail)
+    monkeypatch.setattr("http.client.socket.create_connection", fail)
+    with pytest.raises(DataError) as caught:
+        fetch_file("http://127.0.0.1:9/a.png")
+    assert is_system_fault(caught.value)
 
 
 def test_a_cache_that_cannot_be_written_ends_the_run(server, tmp_path, monkeypatch, make_image):

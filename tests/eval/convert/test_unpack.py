@@ -1,5 +1,6 @@
 """Archives of benchmarks: unpacked whole, and never outside of their folder."""
 
+import gzip
 import io
 import os
 import tarfile
@@ -183,6 +184,16 @@ def test_an_archive_that_ends_between_two_files_is_cut_off(tmp_path, mode):
     whole = {"w": 512 + 512 + 512, "w:gz": path.stat().st_size - 40, "w:xz": path.stat().st_size - 60}[mode]
     path.write_bytes(path.read_bytes()[:whole])
     with pytest.raises(DataError, match="broken or cut off"):
+        unpack([path], tmp_path / "out")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path, mode):
+    path = write_tar(tmp_path / "a.tar", mode="w")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"SET/images")] ^= 1
+    path.write_bytes(gzip.compress(content) if mode == "w:gz" else content)
+    with pytest.raises(DataError, match=r"the archive is broken or cut off \(bad checksum"):
         unpack([path], tmp_path / "out")
 
 

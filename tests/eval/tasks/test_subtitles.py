@@ -54,7 +54,7 @@ def test_other_encodings_are_refused_with_the_name(read, codec):
         "00:00:01,000 --> 00:00:02,500\none\n00:00:03,000 --> 00:00:04,000\ntwo\n\n\n",
         "\n\n1\n0:0:1.0 --> 0:0:2.5\none\n\n \n2 \n 00:00:03,000  -->  00:00:04,000 \n\ntwo\n",
         "1\n00:01,000-->00:02,500\none\n\n2\n00:03 --> 00:04\ntwo",
-        "WEBVTT\n\nNOTE no cue\n\n00:01.000 --> 00:02.500 align:start line:0\n<v Ann>one</v>\n\nNOTE two lines\nof it\n\n"
+        "WEBVTT\n\nNOTE no cue\n\n00:01.000 --> 00:02.500 align:start line:0\n<v Ann>one</v>\n\nNOTE two\nlines\n\n"
         "name\n00:03.000 --> 00:04.000\n<c.red>t<00:03.500>wo</c>\n",
     ],
     ids=["no blank lines", "no numbers", "blanks", "no hours", "WebVTT"],
@@ -69,6 +69,10 @@ def test_blank_lines_and_numbers_belong_to_the_text(read):
         (1.0, 2.5, "line one line two 42"),
         (3603.0, 3604.001, "7"),
     ]
+
+
+def test_a_number_is_text_where_cues_have_none(read):
+    assert read("00:01 --> 00:02\n42\n00:03 --> 00:04\ntwo\n") == [(1.0, 2.0, "42"), (3.0, 4.0, "two")]
 
 
 @pytest.mark.parametrize(
