@@ -103,7 +103,7 @@ def find_media(name: str, data_root: Root, folders: Sequence[Path] = ()) -> Path
         raise DataError(f"{name!r:.200} is not a path below the benchmark's folder; write it relative to that folder")
     resolve_image_path(name, root=str(data_root))  # refuses what leads out
     for folder in FOLDERS:
-        if path.is_relative_to(folder):
+        if Path(folder) in path.parents:
             return data_root / path.relative_to(folder)
     if not folders:
         return data_root / path
