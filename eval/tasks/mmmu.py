@@ -61,7 +61,7 @@ class _Record:
     def list_images(self, folder: Path) -> list[Path]:
         """The pictures, in order."""
         names = [getattr(self, f"image_{number}") for number in range(1, MAX_IMAGES + 1)]
-        return [find_media(str(name), folder) for name in names if name]
+        return [find_media(name, folder) for name in names if name]
 
 
 def read_samples(data_root: Root, *, annotation: Path, prompts: str) -> list[Sample]:

@@ -95,6 +95,12 @@ def test_paths_that_leave_their_folder_are_refused(places, name):
             find_media(name, root, folders)
 
 
+@pytest.mark.parametrize("name", [None, 7, ["1.png"], {}])
+def test_a_name_that_is_no_text_is_refused(places, name):
+    with pytest.raises(DataError, match="expected str"):
+        find_media(name, DataRoot((places / "a",)))
+
+
 @given(st.lists(st.sampled_from(["..", ".", "a", "data", "dataset", "benchmark", ""]), min_size=1, max_size=7))
 def test_whatever_a_name_is_made_of_it_is_inside_or_refused(parts):
     root = DataRoot((Path("/root/of/data"),))
