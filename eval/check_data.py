@@ -65,7 +65,8 @@ class DataState:
         lines += [self.fault] if self.fault else []
         lines += _shorten([f"missing: {path}" for path in self.missing_media], limit)
         lines += _shorten([f"unreadable: {reason}" for reason in self.broken_media], limit)
-        return [*lines, f"get it from {self.task.source}"] if lines else []
+        ways = f"get it from {self.task.source}" + ("; eval.run fetches it by itself" if self.task.fetch else "")
+        return [*lines, ways] if lines else []
 
 
 def _shorten(lines: list[str], limit: int) -> list[str]:
@@ -122,7 +123,13 @@ def skip_missing(options: RunOptions) -> tuple[RunOptions, list[DataState]]:
     if not options.skip_missing:
         return options, []
     data_root = find_data_root(options.data_root)
-    states = [check_task(task, data_root) for task in select_tasks(options.tasks, prompts=options.prompts)]
+    states = []
+    for task in select_tasks(options.tasks, prompts=options.prompts):
+        try:
+            task.fetch_missing(data_root)
+        except EvalError as error:
+            logger.warning("%s: %s", task.name, error)
+        states.append(check_task(task, data_root))
     for state in states:
         if state.fault:
             raise DataError(f"{state.task.name}: {state.fault}")

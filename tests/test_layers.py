@@ -41,15 +41,18 @@ ALLOWED = {
         "internvl.atomic",
         "internvl.errors",
         "internvl.data.natural_order",
+        "internvl.data.storage.cache",
         "internvl.data.storage.media",
         "internvl.data.storage.text",
         "internvl.data.storage.pixels",
+        "internvl.data.storage.remote",
         "internvl.data.video",
     },
     "eval/tasks": {
         "eval.tasks",
         "eval.core",
         "eval.metrics",
+        "eval.convert.mmmu",  # the one benchmark that is fetched
         "internvl.errors",
         "internvl.data.storage.text",
         "internvl.data.video",

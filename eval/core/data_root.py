@@ -88,7 +88,7 @@ def find_annotation(file: Path, data_root: DataRoot, *, source: str) -> Path:
     return path
 
 
-def find_media(name: str, data_root: Root, folders: Sequence[Path] = ()) -> Path:
+def find_media(name: object, data_root: Root, folders: Sequence[Path] = ()) -> Path:
     """The picture or video that a record names: in the first of `folders` that has it, else where it is expected.
 
     Without `folders` it is a path below the data root.
@@ -96,14 +96,17 @@ def find_media(name: str, data_root: Root, folders: Sequence[Path] = ()) -> Path
     Published files were written for a working directory with the folders of V2PE's README, so `data/x/1.png` and
     `dataset/benchmark/x/1.png` are `x/1.png` of the data root, whatever `folders` says.
 
-    Raises DataError for a path that leads out of its folder, as training does, and for absolute paths and URLs.
+    Raises DataError for a path that leads out of its folder, as training does, and for anything else than a relative
+    path.
     """
+    if not isinstance(name, str):
+        raise DataError(f"the name of a picture or video is a {type(name).__name__}, expected str")
     path = Path(posixpath.normpath(name))
     if find_scheme(name) is not None or path.is_absolute() or not path.parts:
         raise DataError(f"{name!r:.200} is not a path below the benchmark's folder; write it relative to that folder")
     resolve_image_path(name, root=str(data_root))  # refuses what leads out
     for folder in FOLDERS:
-        if path.is_relative_to(folder):
+        if Path(folder) in path.parents:
             return data_root / path.relative_to(folder)
     if not folders:
         return data_root / path

@@ -1,5 +1,6 @@
 """Pictures and videos of samples: where they are expected, and which of the existing ones cannot be read."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,8 @@ def list_media(sample: Sample) -> Iterator[tuple[str, Path]]:
 
 def is_there(kind: str, path: Path) -> bool:
     """Whether a file of `list_media` exists."""
-    return path.is_file() or (kind == "video" and path.is_dir())
+    # Unlike the methods of Path, these take names that no file can have.
+    return os.path.isfile(path) or (kind == "video" and os.path.isdir(path))
 
 
 def find_broken_media(samples: Iterable[Sample]) -> Iterator[str]:

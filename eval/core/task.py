@@ -53,6 +53,7 @@ class Task:
     num_frames: int | None = None  # frames per video; None: the task has no videos
     # folders below the data root that must exist, even if some of their files are missing
     folders: tuple[Path, ...] = ()
+    fetch: Callable[[], None] | None = None  # gets the files from elsewhere; None: they must be there
     # gold answer -> the text fed instead of the model's own (teacher forcing); None: it answers freely
     write_gold: Callable[[Gold], str] | None = None
 
@@ -60,6 +61,11 @@ class Task:
     def files(self) -> tuple[Path, ...]:
         """All files below the data root that samples are read from, except pictures and videos."""
         return (self.annotation, *self.more_files)
+
+    def fetch_missing(self, data_root: Root) -> None:
+        """Get files that are not there, if the task knows how. Raises EvalError if they are out of reach."""
+        if self.fetch is not None and not all((data_root / file).is_file() for file in self.files):
+            self.fetch()
 
 
 @dataclass(frozen=True)

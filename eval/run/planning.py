@@ -61,13 +61,14 @@ def choose_folder(options: RunOptions) -> Path:
 def plan_jobs(options: RunOptions) -> list[Job]:
     """One checked job per task; `options` have the stride and the dtype in effect.
 
-    Raises InternVLError for an unknown task or protocol, a missing or wrong annotation, missing pictures, or
-    predictions in the result folder that were made with other settings.
+    Files that a task can fetch are fetched. Raises InternVLError for an unknown task or protocol, a missing or wrong
+    annotation, missing pictures, or predictions in the result folder that were made with other settings.
     """
     tasks, data_root = select_tasks(options.tasks, prompts=options.prompts), find_data_root(options.data_root)
     for task in tasks:
         if options.protocol not in (None, *task.protocols):
             raise ConfigError(f"--protocol must be one of {', '.join(task.protocols)}, got {options.protocol!r}")
+        task.fetch_missing(data_root)
         for file in task.files:
             find_annotation(file, data_root, source=task.source)
     checkpoint = fingerprint_checkpoint(options.checkpoint)

@@ -282,7 +282,7 @@ def write_milebench(root: Path) -> None:
         meta = {"dataset": name, "question_type": kind, "task_instruction": instruction}
         write_json(folder / f"{name}.json", {"meta_data": meta, "data": data})
         if name == "ALFRED":
-            write_json(folder / f"{name}_combined_1.json", {"meta_data": meta, "data": data})
+            write_image(folder / "combined_1_images/2.png", seed=2)
 
 
 def write_longvqa(root: Path, lengths=("32k", "64k")) -> None:

@@ -182,3 +182,22 @@ def test_torchs_own_words_for_too_little_memory_are_known():
     assert is_out_of_memory(error.value)
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("shapes"))
+
+
+@pytest.mark.parametrize(("version", "is_joined"), [("default", True), ("v2pe_fix", False)])
+def test_under_ordinary_positions_one_placeholder_stands_for_all_pictures(load, samples, version, is_joined):
+    """The tiles of all pictures form one block: one pair of `<img>` and `</img>`, as in the public code."""
+    pictures = tuple(sample.images[0] for sample in samples[2:])
+    several = Sample("m", "1 <image> 2 <image>\nwhat", pictures, "x", tile_limits=(None, 1))
+    stride = 0.25 if version == "v2pe_fix" else None
+    ask = load(rope_pos_id_version=version, rope_pos_id_stride=stride)
+    (plain,) = ask(TASK, [several])
+    (asked,) = ask(TASK, [replace(several, joined_prompt="<image>\nwhat")])
+    (one,) = ask(TASK, [replace(several, prompt="<image>\nwhat", images=pictures[:1], tile_limits=(None,))])
+    assert (asked.failure, asked.num_tiles) == (None, plain.num_tiles)
+    if is_joined:
+        per_tile = (asked.num_prompt_tokens - one.num_prompt_tokens) / (asked.num_tiles - one.num_tiles)
+        assert per_tile == int(per_tile)
+        assert asked.num_prompt_tokens < plain.num_prompt_tokens
+    else:
+        assert without_times([asked]) == without_times([plain])

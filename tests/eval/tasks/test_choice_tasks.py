@@ -3,9 +3,11 @@
 import base64
 import csv
 import json
+import sys
 
 import pytest
 
+from eval.check_data import check_task
 from eval.tasks.registry import find_task
 from internvl.errors import DataError
 
@@ -130,6 +132,25 @@ def test_seed_takes_letters_and_types_from_the_annotation(data_root):
     assert official(scores)["image"] == official(scores)["total"] == right | {"count": 2}
 
 
+def test_seed_scores_by_its_own_answers_where_the_annotation_is_not_there(data_root):
+    data_root.write_image("SEED/SEED-Bench-image/1.png")
+    record = {"image": "SEED-Bench-image/1.png", "text": "What?", "answer": "C"}
+    kinds = ("Scene", "Scene", "Identity")
+    records = [{**record, "question_id": i, "category": kind} for i, kind in enumerate(kinds)]
+    data_root.write_lines("SEED/seed.jsonl", records)
+    assert check_task(find_task("seed/image"), data_root.root).is_complete
+    numbers = official(data_root.evaluate("seed/image", ["C", "B", "C"]))
+    assert numbers["score"] == pytest.approx(2 / 3)
+    assert {kind: entry["score"] for kind, entry in numbers["by_category"].items()} == {"Identity": 1.0, "Scene": 0.5}
+
+
+def test_seed_without_any_answers_has_no_score(data_root):
+    data_root.write_image("SEED/SEED-Bench-image/1.png")
+    record = {"question_id": 1, "image": "SEED-Bench-image/1.png", "text": "What?"}
+    data_root.write_lines("SEED/seed.jsonl", [record])
+    assert official(data_root.evaluate("seed/image", ["C"]))["score"] is None
+
+
 def write_mmmu(data_root, split="validation", **change):
     for name in ("1.png", "2.png"):
         data_root.write_image(f"MMMU/images/{name}")
@@ -164,6 +185,8 @@ def test_mmmu_names_every_picture_before_the_question(data_root):
     doubled, other = first.images
     assert (doubled.path.name, doubled.open().size, other.name) == ("1.png", (40, 60), "2.png")
     assert (first.tile_limits, second.tile_limits) == ((None, 1), (None,))
+    assert first.joined_prompt == f"<image>\n{question}"  # the public code's with ordinary positions
+    assert data_root.read("mmmu/val", prompts="official")[0].joined_prompt is None
     assert data_root.read("mmmu/val", prompts="official")[0].images == (doubled.path, other)
     assert data_root.read("mmmu/val", prompts="official")[0].prompt == f"<image><image>\n{question}"
     assert find_task("mmmu/val").max_new_tokens == 10
@@ -257,6 +280,30 @@ def test_mmbench_test_leaves_a_table_with_predictions(data_root):
     with (data_root.out / "mmbench/test-en/upload.tsv").open(newline="") as file:
         (row,) = csv.DictReader(file, delimiter="\t")
     assert (row["index"], row["B"], row["prediction"]) == ("7", 'a "dog"', "B")
+
+
+def test_mmbench_test_leaves_a_workbook_too(data_root):
+    openpyxl = pytest.importorskip("openpyxl")
+    rows = [make_row(data_root, 7, "", question="=1+1\x07?", A="#N/A")]
+    del rows[0]["answer"]
+    data_root.write_table("mmbench/mmbench_test_en_20231003.tsv", rows)
+    data_root.evaluate("mmbench/test-en", ["B."])
+    sheet = openpyxl.load_workbook(data_root.out / "mmbench/test-en/upload.xlsx").active
+    header, row = sheet.iter_rows()
+    assert [cell.value for cell in header] == ["index", "question", *"ABCDE", "prediction"]
+    assert [cell.value for cell in row] == [7, "=1+1?", "#N/A", 'a "dog"', None, None, None, "B"]
+    assert [cell.data_type for cell in row[:4]] == ["n", "s", "s", "s"]
+
+
+def test_without_openpyxl_the_table_is_written_and_the_workbook_named(data_root, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    rows = [make_row(data_root, 7, "")]
+    del rows[0]["answer"]
+    data_root.write_table("mmbench/mmbench_test_cn_20231003.tsv", rows)
+    data_root.evaluate("mmbench/test-cn", ["B."])
+    assert (data_root.out / "mmbench/test-cn/upload.tsv").is_file()
+    assert not (data_root.out / "mmbench/test-cn/upload.xlsx").exists()
+    assert "upload.xlsx is not written: Excel files need openpyxl: pip install 'openpyxl>=3.1,<4'" in caplog.text
 
 
 def test_mmbench_takes_cells_above_the_limit_of_the_csv_module(data_root):

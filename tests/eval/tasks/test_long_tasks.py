@@ -66,9 +66,33 @@ def test_milebench_letters_run_on_behind_z(data_root):
     assert "\nZ. o25\n[. o26\n" in data_root.read("milebench/TQA")[0].prompt
 
 
-def test_milebench_pictures_without_a_mark_come_first(data_root):
-    write_set(data_root, "TextNeedleInAHaystack", [{"context": "no mark", "images_path": ["d/2.png"]}])
-    assert data_root.read("milebench/TextNeedleInAHaystack")[0].prompt == "<image>Look.\nno mark"
+@pytest.mark.parametrize("prompts", ["upstream", "official"])
+@pytest.mark.parametrize(
+    ("context", "num_images", "prompt", "shown"),
+    [
+        ("no mark", 1, "Look.\n<image>no mark", ["1.png"]),
+        ("one {image#1} mark", 2, "Look.\n<image>one <image> mark", ["1.png", "2.png"]),
+        ("one {image#1} mark", 3, "Look.\n<image>one <image> mark", ["2.png", "3.png"]),
+        ("{image#1} and {table#2}", 2, "Look.\n<image> and <image>", ["1.png", "2.png"]),
+        ("no picture", 0, "Look.\nno picture", []),
+    ],
+)
+def test_milebench_shows_one_picture_without_a_mark_behind_the_instruction(
+    data_root, context, num_images, prompt, shown, prompts
+):
+    """As both public codes do; they attach pictures from the last to the first."""
+    names = [f"d/{number}.png" for number in range(1, num_images + 1)]
+    write_set(data_root, "TextNeedleInAHaystack", [{"context": context, "images_path": names}])
+    (sample,) = data_root.read("milebench/TextNeedleInAHaystack", prompts=prompts)
+    assert (sample.prompt, [path.name for path in sample.images]) == (prompt, shown)
+    assert sample.metadata["num_images"] == num_images
+
+
+def test_milebench_marks_in_the_instruction_stay_text(data_root):
+    write_set(
+        data_root, "TQA", [{"context": "{image#1}?"}], instructions=["See {image#1}."], question_type="open-ended"
+    )
+    assert data_root.read("milebench/TQA")[0].prompt == "See {image#1}.\n<image>?"
 
 
 def test_milebench_needles_are_words(data_root):
@@ -92,18 +116,35 @@ def test_milebench_scores_choices_by_level_and_honestly(data_root):
     }
 
 
-def test_milebench_combined_pictures_are_one_canvas(data_root):
+@pytest.mark.parametrize(
+    ("num_canvases", "file", "listed", "expected"),
+    [
+        (1, "TQA", {"combined_1_images": ["0-0.jpg"]}, ["0-0.jpg"]),
+        (1, "TQA", {}, ["0-0.jpg"]),  # the name that the benchmark's own script gives it
+        (2, "TQA_combined_2", {"combined_2_images": ["0-0.jpg", "x.jpg"]}, ["0-0.jpg", "x.jpg"]),
+    ],
+)
+def test_milebench_canvases_are_read_as_published(data_root, num_canvases, file, listed, expected):
     instance = {
-        "context": "{image#1} and {image#2}?",
+        "context": "{image#2} and {image#1}?",
         "images_path": ["d/1.png", "d/2.png"],
-        "combined_1_images": ["d/3.png"],
         "choice_list": ["cat", "dog"],
+        **listed,
     }
-    write_set(data_root, "TQA", [instance], file="TQA_combined_1")
-    (sample,) = data_root.read("milebench/TQA-combined-1")
-    assert sample.prompt == (f"<image>\nLook.\n<Image 1>  and <Image 2> ?\nChoice list: \nA. cat\nB. dog\n{LETTER}")
-    assert [path.name for path in sample.images] == ["3.png"]
+    write_set(data_root, "TQA", [instance], file=file)
+    for name in expected:
+        data_root.write_image(f"MileBench/TQA/combined_{num_canvases}_images/{name}")
+    (sample,) = data_root.read(f"milebench/TQA-combined-{num_canvases}")
+    question = f"Look.\n<Image 2>  and <Image 1> ?\nChoice list: \nA. cat\nB. dog\n{LETTER}"
+    assert sample.prompt == "<image>\n" * num_canvases + question
+    folder = data_root.root / f"MileBench/TQA/combined_{num_canvases}_images"
+    assert sample.images == tuple(folder / name for name in expected)
     assert sample.metadata["num_images"] == 2
+
+
+@pytest.mark.parametrize("name", ["TQA-combined-0", "TQA-combined-", "TQA-combined-1x", "Nothing-combined-1"])
+def test_milebench_has_no_other_combined_tasks(name):
+    assert milebench.make_task(name, "upstream") is None
 
 
 @pytest.mark.parametrize(

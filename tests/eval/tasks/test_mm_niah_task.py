@@ -98,6 +98,14 @@ def change(record, **fields):
         ("retrieval-image", lambda r: change(r, meta={**r["meta"], "choices": list(range(27))}), "27 options"),
         ("retrieval-image", lambda r: change(r, meta={**r["meta"], "choices": ["<image>"]}), "text option"),
         ("retrieval-image", lambda r: change(r, meta={**r["meta"], "choices": "ab"}), "'meta.choices' is a str"),
+        ("retrieval-text", lambda r: change(r, images_list=["../../0.png"]), "leads out of its root"),
+        ("retrieval-text", lambda r: change(r, images_list=["/etc/hostname"]), "not a path below"),
+        ("retrieval-text", lambda r: change(r, images_list=[None]), r"'images_list\[0\]' is a NoneType"),
+        (
+            "retrieval-image",
+            lambda r: change(r, meta={**r["meta"], "choices_image_path": ["a/../../1.png"]}),
+            "leads out of its root",
+        ),
         (
             "retrieval-image",
             lambda r: change(r, answer=2, meta={**r["meta"], "choices": ["a", "b"]}),
