@@ -60,7 +60,7 @@ def test_a_dry_run_prints_commands_and_runs_nothing(script, tmp_path):
         for words in (["--dry-run", *arguments], [*arguments, "--dry-run"])
     ]
     assert [result.returncode for result in results] == [0] * len(results), results[0].stderr
-    (shown,) = {re.sub(r"\(\d+ s\)", "", result.stdout) for result in results}
+    (shown,) = {re.sub(r"\b\d+ s\b", "", result.stdout) for result in results}
     commands = ("internvl/train/internvl_chat_finetune.py", "eval.run", "sbatch", "srun")
     assert any(word in commands for word in shlex.split(shown, comments=False))
     assert "--dry-run" not in shown
