@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from eval.core.data_root import FOLDERS, Root, find_data_root
 from eval.core.media import find_broken_media, is_there, list_media
 from eval.core.sample import PackedImage, Sample, check_answers
 from eval.core.task import Task
@@ -63,7 +64,8 @@ class DataState:
         lines += [self.fault] if self.fault else []
         lines += _shorten([f"missing: {path}" for path in self.missing_media], limit)
         lines += _shorten([f"unreadable: {reason}" for reason in self.broken_media], limit)
-        return [*lines, f"get it from {self.task.source}"] if lines else []
+        ways = f"get it from {self.task.source}" + ("; eval.run fetches it by itself" if self.task.fetch else "")
+        return [*lines, ways] if lines else []
 
 
 def _shorten(lines: list[str], limit: int) -> list[str]:
@@ -71,7 +73,7 @@ def _shorten(lines: list[str], limit: int) -> list[str]:
     return [*lines[:limit], f"... and {num_more} more (--show {len(lines)})"] if num_more > 0 else lines
 
 
-def check_task(task: Task, data_root: Path, *, open_media: bool = False) -> DataState:
+def check_task(task: Task, data_root: Root, *, open_media: bool = False) -> DataState:
     """State of a task's data. Faults are part of the result, not errors."""
     missing = [data_root / file for file in task.files if not (data_root / file).is_file()]
     missing += [data_root / folder for folder in task.folders if not (data_root / folder).is_dir()]
@@ -119,7 +121,14 @@ def skip_missing(options: RunOptions) -> tuple[RunOptions, list[DataState]]:
     """
     if not options.skip_missing:
         return options, []
-    states = [check_task(task, options.data_root) for task in select_tasks(options.tasks, prompts=options.prompts)]
+    data_root = find_data_root(options.data_root)
+    states = []
+    for task in select_tasks(options.tasks, prompts=options.prompts):
+        try:
+            task.fetch_missing(data_root)
+        except EvalError as error:
+            logger.warning("%s: %s", task.name, error)
+        states.append(check_task(task, data_root))
     for state in states:
         if state.fault:
             raise DataError(f"{state.task.name}: {state.fault}")
@@ -149,20 +158,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--data-root",
         "--data_root",
         type=Path,
-        default=RunOptions.data_root,
         metavar="FOLDER",
-        help="of the benchmarks (%(default)s)",
+        help=f"of the benchmarks, looked at before {', '.join(FOLDERS)}",
     )
     parser.add_argument("--open", action="store_true", help="decode every picture, read every video's header")
     parser.add_argument("--show", type=int, default=3, metavar="N", help="missing files named per task (%(default)s)")
     args = parser.parse_args(argv)
     try:
         tasks = select_tasks(",".join(GROUPS) if args.tasks == "all" else args.tasks)
-        states = [_report(check_task(task, args.data_root, open_media=args.open), args.show) for task in tasks]
+        data_root = find_data_root(args.data_root)
+        states = [_report(check_task(task, data_root, open_media=args.open), args.show) for task in tasks]
     except InternVLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     num_complete = sum(state.is_complete for state in states)
+    if num_complete < len(states):
+        print("looked in " + ", ".join(map(str, data_root.folders)))
     print(f"{num_complete} of {len(states)} tasks are complete; how to get the others: {GUIDE}")
     return int(num_complete < len(states))
 

@@ -189,7 +189,7 @@ SCRIPTS: dict[str, Moved] = {
     "eval/milebench/eval_milebench.py": _evaluate("milebench"),
     "eval/milebench/evaluate.py": _SCORE,
     "eval/milebench/score.py": _SCORE,
-    "eval/milebench/combine_images.py": Moved("is part of the data's preparation, see docs/evaluation.md"),
+    "eval/milebench/combine_images.py": Moved("is `python -m eval.convert.milebench FOLDER`"),
     "eval/longvqa/eval_longvqa.py": _evaluate("longvqa/chartqa-32k"),
     "eval/longvqa/calculate_scores.py": _SCORE,
     "internvl/train/internvl_chat_pretrain.py": Moved(_OTHER_TRAINING),

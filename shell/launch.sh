@@ -7,7 +7,7 @@
 #                    0: run here              default: 1 for slurm outside of an allocation, else 0
 #   GPUS             processes in all           default: slurm 32, else those of this machine
 #   GPUS_PER_NODE    processes per machine      default: slurm 8, else the GPUs found here
-#   NPROC            processes on a CPU machine default: 1
+#   NPROC            processes on a CPU machine default: CHUNK_NUM
 #   CHUNK_NUM        processes that share a row default: 1 (more: --chunk_num, sequence parallelism)
 #   BATCH_SIZE       rows per optimiser step    default: GPUS / CHUNK_NUM * PER_DEVICE_BATCH_SIZE
 #   PER_DEVICE_BATCH_SIZE                       default: 1 (packed rows; otherwise documents per process)
@@ -29,6 +29,7 @@ for argument in "$@"; do
     case $previous in
     --chunk_num) CHUNK_NUM=$argument ;;
     --output_dir) RUN_DIR=$argument ;;
+    --model_name_or_path) MODEL_PATH=$argument ;;
     esac
     case $argument in
     --chunk_num=*) CHUNK_NUM=${argument#*=} ;;
@@ -66,6 +67,9 @@ fi
 if [ -n "${SLURM_JOB_ID:-}" ]; then SUBMIT=0; fi
 if [ "$LAUNCHER" = slurm ] || [ "$SUBMIT" = 1 ]; then need_slurm srun; fi
 if [ "$SUBMIT" = 1 ]; then need_slurm sbatch; fi
+case ${MODEL_PATH:-} in
+pretrained/*) need_checkpoint "$MODEL_PATH" ;; # others may be made by a job that this one waits for
+esac
 
 # How many processes, and where.
 on_cpu=0
@@ -84,6 +88,7 @@ case $SUBMIT,$LAUNCHER in
     found=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
     [ "$found" -gt 0 ] || on_cpu=1
     NNODES=${NNODES:-1}
+    if [ "$on_cpu" = 1 ]; then found=${CHUNK_NUM:-1}; fi
     [ -z "${GPUS:-}" ] || found=$((GPUS / NNODES))
     [ "$found" -gt 0 ] || found=1
     if [ "$on_cpu" = 1 ]; then found=${NPROC:-$found}; fi

@@ -5,6 +5,8 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from internvl.errors import InternVLError
 
@@ -12,21 +14,23 @@ logger = logging.getLogger(__name__)
 
 
 def run_converter(
-    convert: Callable[[Path, Path], Mapping[str, int]],
+    convert: Callable[..., Mapping[str, int]],
     *,
     name: str,
     description: str | None,
     out: str,
     argv: Sequence[str] | None,
+    options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> int:
     """Read the command line, convert, and report what was written.
 
     Args:
-        convert: (published folder, output folder) -> number of questions by file name.
+        convert: (published folder, output folder, further options by name) -> number of questions by file name.
         name: Name of the module below `eval.convert`.
         description: Text of `--help`.
         out: Default output folder.
         argv: Command line; None: the process's.
+        options: Further options -> what argparse's `add_argument` takes for them.
 
     Returns:
         The exit code: 2 for an error that the user can fix.
@@ -39,12 +43,15 @@ def run_converter(
     )
     parser.add_argument("folder", type=Path, help="folder with the published files")
     parser.add_argument("--out", type=Path, default=Path(out), help="(%(default)s)")
-    args = parser.parse_args(argv)
+    for option, details in options.items():
+        parser.add_argument(option, **details)
+    args: dict[str, Any] = vars(parser.parse_args(argv))
+    folder, target = args.pop("folder"), args.pop("out")
     try:
-        counts = convert(args.folder, args.out)
+        counts = convert(folder, target, **args)
     except InternVLError as error:
         logger.error("error: %s", error)
         return 2
     for file, count in counts.items():
-        logger.info("%s: %d questions", args.out / file, count)
+        logger.info("%s: %d questions", target / file, count)
     return 0

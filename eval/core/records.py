@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
 
-from internvl.errors import DataError, EvalError
+from internvl.errors import DataError
 
 # A parsed object. What its values are shows when `require_field` reads them.
 JsonObject: TypeAlias = Mapping[str, Any]
@@ -26,16 +26,6 @@ _OTHER_CONTENTS = {
     b"\xff\xfe": "UTF-16, expected UTF-8; convert it with `iconv -f UTF-16 -t UTF-8`",
     b"\xfe\xff": "UTF-16, expected UTF-8; convert it with `iconv -f UTF-16 -t UTF-8`",
 }
-
-
-def find_annotation(path: Path, *, data_root: Path, source: str) -> Path:
-    """The path of an existing file. Raises EvalError that says where it is expected and where to get it."""
-    if not path.is_file():
-        raise EvalError(
-            f"annotation file not found, expected at {path.absolute()} (--data-root {data_root}); "
-            f"get it from {source}, or choose other --tasks"
-        )
-    return path
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

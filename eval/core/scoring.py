@@ -7,6 +7,7 @@ Every score comes with its standard error, its count and its scoring rule.
 """
 
 import json
+import logging
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,9 @@ from eval.core.sample import Prediction
 from eval.core.task import Scored, Task
 from eval.metrics.estimate import estimate_mean
 from eval.metrics.protocol import read_protocol
-from internvl.errors import ConfigError, EvalError
+from internvl.errors import ConfigError, EvalError, MissingDependencyError
+
+logger = logging.getLogger(__name__)
 
 
 def check_length_edges(edges: Sequence[int]) -> None:
@@ -123,7 +126,7 @@ def write_scores(
     protocol: str | None = None,
     length_edges: Sequence[int] | None = None,
 ) -> TaskResult:
-    """Score a task under all of its protocols and write `scores.json`, and the file to upload if the task has one.
+    """Score a task under all of its protocols and write `scores.json`, and files to upload if the task has some.
 
     `protocol` is the headline's (None: the task's first); `length_edges` are borders of context-length bins in tokens
     (None: the task's own). Raises ConfigError if the task does not have the protocol.
@@ -143,8 +146,11 @@ def write_scores(
             for name in task.protocols
         },
     }
-    if task.upload is not None:
-        write_result(folder / task.upload.name, task.upload.render(predictions))
+    for upload in task.uploads:
+        try:
+            write_result(folder / upload.name, upload.render(predictions))
+        except MissingDependencyError as error:
+            logger.warning("%s: %s is not written: %s", task.name, upload.name, error)
     write_result(folder / SCORES_NAME, json.dumps(content, indent=2) + "\n")
     # Read again, so that a run reports exactly what a later report finds in the file.
     return read_result(folder / SCORES_NAME)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eval.core.data_root import Root
 from eval.core.records import JsonObject
 from eval.core.sample import Gold, Prediction, Sample
 from eval.metrics.protocol import Protocol
@@ -22,10 +23,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class Upload:
-    """The file that the benchmark's server accepts, for splits whose answers are not public."""
+    """A file that the benchmark's server accepts, for splits whose answers are not public."""
 
     name: str  # file name inside the result folder
-    render: Callable[[Sequence[Prediction]], str]  # predictions in sample order -> content
+    render: Callable[[Sequence[Prediction]], str | bytes]  # predictions in sample order -> content
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Task:
     source: str  # where data and rules were published
     annotation: Path  # annotation file below the data root
     # data root -> samples in file order; raises DataError for a bad record
-    read_samples: Callable[[Path], list[Sample]]
+    read_samples: Callable[[Root], list[Sample]]
     max_new_tokens: int
     max_num: int  # largest number of tiles per image, without the thumbnail
     score_answer: Callable[[Gold, str, Protocol], float]  # (gold answer, response, protocol) -> score in 0..1
@@ -47,10 +48,12 @@ class Task:
     # choices that are part of the prompt's identity, such as the prompt style
     details: JsonObject = field(default_factory=dict)
     more_files: tuple[Path, ...] = ()  # further files below the data root that samples are read from
-    upload: Upload | None = None  # the file for the benchmark's server; None: nothing to upload
+    optional_files: tuple[Path, ...] = ()  # likewise, but samples can be read without them
+    uploads: tuple[Upload, ...] = ()  # files for the benchmark's server
     num_frames: int | None = None  # frames per video; None: the task has no videos
     # folders below the data root that must exist, even if some of their files are missing
     folders: tuple[Path, ...] = ()
+    fetch: Callable[[], None] | None = None  # gets the files from elsewhere; None: they must be there
     # gold answer -> the text fed instead of the model's own (teacher forcing); None: it answers freely
     write_gold: Callable[[Gold], str] | None = None
 
@@ -58,6 +61,11 @@ class Task:
     def files(self) -> tuple[Path, ...]:
         """All files below the data root that samples are read from, except pictures and videos."""
         return (self.annotation, *self.more_files)
+
+    def fetch_missing(self, data_root: Root) -> None:
+        """Get files that are not there, if the task knows how. Raises EvalError if they are out of reach."""
+        if self.fetch is not None and not all((data_root / file).is_file() for file in self.files):
+            self.fetch()
 
 
 @dataclass(frozen=True)

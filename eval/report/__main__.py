@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from eval.core.data_root import read_data_root
 from eval.core.output import write_result
 from eval.core.result import PREDICTIONS_NAME, TaskResult, find_results, read_settings
 from eval.core.sample import Sample
@@ -68,7 +69,7 @@ def _collect_task(name: str, runs: Mapping[str, TaskResult], *, limit: int, thum
 def _read_samples(task: Task, result: TaskResult) -> dict[str, Sample]:
     """The task's questions by id; none where the data has gone."""
     try:
-        return {sample.id: sample for sample in task.read_samples(Path(result.info["data_root"]))}
+        return {sample.id: sample for sample in task.read_samples(read_data_root(result.info["data_root"]))}
     except (InternVLError, OSError, KeyError) as error:
         logger.warning("%s: prompts and pictures are not shown: %s", task.name, error)
         return {}

@@ -136,7 +136,10 @@ class _Answerer:
     def _write_question(self, task: Task, sample: Sample) -> Question:
         max_num = self._max_num or task.max_num
         limits = [min(limit or max_num, max_num) for limit in sample.tile_limits]
-        return Question(sample.prompt, sample.images, sample.videos, limits or max_num, task.num_frames)
+        shown = (sample.images, sample.videos, limits or max_num, task.num_frames)
+        if sample.joined_prompt is not None and self._session.settings.rope_pos_id_version == "default":
+            return Question(sample.joined_prompt, *shown, is_joined=True)
+        return Question(sample.prompt, *shown)
 
     def _release_memory(self) -> None:
         self._session.release_memory()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from eval.core.data_root import FOLDERS as DATA_FOLDERS
 from eval.core.scoring import check_length_edges
 from eval.tasks.registry import GROUPS, PROMPT_STYLES, list_task_names
 from internvl.errors import ConfigError
@@ -36,7 +37,9 @@ class RunOptions:
     tasks: str = flag(MISSING, f"comma-separated names, groups or patterns; groups: {', '.join(GROUPS)}")
     settings: InferenceSettings = _DEFAULTS  # how the model answers
     sampling: Sampling = GREEDY  # how it chooses tokens
-    data_root: Path = flag(Path("dataset/benchmark"), "folder of the benchmarks (%(default)s)", read=Path)
+    data_root: Path | None = flag(
+        None, f"folder of the benchmarks, looked at before {', '.join(DATA_FOLDERS)}", read=Path
+    )
     limit: int | None = flag(None, "first N samples of every task only", read=int, check=at_least(1))
     out: Path | None = flag(
         None, "result folder; default: CHECKPOINT/eval_VERSION[_STRIDE][_SCALING][_logn-TOKENS]", read=Path

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from eval.core.data_root import DataRoot, find_annotation, find_data_root
 from eval.core.predictions import PredictionStore
-from eval.core.records import find_annotation
 from eval.core.task import Task
 from eval.run.options import RunOptions
 from eval.run.queue import Job, check_jobs
@@ -61,17 +61,18 @@ def choose_folder(options: RunOptions) -> Path:
 def plan_jobs(options: RunOptions) -> list[Job]:
     """One checked job per task; `options` have the stride and the dtype in effect.
 
-    Raises InternVLError for an unknown task or protocol, a missing or wrong annotation, missing pictures, or
-    predictions in the result folder that were made with other settings.
+    Files that a task can fetch are fetched. Raises InternVLError for an unknown task or protocol, a missing or wrong
+    annotation, missing pictures, or predictions in the result folder that were made with other settings.
     """
-    tasks = select_tasks(options.tasks, prompts=options.prompts)
+    tasks, data_root = select_tasks(options.tasks, prompts=options.prompts), find_data_root(options.data_root)
     for task in tasks:
         if options.protocol not in (None, *task.protocols):
             raise ConfigError(f"--protocol must be one of {', '.join(task.protocols)}, got {options.protocol!r}")
+        task.fetch_missing(data_root)
         for file in task.files:
-            find_annotation(options.data_root / file, data_root=options.data_root, source=task.source)
+            find_annotation(file, data_root, source=task.source)
     checkpoint = fingerprint_checkpoint(options.checkpoint)
-    jobs = [_plan_job(task, options, checkpoint=checkpoint) for task in tasks]
+    jobs = [_plan_job(task, options, data_root, checkpoint=checkpoint) for task in tasks]
     check_jobs(jobs, fail_missing=options.fail_missing)
     if not options.overwrite:
         for job in jobs:
@@ -86,12 +87,13 @@ def _hash_files(paths: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _plan_job(task: Task, options: RunOptions, *, checkpoint: str) -> Job:
+def _plan_job(task: Task, options: RunOptions, data_root: DataRoot, *, checkpoint: str) -> Job:
+    optional = [path for path in (data_root / file for file in task.optional_files) if path.is_file()]
     settings = {
         "task": task.name,
         "task_version": task.version,
         **task.details,
-        "annotation": _hash_files([options.data_root / file for file in task.files]),
+        "annotation": _hash_files([*(data_root / file for file in task.files), *optional]),
         "max_num": task.max_num,
         "max_new_tokens": task.max_new_tokens,
         **({} if task.num_frames is None else {"num_frames": task.num_frames}),
@@ -99,6 +101,6 @@ def _plan_job(task: Task, options: RunOptions, *, checkpoint: str) -> Job:
         **options.settings.fingerprint(),  # a --max_num takes the place of the task's
         **options.sampling.fingerprint(),
     }
-    info = {"checkpoint": str(options.checkpoint.absolute()), "data_root": str(options.data_root.absolute())}
-    samples = task.read_samples(options.data_root)[: options.limit]
+    info = {"checkpoint": str(options.checkpoint.absolute()), "data_root": str(data_root)}
+    samples = task.read_samples(data_root)[: options.limit]
     return Job(task, tuple(samples), PredictionStore(choose_folder(options) / task.name, settings, info))

@@ -35,5 +35,5 @@ def make_document_task(name: str, file: str, *, source: str, answers: str | None
         source=source,
         max_new_tokens=100,
         score_answer=use_one_rule(anls.score),
-        upload=None if answers else upload_list(questionId="id", answer="response"),
+        uploads=() if answers else (upload_list(questionId="id", answer="response"),),
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+from eval.core.data_root import Root, find_media
 from eval.core.fields import parse_record, parse_rows
 from eval.core.records import read_records
 from eval.core.sample import Sample
@@ -53,30 +54,34 @@ class _Metadata:
 @dataclass(frozen=True)
 class _Record:
     id: str | int
-    image: str | list[object]
+    image: str | list[str]
     conversations: list[object]
     metadata: _Metadata = _Metadata()
 
 
-def read_samples(data_root: Path, *, annotation: Path, images: Path) -> list[Sample]:
+def read_samples(data_root: Root, *, annotation: Path, images: Path) -> list[Sample]:
     """All samples of a file. Raises DataError for a bad record."""
     path, folder = data_root / annotation, data_root / images
-    return parse_rows(path, read_records(path), _Record, lambda _, record: _build(record, folder))
+
+    def build(row: int, record: _Record) -> Sample:
+        names = [record.image] if isinstance(record.image, str) else record.image
+        return _build(record, tuple(find_media(name, data_root, (folder,)) for name in names))
+
+    return parse_rows(path, read_records(path), _Record, build)
 
 
-def _build(record: _Record, images: Path) -> Sample:
+def _build(record: _Record, images: tuple[Path, ...]) -> Sample:
     if len(record.conversations) < 2:
         raise DataError(f"conversations has {len(record.conversations)} turns, expected a question and an answer")
     question, answer = (parse_record(_Turn, turn, place=("conversations",)).value for turn in record.conversations[:2])
-    names = [record.image] if isinstance(record.image, str) else record.image
     length = record.metadata.context_length
     return Sample(
         id=str(record.id),
-        prompt=put_images_first(question, len(names)),
-        images=tuple(images / str(name) for name in names),
+        prompt=put_images_first(question, len(images)),
+        images=images,
         answer=answer,
         metadata={"id": str(record.id), "question": question[-500:], "context_length": length},
-        cost=estimate_cost(question, len(names) * (MAX_NUM + 1)) if length is None else float(length),
+        cost=estimate_cost(question, len(images) * (MAX_NUM + 1)) if length is None else float(length),
     )
 
 

@@ -2,11 +2,13 @@
 
     DATA_ROOT/MileBench/SET/SET.json                     meta_data, data
     DATA_ROOT/MileBench/SET/images/                      pictures
-    DATA_ROOT/MileBench/SET/SET_combined_1.json          all pictures of a sample on one canvas: task SET-combined-1
+    DATA_ROOT/MileBench/SET/combined_1_images/           all pictures of a sample on one canvas: task SET-combined-1
+    DATA_ROOT/MileBench/SET/combined_N_images/           on at most N canvases, with SET_combined_N.json: SET-combined-N
 
 Prompts: `upstream` ends with the sentence of the other multiple-choice sets and allows 32 tokens, `official` ends with
-`Your answer is: ` and allows 512. Contexts are never cut (upstream keeps their last 512,000 tokens). With combined
-pictures the canvas comes first and `<Image 3> ` marks the place of its third picture, as officially.
+`Your answer is: ` and allows 512. Contexts are never cut (upstream keeps their last 512,000 tokens). As in both public
+codes, one picture without a mark stands between instruction and context, and further ones are not shown. With combined
+pictures the canvases come first and `<Image 3> ` marks the place of the third picture, as officially.
 """
 
 import re
@@ -16,7 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
+from eval.core.data_root import Root, find_media
 from eval.core.fields import parse_rows, read_object
+from eval.core.records import optional_field, require_field
 from eval.core.sample import Sample
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import milebench
@@ -28,8 +32,8 @@ from internvl.model.constants import IMAGE_PLACEHOLDER
 
 ENDINGS = {"upstream": f"\n{OPTION_SENTENCE}", "official": "\nYour answer is: "}
 MAX_NEW_TOKENS = {"upstream": 32, "official": 512}
-COMBINED = "-combined-1"
-_MARK = re.compile(r"\{(?:image|table)#\d+\}")
+_MARK = re.compile(r"\{(?:image|table)#(\d+)\}")
+_COMBINED = re.compile(r"(?P<set_name>.+)-combined-(?P<num_canvases>[1-9]\d*)")
 
 
 class _Answer(TypedDict):
@@ -41,8 +45,7 @@ class _Answer(TypedDict):
 @dataclass(frozen=True)
 class _Instance:
     context: str
-    images_path: list[object]
-    combined_1_images: list[object] | None = None
+    images_path: list[str]
     choice_list: list[object] = field(default_factory=list)
 
 
@@ -63,12 +66,18 @@ class _Meta:
 @dataclass(frozen=True)
 class _SetFile:
     meta_data: _Meta
-    data: list[object]
+    data: list[dict[str, object]]
 
 
-def read_samples(data_root: Path, *, annotation: Path, set_name: str, prompts: str, combined: bool) -> list[Sample]:
-    """All samples of a set. Raises DataError for a bad record."""
+def read_samples(
+    data_root: Root, *, annotation: Path, set_name: str, prompts: str, num_canvases: int | None
+) -> list[Sample]:
+    """All samples of a set, with its pictures on canvases unless `num_canvases` is None.
+
+    Raises DataError for a bad record.
+    """
     path = data_root / annotation
+    folder = path.parent / ("images" if num_canvases is None else name_canvas_folder(num_canvases))
     content = read_object(path, _SetFile)
     meta = content.meta_data
     try:
@@ -78,12 +87,15 @@ def read_samples(data_root: Path, *, annotation: Path, set_name: str, prompts: s
 
     def build(row: int, record: _Record) -> Sample:
         instance, choices = record.task_instance, record.task_instance.choice_list
-        names = instance.combined_1_images if combined else instance.images_path
-        if names is None:
-            raise DataError("the field 'task_instance.combined_1_images' is missing")
         context = instance.context + _list_choices(choices, set_name, prompts)
         instruction = _find_instruction(meta.task_instruction, record.task_instruction_id)
-        question = _place_images(f"{instruction}\n{context}", len(names), combined)
+        if num_canvases is None:
+            context, num_shown = _place_images(context, len(instance.images_path))
+            names, question = instance.images_path[-num_shown:] if num_shown else [], f"{instruction}\n{context}"
+        else:
+            names = _list_canvases(content.data[row], record, num_canvases)
+            context = _MARK.sub(r"<Image \1> ", context)
+            question = f"{IMAGE_PLACEHOLDER}\n" * len(names) + f"{instruction}\n{context}"
         answer: _Answer = {"text": record.response, "rule": rule, "choices": choices}
         if record.response == []:
             raise DataError("the list of responses is empty, expected at least one")
@@ -91,7 +103,7 @@ def read_samples(data_root: Path, *, annotation: Path, set_name: str, prompts: s
         return Sample(
             id=str(record.sample_id),
             prompt=question,
-            images=tuple(path.parent / "images" / str(name) for name in names),
+            images=tuple(find_media(name, data_root, (folder,)) for name in names),
             answer=answer,
             metadata={
                 "question": question,
@@ -120,17 +132,35 @@ def _list_choices(choices: Sequence[object], set_name: str, prompts: str) -> str
     return f"\nChoice list: \n{lines}{ENDINGS[prompts]}"
 
 
-def _place_images(text: str, num_images: int, combined: bool) -> str:
-    """`<image>` for every mark; pictures without a mark come first. Raises DataError for marks without a picture."""
-    if combined:
-        parts = _MARK.split(text)
-        marked = "".join(f"{part}<Image {number}> " for number, part in enumerate(parts[:-1], start=1)) + parts[-1]
-        return f"{IMAGE_PLACEHOLDER}\n" * num_images + marked
-    text = _MARK.sub(IMAGE_PLACEHOLDER, text)
-    num_missing = num_images - text.count(IMAGE_PLACEHOLDER)
-    if num_missing < 0:
-        raise DataError(f"the context places {num_images - num_missing} pictures, images_path has {num_images}")
-    return IMAGE_PLACEHOLDER * num_missing + text
+def _place_images(context: str, num_images: int) -> tuple[str, int]:
+    """`<image>` for every mark and for one picture without a mark, which comes first; the number of them.
+
+    Raises DataError for marks without a picture.
+    """
+    context = _MARK.sub(IMAGE_PLACEHOLDER, context)
+    num_placed = context.count(IMAGE_PLACEHOLDER)
+    if num_placed > num_images:
+        raise DataError(f"the context places {num_placed} pictures, images_path has {num_images}")
+    if num_placed == num_images:
+        return context, num_images
+    return IMAGE_PLACEHOLDER + context, num_placed + 1
+
+
+def _list_canvases(row: dict[str, object], record: _Record, num_canvases: int) -> list[str]:
+    """The files of a sample's canvases: those that the row names, else those that the combining script writes."""
+    names = optional_field(require_field(row, "task_instance", dict), name_canvas_folder(num_canvases), list)
+    return names or name_canvases(record.sample_id, len(record.task_instance.images_path), num_canvases)
+
+
+def name_canvas_folder(num_canvases: int) -> str:
+    """The folder of canvases beside `images`."""
+    return f"combined_{num_canvases}_images"
+
+
+def name_canvases(sample_id: str | int, num_images: int, num_canvases: int) -> list[str]:
+    """The files of a sample's canvases, named as the benchmark's own script does."""
+    canvases = milebench.plan_canvases(num_images, max_images=num_canvases)
+    return [f"{sample_id}-{number}.jpg" for number in range(len(canvases))]
 
 
 def _score(answer: _Answer, response: str) -> float:
@@ -154,18 +184,19 @@ def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> d
 
 def make_task(name: str, prompts: str) -> Task | None:
     """The task of a set, `ALFRED`, or of its combined form, `ALFRED-combined-1`."""
-    set_name = name.removesuffix(COMBINED)
+    set_name, num_canvases = _split_name(name)
     if set_name not in milebench.SETS:
         return None
-    combined = name.endswith(COMBINED)
-    annotation = Path("MileBench", set_name, f"{set_name}_combined_1.json" if combined else f"{set_name}.json")
+    # As publicly, the file of the set itself serves for one canvas.
+    file = f"{set_name}_combined_{num_canvases}.json" if (num_canvases or 1) > 1 else f"{set_name}.json"
+    annotation = Path("MileBench", set_name, file)
     return Task(
         name=f"milebench/{name}",
-        version=1,
+        version=2,
         source="https://huggingface.co/datasets/FreedomIntelligence/MileBench",
         annotation=annotation,
         read_samples=partial(
-            read_samples, annotation=annotation, set_name=set_name, prompts=prompts, combined=combined
+            read_samples, annotation=annotation, set_name=set_name, prompts=prompts, num_canvases=num_canvases
         ),
         max_new_tokens=MAX_NEW_TOKENS[prompts],
         max_num=1,
@@ -179,12 +210,19 @@ def make_task(name: str, prompts: str) -> Task | None:
 def summarise(results: Results) -> dict[str, object]:
     """T, S, NI and their mean, as mean over sets and as mean over tasks, by protocol; None where a set is missing."""
     summary: dict[str, object] = {}
-    for suffix, label in (("", "separate"), (COMBINED, "combined")):
-        found = [name for name in milebench.SETS if name + suffix in results]
-        if found:
-            numbers = find_numbers(results, [name + suffix for name in found])
-            summary[label] = {protocol: _average(found, rows) for protocol, rows in numbers.items()}
+    for num_canvases in sorted({_split_name(name)[1] for name in results}, key=lambda number: number or 0):
+        names = {_split_name(name)[0]: name for name in results if _split_name(name)[1] == num_canvases}
+        found = [set_name for set_name in milebench.SETS if set_name in names]
+        numbers = find_numbers(results, [names[set_name] for set_name in found])
+        label = {None: "separate", 1: "combined"}.get(num_canvases, f"combined_{num_canvases}")
+        summary[label] = {protocol: _average(found, rows) for protocol, rows in numbers.items()}
     return summary
+
+
+def _split_name(name: str) -> tuple[str, int | None]:
+    """(set, number of canvases); None for separate pictures."""
+    match = _COMBINED.fullmatch(name)
+    return (match["set_name"], int(match["num_canvases"])) if match else (name, None)
 
 
 def _average(names: Sequence[str], numbers: Sequence[Mapping[str, float]]) -> dict[str, object]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from eval.core.data_root import Root, find_media
 from eval.core.fields import parse_rows
 from eval.core.records import read_records
 from eval.core.sample import Sample
@@ -58,14 +59,14 @@ class _Meta:
     placed_depth: float | list[object]
     context_length: float
     choices: list[object] = field(default_factory=list)
-    choices_image_path: list[object] = field(default_factory=list)
+    choices_image_path: list[str] = field(default_factory=list)
     chance: float | None = None
 
 
 @dataclass(frozen=True)
 class _Record:
     id: str | int
-    images_list: list[object]
+    images_list: list[str]
     context: str
     question: str
     answer: str | int | list[object]
@@ -73,18 +74,20 @@ class _Record:
 
 
 def read_samples(
-    data_root: Path, *, annotation: Path, images: Path, style: NeedlePrompt, is_counting: bool
+    data_root: Root, *, annotation: Path, images: Sequence[Path], style: NeedlePrompt, is_counting: bool
 ) -> list[Sample]:
     """All samples of a task. Raises DataError for a bad record."""
-    path, folder = data_root / annotation, data_root / images
+    path, folders = data_root / annotation, [data_root / folder for folder in images]
 
     def build(row: int, record: _Record) -> Sample:
-        return _build(record, images=folder, style=style, is_counting=is_counting)
+        names = [*record.images_list, *record.meta.choices_image_path]
+        media = tuple(find_media(name, data_root, folders) for name in names)
+        return _build(record, images=media, style=style, is_counting=is_counting)
 
     return parse_rows(path, read_records(path), _Record, build)
 
 
-def _build(record: _Record, *, images: Path, style: NeedlePrompt, is_counting: bool) -> Sample:
+def _build(record: _Record, *, images: tuple[Path, ...], style: NeedlePrompt, is_counting: bool) -> Sample:
     num_placeholders = (record.context + record.question).count(IMAGE_PLACEHOLDER)
     if num_placeholders != len(record.images_list):
         raise DataError(
@@ -101,7 +104,7 @@ def _build(record: _Record, *, images: Path, style: NeedlePrompt, is_counting: b
     return Sample(
         id=str(record.id),
         prompt=record.context + style.joint + record.question + ending,
-        images=tuple(images / str(name) for name in [*record.images_list, *record.meta.choices_image_path]),
+        images=images,
         answer=answer,
         metadata={**_read_metadata(record.meta, num_options=len(options)), "question": record.question},
         cost=float(record.meta.context_length),
@@ -172,7 +175,7 @@ def make_task(name: str, prompts: str) -> Task | None:
         source="https://github.com/OpenGVLab/MM-NIAH",
         annotation=annotation,
         read_samples=partial(
-            read_samples, annotation=annotation, images=folder / "images", style=style, is_counting=is_counting
+            read_samples, annotation=annotation, images=(folder / "images",), style=style, is_counting=is_counting
         ),
         max_new_tokens=style.counting_tokens if is_counting else MAX_NEW_TOKENS,
         max_num=style.max_num,

@@ -2,7 +2,8 @@
 
     DATA_ROOT/V2PE-Data/val/long_mr_128k/test_long_mr_{image,text}_{retrieval,reasoning}_64_128.jsonl
     ... long_mr_256k/..._128_256.jsonl, long_mr_512k/..._256_512.jsonl, long_mr_1m/..._512_1200.jsonl
-    DATA_ROOT/MM-NIAH/mm_niah_test/images/               pictures, those of MM-NIAH's test split
+    DATA_ROOT/MM-NIAH/mm_niah_test/images/               pictures, those of MM-NIAH's test split; or
+    DATA_ROOT/V2PE-Data/image/long_mr/val/               those of V2PE-Data
 
 Records, prompts and scoring are those of `mm_niah`; pictures have up to twelve tiles. Here answers are generated. The
 published numbers were measured otherwise: the gold answer was part of the input, and the most probable token at each of
@@ -25,7 +26,8 @@ from eval.tasks import mm_niah
 from eval.tasks.questions import Results, find_numbers
 
 FOLDER = Path("V2PE-Data", "val")
-IMAGES = Path("MM-NIAH", "mm_niah_test", "images")
+# Those of MM-NIAH; V2PE-Data has a folder of its own beside its training pictures.
+IMAGES = (Path("MM-NIAH", "mm_niah_test", "images"), Path("V2PE-Data", "image", "long_mr", "val"))
 LENGTHS = {"128k": "64_128", "256k": "128_256", "512k": "256_512", "1M": "512_1200"}
 LENGTH_EDGES = (64_000, 128_000, 256_000, 512_000)
 MAX_NUM = 12

@@ -1,26 +1,25 @@
 """MMBench in English and Chinese (Liu et al. 2023, arXiv 2307.06281).
 
     DATA_ROOT/mmbench/mmbench_dev_20230712.tsv           index, question, hint, A-E, answer, category, image (base64)
-    DATA_ROOT/mmbench/mmbench_{dev_cn,test_en,test_cn}_20231003.tsv
+    DATA_ROOT/mmbench/mmbench_{dev_en,dev_cn,test_en,test_cn}_20231003.tsv
 
 The score is that of circular evaluation where the file has rotations of its questions. The answers of the test splits
-are not public; a run leaves a table with predictions (the server accepts it as xlsx).
+are not public; a run leaves a table with predictions, as upload.tsv and, with openpyxl, as upload.xlsx.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from eval.core.data_root import Root
 from eval.core.fields import parse_rows
 from eval.core.sample import PackedImage, Prediction, Sample
 from eval.core.task import Scored, Task, Upload
 from eval.metrics import choice, mmbench
 from eval.metrics.protocol import PROTOCOLS, Protocol
 from eval.tasks.questions import OPTION_SENTENCE, collect_tasks, estimate_cost, put_images_first
-from eval.tasks.tables import find_content, read_table
+from eval.tasks.tables import find_content, read_table, render_table, render_workbook
 from internvl.errors import DataError
 
 CHINESE_SENTENCE = "请直接回答选项字母。"
@@ -36,7 +35,7 @@ class _Row:
     image: str = ""
 
 
-def read_samples(data_root: Path, *, annotation: Path, sentence: str) -> list[Sample]:
+def read_samples(data_root: Root, *, annotation: Path, sentence: str) -> list[Sample]:
     """All rows of a file. Raises DataError for a bad one."""
     path = data_root / annotation
     rows = read_table(path)
@@ -86,16 +85,21 @@ def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> d
     return {**numbers, "score": numbers["accuracy"]}
 
 
-def _render_upload(predictions: Sequence[Prediction]) -> str:
-    names = ["index", "question", *LETTERS, "prediction"]
-    table = io.StringIO()
-    writer = csv.DictWriter(table, names, delimiter="\t", lineterminator="\n", restval="")
-    writer.writeheader()
+def _list_predictions(predictions: Sequence[Prediction]) -> list[list[str]]:
+    """The table that the server accepts, the header first."""
+    rows = [["index", "question", *LETTERS, "prediction"]]
     for prediction in predictions:
         columns = prediction.metadata["columns"]
         letter = choice.cut_letter(prediction.response, {k: v for k, v in columns.items() if k in LETTERS})
-        writer.writerow({"index": prediction.id, **columns, "prediction": letter})
-    return table.getvalue()
+        cells = {"index": prediction.id, **columns, "prediction": letter}
+        rows.append([cells.get(name, "") for name in rows[0]])
+    return rows
+
+
+UPLOADS = (
+    Upload("upload.tsv", lambda predictions: render_table(_list_predictions(predictions))),
+    Upload("upload.xlsx", lambda predictions: render_workbook(_list_predictions(predictions))),
+)
 
 
 def make_table_task(name: str, file: str, sentence: str) -> Task:
@@ -112,13 +116,14 @@ def make_table_task(name: str, file: str, sentence: str) -> Task:
         score_answer=_score,
         protocols=PROTOCOLS,
         aggregate=aggregate,
-        upload=Upload("upload.tsv", _render_upload) if "test" in name else None,
+        uploads=UPLOADS if "test" in name else (),
     )
 
 
 FAMILY = collect_tasks(
     [
         make_table_task("mmbench/dev-en", "mmbench_dev_20230712.tsv", OPTION_SENTENCE),
+        make_table_task("mmbench/dev-en-20231003", "mmbench_dev_en_20231003.tsv", OPTION_SENTENCE),
         make_table_task("mmbench/dev-cn", "mmbench_dev_cn_20231003.tsv", CHINESE_SENTENCE),
         make_table_task("mmbench/test-en", "mmbench_test_en_20231003.tsv", OPTION_SENTENCE),
         make_table_task("mmbench/test-cn", "mmbench_test_cn_20231003.tsv", CHINESE_SENTENCE),

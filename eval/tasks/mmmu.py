@@ -3,9 +3,12 @@
     DATA_ROOT/MMMU/{dev,validation,test}.jsonl           id, question, options, answer, question_type, image_1 ...
     DATA_ROOT/MMMU/images/                               pictures; image_1 ... hold paths below DATA_ROOT/MMMU
 
+A split that is not there is fetched from the hub (eval/convert/mmmu.py) when it is evaluated.
+
 `options` is a list, or its Python text as published. Prompts: `upstream` names every picture before the question, as
-V2PE does with visual positions, shows the first one doubled in size and gives the others one tile; `official` puts the
-pictures alone there, all with the same tile limit. `<image 1>` in a question stays text.
+V2PE does with visual positions, and with ordinary positions has one `<image>` for the tiles of all pictures; it shows
+the first one doubled in size and gives the others one tile. `official` puts the pictures alone before the question, all
+with the same tile limit. `<image 1>` in a question stays text.
 """
 
 import ast
@@ -16,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
+from eval.convert.mmmu import MAX_IMAGES, fetch_split
+from eval.core.data_root import Root, find_media
 from eval.core.fields import parse_rows
 from eval.core.records import read_records
 from eval.core.sample import EnlargedImage, Prediction, Sample
@@ -29,7 +34,6 @@ from internvl.model.constants import IMAGE_PLACEHOLDER
 
 FOLDER = Path("MMMU")
 FILES = {"dev": "dev.jsonl", "val": "validation.jsonl", "test": "test.jsonl"}
-MAX_IMAGES = 7
 MAX_NUM = 6
 NO_ANSWER = "?"  # what the test split holds instead
 
@@ -57,10 +61,10 @@ class _Record:
     def list_images(self, folder: Path) -> list[Path]:
         """The pictures, in order."""
         names = [getattr(self, f"image_{number}") for number in range(1, MAX_IMAGES + 1)]
-        return [folder / str(name) for name in names if name]
+        return [find_media(str(name), folder) for name in names if name]
 
 
-def read_samples(data_root: Path, *, annotation: Path, prompts: str) -> list[Sample]:
+def read_samples(data_root: Root, *, annotation: Path, prompts: str) -> list[Sample]:
     """All samples of a split. Raises DataError for a bad record."""
     path, folder = data_root / annotation, data_root / FOLDER
     return parse_rows(path, read_records(path), _Record, lambda _, record: _build(record, folder, prompts))
@@ -91,6 +95,7 @@ def _build(record: _Record, folder: Path, prompts: str) -> Sample:
         },
         cost=estimate_cost(question, (MAX_NUM + 1) * len(files)),
         tile_limits=(None, *([1] * (len(files) - 1))) if is_upstream else (),
+        joined_prompt=f"{IMAGE_PLACEHOLDER}\n{question}" if is_upstream else None,
     )
 
 
@@ -150,7 +155,7 @@ def make_task(name: str, prompts: str) -> Task | None:
     annotation = FOLDER / FILES[name]
     return Task(
         name=f"mmmu/{name}",
-        version=1,
+        version=2,
         source="https://huggingface.co/datasets/MMMU/MMMU",
         annotation=annotation,
         read_samples=partial(read_samples, annotation=annotation, prompts=prompts),
@@ -160,7 +165,8 @@ def make_task(name: str, prompts: str) -> Task | None:
         protocols=PROTOCOLS,
         aggregate=aggregate,
         details={"prompts": prompts},
-        upload=Upload("upload.json", _render_upload) if name == "test" else None,
+        fetch=partial(fetch_split, annotation.stem),
+        uploads=(Upload("upload.json", _render_upload),) if name == "test" else (),
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from eval.core.data_root import Root, find_media
 from eval.core.fields import parse_rows
 from eval.core.records import read_json
 from eval.core.sample import Sample
@@ -63,7 +64,7 @@ class _Record:
     end: int | float | str | None = None
 
 
-def read_samples(data_root: Path, *, annotation: Path, videos: Path) -> list[Sample]:
+def read_samples(data_root: Root, *, annotation: Path, videos: Path) -> list[Sample]:
     """All samples of a task. Raises DataError for a bad record."""
     path, folder = data_root / annotation, data_root / videos
     return parse_rows(path, read_json(path, list), _Record, lambda row, record: _build(row, record, folder))
@@ -81,7 +82,7 @@ def _build(row: int, record: _Record, folder: Path) -> Sample:
         answer=options[record.candidates.index(record.answer)],
         metadata={"question": text, "chance": 1 / len(record.candidates)},
         cost=estimate_cost(SYSTEM + text, NUM_FRAMES),
-        videos=(_find_clip(folder / record.video, record.start, record.end),),
+        videos=(_find_clip(find_media(record.video, folder), record.start, record.end),),
     )
 
 

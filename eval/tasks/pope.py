@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from eval.core.data_root import Root
 from eval.core.fields import parse_rows
 from eval.core.records import read_records
 from eval.core.sample import Sample
@@ -43,7 +44,7 @@ class _Label:
     question_id: object = None
 
 
-def read_samples(data_root: Path, *, ending: str) -> list[Sample]:
+def read_samples(data_root: Root, *, ending: str) -> list[Sample]:
     """All questions, `ending` after each. Raises DataError for a bad record."""
     ask = partial(_ask, labels=_read_labels(data_root), ending=ending)
     questions = QuestionFile(FILE, _Record, ask, MAX_NUM, image_folder="pope/val2014")
@@ -64,7 +65,7 @@ def _ask(record: _Record, *, labels: Mapping[tuple[str, ...], str], ending: str)
     return Question(record.image, record.text + ending, label, id=record.question_id, metadata=metadata)
 
 
-def _read_labels(data_root: Path) -> Mapping[tuple[str, ...], str]:
+def _read_labels(data_root: Root) -> Mapping[tuple[str, ...], str]:
     """Label by (category, picture, question), and by (category, question id)."""
     labels: dict[tuple[str, ...], str] = {}
     for category, file in LABELS.items():

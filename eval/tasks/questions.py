@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from eval.core.data_root import Root, find_media
 from eval.core.fields import parse_rows
 from eval.core.records import read_records
 from eval.core.sample import Prediction, Sample
@@ -39,7 +40,7 @@ Results = Mapping[str, Mapping[str, Any]]  # contents of scores.json by name of 
 class Question:
     """One question about one picture."""
 
-    image: str  # path of the picture, see `find_image`
+    image: str  # path of the picture, see `find_media`
     text: str  # the question as it is sent, without `<image>`
     answer: object = None  # gold answer; None where it is not public or stands in a file of answers
     id: str | int | None = None  # unique within the file; None for the number of the line
@@ -56,6 +57,7 @@ class QuestionFile(Generic[R]):
     max_num: int  # tiles per image
     answer_file: str | None = None  # where answers are in a file of their own
     read_answers: Callable[[Path], Mapping[str, object]] = lambda path: {}  # that file -> answers by question id
+    needs_answer_file: bool = True  # False: without it, answers are those of `ask`
     image_folder: str = ""  # folder of pictures whose path does not start with `data/`
 
 
@@ -89,16 +91,20 @@ def ask_answered(record: AnsweredRecord) -> Question:
     return Question(record.image, f"{record.question} {SHORT_SENTENCE}", record.answer)
 
 
-def read_questions(data_root: Path, *, questions: QuestionFile[R]) -> list[Sample]:
+def read_questions(data_root: Root, *, questions: QuestionFile[R]) -> list[Sample]:
     """All samples of a file. Raises DataError for a bad record."""
-    answers = None if questions.answer_file is None else questions.read_answers(data_root / questions.answer_file)
+    answer_file = None if questions.answer_file is None else data_root / questions.answer_file
+    if answer_file is not None and not questions.needs_answer_file and not answer_file.is_file():
+        answer_file = None
+    answers = None if answer_file is None else questions.read_answers(answer_file)
+    folders = (data_root / questions.image_folder,) if questions.image_folder else ()
 
     def build(row: int, record: R) -> Sample:
         question = questions.ask(record)
         return Sample(
             id=str(row if question.id is None else question.id),
             prompt=put_images_first(question.text, 1),
-            images=(find_image(question.image, data_root=data_root, folder=questions.image_folder),),
+            images=(find_media(question.image, data_root, folders),),
             answer=question.answer if answers is None else _find_answer(answers, str(question.id)),
             metadata={"question": question.text, **question.metadata},
             cost=estimate_cost(question.text, questions.max_num + 1),  # one more: the thumbnail
@@ -122,13 +128,6 @@ def put_images_first(question: str, num_images: int) -> str:
     if num_placed:
         raise DataError(f"the question holds {num_placed} {IMAGE_PLACEHOLDER} for {num_images} images")
     return f"{IMAGE_PLACEHOLDER}\n" * num_images + question
-
-
-def find_image(name: str, *, data_root: Path, folder: str = "") -> Path:
-    """Where a picture is: `data/x/1.png` is DATA_ROOT/x/1.png, other relative paths are below `folder`."""
-    path = Path(name)
-    # Published files were written for a working directory whose `data` folder holds the benchmarks.
-    return data_root.joinpath(*path.parts[1:]) if path.parts[:1] == ("data",) else data_root / folder / path
 
 
 def estimate_cost(text: str, num_tiles: int) -> float:
@@ -157,6 +156,7 @@ def make_image_task(
     **options: Any,
 ) -> Task:
     """A task on a file of questions; `options` are further fields of `Task`."""
+    answer_files = () if questions.answer_file is None else (Path(questions.answer_file),)
     return Task(
         name=name,
         version=version,
@@ -167,7 +167,8 @@ def make_image_task(
         max_num=questions.max_num,
         score_answer=score_answer,
         protocols=PROTOCOLS,
-        more_files=() if questions.answer_file is None else (Path(questions.answer_file),),
+        more_files=answer_files if questions.needs_answer_file else (),
+        optional_files=() if questions.needs_answer_file else answer_files,
         **options,
     )
 

@@ -1,7 +1,10 @@
 """SEED-Bench, questions about single pictures (Li et al. 2023, arXiv 2307.16125).
 
-DATA_ROOT/SEED/seed.jsonl                            question_id, image, text (with options and instruction)
-DATA_ROOT/SEED/SEED-Bench.json                       question_type, questions: question_id, answer, question_type_id
+    DATA_ROOT/SEED/seed.jsonl                        question_id, image, text (with options and instruction), answer
+    DATA_ROOT/SEED/SEED-Bench.json                   question_type, questions: question_id, answer, question_type_id
+
+The second file need not be there. It tells the kind of every question, by which published scores are listed, and its
+answers come before those of the first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +15,7 @@ from typing import TypedDict
 from eval.core.fields import read_object
 from eval.core.task import Scored
 from eval.metrics import seed
+from eval.metrics.estimate import estimate_groups
 from eval.metrics.protocol import Protocol
 from eval.tasks.questions import Question, QuestionFile, collect_tasks, make_image_task
 from internvl.errors import DataError
@@ -19,7 +23,7 @@ from internvl.errors import DataError
 
 class _Answer(TypedDict):
     letter: str
-    type: int
+    type: int | str  # number of the question type; the category, where the file of types is not there
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class _Record:
     question_id: str | int
     image: str
     text: str
+    answer: str | None = None
+    category: object = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,10 @@ def read_answers(path: Path) -> Mapping[str, _Answer]:
 
 def _ask(record: _Record) -> Question:
     """The text as it is; all questions have four options."""
-    return Question(record.image, record.text, id=record.question_id, metadata={"chance": 0.25})
+    answer: _Answer | None = None
+    if record.answer is not None:
+        answer = {"letter": record.answer, "type": str(record.category)}
+    return Question(record.image, record.text, answer, id=record.question_id, metadata={"chance": 0.25})
 
 
 def _score(answer: _Answer, response: str, protocol: Protocol) -> float:
@@ -63,8 +72,11 @@ def _score(answer: _Answer, response: str, protocol: Protocol) -> float:
 
 
 def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> dict[str, object]:
-    """Accuracy by question type; `image` is the published number."""
-    return seed.summarise([(item.answer["type"], item.score) for item in scored])
+    """Accuracy by question type; `image` is the published number. By category where types are not known."""
+    rows = [(item.answer["type"], item.score) for item in scored]
+    if any(isinstance(kind, str) for kind, _ in rows):
+        return {"by_category": estimate_groups(rows)}
+    return seed.summarise(rows)
 
 
 FAMILY = collect_tasks(
@@ -78,6 +90,7 @@ FAMILY = collect_tasks(
                 max_num=6,
                 answer_file="SEED/SEED-Bench.json",
                 read_answers=read_answers,
+                needs_answer_file=False,
                 image_folder="SEED",
             ),
             version=1,

@@ -43,7 +43,7 @@ def make_soft_task(
     answers: str | None,
     score_answer: Rule[list[str]] = vqa.score,
     instruction: str = SHORT_SENTENCE,
-    upload: Upload | None = None,
+    uploads: tuple[Upload, ...] = (),
 ) -> Task:
     """One split; without a file of answers it has no score."""
 
@@ -58,5 +58,5 @@ def make_soft_task(
         source=source,
         max_new_tokens=10,
         score_answer=score_answer,
-        upload=upload,
+        uploads=uploads,
     )

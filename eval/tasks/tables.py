@@ -1,15 +1,16 @@
-"""Tab-separated annotation files whose pictures are base64 text (MMBench, CCBench)."""
+"""Tables of MMBench and CCBench: annotation files whose pictures are base64 text, and predictions for the server."""
 
 import csv
 import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from eval.core.records import read_text
-from internvl.errors import DataError
+from internvl.errors import DataError, MissingDependencyError
 
+_MAX_DIGITS = 15  # that a number of a workbook keeps
 _MAX_REFERENCE_LENGTH = 64  # a shorter `image` is the index of the row that holds the picture
 
 
@@ -50,3 +51,30 @@ def find_content(image: str, by_index: Mapping[str, Mapping[str, str]]) -> str:
     if not image:
         raise DataError("the row has no image")
     return image
+
+
+def render_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as tab-separated values."""
+    table = io.StringIO()
+    csv.writer(table, delimiter="\t", lineterminator="\n").writerows(rows)
+    return table.getvalue()
+
+
+def render_workbook(rows: Sequence[Sequence[str]]) -> bytes:
+    """Rows as an Excel file with one sheet; cells of digits are numbers. Raises MissingDependencyError."""
+    try:
+        from openpyxl import Workbook
+        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE, TYPE_STRING
+    except ImportError as error:
+        raise MissingDependencyError("Excel files need openpyxl: pip install 'openpyxl>=3.1,<4'") from error
+    book, content = Workbook(), io.BytesIO()
+    for row, texts in enumerate(rows, start=1):
+        for column, text in enumerate(texts, start=1):
+            cell = book.active.cell(row, column)
+            if text.isdecimal() and len(text) <= _MAX_DIGITS:
+                cell.value = int(text)
+            elif text:
+                cell.value = ILLEGAL_CHARACTERS_RE.sub("", text)
+                cell.data_type = TYPE_STRING  # a text that begins with = is no formula
+    book.save(content)
+    return content.getvalue()

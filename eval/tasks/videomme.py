@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from eval.core.data_root import Root, find_media
 from eval.core.fields import parse_rows
 from eval.core.records import read_json
 from eval.core.sample import Sample
@@ -57,7 +58,7 @@ class _VideoRecord:
     videoID: object = None
 
 
-def read_samples(data_root: Path, *, with_subtitles: bool) -> list[Sample]:
+def read_samples(data_root: Root, *, with_subtitles: bool) -> list[Sample]:
     """All questions. Raises DataError for a bad record."""
     path, folder = data_root / ANNOTATION, data_root / FOLDER
     if with_subtitles and not (folder / "subtitle").is_dir():
@@ -70,8 +71,8 @@ def read_samples(data_root: Path, *, with_subtitles: bool) -> list[Sample]:
 
 def _build(record: _VideoRecord, folder: Path, with_subtitles: bool) -> list[Sample]:
     name = str(record.videoID or record.video_id)
-    video = folder / "data" / f"{name}.mp4"
-    lead = _list_subtitles(video, folder / "subtitle" / f"{name}.srt") if with_subtitles else ""
+    video = find_media(f"{name}.mp4", folder / "data")
+    lead = _list_subtitles(video, find_media(f"{name}.srt", folder / "subtitle")) if with_subtitles else ""
     return [_ask(entry, record, video, lead) for entry in record.questions]
 
 

@@ -16,7 +16,7 @@ FAMILY = collect_tasks(
         source="https://vizwiz.org/tasks-and-datasets/vqa/",
         answers=answers,
         instruction=f"When the provided information is insufficient, respond with 'Unanswerable'. {SHORT_SENTENCE}",
-        upload=None if answers else upload_list(image="image", answer="response"),
+        uploads=() if answers else (upload_list(image="image", answer="response"),),
     )
     for split, answers in (("val", "vizwiz/vizwiz_val_annotations.json"), ("test", None))
 )

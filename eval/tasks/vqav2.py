@@ -15,7 +15,7 @@ FAMILY = collect_tasks(
         f"vqav2/vqav2_{split}.jsonl",
         source="https://visualqa.org/download.html",
         answers=answers,
-        upload=None if answers else upload_list(question_id="id", answer="response"),
+        uploads=() if answers else (upload_list(question_id="id", answer="response"),),
     )
     for split, answers in (("val", "vqav2/v2_mscoco_val2014_annotations.json"), ("testdev", None))
 )

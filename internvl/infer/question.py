@@ -37,6 +37,8 @@ class Question:
     num_frames: int | None = None  # frames per video; None: the session's
     history: Sequence[Turn] = ()  # earlier questions, with their `<image>`, and answers
     system_message: str | None = None  # replaces the template's own
+    # one `<image>` stands for all images together, whose tiles form one block; without videos and history
+    is_joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,19 @@ class QuestionEncoder:
             raise ConfigError(f"num_frames is {num_frames}, expected at least 1")
         limits = self._list_limits(question)
         asked = [*(earlier for earlier, _ in question.history), question.prompt]
-        check_placeholders(asked, len(question.images), len(question.videos))
+        check_placeholders(asked, 1 if question.is_joined else len(question.images), len(question.videos))
         frames = self.pictures.list_frames(question.videos, num_frames=num_frames)
         images = [
             Picture(image, tiling=self.pictures.tiling(limit))
             for image, limit in zip(question.images, limits, strict=True)
         ]
-        (*earlier, prompt), placed = place_pictures(asked, images, frames)
+        if question.is_joined:
+            (*earlier, prompt), placed = asked, images
+        else:
+            (*earlier, prompt), placed = place_pictures(asked, images, frames)
         features, tiles_per_image = self.pictures.encode(placed)
+        if question.is_joined:
+            tiles_per_image = [sum(tiles_per_image)]
 
         history = [(text, answer) for text, (_, answer) in zip(earlier, question.history, strict=True)]
         pieces = self.conversation.encode_prompt(prompt, history=history, system_message=question.system_message)
@@ -102,6 +109,7 @@ class QuestionEncoder:
         keys: list[Hashable] = []
         if self.settings.reuse_prefix:  # a picture in memory is equal to no other, not even to one at its address
             keys = [object() if isinstance(p.source, Image.Image) else make_key(p) for p in placed]
+            keys = [tuple(keys)] if question.is_joined else keys
         return EncodedQuestion(input_ids, position_ids, features, tiles_per_image, keys, sum(map(len, frames)))
 
     def _list_limits(self, question: Question) -> list[int]:

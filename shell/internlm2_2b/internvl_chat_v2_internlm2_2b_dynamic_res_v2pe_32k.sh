@@ -34,9 +34,6 @@ check_texts NAME OUTPUT_DIR MODEL_PATH META_PATH DATA_ROOT DEEPSPEED_CONFIG
 check_words ROPE_POS_ID_VERSION BF16
 check_numbers LEARNING_RATE
 check_counts 1 MAX_STEPS SAVE_STEPS IMAGE_SIZE MAX_TOKENS MAX_TILES
-case $MODEL_PATH in
-pretrained/*) need_checkpoint "$MODEL_PATH" ;; # others may be made by a job that this one waits for
-esac
 
 exec sh shell/launch.sh \
     --model_name_or_path "$MODEL_PATH" \

@@ -235,10 +235,10 @@ def write_mm_niah(root: Path) -> None:
             write_lines(folder / f"annotations/reasoning-{needle}.jsonl", lettered)
 
 
-def write_mm_niah_long(root: Path) -> None:
+def write_mm_niah_long(root: Path, folder: str = "V2PE-Data/val") -> None:
     """Short records under the names of the long files; the pictures are those of `write_mm_niah`."""
     for name, span in LONG_MR_FILES.items():
-        folder = root / "V2PE-Data/val" / f"long_mr_{name.lower()}"
+        place_of_length = root / folder / f"long_mr_{name.lower()}"
         length = 1000 * int(span.split("_")[0])
         for needle in ("text", "image"):
             for kind in ("retrieval", "reasoning"):
@@ -250,7 +250,7 @@ def write_mm_niah_long(root: Path) -> None:
                 ]
                 for record in records:
                     record["meta"]["context_length"] = length + 1
-                write_lines(folder / f"test_long_mr_{needle}_{kind}_{span}.jsonl", records)
+                write_lines(place_of_length / f"test_long_mr_{needle}_{kind}_{span}.jsonl", records)
 
 
 def write_milebench(root: Path) -> None:

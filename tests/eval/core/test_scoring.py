@@ -78,7 +78,7 @@ def test_all_protocols_are_written_and_the_headline_is_chosen(tmp_path):
 def test_without_public_answers_there_is_no_score_but_an_upload(tmp_path):
     upload = Upload("upload.txt", lambda predictions: "".join(p.response for p in predictions))
     predictions = [predict("b", answer=None), predict("", answer=None, failure="out of memory")]
-    result = write_scores(tmp_path, make_task(upload=upload), predictions, settings={}, info={})
+    result = write_scores(tmp_path, make_task(uploads=(upload,)), predictions, settings={}, info={})
     expected = {"score": None, "stderr": None, "count": 2, "num_failed": 1, "num_empty": 1, "chance": None}
     assert result.scores["official"].numbers == expected
     assert result.headline.estimate is None

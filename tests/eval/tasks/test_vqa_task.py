@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from eval.core.records import find_annotation
+from eval.core.data_root import DataRoot, find_annotation
 from eval.tasks.chartqa import summarise
 from eval.tasks.registry import find_task, select_tasks, summarise_groups
 from internvl.errors import DataError, EvalError
@@ -174,7 +174,7 @@ def test_answers_of_another_split_are_named(data_root):
 def test_missing_files_and_pictures_say_where_they_come_from(data_root):
     task = find_task("vqa/docvqa-val")
     with pytest.raises(EvalError, match=r"val_v1\.0\.json .*get it from https://www\.docvqa\.org"):
-        find_annotation(data_root.root / task.more_files[0], data_root=data_root.root, source=task.source)
+        find_annotation(task.more_files[0], DataRoot((data_root.root,)), source=task.source)
     data_root.write_lines("ocrvqa/ocrvqa_val.jsonl", [{"image": "data/x/none.png", "question": "q", "answer": "a"}])
     with pytest.raises(EvalError, match=r"image not found, expected at .*/x/none\.png.*; get it from https://ocr-vqa"):
         data_root.read("vqa/ocrvqa-val")
