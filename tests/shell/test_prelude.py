@@ -146,6 +146,15 @@ def test_a_missing_checkpoint_comes_with_the_command_that_fetches_it(script, arg
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("script", ["shell/job.sh", "scripts/evaluate_array.sh"])
+def test_a_copy_as_slurm_makes_one_finds_the_prelude(script, tmp_path):
+    shutil.copy(REPOSITORY / script, tmp_path / "slurm_script")
+    environ = clean_environment(EVALUATE_ARRAY_ROOT=str(REPOSITORY))
+    command = ["sh", str(tmp_path / "slurm_script"), "--help"]
+    result = subprocess.run(command, env=environ, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_every_script_begins_with_the_prelude():
     for script in set(SCRIPTS) - {"shell/prelude.sh"}:
         code = re.sub(r"^#.*\n", "", Path(REPOSITORY, script).read_text(), flags=re.MULTILINE)
