@@ -49,6 +49,8 @@ TRAINING_FLAGS: dict[str, Moved] = {
     ),
     "scale": Moved("(learning-rate factor of layer scales) is not available; remove the flag", harmless=25.0),
     "img_emb_down_sample_ratio": Moved("is not available; set --down_sample_ratio as the checkpoint has it"),
+    "use_liger": Moved("is now --loss_kernel liger", harmless=False),
+    "use_fast_tokenizer": Moved("is not available: the checkpoint's own tokenizer is taken", harmless=False),
     "use_chunkTrainer": Moved("is --attn_type ring with --chunk_num", harmless=True),
 }
 # Flags of transformers' TrainingArguments that must keep its default.

@@ -79,7 +79,7 @@ check_slurm() {
 
 need_slurm() { # COMMAND
     if [ -z "$dry_run" ] && ! command -v "$1" >/dev/null 2>&1; then
-        asks=${PARTITION:+PARTITION=$PARTITION}
+        asks=${PARTITION:+PARTITION=$(show "$PARTITION")}
         die "${asks:-LAUNCHER=${LAUNCHER:-slurm}} asks for slurm, but $1 is not installed here; start where slurm is, or" \
             "leave PARTITION out to run on this machine"
     fi
@@ -87,7 +87,7 @@ need_slurm() { # COMMAND
 
 need_checkpoint() { # FOLDER
     if [ -z "$dry_run" ] && [ ! -d "$1" ]; then
-        die "checkpoint '$(show "$1")': no such folder; to download InternVL2-2B:" \
+        die "checkpoint '$(show "$1")': no such folder; a model of the hub is downloaded first:" \
             "hf download OpenGVLab/InternVL2-2B --local-dir pretrained/InternVL2-2B"
     fi
 }
