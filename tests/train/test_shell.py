@@ -211,3 +211,11 @@ def test_the_deepspeed_launcher_gets_processes_and_a_port():
     (world,) = [word.partition("=")[2] for word in launcher if word.startswith("--world_info=")]
     assert json.loads(base64.urlsafe_b64decode(world)) == {"node0": [0, 1]}
     assert parse_arguments(["--local_rank=1", *flags]).training.local_rank == 1
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there are GPUs")
+def test_a_cpu_has_as_many_processes_as_share_a_row():
+    assert "--nproc_per_node=4" in dry_run("launch.sh", CHUNK_NUM="4")
+    assert "--nproc_per_node=1" in dry_run("launch.sh")
+    assert "--nproc_per_node=2" in dry_run("launch.sh", CHUNK_NUM="2", NPROC="2")
+    assert "--nproc_per_node=8" in dry_run("launch.sh", CHUNK_NUM="2", GPUS="8")
