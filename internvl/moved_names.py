@@ -49,6 +49,8 @@ TRAINING_FLAGS: dict[str, Moved] = {
     ),
     "scale": Moved("(learning-rate factor of layer scales) is not available; remove the flag", harmless=25.0),
     "img_emb_down_sample_ratio": Moved("is not available; set --down_sample_ratio as the checkpoint has it"),
+    "use_liger": Moved("is now --loss_kernel liger", harmless=False),
+    "use_fast_tokenizer": Moved("is not available: the checkpoint's own tokenizer is taken", harmless=False),
     "use_chunkTrainer": Moved("is --attn_type ring with --chunk_num", harmless=True),
 }
 # Flags of transformers' TrainingArguments that must keep its default.
@@ -189,7 +191,7 @@ SCRIPTS: dict[str, Moved] = {
     "eval/milebench/eval_milebench.py": _evaluate("milebench"),
     "eval/milebench/evaluate.py": _SCORE,
     "eval/milebench/score.py": _SCORE,
-    "eval/milebench/combine_images.py": Moved("is part of the data's preparation, see docs/evaluation.md"),
+    "eval/milebench/combine_images.py": Moved("is `python -m eval.convert.milebench FOLDER`"),
     "eval/longvqa/eval_longvqa.py": _evaluate("longvqa/chartqa-32k"),
     "eval/longvqa/calculate_scores.py": _SCORE,
     "internvl/train/internvl_chat_pretrain.py": Moved(_OTHER_TRAINING),

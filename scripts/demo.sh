@@ -20,7 +20,12 @@
 #   NPROC       processes; more than one share every row          (2)
 #   PYTHON      interpreter                                       (.venv/bin/python, else python3)
 set -eu
-cd "$(dirname "$0")/.."
+. "$(dirname -- "$0")/../shell/prelude.sh"
+cd "$(dirname -- "$0")/.."
+
+check_counts 1 STEPS NUM_ITEMS NPROC
+check_texts WORK CHECKPOINT DATA_ROOT
+for stride in ${STRIDES:-}; do check_numbers stride; done
 
 : "${WORK:=work_dirs/demo}"
 : "${CHECKPOINT:=pretrained/InternVL2-Tiny}"
@@ -29,18 +34,17 @@ cd "$(dirname "$0")/.."
 : "${STRIDES:=1/16}"
 : "${NUM_ITEMS:=60}"
 : "${NPROC:=2}"
-if [ -z "${PYTHON:-}" ]; then
-    if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
-fi
+choose_python "$PWD"
 export PYTHON NPROC DATA_ROOT
 export TOKENIZERS_PARALLELISM=false TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore
-mkdir -p "$WORK"
+need_checkpoint "$CHECKPOINT"
+run mkdir -p "$WORK"
 start=$(date +%s)
 
 step() { printf '\n== %s (%s s)\n' "$*" "$(($(date +%s) - start))"; }
 
 step "1/4 retrieval data in V2PE-Data's layout, test data in MM-NIAH's: $DATA_ROOT"
-"$PYTHON" -m internvl.synth.miniature --out "$DATA_ROOT" --tokenizer "$CHECKPOINT" --name demo --filler_sentences 0 1 \
+run "$PYTHON" -m internvl.synth.miniature --out "$DATA_ROOT" --tokenizer "$CHECKPOINT" --name demo --filler_sentences 0 1 \
     --train 0-48:5000 --num_items "$NUM_ITEMS" --factors 1 4 8 16
 
 step "2/4 fine-tuning with random visual strides (v2pe_rnd), $NPROC processes share every row: $WORK/finetune"
@@ -72,15 +76,17 @@ done
 step "4/4 report"
 # A list of words on purpose.
 # shellcheck disable=SC2086
-"$PYTHON" -m eval.report $folders --out "$WORK/index.html" --json "$WORK/report.json" \
+run "$PYTHON" -m eval.report $folders --out "$WORK/index.html" --json "$WORK/report.json" \
     --title "V2PE in miniature: retrieval beyond the training length"
 
+[ -z "$dry_run" ] || exit 0
 echo
 echo "What the checkpoint's dynamic NTK and small visual strides change (32, 128, 256 and 512 haystack tiles; up to 48 were"
 echo "trained on):"
 "$PYTHON" -m eval.report.compare "$WORK/report.json" --baseline "default none"
 echo
 echo "checkpoint  $WORK/finetune"
+set +f
 for folder in $folders; do
     for plot in "$folder"/mm_niah/*/heatmap.png; do echo "heat-map    $plot"; done
 done

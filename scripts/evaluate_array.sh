@@ -16,16 +16,18 @@
 #   TIME_LIMIT SIGNAL_SECONDS LOG_DIR SBATCH_ARGS       as for shell/sbatch.sh; a log for every array task
 #   FOLLOW     0: only submit, print the job's number; 1 (default): wait, and end with 1 if an array task failed
 set -eu
+# Slurm runs a copy of this script, which finds the repository by the variable.
+# shellcheck source=../shell/prelude.sh
+. "${EVALUATE_ARRAY_ROOT:-$(dirname -- "$0")/..}/shell/prelude.sh"
 
-die() { echo "error: $*" >&2; exit 2; }
-
-if [ $# -lt 2 ]; then
-    echo "usage: PARTITION=... sh scripts/evaluate_array.sh CHECKPOINT TASKS [arguments of eval.run]" >&2
-    exit 2
-fi
+[ $# -ge 2 ] || die "usage: PARTITION=... sh scripts/evaluate_array.sh CHECKPOINT TASKS [arguments of eval.run]"
+check_slurm
+check_counts 0 GPUS
+check_counts 1 NPROC GPUS_PER_TASK MOST
+check_switches FOLLOW
+check_texts OUT LOG_DIR
 checkpoint=${1%/}
 names=$(printf '%s' "$2" | tr ',' ' ')
-set -f # a pattern such as mm_niah/*-text-test stays one
 
 # An array task: number i of the table with a row a task and a column a stride.
 if [ -n "${EVALUATE_ARRAY_ROOT:-}" ]; then
@@ -64,8 +66,12 @@ if [ -n "${EVALUATE_ARRAY_ROOT:-}" ]; then
     exit "$code"
 fi
 
+for stride in ${STRIDES:-}; do
+    [ "$stride" = default ] || check_numbers stride
+done
 [ -n "${PARTITION:-}" ] || die "PARTITION is not set: the slurm partition to submit to"
-command -v sbatch >/dev/null 2>&1 || die "sbatch is not installed here; run scripts/evaluate.sh for every task instead"
+need_slurm sbatch
+need_checkpoint "$checkpoint"
 num=0
 for name in $names; do
     for stride in ${STRIDES:--}; do num=$((num + 1)); done
@@ -82,9 +88,10 @@ set -- "$root/scripts/evaluate_array.sh" "$@"
 [ "$GPUS" -eq 0 ] || set -- --gres="gpu:$per_node" "$@"
 [ -z "${QUOTA_TYPE:-}" ] || set -- --quotatype="$QUOTA_TYPE" "$@"
 [ -z "${CPUS_PER_TASK:-}" ] || set -- --cpus-per-task="$CPUS_PER_TASK" "$@"
-job=$(FOLLOW=0 sh "$root/shell/sbatch.sh" --job-name=eval --partition="$PARTITION" \
-    --array="0-$((num - 1))${MOST:+%$MOST}" --ntasks="$processes" --ntasks-per-node="$per_node" "$@")
-if [ "${FOLLOW:-1}" = 0 ]; then
+set -- --job-name=eval --partition="$PARTITION" --array="0-$((num - 1))${MOST:+%$MOST}" --ntasks="$processes" \
+    --ntasks-per-node="$per_node" "$@"
+job=$(FOLLOW=0 sh "$root/shell/sbatch.sh" "$@")
+if [ -n "$dry_run" ] || [ "${FOLLOW:-1}" = 0 ]; then
     echo "$job"
     exit 0
 fi

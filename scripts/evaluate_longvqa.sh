@@ -13,17 +13,14 @@
 #           must be there. Default: those of the 17 sets whose data is there
 #   OUT     result folder, instead of the one inside the checkpoint
 set -eu
+. "$(dirname -- "$0")/../shell/prelude.sh"
 
 default=
 asked_tasks=
-set -f # a pattern such as * in TASKS stays one
 for length in $(printf '%s' "${GROUP:-32}" | tr ',' ' '); do
     case $length in
         32 | 40 | 48 | 56 | 64) ;;
-        *)
-            echo "error: GROUP must be 32, 40, 48, 56 or 64, or several of them, got '$GROUP'" >&2
-            exit 2
-            ;;
+        *) refuse GROUP "32, 40, 48, 56 or 64, or several of them" ;;
     esac
     default="$default *-${length}k"
     for task in $(printf '%s' "${TASKS:-}" | tr ',' ' '); do

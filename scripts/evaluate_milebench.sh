@@ -12,5 +12,6 @@
 #           data must be there. Default: those of the 29 sets whose data is there
 #   OUT     result folder, instead of the one inside the checkpoint
 set -eu
+. "$(dirname -- "$0")/../shell/prelude.sh"
 
 exec sh "$(dirname -- "$0")/suite.sh" milebench eval_milebench milebench "$@"

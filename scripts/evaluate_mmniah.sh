@@ -13,6 +13,7 @@
 #           whose data is there; the others are listed
 #   OUT     result folder, instead of the one inside the checkpoint
 set -eu
+. "$(dirname -- "$0")/../shell/prelude.sh"
 
 exec sh "$(dirname -- "$0")/suite.sh" mm_niah eval_mm_niah "retrieval-text-test counting-text-test reasoning-text-test \
 retrieval-image-test counting-image-test reasoning-image-test" "$@"

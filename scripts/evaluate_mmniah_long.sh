@@ -15,5 +15,6 @@
 #                  be there. Default: those of retrieval-image-test-* whose data is there
 #   OUT            result folder, instead of the one inside the checkpoint
 set -eu
+. "$(dirname -- "$0")/../shell/prelude.sh"
 
 exec sh "$(dirname -- "$0")/suite.sh" mm_niah_long eval_mm_niah 'retrieval-image-test-*' "$@" --ring_attn

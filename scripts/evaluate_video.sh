@@ -12,5 +12,6 @@
 #           must be there. Default: those of both whose data is there
 #   OUT     result folder, instead of the one inside the checkpoint
 set -eu
+. "$(dirname -- "$0")/../shell/prelude.sh"
 
 exec sh "$(dirname -- "$0")/suite.sh" '' eval_video "mvbench videomme" "$@"

@@ -26,15 +26,13 @@
 #   NPROC          processes; a step has two rows for any number  (2)
 #   PYTHON         interpreter                                    (.venv/bin/python, else python3)
 set -eu
+. "$(dirname -- "$0")/../shell/prelude.sh"
+cd "$(dirname -- "$0")/.."
 
-case ${1:-} in
-    -h | --help)
-        sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$0"
-        exit 0
-        ;;
-esac
-cd "$(dirname "$0")/.."
-
+check_counts 0 SEED STEPS_1 STEPS_2 NUM_TEST
+check_counts 1 NPROC
+check_switches PUBLISH
+check_texts WORK OUT DATA_ROOT
 : "${WORK:=work_dirs/pretrain_tiny}"
 : "${OUT:=$WORK/InternVL2-Tiny}"
 : "${DATA_ROOT:=$WORK/data}"
@@ -44,31 +42,29 @@ cd "$(dirname "$0")/.."
 : "${NUM_TEST:=200}"
 : "${PUBLISH:=0}"
 : "${NPROC:=2}"
-if [ -z "${PYTHON:-}" ]; then
-    if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
-fi
+choose_python "$PWD"
 BATCH_SIZE=2 # rows per optimiser step, whatever NPROC is
 export PYTHON NPROC BATCH_SIZE DATA_ROOT SEED
 export TOKENIZERS_PARALLELISM=false TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore
-mkdir -p "$WORK"
+run mkdir -p "$WORK"
 start=$(date +%s)
 
 step() { printf '\n== %s (%s s)\n' "$*" "$(($(date +%s) - start))"; }
 
 step "random weights: $WORK/random"
-"$PYTHON" -m internvl.tools.make_tiny --out "$WORK/random" --seed "$SEED" "$@"
+run "$PYTHON" -m internvl.tools.make_tiny --out "$WORK/random" --seed "$SEED" "$@"
 
 step "data: $DATA_ROOT"
-"$PYTHON" -m internvl.synth.miniature --out "$DATA_ROOT" --tokenizer "$WORK/random" --name short --seed "$SEED" \
+run "$PYTHON" -m internvl.synth.miniature --out "$DATA_ROOT" --tokenizer "$WORK/random" --name short --seed "$SEED" \
     --filler_sentences 0 1 --train 0-2:6500 0-32:12000 --factors 1 --num_items "$NUM_TEST"
-"$PYTHON" -m internvl.synth.miniature.charts --out "$DATA_ROOT" --tokenizer "$WORK/random" --name short --seed "$SEED" \
+run "$PYTHON" -m internvl.synth.miniature.charts --out "$DATA_ROOT" --tokenizer "$WORK/random" --name short --seed "$SEED" \
     --num_test "$NUM_TEST"
-merge='import json, sys; print(json.dumps({k: v for path in sys.argv[1:] for k, v in json.load(open(path)).items()}))'
+merge='import json, sys; out, *parts = sys.argv[1:]
+json.dump({k: v for path in parts for k, v in json.load(open(path)).items()}, open(out, "w"))'
 annotation=$DATA_ROOT/annotation
-mkdir -p "$annotation"
 for tiles in 0_2 0_32; do
-    "$PYTHON" -c "$merge" "$annotation/long_mr_short/meta_$tiles.json" "$annotation/charts_short/meta.json" \
-        >"$annotation/short_$tiles.json"
+    run "$PYTHON" -c "$merge" "$annotation/short_$tiles.json" "$annotation/long_mr_short/meta_$tiles.json" \
+        "$annotation/charts_short/meta.json"
 done
 
 # The learning rate stays high until the last third of phase 2: with rates that fall early, models of some seeds read both
@@ -95,11 +91,11 @@ if [ "$NUM_TEST" -gt 0 ]; then
     if [ "$NPROC" -gt 1 ]; then
         set -- -m torch.distributed.run --standalone --nproc_per_node="$NPROC" "$@"
     fi
-    "$PYTHON" "$@"
+    run "$PYTHON" "$@"
 fi
 
 if [ "$PUBLISH" = 1 ]; then
     step "published: pretrained/InternVL2-Tiny"
-    "$PYTHON" -m internvl.tools.publish_tiny --checkpoint "$OUT" --runs "$WORK/phase_1" "$OUT" --scores "$WORK/scores"
+    run "$PYTHON" -m internvl.tools.publish_tiny --checkpoint "$OUT" --runs "$WORK/phase_1" "$OUT" --scores "$WORK/scores"
 fi
 echo "$(($(date +%s) - start)) s"

@@ -8,16 +8,17 @@
 #
 # Environment: STRIDE, TASKS, OUT as those scripts say.
 set -eu
+. "$(dirname -- "$0")/../shell/prelude.sh"
+[ $# -ge 3 ] || die "give GROUP, FOLDER and DEFAULT TASKS; see sh scripts/suite.sh --help"
+check_numbers STRIDE
+check_texts OUT
 
 group=$1
 folder=$2
 default=$3
 shift 3
 case ${1:-} in
-    '' | -*)
-        echo "usage: sh scripts/evaluate_....sh CHECKPOINT [arguments of eval.run]" >&2
-        exit 2
-        ;;
+    '' | -*) die "no checkpoint; usage: sh scripts/evaluate_....sh CHECKPOINT [arguments of eval.run]" ;;
 esac
 checkpoint=${1%/}
 shift
@@ -41,9 +42,8 @@ if [ -n "${STRIDE:-}" ] && [ "$STRIDE" != -1 ]; then
         echo "note: STRIDE=$STRIDE names the result folder only; positions follow from --rope_pos_id_version and" \
             "--rope_pos_id_stride, or the checkpoint" >&2
     elif [ "$asked" != "$STRIDE" ]; then
-        echo "error: STRIDE is $STRIDE but --rope_pos_id_stride is $asked; STRIDE only names the result folder," \
-            "set both to the same value or leave STRIDE out" >&2
-        exit 2
+        die "STRIDE is $STRIDE but --rope_pos_id_stride is $asked; STRIDE only names the result folder," \
+            "set both to the same value or leave STRIDE out"
     fi
 fi
 STRIDE=${STRIDE:-${asked:--1}}
@@ -59,7 +59,6 @@ OUT=${OUT:-$checkpoint/$folder$suffix}
 # Tasks that were asked for by name must have their data; of the usual ones, those that have it are evaluated.
 if [ -z "${TASKS:-}" ]; then set -- --skip_missing "$@"; fi
 tasks=
-set -f # a pattern such as * in TASKS stays one
 for task in $(printf '%s' "${TASKS:-$default}" | tr ',' ' '); do
     case $task in
         */*) ;;
@@ -68,5 +67,4 @@ for task in $(printf '%s' "${TASKS:-$default}" | tr ',' ' '); do
     esac
     tasks=${tasks:+$tasks,}$task
 done
-set +f
 exec sh "$(dirname -- "$0")/evaluate.sh" "$checkpoint" "$tasks" --out "$OUT" "$@"

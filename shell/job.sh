@@ -10,6 +10,13 @@
 #
 # RUN_DIR is the run's output folder: its run_state.json (internvl/train/run/state.py) tells how a start ended.
 set -u
+# Slurm runs a copy of this script, in the folder of the repository.
+folder=$(dirname -- "$0")
+[ -f "$folder/prelude.sh" ] || folder=shell
+. "$folder/prelude.sh"
+[ $# -gt 0 ] || die "nothing to run; see sh shell/job.sh --help"
+check_counts 0 SIGNAL_SECONDS
+[ -z "$dry_run" ] || finish "$@"
 
 say() { echo "$(date '+%H:%M:%S') job ${SLURM_JOB_ID:-?} start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"; }
 look_up() { sed -n "s/^ *\"$1\": *\"\{0,1\}\([a-z0-9]*\).*/\1/p" "${RUN_DIR:-.}/run_state.json" 2>/dev/null; }

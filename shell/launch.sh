@@ -7,7 +7,7 @@
 #                    0: run here              default: 1 for slurm outside of an allocation, else 0
 #   GPUS             processes in all           default: slurm 32, else those of this machine
 #   GPUS_PER_NODE    processes per machine      default: slurm 8, else the GPUs found here
-#   NPROC            processes on a CPU machine default: 1
+#   NPROC            processes on a CPU machine default: CHUNK_NUM
 #   CHUNK_NUM        processes that share a row default: 1 (more: --chunk_num, sequence parallelism)
 #   BATCH_SIZE       rows per optimiser step    default: GPUS / CHUNK_NUM * PER_DEVICE_BATCH_SIZE
 #   PER_DEVICE_BATCH_SIZE                       default: 1 (packed rows; otherwise documents per process)
@@ -18,46 +18,45 @@
 #   PYTHON           default: .venv/bin/python of this repository, else python3
 #   OMP_NUM_THREADS  default on CPU: cores / processes per machine
 #
+#
 # --dry-run prints the command and runs nothing.
 set -eu
+. "$(dirname -- "$0")/prelude.sh"
 
-die() { echo "error: $*" >&2; exit 2; }
-
-dry_run=0
-count=$#
-while [ "$count" -gt 0 ]; do
-    argument=$1; shift; count=$((count - 1))
-    if [ "$argument" = --dry-run ]; then dry_run=1; continue; fi
-    # A flag decides over the variable, here as for the program.
-    case ${previous:-} in
+# A flag decides over the variable, here as for the program.
+previous=
+for argument in "$@"; do
+    case $previous in
     --chunk_num) CHUNK_NUM=$argument ;;
     --output_dir) RUN_DIR=$argument ;;
+    --model_name_or_path) MODEL_PATH=$argument ;;
     esac
     case $argument in
     --chunk_num=*) CHUNK_NUM=${argument#*=} ;;
     --output_dir=*) RUN_DIR=${argument#*=} ;;
     esac
     previous=$argument
-    set -- "$@" "$argument"
 done
 
-for name in GPUS GPUS_PER_NODE NNODES NPROC CHUNK_NUM BATCH_SIZE PER_DEVICE_BATCH_SIZE CPUS_PER_TASK; do
-    value=
-    eval "value=\${$name:-1}"
-    case $value in
-    *[!0-9]* | 0) die "$name is '$value', expected a whole number above 0" ;;
-    esac
-done
+check_counts 1 GPUS NNODES NPROC CHUNK_NUM BATCH_SIZE PER_DEVICE_BATCH_SIZE
+check_counts 0 NODE_RANK MASTER_PORT
+check_words LAUNCHER MASTER_ADDR OMP_NUM_THREADS
+check_switches SUBMIT FOLLOW
+check_texts JOB_NAME LOG_DIR RUN_DIR
+check_slurm
 
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(cd "$(dirname -- "$0")/.." && pwd)
 cd "$root"
-if [ -z "${PYTHON:-}" ]; then
-    if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
-fi
+choose_python "$root"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 
 if [ -z "${LAUNCHER:-}" ]; then
-    if [ -n "${PARTITION:-}${SLURM_JOB_ID:-}" ] && command -v srun >/dev/null; then LAUNCHER=slurm; else LAUNCHER=pytorch; fi
+    LAUNCHER=pytorch
+    if [ -n "${PARTITION:-}" ]; then
+        LAUNCHER=slurm
+    elif [ -n "${SLURM_JOB_ID:-}" ] && command -v srun >/dev/null; then
+        LAUNCHER=slurm
+    fi
 fi
 [ "$LAUNCHER" != single ] || LAUNCHER=none
 export LAUNCHER
@@ -66,6 +65,11 @@ if [ -z "${SUBMIT:-}" ]; then
     if [ "$LAUNCHER" = slurm ]; then SUBMIT=1; fi
 fi
 if [ -n "${SLURM_JOB_ID:-}" ]; then SUBMIT=0; fi
+if [ "$LAUNCHER" = slurm ] || [ "$SUBMIT" = 1 ]; then need_slurm srun; fi
+if [ "$SUBMIT" = 1 ]; then need_slurm sbatch; fi
+case ${MODEL_PATH:-} in
+pretrained/*) need_checkpoint "$MODEL_PATH" ;; # others may be made by a job that this one waits for
+esac
 
 # How many processes, and where.
 on_cpu=0
@@ -84,6 +88,7 @@ case $SUBMIT,$LAUNCHER in
     found=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
     [ "$found" -gt 0 ] || on_cpu=1
     NNODES=${NNODES:-1}
+    if [ "$on_cpu" = 1 ]; then found=${CHUNK_NUM:-1}; fi
     [ -z "${GPUS:-}" ] || found=$((GPUS / NNODES))
     [ "$found" -gt 0 ] || found=1
     if [ "$on_cpu" = 1 ]; then found=${NPROC:-$found}; fi
@@ -92,7 +97,7 @@ case $SUBMIT,$LAUNCHER in
 *,none)
     GPUS=1 GPUS_PER_NODE=1 NNODES=1 ;;
 *)
-    die "LAUNCHER is '$LAUNCHER', expected slurm, pytorch, deepspeed or none" ;;
+    refuse LAUNCHER "slurm, pytorch, deepspeed or none" ;;
 esac
 
 # Gradient accumulation follows from the batch size.
@@ -186,14 +191,4 @@ if [ "$SUBMIT" = 1 ]; then
     set -- sh shell/sbatch.sh $allocation $tasks --job-name="${JOB_NAME:-v2pe}" shell/job.sh "$@"
 fi
 
-if [ "$dry_run" = 1 ]; then
-    for word in "$@"; do
-        case $word in
-        *[!A-Za-z0-9_./:=,+-]*|'') printf "'%s' " "$(printf %s "$word" | sed "s/'/'\\\\''/g")" ;;
-        *) printf '%s ' "$word" ;;
-        esac
-    done
-    echo
-    exit 0
-fi
-exec "$@"
+finish "$@"

@@ -11,15 +11,23 @@
 #
 # Interrupting this script (Ctrl-C) leaves the job alone. Exit code: that of the job, 0 when it completed.
 set -eu
+. "$(dirname -- "$0")/prelude.sh"
+[ $# -gt 0 ] || die "nothing to submit; see sh shell/sbatch.sh --help"
+check_texts LOG_DIR
+check_switches FOLLOW
+check_slurm
 : "${LOG_DIR:=work_dirs/slurm}" "${SIGNAL_SECONDS:=300}" "${FOLLOW:=1}"
 export SIGNAL_SECONDS
-mkdir -p "$LOG_DIR"
 
 [ -z "${TIME_LIMIT:-}" ] || set -- --time="$TIME_LIMIT" "$@"
 # SBATCH_ARGS is a list of words on purpose.
 # shellcheck disable=SC2086
-job=$(sbatch --parsable --requeue --open-mode=append --signal="B:USR1@$SIGNAL_SECONDS" --output="$LOG_DIR/%x-%j.log" \
-    --chdir="$PWD" ${SBATCH_ARGS:-} "$@")
+set -- sbatch --parsable --requeue --open-mode=append --signal="B:USR1@$SIGNAL_SECONDS" \
+    --output="$LOG_DIR/%x-%j.log" --chdir="$PWD" ${SBATCH_ARGS:-} "$@"
+[ -z "$dry_run" ] || finish "$@"
+need_slurm sbatch
+mkdir -p "$LOG_DIR"
+job=$("$@")
 job=${job%%;*}
 if [ "$FOLLOW" = 0 ]; then
     echo "$job"

@@ -8,5 +8,6 @@
 #       --grad_checkpoint True
 #   25.8 GiB per GPU with 8 GiB reserve: fits; 3.6 s per step, 300,564 tokens/s
 set -eu
+. "$(dirname -- "$0")/../prelude.sh"
 export NAME="${NAME:-baseline}" ROPE_POS_ID_VERSION=default
 exec sh "$(dirname "$0")/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_32k.sh" "$@"

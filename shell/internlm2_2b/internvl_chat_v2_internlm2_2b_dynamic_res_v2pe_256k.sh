@@ -19,13 +19,14 @@
 #       --zero_stage 1 --grad_checkpoint True --chunk_num 8 --keep_attention True --vit_batch_size 16
 #   28.2 GiB per GPU with 8 GiB reserve: fits; 11.2 s per step, 93,925 tokens/s
 set -eu
+. "$(dirname -- "$0")/../prelude.sh"
 export NAME="${NAME:-$(basename "$0" .sh)}"
 export META_PATH="${META_PATH:-shell/data/annotation_train_256k.json}"
 export DEEPSPEED_CONFIG="${DEEPSPEED_CONFIG:-shell/deepspeed/zero1.json}"
 export MAX_TOKENS="${MAX_TOKENS:-262144}" MAX_TILES="${MAX_TILES:-1024}"
 export MAX_STEPS="${MAX_STEPS:-5000}" SAVE_STEPS="${SAVE_STEPS:-500}"
 export CHUNK_NUM="${CHUNK_NUM:-8}"
-
+check_counts 1 VIT_BATCH_SIZE
 exec sh "$(dirname "$0")/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_32k.sh" \
     --attn_type ring \
     --keep_attention True \

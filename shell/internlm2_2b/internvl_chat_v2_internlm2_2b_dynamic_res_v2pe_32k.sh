@@ -3,7 +3,7 @@
 #
 #   PARTITION=... GPUS=32 sh shell/internlm2_2b/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_32k.sh [FLAGS...]
 #
-# Further flags override those below; --dry-run prints the command. Machine and batch variables: shell/launch.sh.
+# Further flags override those below; --dry-run prints the command, --help this text. Machine and batch variables: shell/launch.sh.
 # A run that was stopped continues from its last checkpoint when started again. The other recipes of this folder are
 # this one with other variables and flags.
 #
@@ -12,7 +12,8 @@
 #       --grad_checkpoint True
 #   25.8 GiB per GPU with 8 GiB reserve: fits; 3.6 s per step, 300,564 tokens/s
 set -eu
-cd "$(dirname "$0")/../.."
+. "$(dirname -- "$0")/../prelude.sh"
+cd "$(dirname -- "$0")/../.."
 
 : "${NAME:=$(basename "$0" .sh)}"
 : "${OUTPUT_DIR:=work_dirs/$NAME}"
@@ -22,13 +23,14 @@ cd "$(dirname "$0")/../.."
 : "${DEEPSPEED_CONFIG:=shell/deepspeed/zero3.json}"
 : "${ROPE_POS_ID_VERSION:=v2pe_rnd}"
 : "${LEARNING_RATE:=5e-6}"
-: "${MAX_STEPS:=20000}"
-: "${SAVE_STEPS:=2500}"
-: "${IMAGE_SIZE:=448}"
-: "${MAX_TOKENS:=34000}"
-: "${MAX_TILES:=135}"
-: "${BF16:=True}"
+: "${MAX_STEPS:=20000}" "${SAVE_STEPS:=2500}"
+: "${IMAGE_SIZE:=448}" "${BF16:=True}"
+: "${MAX_TOKENS:=34000}" "${MAX_TILES:=135}"
 export JOB_NAME="${JOB_NAME:-$NAME}" CPUS_PER_TASK="${CPUS_PER_TASK:-12}"
+check_texts NAME OUTPUT_DIR MODEL_PATH META_PATH DATA_ROOT DEEPSPEED_CONFIG
+check_words ROPE_POS_ID_VERSION BF16
+check_numbers LEARNING_RATE
+check_counts 1 MAX_STEPS SAVE_STEPS IMAGE_SIZE MAX_TOKENS MAX_TILES
 
 exec sh shell/launch.sh \
     --model_name_or_path "$MODEL_PATH" \

@@ -17,12 +17,13 @@
 #   21.0 GiB per GPU with 8 GiB reserve: fits; 11.8 s per step, 2,886 tokens/s
 # (of one row; an optimiser step is eight)
 set -eu
+. "$(dirname -- "$0")/../prelude.sh"
 export NAME="${NAME:-$(basename "$0" .sh)}"
 export GPUS="${GPUS:-1}" BATCH_SIZE="${BATCH_SIZE:-8}"
 export DEEPSPEED_CONFIG="${DEEPSPEED_CONFIG:-shell/deepspeed/zero1.json}"
 export LEARNING_RATE="${LEARNING_RATE:-4e-5}"
 export MAX_STEPS="${MAX_STEPS:-2000}" SAVE_STEPS="${SAVE_STEPS:-200}"
-
+check_counts 1 VIT_BATCH_SIZE
 exec sh "$(dirname "$0")/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_32k.sh" \
     --freeze_backbone True \
     --use_llm_lora 16 \

@@ -10,6 +10,7 @@
 #   45.0 GiB per GPU with 8 GiB reserve: fits; 23.2 s per step, 5,660 tokens/s
 # (of one row; an optimiser step is eight)
 set -eu
+. "$(dirname -- "$0")/../prelude.sh"
 export NAME="${NAME:-$(basename "$0" .sh)}"
 export META_PATH="${META_PATH:-shell/data/annotation_train_128k.json}"
 export MAX_TOKENS="${MAX_TOKENS:-131072}" MAX_TILES="${MAX_TILES:-512}"

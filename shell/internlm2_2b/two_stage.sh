@@ -9,6 +9,7 @@
 # OUTPUT_DIR gets one folder per stage. Started again, a finished stage is not trained again, and one that was
 # stopped continues. With FOLLOW=0 both jobs are submitted at once; slurm starts the second when the first has finished.
 set -eu
+. "$(dirname -- "$0")/../prelude.sh"
 : "${NAME:=two_stage}"
 : "${OUTPUT_DIR:=work_dirs/$NAME}"
 : "${META_PATH_1:=shell/data/annotation_train_32k.json}" "${META_PATH_2:=shell/data/annotation_train_256k.json}"
@@ -18,6 +19,7 @@ set -eu
 : "${CHUNK_NUM_2:=8}"
 recipe=$(dirname "$0")/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe
 folder=$OUTPUT_DIR
+check_switches FOLLOW
 
 train_32k() {
     NAME="${NAME}_32k" OUTPUT_DIR="$folder/32k" META_PATH="$META_PATH_1" MAX_TOKENS="$MAX_TOKENS_1" \

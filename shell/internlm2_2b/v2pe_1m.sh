@@ -12,10 +12,13 @@
 #       --chunk_num 8 --prefill_chunk_size 65536
 #   43.4 GiB per GPU with 8 GiB reserve: fits; 54.8 s per prefill, 22,424 tokens/s
 set -eu
-cd "$(dirname "$0")/../.."
+. "$(dirname -- "$0")/../prelude.sh"
+cd "$(dirname -- "$0")/../.."
 
 : "${MODEL_PATH:=work_dirs/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_256k}"
 : "${BENCHMARK_ROOT:=dataset/benchmark}"
+check_texts MODEL_PATH BENCHMARK_ROOT
+check_counts 1 PREFILL_CHUNK_SIZE
 export STRIDE="${STRIDE:-1}" TASKS="${TASKS:-retrieval-image-test-1M}" GPUS="${GPUS:-8}"
 
 exec sh scripts/evaluate_mmniah_long.sh "$MODEL_PATH" \

@@ -6,6 +6,7 @@
 # Strides go below 1 because a tile has only 4 visual tokens: delta = stride / 4 is 1, 1/2, ..., 1/64.
 # ROPE_POS_ID_VERSION=default OUTPUT_DIR=... trains the control.
 set -eu
+. "$(dirname -- "$0")/../prelude.sh"
 : "${ROPE_POS_ID_VERSION:=v2pe_rnd}"
 : "${OUTPUT_DIR:=work_dirs/tiny_$ROPE_POS_ID_VERSION}"
 : "${MODEL_PATH:=pretrained/InternVL2-Tiny}"

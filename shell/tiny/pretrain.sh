@@ -5,8 +5,14 @@
 #
 # Two processes on two cores, float32. Every variable below can be set in the environment; further flags override.
 set -eu
-cd "$(dirname "$0")/../.."
+. "$(dirname -- "$0")/../prelude.sh"
+cd "$(dirname -- "$0")/../.."
 
+check_counts 0 MAX_STEPS DECAY_STEPS WARMUP_STEPS NUM_WORKERS SEED
+check_counts 1 MAX_SEQ_LENGTH MAX_PACKED_TOKENS MAX_PACKED_TILES
+check_numbers LEARNING_RATE
+check_words DATA_ORDER ROPE_POS_ID_VERSION
+check_texts OUTPUT_DIR MODEL_PATH DATA_ROOT META_PATH DEEPSPEED_CONFIG
 : "${OUTPUT_DIR:=work_dirs/tiny_pretrain}"
 : "${MODEL_PATH:=work_dirs/pretrain_tiny/random}"
 : "${DATA_ROOT:=work_dirs/pretrain_tiny/data}"

@@ -17,7 +17,7 @@ def run(tmp_path):
     """Start the script where only the named commands are stand-ins, and no other slurm is."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name in ("dirname", "tr", "grep", "mkdir", "date", "sleep", "sh", "paste"):
+    for name in ("dirname", "tr", "grep", "mkdir", "date", "sleep", "sh", "paste", "sed"):
         (tools / name).symlink_to(shutil.which(name))
     for name, last in (("python", ""), ("sbatch", "echo 77")):
         (tools / name).write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{tmp_path}/{name}.txt\n{last}\n')
@@ -26,6 +26,8 @@ def run(tmp_path):
     def start(*arguments, interpreter="sh", without=(), **environ):
         for name in without:
             (tools / name).unlink()
+        if arguments:
+            (tmp_path / arguments[0]).mkdir(exist_ok=True)
         clean = {name: value for name, value in clean_environment().items() if name in ("HOME", "OMP_NUM_THREADS")}
         variables = {"PATH": str(tools), "PYTHON": "python", "LOG_DIR": str(tmp_path / "log"), "FOLLOW": "0", **environ}
         return subprocess.run(
@@ -96,7 +98,12 @@ def test_without_strides_positions_follow_from_the_arguments(run):
         (["ckpt"], {"PARTITION": "gpu"}, (), "usage: "),
         (["ckpt", "pope"], {}, (), "PARTITION is not set"),
         (["ckpt", " , "], {"PARTITION": "gpu"}, (), "no tasks in ' , '"),
-        (["ckpt", "pope"], {"PARTITION": "gpu"}, ("sbatch",), "sbatch is not installed here"),
+        (
+            ["ckpt", "pope"],
+            {"PARTITION": "gpu"},
+            ("sbatch",),
+            "PARTITION=gpu asks for slurm, but sbatch is not installed here",
+        ),
     ],
 )
 def test_what_is_missing_is_said(run, arguments, environ, without, match):
@@ -109,4 +116,4 @@ def test_the_code_of_a_failed_evaluation_is_the_code_of_its_array_task(run, tmp_
     (tmp_path / "bin" / "python").write_text("#!/bin/sh\nexit 3\n")
     environ = {"EVALUATE_ARRAY_ROOT": str(REPOSITORY), "SLURM_ARRAY_TASK_ID": "0"}
     assert run("ckpt", "pope", **environ).returncode == 3
-    assert os.listdir(tmp_path) == ["bin"]
+    assert sorted(os.listdir(tmp_path)) == ["bin", "ckpt"]

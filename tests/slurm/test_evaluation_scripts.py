@@ -12,7 +12,7 @@ from tests.train.tiny_run import REPOSITORY, clean_environment
 
 pytestmark = pytest.mark.slow  # minutes on two cores
 
-NUM_TASKS = {"auto": 29, "mmniah": 6, "mmniah_long": 4, "milebench": 29, "longvqa": 17, "video": 22}
+NUM_TASKS = {"auto": 11, "mmniah": 6, "mmniah_long": 4, "milebench": 29, "longvqa": 17, "video": 22}
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,18 @@ RECIPES = [script for script in SCRIPTS if "/" in script and script not in SEVER
 INTERPRETERS = {"sh": ["sh"], "dash": ["dash"], "bash": ["bash", "--posix"], "busybox": ["busybox", "sh"]}
 INTERPRETERS = {name: command for name, command in INTERPRETERS.items() if shutil.which(command[0])}
 VARIABLES = ("GPUS", "CHUNK_NUM", "NPROC", "BATCH_SIZE", "PER_DEVICE", "PARTITION", "OMP_", "PYTHON", "NAME", "NNODES")
-VARIABLES += ("OUTPUT_DIR", "SUBMIT", "LOG_DIR", "SBATCH_", "SRUN_", "TIME_LIMIT", "SIGNAL_", "RUN_DIR", "FOLLOW")
+VARIABLES += (
+    "OUTPUT_DIR",
+    "SUBMIT",
+    "LOG_DIR",
+    "SBATCH_",
+    "SRUN_",
+    "TIME_LIMIT",
+    "SIGNAL_",
+    "RUN_DIR",
+    "FOLLOW",
+    "DRY_RUN",
+)
 
 
 def run(script: str, *arguments: str, interpreter: str = "sh", cwd: Path = REPOSITORY, **environ: str):
@@ -127,8 +138,8 @@ def test_gradient_accumulation_follows_from_the_batch_size(batch, per_device, gp
     [
         ({"LAUNCHER": "slurm", "GPUS": "3", "BATCH_SIZE": "64"}, "BATCH_SIZE 64 is not a multiple of"),
         ({"LAUNCHER": "slurm", "GPUS": "8", "BATCH_SIZE": "4"}, "BATCH_SIZE 4 is not a multiple of"),
-        ({"GPUS": "eight"}, "GPUS is 'eight', expected a whole number above 0"),
-        ({"LAUNCHER": "slurm", "CHUNK_NUM": "0"}, "CHUNK_NUM is '0', expected a whole number above 0"),
+        ({"GPUS": "eight"}, "GPUS is 'eight', expected a whole number from 1"),
+        ({"LAUNCHER": "slurm", "CHUNK_NUM": "0"}, "CHUNK_NUM is '0', expected a whole number from 1"),
         ({"LAUNCHER": "mpi"}, "LAUNCHER is 'mpi', expected slurm, pytorch, deepspeed or none"),
     ],
 )
@@ -167,8 +178,8 @@ def test_accumulation_counts_processes_that_share_a_row_once():
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing():
-    scripts = [*SCRIPTS, "../scripts/evaluate_array.sh"]
-    result = subprocess.run(["shellcheck", "--shell=sh", *scripts], capture_output=True, text=True, cwd=SHELL)
+    scripts = [*SHELL.rglob("*.sh"), *(REPOSITORY / "scripts").glob("*.sh")]
+    result = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
 
 
@@ -200,3 +211,11 @@ def test_the_deepspeed_launcher_gets_processes_and_a_port():
     (world,) = [word.partition("=")[2] for word in launcher if word.startswith("--world_info=")]
     assert json.loads(base64.urlsafe_b64decode(world)) == {"node0": [0, 1]}
     assert parse_arguments(["--local_rank=1", *flags]).training.local_rank == 1
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there are GPUs")
+def test_a_cpu_has_as_many_processes_as_share_a_row():
+    assert "--nproc_per_node=4" in dry_run("launch.sh", CHUNK_NUM="4")
+    assert "--nproc_per_node=1" in dry_run("launch.sh")
+    assert "--nproc_per_node=2" in dry_run("launch.sh", CHUNK_NUM="2", NPROC="2")
+    assert "--nproc_per_node=8" in dry_run("launch.sh", CHUNK_NUM="2", GPUS="8")
