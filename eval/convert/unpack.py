@@ -38,7 +38,7 @@ from internvl.command import command
 from internvl.data.storage.archives import BoundedReader, open_tar
 from internvl.data.storage.member_names import decode_name, is_marked, read_tar_name, read_zip_name
 from internvl.data.storage.outage import is_system_fault
-from internvl.errors import ConfigError, DataError
+from internvl.errors import ConfigError, DataError, InternVLError
 from internvl.folder_owner import own_folder
 
 logger = logging.getLogger(__name__)

@@ -37,14 +37,6 @@ _SYSTEM_FAULTS = frozenset(
 )
 _ALSO_OF_FFMPEG = (errno.EIO, errno.ENOMEM)  # which raises them for damaged files
 _BEARABLE_S = 600.0  # below the time limit of collectives (--ddp_timeout), in which the other ranks wait
-_SYSTEM_FAULTS = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT}
-)
-
-
-def is_system_fault(error: BaseException) -> bool:
-    """Whether an error is the machine's (files, memory, disk, file server), and says nothing about the data."""
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SYSTEM_FAULTS)
 
 
 class DataOutage(Exception):
