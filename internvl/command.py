@@ -7,6 +7,7 @@
 |-----------------------------------------------------------------|----------------|---------------------|
 | an `InternVLError`                                              | `error: ...`   | the error's, mostly 2 |
 | no space, a read-only folder, no memory, too many open files    | `error: ...`   | 2                   |
+| another fault of the machine that names its `exit_code`         | `error: ...`   | that                |
 | Ctrl-C, SIGTERM                                                 | one line       | 130, 143            |
 | the reader of standard output is gone (`command \\| head -1`)    | nothing        | 141                 |
 
@@ -79,12 +80,12 @@ def command(*, go_on: str) -> Callable[[Main], Main]:
                 if isinstance(error, BrokenPipeError) and _is_reader_gone():
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the very end
                     return 128 + signal.SIGPIPE
-                fault = describe_system_fault(error)
+                fault = str(error) if hasattr(error, "exit_code") else describe_system_fault(error)
                 if fault is None:
                     raise
                 logger.debug("system fault", exc_info=error)
                 _say(f"error: {fault}; remove the cause, then {go_on}")
-                return 2
+                return getattr(error, "exit_code", 2)
 
         return guarded
 

@@ -14,7 +14,15 @@ ALLOWED = {
     "internvl/model": {"internvl.model"},
     "internvl/data": {"internvl.data", "internvl.atomic", "internvl.errors", "internvl.model"},
     "internvl/parallel": {"internvl.parallel", "internvl.errors", "internvl.folder_owner", "internvl.model"},
-    "internvl/plan": {"internvl.plan", "internvl.parallel", "internvl.command", "internvl.errors", "internvl.model"},
+    "internvl/plan": {
+        "internvl.plan",
+        "internvl.parallel",
+        "internvl.command",
+        "internvl.errors",
+        "internvl.markdown",
+        "internvl.model",
+        "internvl.options",
+    },
     "internvl/train": {
         "internvl.train",
         "internvl.data",

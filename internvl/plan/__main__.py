@@ -16,10 +16,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
+from typing import Any
 
 from internvl.command import command
 from internvl.model.caches import KV_CACHES
+from internvl.options import describe_option
 from internvl.plan.released_models import RELEASED
 from internvl.plan.report import describe_plan, format_advice, format_plan, format_table
 from internvl.plan.search import find_changes, find_gpus, make_plan
@@ -38,13 +40,6 @@ def _read_switch(text: str) -> bool:
 _CHOICES = {"mode": ("train", "infer"), "dtype": ("bfloat16", "float32"), "kv_cache": KV_CACHES}
 
 
-def _read_attributes(record: type) -> dict[str, str]:
-    """The `Attributes:` section of a docstring, as {name: description}."""
-    lines = (record.__doc__ or "").partition("Attributes:")[2].strip().splitlines()
-    pairs = (line.strip().split(": ", 1) for line in lines if ": " in line)
-    return {name: text.rstrip(".") for name, text in pairs}
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line: an option per field of `Setting` and of `Trained`."""
     parser = argparse.ArgumentParser(
@@ -59,20 +54,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print JSON; sizes in bytes, times in seconds")
     parser.add_argument("--table", action="store_true", help="print the table of docs/long_context.md (Markdown)")
     for record in (Setting, Trained):
-        texts = _read_attributes(record)
-        for f in fields(record):
-            if f.name != "trained":
-                _add_option(parser, f.name, f.default, texts.get(f.name, "as in training"))
+        for entry in fields(record):
+            if entry.name != "trained":
+                _add_option(parser, entry)
     return parser
 
 
-def _add_option(parser: argparse.ArgumentParser, name: str, default: object, text: str) -> None:
-    text += f" (default: {'all' if default is None else default})"
+def _add_option(parser: argparse.ArgumentParser, entry: Field[Any]) -> None:
+    name, default, text = f"--{entry.name}", entry.default, describe_option(entry, otherwise="As in training")
     if isinstance(default, bool):
-        parser.add_argument(f"--{name}", type=_read_switch, default=default, nargs="?", const=True, help=text)
+        parser.add_argument(name, type=_read_switch, default=default, nargs="?", const=True, help=text)
     else:
         kind = int if default is None else type(default)  # None: no limit on a number
-        parser.add_argument(f"--{name}", type=kind, default=default, choices=_CHOICES.get(name), help=text)
+        parser.add_argument(name, type=kind, default=default, choices=_CHOICES.get(entry.name), help=text)
 
 
 def build_setting(arguments: argparse.Namespace) -> Setting:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import product
 
+from internvl import markdown
 from internvl.plan.search import GIB, MOST_GPUS, Plan, describe_changes, find_fastest
 from internvl.plan.setting import Setting
 from internvl.plan.sizes import read_sizes
@@ -131,8 +132,7 @@ def format_table(setting: Setting) -> str:
         asked = replace(setting, max_packed_tokens=tokens, tiles=tokens // 512, gpus=gpus, chunk_num=1, zero_stage=1)
         plan = find_fastest(read_sizes(name), asked)
         rows.append([name, f"{tokens // 1024}k", str(gpus), *_format_cells(plan)])
-    header, *lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([intro, "", header, "|---" * len(rows[0]) + "|", *lines])
+    return f"{intro}\n\n{markdown.format_table(rows, is_padded=False)}"
 
 
 def _format_cells(plan: Plan | None) -> list[str]:

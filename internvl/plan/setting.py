@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from internvl.errors import ConfigError
 from internvl.model.caches import KV_CACHES
+from internvl.options import option
 from internvl.parallel.grid import GridShape, check_heads
 from internvl.plan.sizes import ModelSizes, Trained
 
@@ -15,60 +16,34 @@ _AT_LEAST_ZERO = ("tiles", "reserve_gib", "max_new_tokens")
 
 @dataclass(frozen=True)
 class Setting:
-    """A job and its machine. Names are those of the flags.
+    """A job and its machine. Names are those of the flags."""
 
-    Attributes:
-        mode: Train, or answer a prompt.
-        max_packed_tokens: Tokens of a row (of the prompt when answering).
-        tiles: Tiles of a row.
-        documents: Documents of equal length in a row; they decide how much attention costs.
-        supervised: Share of tokens that are trained on, 0 < share <= 1; they meet the output layer.
-        dtype: Of weights and activations. bfloat16 means DeepSpeed's, with float32 master weights.
-        gpus: GPUs of the job.
-        chunk_num: Ranks that share a row.
-        ulysses_degree: Ranks among which heads are dealt out.
-        zero_stage: DeepSpeed ZeRO, 0 to 3.
-        grad_checkpoint: Recompute layers in the backward pass.
-        keep_attention: Keep outputs of attention over several ranks although layers are recomputed.
-        vit_batch_size: Tiles that the vision tower sees at a time; None: all.
-        offload_optimizer: Optimiser states in main memory.
-        offload_activations: Inputs of recomputed layers in main memory.
-        mlp_tile_tokens: Tokens that pass a decoder MLP at a time; None: all.
-        prefill_chunk_size: Tokens of the prompt that pass the decoders at a time; None: all.
-        max_new_tokens: Tokens of the answer.
-        kv_cache: Where keys and values are kept, see internvl/model/caches.py.
-        gpu_memory_gib: Memory per GPU.
-        reserve_gib: Part of it that CUDA, NCCL and fragments of the allocator take. An assumption.
-        tflops: Assumed rate that a GPU sustains.
-        bandwidth_gbs: Assumed rate at which a GPU sends, in 10^9 bytes per second.
-        offload_gbs: Assumed rate between a GPU and main memory, in 10^9 bytes per second.
-        trained: Which weights train.
-    """
-
-    mode: Mode = "train"
-    max_packed_tokens: int = 32768
-    tiles: int = 0
-    documents: int = 1
-    supervised: float = 1.0
-    dtype: Dtype = "bfloat16"
-    gpus: int = 8
-    chunk_num: int = 1
-    ulysses_degree: int = 1
-    zero_stage: int = 1
-    grad_checkpoint: bool = False
-    keep_attention: bool = False
-    vit_batch_size: int | None = None
-    offload_optimizer: bool = False
-    offload_activations: bool = False
-    mlp_tile_tokens: int | None = None
-    prefill_chunk_size: int | None = None
-    max_new_tokens: int = 128
-    kv_cache: str = "dynamic"
-    gpu_memory_gib: float = 80.0
-    reserve_gib: float = 8.0
-    tflops: float = 400.0
-    bandwidth_gbs: float = 50.0
-    offload_gbs: float = 25.0
+    mode: Mode = option("train", "Train, or answer a prompt")
+    max_packed_tokens: int = option(32768, "Tokens of a row (of the prompt when answering)")
+    tiles: int = option(0, "Tiles of a row")
+    documents: int = option(1, "Documents of equal length in a row; they decide how much attention costs")
+    supervised: float = option(1.0, "Share of tokens that are trained on, 0 < share <= 1; they meet the output layer")
+    dtype: Dtype = option(
+        "bfloat16", "Of weights and activations. bfloat16 means DeepSpeed's, with float32 master weights"
+    )
+    gpus: int = option(8, "GPUs of the job")
+    chunk_num: int = option(1, "Ranks that share a row")
+    ulysses_degree: int = option(1, "Ranks among which heads are dealt out")
+    zero_stage: int = option(1, "DeepSpeed ZeRO, 0 to 3")
+    grad_checkpoint: bool = option(False, "Recompute layers in the backward pass")
+    keep_attention: bool = option(False, "Keep outputs of attention over several ranks although layers are recomputed")
+    vit_batch_size: int | None = option(None, "Tiles that the vision tower sees at a time; None: all")
+    offload_optimizer: bool = option(False, "Optimiser states in main memory")
+    offload_activations: bool = option(False, "Inputs of recomputed layers in main memory")
+    mlp_tile_tokens: int | None = option(None, "Tokens that pass a decoder MLP at a time; None: all")
+    prefill_chunk_size: int | None = option(None, "Tokens of the prompt that pass the decoders at a time; None: all")
+    max_new_tokens: int = option(128, "Tokens of the answer")
+    kv_cache: str = option("dynamic", "Where keys and values are kept, see internvl/model/caches.py")
+    gpu_memory_gib: float = option(80.0, "Memory per GPU")
+    reserve_gib: float = option(8.0, "Part of it that CUDA, NCCL and fragments of the allocator take. An assumption")
+    tflops: float = option(400.0, "Assumed rate that a GPU sustains")
+    bandwidth_gbs: float = option(50.0, "Assumed rate at which a GPU sends, in 10^9 bytes per second")
+    offload_gbs: float = option(25.0, "Assumed rate between a GPU and main memory, in 10^9 bytes per second")
     trained: Trained = field(default_factory=Trained)
 
     def __post_init__(self) -> None:

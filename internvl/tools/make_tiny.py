@@ -26,6 +26,7 @@ from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.conversation import get_conversation
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
+from internvl.options import describe_option, option
 from internvl.synth.command import read_spec, run_builder
 from internvl.synth.folders import Facts, Origin, make_folders
 from internvl.synth.miniature.tiny_tokenizer import train_tokenizer
@@ -48,51 +49,30 @@ _DECODER_AUTO_MAP = {
 
 @dataclass(frozen=True)
 class TinySpec:
-    """Sizes and initial weights.
+    """Sizes and initial weights."""
 
-    Attributes:
-        seed: Of the weights.
-        vocab_size: All tokens, special ones included.
-        image_size: Side of a tile in pixels.
-        patch_size: Side of a patch in pixels.
-        max_dynamic_patch: Most tiles per image.
-        vision_hidden_size: Width of the vision tower.
-        vision_layers: Layers of the vision tower.
-        vision_heads: Attention heads of the vision tower.
-        vision_intermediate_size: MLP width of the vision tower.
-        hidden_size: Width of the decoder.
-        layers: Layers of the decoder.
-        heads: Query heads of the decoder.
-        kv_heads: Key and value heads of the decoder.
-        intermediate_size: SwiGLU width of the decoder.
-        bias: Biases in the decoder's attention (released checkpoints have none).
-        rope_theta: Base of the rotary angles.
-        rope_factor: Factor of dynamic NTK scaling.
-        max_position_embeddings: Positions beyond it are scaled when positions are `default`.
-        embedding_std: Standard deviation of token embeddings and of the output layer, which starts as their copy.
-        linear_std: Standard deviation of the decoder's linear layers.
-    """
-
-    seed: int = 0
-    vocab_size: int = 896
-    image_size: int = 56
-    patch_size: int = 14
-    max_dynamic_patch: int = 64
-    vision_hidden_size: int = 64
-    vision_layers: int = 2
-    vision_heads: int = 4
-    vision_intermediate_size: int = 128
-    hidden_size: int = 64
-    layers: int = 2
-    heads: int = 2
-    kv_heads: int = 2
-    intermediate_size: int = 128
-    bias: bool = False
-    rope_theta: float = 10000.0
-    rope_factor: float = 2.0
-    max_position_embeddings: int = 512
-    embedding_std: float = 0.1
-    linear_std: float = 0.05
+    seed: int = option(0, "Of the weights")
+    vocab_size: int = option(896, "All tokens, special ones included")
+    image_size: int = option(56, "Side of a tile in pixels")
+    patch_size: int = option(14, "Side of a patch in pixels")
+    max_dynamic_patch: int = option(64, "Most tiles per image")
+    vision_hidden_size: int = option(64, "Width of the vision tower")
+    vision_layers: int = option(2, "Layers of the vision tower")
+    vision_heads: int = option(4, "Attention heads of the vision tower")
+    vision_intermediate_size: int = option(128, "MLP width of the vision tower")
+    hidden_size: int = option(64, "Width of the decoder")
+    layers: int = option(2, "Layers of the decoder")
+    heads: int = option(2, "Query heads of the decoder")
+    kv_heads: int = option(2, "Key and value heads of the decoder")
+    intermediate_size: int = option(128, "SwiGLU width of the decoder")
+    bias: bool = option(False, "Biases in the decoder's attention (released checkpoints have none)")
+    rope_theta: float = option(10000.0, "Base of the rotary angles")
+    rope_factor: float = option(2.0, "Factor of dynamic NTK scaling")
+    max_position_embeddings: int = option(512, "Positions beyond it are scaled when positions are `default`")
+    embedding_std: float = option(
+        0.1, "Standard deviation of token embeddings and of the output layer, which starts as their copy"
+    )
+    linear_std: float = option(0.05, "Standard deviation of the decoder's linear layers")
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -283,21 +263,13 @@ def build_parser() -> argparse.ArgumentParser:
                         help="largest weight file, for example 200KB (default: %(default)s)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true",
                         help="replace a folder that this command made with other arguments")  # fmt: skip
-    descriptions = _read_attributes(TinySpec)
     for field in fields(TinySpec):
-        text = f"{descriptions.get(field.name, field.name)} (default: %(default)s)"
+        text = describe_option(field)
         if field.type is bool:
             parser.add_argument(f"--{field.name}", action="store_true", help=text)
         else:
             parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default, help=text)
     return parser
-
-
-def _read_attributes(record: type) -> dict[str, str]:
-    """The `Attributes:` section of a docstring, as {name: description}."""
-    lines = (record.__doc__ or "").partition("Attributes:")[2].strip().splitlines()
-    pairs = (line.strip().split(": ", 1) for line in lines if ": " in line)
-    return {name: text.rstrip(".") for name, text in pairs}
 
 
 def build(arguments: argparse.Namespace) -> tuple[bool, list[Path]]:

@@ -42,6 +42,8 @@ _BEARABLE_S = 600.0  # below the time limit of collectives (--ddp_timeout), in w
 class DataOutage(Exception):
     """Data was out of reach for too long. The user need not change anything: starting again later may help."""
 
+    exit_code = 1  # of a command that ends with it: not 2, so a batch script starts it again
+
 
 def is_system_fault(error: BaseException | None) -> bool:
     """Whether an error, or one that led to it, is a fault of the machine and says nothing about the data.
