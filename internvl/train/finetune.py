@@ -150,7 +150,8 @@ def _record_run(arguments: Arguments, *, env: RankEnv, checkpoint: str | None, a
 
 def _train(arguments: Arguments, *, checkpoint: str | None, journal: RunJournal, request: StopRequest) -> int:
     """Train, resumed where there is a checkpoint, and save what came out."""
-    trainer = _build_trainer(arguments, checkpoint)
+    with write_errors_once(request):
+        trainer = _build_trainer(arguments, checkpoint)
     stop = StopAtStepEnd(request)
     for callback in (journal, stop):
         trainer.add_callback(callback)
@@ -161,7 +162,7 @@ def _train(arguments: Arguments, *, checkpoint: str | None, journal: RunJournal,
         logger.info("stopped by a signal; start the same command again to continue (exit code %d)", EXIT_PREEMPTED)
         return EXIT_PREEMPTED
     with write_errors_once(request):
-        _check_trained(trainer)
+        check_trained(trainer)
     trainer.save_model()
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
@@ -177,7 +178,7 @@ def _train(arguments: Arguments, *, checkpoint: str | None, journal: RunJournal,
     return 0
 
 
-def _check_trained(trainer: V2PETrainer) -> None:
+def check_trained(trainer: V2PETrainer) -> None:
     """A run that has trained on nothing has failed, whatever it saved."""
     trainer.collect_counts()
     totals = trainer.window.totals

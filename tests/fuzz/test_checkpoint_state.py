@@ -142,4 +142,4 @@ def test_damaged_states_end_in_an_error_of_ours(run, tmp_path):
 
 @pytest.mark.slow
 def test_many_damaged_states_end_in_an_error_of_ours(run, tmp_path):
-    try_seeds(run, tmp_path / "work", range(250, 10_000))
+    try_seeds(run, tmp_path / "work", range(250, 5_000))

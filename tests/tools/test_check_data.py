@@ -98,6 +98,23 @@ def test_sizes_are_those_of_training(meta, checkpoint):
     assert (mixed["documents_per_epoch"], mixed["tiles_per_epoch"]) == (20, 14 * num_tiles)
 
 
+def test_template_and_tile_size_are_those_of_the_checkpoint(meta, checkpoint, capsys):
+    out = meta.parent / "out"
+    main([str(meta), "--workers", "0", "--out", str(out), "--model", str(checkpoint), "--dynamic_image_size", "True"])
+    report = json.loads((out / "report.json").read_text())
+    assert (report["measured_with"]["force_image_size"], report["measured_with"]["conv_style"]) == (
+        28,
+        "internlm2-chat",
+    )
+    printed = capsys.readouterr().out
+    assert "template internlm2-chat, tiles of 28 pixels, 1 to 12 tiles per image, no thumbnail" in printed
+
+
+def test_a_template_that_the_tokenizer_does_not_know_is_refused(meta, checkpoint, capsys):
+    assert main([str(meta), "--workers", "0", "--model", str(checkpoint), "--conv_style", "phi3-chat"]) == 2
+    assert "the tokenizer does not know <|end|>" in capsys.readouterr().err
+
+
 def test_a_packed_rows_limits_count_only_with_packing(meta):
     flags = ("--dynamic_image_size", "True", "--max_dynamic_patch", "3", "--num_images_expected", "2")
     assert "length" not in check(meta, *flags)[1]["problems_by_kind"]

@@ -8,9 +8,15 @@ from safetensors.torch import load_file, save_file
 from internvl.errors import CheckpointError, ConfigError
 from internvl.model.constants import IMG_CONTEXT_TOKEN, SPECIAL_TOKENS
 from internvl.model.language_models import grow_vocabulary
+from internvl.model.loading import read_chat_config
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.train.arguments import DataTrainingArguments, ModelArguments
-from internvl.train.model_loading import load_training_model, load_training_tokenizer
+from internvl.train.model_loading import (
+    count_visual_tokens,
+    load_training_model,
+    load_training_tokenizer,
+    settle_flags,
+)
 
 
 def load(checkpoint, model_flags=None, **changes):
@@ -18,6 +24,43 @@ def load(checkpoint, model_flags=None, **changes):
     args = ModelArguments(model_name_or_path=str(checkpoint), **(model_flags or {}))
     tokenizer, num_added = load_training_tokenizer(args, data.max_seq_length)
     return load_training_model(args, data, tokenizer=tokenizer, num_added_tokens=num_added), tokenizer, num_added
+
+
+def change_config(checkpoint, folder, **fields):
+    """A copy of a checkpoint's config with other fields."""
+    config = json.loads((checkpoint / "config.json").read_text()) | fields
+    (folder / "config.json").write_text(json.dumps(config))
+    return read_chat_config(folder)
+
+
+def test_the_checkpoint_decides_what_no_flag_does(checkpoint, tmp_path):
+    config = change_config(checkpoint, tmp_path, template="Hermes-2", force_image_size=56, dynamic_image_size=False)
+    args = DataTrainingArguments()
+    settle_flags(args, config)
+    assert (args.conv_style, args.force_image_size, args.down_sample_ratio) == ("Hermes-2", 56, 0.5)
+    assert count_visual_tokens(args, config) == 16
+
+
+def test_without_a_checkpoint_flags_are_those_of_the_released_models():
+    args = DataTrainingArguments()
+    assert settle_flags(args, None) == []
+    assert (args.conv_style, args.force_image_size, args.down_sample_ratio) == ("internlm2-chat", 448, 0.5)
+    assert count_visual_tokens(args, None) == 256
+
+
+def test_flags_that_differ_from_the_checkpoint_are_told_with_its_values(checkpoint, tmp_path):
+    config = change_config(checkpoint, tmp_path, use_thumbnail=True, dynamic_image_size=True, max_dynamic_patch=12)
+    args = DataTrainingArguments(conv_style="Hermes-2", force_image_size=56, dynamic_image_size=True)
+    assert settle_flags(args, config) == [
+        "conv_style Hermes-2 (internlm2-chat)",
+        "force_image_size 56 (28)",
+        "use_thumbnail False (True)",
+    ]
+
+
+def test_tiles_that_cannot_be_joined_are_refused(checkpoint):
+    with pytest.raises(ConfigError, match=r"35 has 5 patches per side.*expected a multiple of 14"):
+        settle_flags(DataTrainingArguments(force_image_size=35), read_chat_config(checkpoint))
 
 
 def test_flags_are_written_to_the_config(checkpoint):

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from transformers import Trainer
+from transformers import Trainer, get_scheduler
 
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.train.arguments import ModelArguments
-from internvl.train.parameter_groups import LearningRates, build_parameter_groups
+from internvl.train.parameter_groups import LearningRates, apply_schedule, build_parameter_groups
 from internvl.train.trainable import select_trainable
 
 BASE, DECAY = 1e-3, 0.05
@@ -107,3 +107,72 @@ def test_tied_weights_are_in_one_group(model):
 def test_an_optimiser_takes_the_groups(model):
     optimizer = torch.optim.AdamW(build(model, vit_decay=0.5), lr=1.0)
     assert {group["lr"] for group in optimizer.param_groups} == {BASE, BASE * 0.5, BASE * 0.25, BASE * 0.125}
+
+
+SCHEDULES = {
+    "linear": {},
+    "cosine": {},
+    "cosine_with_restarts": {},
+    "polynomial": {},
+    "constant": {},
+    "constant_with_warmup": {},
+    "inverse_sqrt": {},
+    "cosine_with_min_lr": {"min_lr_rate": 0.1},
+    "warmup_stable_decay": {"num_decay_steps": 3},
+}
+
+
+def make_schedule(name, *, num_steps, rates):
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates]
+    optimizer = torch.optim.AdamW(groups)
+    options = {"scheduler_specific_kwargs": SCHEDULES[name]} if SCHEDULES[name] else {}
+    return optimizer, get_scheduler(name, optimizer, num_warmup_steps=2, num_training_steps=num_steps, **options)
+
+
+def take_steps(optimizer, scheduler, count):
+    """Learning rates of each of the steps."""
+    rates = []
+    for _ in range(count):
+        assert [group["lr"] for group in optimizer.param_groups] == scheduler.get_last_lr()
+        rates.append(scheduler.get_last_lr())
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def go_on(name, *, before, after, num_steps, rates=(0.1, 0.02), new_rates=None):
+    """Rates after step 4 of a run of `before` steps that goes on as one of `after` steps, and those of a whole run."""
+    optimizer, scheduler = make_schedule(name, num_steps=before, rates=rates)
+    take_steps(optimizer, scheduler, num_steps)
+    saved = optimizer.state_dict(), scheduler.state_dict()
+    new_rates = new_rates or rates
+    optimizer, scheduler = make_schedule(name, num_steps=after, rates=new_rates)
+    optimizer.load_state_dict(saved[0])
+    scheduler.load_state_dict(saved[1])
+    apply_schedule(scheduler, new_rates)
+    whole = take_steps(*make_schedule(name, num_steps=after, rates=new_rates), after)
+    return take_steps(optimizer, scheduler, after - num_steps), whole[num_steps:]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_run_made_longer_has_the_rates_of_the_longer_schedule_from_its_first_step_on(name):
+    found, expected = go_on(name, before=4, after=9, num_steps=4)
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_run_that_goes_on_unchanged_keeps_its_rates_bit_for_bit(name):
+    found, expected = go_on(name, before=9, after=9, num_steps=4)
+    assert found == expected
+
+
+def test_another_learning_rate_counts_from_the_next_step_on():
+    found, expected = go_on("cosine", before=9, after=9, num_steps=4, new_rates=(0.05, 0.01))
+    assert found == expected
+
+
+def test_a_schedule_of_another_kind_is_left_alone():
+    optimizer, _ = make_schedule("linear", num_steps=4, rates=(0.1,))
+    apply_schedule(torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer), [0.2])
+    apply_schedule(None, [0.2])
+    assert optimizer.param_groups[0]["lr"] == 0.0

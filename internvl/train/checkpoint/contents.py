@@ -89,7 +89,8 @@ def find_problem(checkpoint: Path) -> str | None:
     try:
         marker = read_state_file(checkpoint / MARKER)
         files, num_weights = dict(marker["files"]), int(marker["num_weights"])
-        float(marker.get("loss") or 0)
+        if marker.get("loss") is not None:
+            float(marker["loss"])
     except FileNotFoundError:
         return f"it has no {MARKER}"
     except CheckpointError as error:

@@ -40,7 +40,8 @@ def check_pickles(checkpoint: Path) -> None:
     """
     slices = [path for path in checkpoint.glob("global_step*") if path.is_dir()]
     latest = checkpoint / _LATEST
-    if latest.exists() and latest.read_text(errors="replace").strip() not in [path.name for path in slices]:
+    named = latest.read_text(errors="replace").strip() if latest.is_file() else ""  # a pipe would be waited for
+    if latest.exists() and named not in [path.name for path in slices]:
         raise CheckpointError(f"{latest} names no folder of the checkpoint; resume from another checkpoint")
     for folder in (checkpoint, *slices):
         for path in sorted(folder.iterdir()):

@@ -72,7 +72,7 @@ def write_errors_once(request: StopRequest) -> Iterator[None]:
     """Let the first process of each machine write an error that all of them meet.
 
     The others wait until the launcher stops them, which it does when the first has failed: had one of them ended
-    before, the line might never be written.
+    before, the line might never be written. An error that the first does not meet is written after the wait.
     """
     try:
         is_first = read_rank_env().local_rank == 0
@@ -90,6 +90,8 @@ def write_errors_once(request: StopRequest) -> Iterator[None]:
         deadline = time.monotonic() + _WAIT_FOR_FIRST_S
         while not request and time.monotonic() < deadline:
             time.sleep(0.1)
+        if not request:
+            raise
         raise SystemExit(2) from None
 
 

@@ -134,6 +134,12 @@ def test_deepspeed_is_not_sent_to_other_folders(checkpoint, text):
         check_pickles(checkpoint)
 
 
+def test_a_pipe_is_not_waited_for(checkpoint):
+    make_pipe(checkpoint / "latest", Poison(checkpoint))
+    with pytest.raises(CheckpointError, match="latest names no folder"):
+        check_pickles(checkpoint)
+
+
 def test_slices_behind_a_link_are_checked_too(checkpoint, tmp_path):
     elsewhere = (checkpoint / "global_step4").rename(tmp_path / "elsewhere")
     (checkpoint / "global_step4").symlink_to(elsewhere)

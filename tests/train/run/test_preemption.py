@@ -1,6 +1,7 @@
 import os
 import signal
 import threading
+from argparse import ArgumentParser
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,16 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import TrainerControl, TrainerState
 
-from internvl.train.run.preemption import STOP_SIGNALS, StopAtStepEnd, StopRequest, agree_on_stop, listen_for_stop
+from internvl.errors import ConfigError
+from internvl.train.run import preemption
+from internvl.train.run.preemption import (
+    STOP_SIGNALS,
+    StopAtStepEnd,
+    StopRequest,
+    agree_on_stop,
+    listen_for_stop,
+    write_errors_once,
+)
 
 ARGS = SimpleNamespace(device=torch.device("cpu"))
 
@@ -88,3 +98,33 @@ def test_nothing_happens_without_a_request_or_behind_the_last_step(step, signals
     assert not callback.stopped
     assert not control.should_save
     assert not control.should_training_stop
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """This process is the second one of its machine."""
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LAUNCHER", raising=False)
+
+
+def test_an_error_of_all_processes_is_written_by_the_first(monkeypatch):
+    monkeypatch.setenv("LAUNCHER", "none")
+    with pytest.raises(ConfigError), write_errors_once(StopRequest()):
+        raise ConfigError("wrong flag")
+
+
+def test_the_others_wait_until_they_are_stopped_and_write_nothing(second_of_two, capfd):
+    request = StopRequest()
+    request.note(signal.SIGTERM)
+    parser = ArgumentParser()
+    with pytest.raises(SystemExit) as end, write_errors_once(request):
+        parser.parse_args(["--unknown"])
+    assert end.value.code == 2
+    assert capfd.readouterr().err == ""
+
+
+def test_an_error_that_the_first_does_not_meet_is_written_after_the_wait(second_of_two, monkeypatch):
+    monkeypatch.setattr(preemption, "_WAIT_FOR_FIRST_S", 0.1)
+    with pytest.raises(ConfigError, match="no GPU here"), write_errors_once(StopRequest()):
+        raise ConfigError("no GPU here")

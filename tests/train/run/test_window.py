@@ -56,6 +56,15 @@ def test_the_learning_rate_is_that_of_the_step_and_not_of_the_next_one():
     assert (logs["learning_rate"], logs["learning_rate/llm"], logs["learning_rate/vit"]) == (0.5, 0.5, 0.25)
 
 
+def test_a_run_that_is_shorter_than_a_report_has_its_mean_loss_as_its_last_one(tmp_path):
+    window = Window(["a"])
+    assert window.summarise("finished", step=4, log_history=[{"train_loss": 0.0}], folder=tmp_path).final_loss is None
+    take_step(window, 4)
+    summary = window.summarise("finished", step=1, log_history=[{"train_loss": 9.0}], folder=tmp_path)
+    assert summary.final_loss == 9.0
+    assert not [line for line in summary.describe() if "none" in line.lower()]
+
+
 def test_left_out_steps_count_neither_in_the_loss_nor_in_the_rows():
     window = Window(["a"])
     for is_good in (True, False, True, True):
