@@ -8,7 +8,7 @@ are not public; a run leaves a table with predictions, as upload.tsv and, with o
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -120,12 +120,14 @@ def make_table_task(name: str, file: str, sentence: str) -> Task:
     )
 
 
-FAMILY = collect_tasks(
+_ALL = collect_tasks(
     [
         make_table_task("mmbench/dev-en", "mmbench_dev_20230712.tsv", OPTION_SENTENCE),
-        make_table_task("mmbench/dev-en-20231003", "mmbench_dev_en_20231003.tsv", OPTION_SENTENCE),
         make_table_task("mmbench/dev-cn", "mmbench_dev_cn_20231003.tsv", CHINESE_SENTENCE),
         make_table_task("mmbench/test-en", "mmbench_test_en_20231003.tsv", OPTION_SENTENCE),
         make_table_task("mmbench/test-cn", "mmbench_test_cn_20231003.tsv", CHINESE_SENTENCE),
+        make_table_task("mmbench/dev-en-20231003", "mmbench_dev_en_20231003.tsv", OPTION_SENTENCE),
     ]
 )
+# The last one is a later version of the first, so it must be asked for by name.
+FAMILY = replace(_ALL, names=_ALL.names[:-1])

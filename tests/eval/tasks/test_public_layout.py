@@ -15,7 +15,7 @@ from tests.public_layout import lay_out_mmmu_cache, lay_out_public_data
 
 GENERAL = (
     "vqa-chartqa-test", "vqa-docvqa-val", "vqa-docvqa-test", "vqa-ai2d-test", "vqa-infovqa-val", "vqa-infovqa-test",
-    "scienceqa", "pope", "mmbench", "ccbench", "seed",
+    "scienceqa", "pope", "mmbench", "mmbench/dev-en-20231003", "ccbench", "seed",
 )  # fmt: skip
 
 
