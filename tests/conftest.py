@@ -20,7 +20,8 @@ settings.load_profile("shared")
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_its_own() -> Iterator[None]:
-    """Indexes of test data do not fill the user's cache; processes that tests start inherit the folder."""
+    """Tests, and processes that they start, leave the user's cache alone and download nothing."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("INTERNVL_CACHE", os.path.join(folder, "internvl"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
         yield
