@@ -406,3 +406,28 @@ def test_a_clip_after_the_end_is_refused(files, tmp_path):
 def test_a_folder_needs_a_rate_to_be_clipped(files):
     with pytest.raises(DataError, match="folder of frames without a rate"):
         find_clip(VideoClip(files["folder"], clip=(0, 1)))
+
+
+# What players show
+
+
+@pytest.mark.parametrize(("kind", "options"), [("webp", {"lossless": True}), ("avif", {"quality": 95})])
+def test_animated_pictures_are_videos_of_all_their_frames(tmp_path, kind, options):
+    frames = [Image.new("RGB", (64, 48), (40 * number, 0, 0)) for number in range(6)]
+    path = tmp_path / f"a.{kind}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, **options)
+    info = read_video_info(path)
+    assert (info.num_frames, info.fps, info.width, info.height) == (6, pytest.approx(10), 64, 48)
+    reds = [picture.getpixel((5, 5))[0] for picture in load_frames(path, [0, 3, 5, 1])]
+    assert reds == pytest.approx([0, 120, 200, 40], abs=6)
+
+
+@pytest.mark.parametrize(
+    "text", ["#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\na.ts\n", "ffconcat version 1.0\nfile a.ts\n"]
+)
+def test_playlists_are_refused_at_once(tmp_path, text):
+    write_video(tmp_path / "a.ts", 5)
+    path = tmp_path / "list.mp4"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"list\.mp4 cannot be read"):
+        read_video_info(path)
