@@ -68,7 +68,8 @@ ALLOWED = {
         "internvl.moved_names",
     },
 }
-OUTSIDE_OF_THE_MODEL = {"torch", "transformers", "internvl", "typing_extensions"}
+# huggingface_hub comes with transformers, typing_extensions with torch.
+OUTSIDE_OF_THE_MODEL = {"torch", "transformers", "huggingface_hub", "internvl", "typing_extensions"}
 
 
 def imported_modules(path):

@@ -5,7 +5,6 @@ made with the same weights, without reading gigabytes.
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from internvl.errors import CheckpointError
 from internvl.infer.settings import InferenceSettings
+from internvl.model.checkpoint_folder import check_files, find_checkpoint, read_json
 from internvl.model.constants import IMG_CONTEXT_TOKEN
 from internvl.model.loading import load_strictly, read_chat_config
 from internvl.model.modeling_internvl_chat import InternVLChatModel
@@ -27,41 +27,17 @@ _NUM_BLOCKS, _BLOCK_BYTES = 256, 64 * 2**10
 
 
 def check_checkpoint(folder: str | Path) -> dict[str, object]:
-    """Check that a folder holds a complete checkpoint.
+    """Check that a folder, or the hub's cache under that id, holds a complete checkpoint.
 
     Returns:
         Its config.json.
 
     Raises:
-        CheckpointError: Folder, config or weights are missing or broken.
+        CheckpointError: Folder, config, tokenizer or weights are missing or broken.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"checkpoint folder {folder} does not exist")
-    config = _read_json(folder / "config.json")
-    kind = "model.safetensors" if any(folder.glob("*.safetensors")) else "pytorch_model.bin"
-    index = folder / f"{kind}.index.json"
-    if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
-        shards = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
-        missing = [shard for shard in shards if not (folder / shard).is_file()]
-        if missing or not shards:
-            raise CheckpointError(f"{folder}: {index.name} lists shards that are not there: {missing or 'none'}")
-    elif not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-        raise CheckpointError(f"{folder} holds no weights: expected model.safetensors or its shards with their index")
-    return config
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; expected a folder written by save_pretrained") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object; expected a folder written by save_pretrained")
-    return content
+    folder = find_checkpoint(folder)
+    check_files(folder)
+    return read_json(folder / "config.json")
 
 
 def fingerprint_checkpoint(folder: str | Path) -> str:
@@ -69,7 +45,7 @@ def fingerprint_checkpoint(folder: str | Path) -> str:
 
     Files up to 64 MiB count whole, larger ones by their size and 256 blocks of 64 KiB spread evenly over them.
     """
-    folder = Path(folder)
+    folder = find_checkpoint(folder)
     digest = hashlib.sha256()
     for path in sorted({path for pattern in _CONTENT_PATTERNS for path in folder.glob(pattern) if path.is_file()}):
         size = path.stat().st_size
@@ -98,7 +74,6 @@ def load_checkpoint(
         ConfigError: The model is of an unknown kind, or cannot take the scaling.
     """
     settings = settings.on_device()
-    check_checkpoint(folder)
     config = read_chat_config(folder)
     if settings.rope_scaling is not None:
         apply_rope_scaling(config.llm_config, settings.rope_scaling)

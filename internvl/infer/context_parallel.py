@@ -33,6 +33,7 @@ from transformers.utils import ModelOutput
 from internvl.errors import ConfigError, InternVLError, ParallelError
 from internvl.model.caches import FilledStaticLayer, KeyCastingCache
 from internvl.model.chat import Arguments, GenerateOptions
+from internvl.model.finite_scores import RefuseNonFiniteScores
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.v2pe import next_position, positions_per_row
 from internvl.model.visual_features import merge_visual_features
@@ -260,7 +261,7 @@ class ContextParallel:
         # prompt, generate reads that token's only: the others share its memory.
         last = model.get_input_embeddings()(input_ids[:, -1:])
         processors = LogitsProcessorList(generate_kwargs.pop("logits_processor", None) or [])
-        processors.append(_SameScores(self.group))
+        processors.extend([_SameScores(self.group), RefuseNonFiniteScores(model.name_or_path)])
         return model.language_model.generate(
             inputs_embeds=last.expand(1, length, -1),
             attention_mask=torch.ones_like(input_ids),

@@ -14,13 +14,21 @@ from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    Cache,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import ModelOutput
 
 from .caches import build_cache, check_kv_cache
 from .configuration_internvl_chat import InternVLChatConfig
 from .constants import IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
 from .conversation import ConversationTokenizer, ImageMarkers
 from .errors import ConfigError
+from .finite_scores import RefuseNonFiniteScores
 from .shapes import Float, Int, Num, Shaped
 from .v2pe import next_position, positions_per_row
 
@@ -32,6 +40,14 @@ except ImportError:  # Python 3.10; torch brings typing_extensions
 logger = logging.getLogger(__name__)
 
 Arguments = dict[str, Any]  # of a call of `generate`
+_NEED_PROMPT_IDS = (
+    "assistant_model",
+    "assistant_early_exit",
+    "prompt_lookup_num_tokens",
+    "guidance_scale",
+    "negative_prompt_ids",
+    "custom_generate",
+)
 
 
 class ChatOptions(TypedDict, total=False):
@@ -113,12 +129,12 @@ class ChatMixin(PreTrainedModel):
         tokenizer: PreTrainedTokenizerBase,
         pixel_values: Float[Tensor, "tiles 3 size size"] | None,
         question: str,
-        generation_config: Arguments,
+        generation_config: Arguments | GenerationConfig | None,
         history: Sequence[tuple[str, str]] | None = None,
         return_history: bool = False,
         num_patches_list: Sequence[int] | None = None,
         **options: Unpack[ChatOptions],
-    ) -> str | tuple[str, list[tuple[str, str]]]:
+    ) -> Any:
         """Answer one question about images.
 
         Args:
@@ -126,17 +142,20 @@ class ChatMixin(PreTrainedModel):
             pixel_values: Tiles of all images, those of earlier turns first; None without images.
             question: Text with one `<image>` per image; without any, `<image>` opens the first turn. Chat markers and
                 image tokens that stand literally in texts are neutralised.
-            generation_config: Arguments of `generate`; the dict is not changed.
+            generation_config: Arguments of `generate`, as a dict or GenerationConfig; not changed.
             history: Earlier turns (question, answer).
             return_history: Return `(answer, history)`.
             num_patches_list: Tiles per image; None: one image that holds all tiles.
             **options: See `ChatOptions`.
 
         Returns:
-            The answer, or `(answer, history)`.
+            The answer, or `(answer, history)`. With `num_return_sequences` above 1 a list of answers, of which the
+            first joins the history. With `return_dict_in_generate` the output of `generate` (`sequences`,
+            `scores`, ...), whose `answers` are the texts.
 
         Raises:
-            ConfigError: The tokenizer does not know the visual token.
+            ConfigError: The tokenizer does not know the visual token, or `generate` cannot take an option.
+            CheckpointError: The model's output is NaN or infinite.
             ValueError: Numbers of placeholders, images and tiles do not fit.
         """
         if num_patches_list is None:
@@ -144,26 +163,30 @@ class ChatMixin(PreTrainedModel):
         if history is None and pixel_values is not None and IMAGE_PLACEHOLDER not in question:
             question = f"{IMAGE_PLACEHOLDER}\n{question}"
         prompt = _Prompt(question, num_patches_list, history or [])
-        [answer] = self._answer(tokenizer, [prompt], pixel_values, generation_config, options)
-        return (answer, [*prompt.history, (question, answer)]) if return_history else answer
+        texts, output = self._answer(tokenizer, [prompt], pixel_values, generation_config, options)
+        answer = output or (texts if len(texts) > 1 else texts[0])
+        return (answer, [*prompt.history, (question, texts[0])]) if return_history else answer
 
     def batch_chat(
         self,
         tokenizer: PreTrainedTokenizerBase,
         pixel_values: Float[Tensor, "tiles 3 size size"] | None,
         questions: Sequence[str],
-        generation_config: Arguments,
+        generation_config: Arguments | GenerationConfig | None,
         num_patches_list: Sequence[int] | None = None,
         image_counts: Sequence[int] | None = None,
         **options: Unpack[ChatOptions],
-    ) -> list[str]:
+    ) -> Any:
         """Answer several questions at once; prompts of unequal length are padded on the left.
+
+        Returns the answers, `num_return_sequences` of each question after one another, or the output of `generate`
+        as `chat` does.
 
         Args:
             tokenizer: Tokenizer of the checkpoint.
             pixel_values: Tiles of all images in the order of the questions; None without images.
             questions: Texts with one `<image>` per image; a question that has images and no `<image>` gets them first.
-            generation_config: Arguments of `generate`; the dict is not changed.
+            generation_config: Arguments of `generate`, as a dict or GenerationConfig; not changed.
             num_patches_list: Tiles per image; None: one image of one tile per question.
             image_counts: Images per question; None: one each, or none without `pixel_values`.
             **options: See `ChatOptions`.
@@ -187,16 +210,18 @@ class ChatMixin(PreTrainedModel):
                 question = f"{IMAGE_PLACEHOLDER}\n" * count + question
             prompts.append(_Prompt(question, num_patches_list[first : first + count]))
             first += count
-        return self._answer(tokenizer, prompts, pixel_values, generation_config, options)
+        texts, output = self._answer(tokenizer, prompts, pixel_values, generation_config, options)
+        return output or texts
 
     def _answer(
         self,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[_Prompt],
         pixel_values: Tensor | None,
-        generation_config: Arguments,
+        generation_config: Arguments | GenerationConfig | None,
         options: ChatOptions,
-    ) -> list[str]:
+    ) -> tuple[list[str], ModelOutput | None]:
+        """Texts, and the output of `generate` where it was asked for."""
         num_tiles = 0 if pixel_values is None else len(pixel_values)
         num_placed = sum(sum(prompt.tiles_per_image) for prompt in prompts)
         if num_placed != num_tiles:
@@ -218,8 +243,10 @@ class ChatMixin(PreTrainedModel):
         input_ids = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side="left")
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
         arguments: Arguments = {"eos_token_id": tokenizer.convert_tokens_to_ids(stop_token), "pad_token_id": pad_id}
-        arguments |= generation_config
-        tokens = self.generate(
+        arguments |= _spread(generation_config)
+        if arguments.get("stop_strings") is not None:
+            arguments.setdefault("tokenizer", tokenizer)
+        generated = self.generate(
             pixel_values=None if pixel_values is None else pixel_values.to(self.device, self.dtype),
             input_ids=input_ids.to(self.device),
             attention_mask=mask.to(self.device),
@@ -227,12 +254,16 @@ class ChatMixin(PreTrainedModel):
             rope_pos_id_stride=options.get("rope_pos_id_stride"),
             **arguments,
         )
-        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        output = None if isinstance(generated, Tensor) else generated
+        sequences = generated if output is None else output.sequences
+        texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
         answers = [text.split(stop_token)[0].strip() for text in texts]
         if options.get("verbose", False):
-            for prompt, answer in zip(prompts, answers, strict=True):
-                logger.info("%s %s", prompt.question, answer)
-        return answers
+            for number, answer in enumerate(answers):
+                logger.info("%s %s", prompts[number * len(prompts) // len(answers)].question, answer)
+        if output is not None:
+            output["answers"] = answers
+        return answers, output
 
     @torch.no_grad()
     def generate(
@@ -241,10 +272,10 @@ class ChatMixin(PreTrainedModel):
         input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Shaped[Tensor, "batch length"] | None = None,
         visual_features: Any = None,
-        generation_config: GenerationConfig | None = None,
+        generation_config: Arguments | GenerationConfig | None = None,
         **generate_kwargs: Any,
     ) -> Any:
-        """Generate with a key/value cache; returns new tokens only, (batch, new_tokens).
+        """Generate with a key/value cache; returns new tokens only, (batch, new_tokens), or an output that holds them.
 
         The n-th generated token sits at `ceil(last prompt position) + n`.
 
@@ -253,15 +284,21 @@ class ChatMixin(PreTrainedModel):
             input_ids: The prompts.
             attention_mask: 0 where padded, on the left.
             visual_features: See `InternVLChatModel.forward`; ranks that answer together take their own form.
-            generation_config: As in transformers.
+            generation_config: As in transformers, or a dict; single arguments win.
             **generate_kwargs: `GenerateOptions`, and the arguments of transformers' `generate` (`max_new_tokens`,
                 `do_sample`, ...).
 
         Raises:
-            ConfigError: An option is wrong.
+            ConfigError: An option is wrong, or needs the prompt's ids, which an image does not have.
+            CheckpointError: The model's output is NaN or infinite.
             ValueError: Numbers of positions, visual tokens or features do not fit.
         """
+        generate_kwargs = _spread(generation_config) | generate_kwargs
         options = GenerateOptions.take_from(generate_kwargs)
+        if input_ids is None:
+            raise ValueError("generate needs input_ids")
+        _check_supported(generate_kwargs)
+        num_new_tokens = _take_limit(generate_kwargs, input_ids.shape[1])
         if options.context_parallel is not None:
             return options.context_parallel.generate(
                 self,
@@ -269,16 +306,12 @@ class ChatMixin(PreTrainedModel):
                 pixel_values=pixel_values,
                 attention_mask=attention_mask,
                 visual_features=visual_features,
-                generation_config=generation_config,
                 options=options,
                 **generate_kwargs,
             )
         options.check()
-        if input_ids is None:
-            raise ValueError("generate needs input_ids")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        num_new_tokens = _read_argument("max_new_tokens", generation_config, generate_kwargs)
         if generate_kwargs.get("use_cache", True) and generate_kwargs.get("past_key_values") is None:
             generate_kwargs["past_key_values"] = build_cache(
                 options.kv_cache,
@@ -309,12 +342,13 @@ class ChatMixin(PreTrainedModel):
             generate_kwargs["rope_lengths"] = next_position(last_positions).long() + num_new_tokens
             self._prefill(prompt, cache, generate_kwargs["rope_lengths"], chunk_size=options.prefill_chunk_size)
             num_copies = max(  # rows that transformers makes of every prompt
-                _read_argument(name, generation_config, generate_kwargs) or 1
-                for name in ("num_beams", "num_return_sequences")
+                generate_kwargs.get(name) or 1 for name in ("num_beams", "num_return_sequences")
             )
             if num_copies > 1:
                 cache.batch_repeat_interleave(num_copies)
-        return self.language_model.generate(**prompt, generation_config=generation_config, **generate_kwargs)
+        processors = LogitsProcessorList(generate_kwargs.pop("logits_processor", None) or [])
+        processors.append(RefuseNonFiniteScores(self.name_or_path))
+        return self.language_model.generate(**prompt, logits_processor=processors, **generate_kwargs)
 
     def _prefill(self, prompt: dict[str, Tensor], cache: Cache, rope_lengths: Tensor, *, chunk_size: int) -> None:
         """Fill the cache, which may hold the beginning of the prompt, with all chunks of the prompt but the last."""
@@ -331,7 +365,31 @@ class ChatMixin(PreTrainedModel):
             )
 
 
-def _read_argument(name: str, generation_config: GenerationConfig | None, generate_kwargs: Arguments) -> int | None:
-    """An argument of transformers' `generate` that may be given by itself or in the config."""
-    value = generate_kwargs.get(name)
-    return getattr(generation_config, name, None) if value is None else value
+def _spread(generation_config: Arguments | GenerationConfig | None) -> Arguments:
+    """A generation config as single arguments, those that it sets."""
+    if isinstance(generation_config, GenerationConfig):
+        generation_config = generation_config.to_diff_dict()
+        generation_config.pop("transformers_version", None)
+    return dict(generation_config or {})
+
+
+def _check_supported(arguments: Arguments) -> None:
+    """Raise ConfigError for arguments of transformers' `generate` that read the prompt as ids."""
+    refused = [name for name in _NEED_PROMPT_IDS if arguments.get(name) is not None]
+    if refused:
+        raise ConfigError(
+            f"{', '.join(refused)}: generate cannot take this for prompts with images, whose visual tokens have no ids "
+            "of their own; leave it out"
+        )
+
+
+def _take_limit(arguments: Arguments, prompt_length: int) -> int | None:
+    """Limit of new tokens, from `max_new_tokens` or from `max_length`, which counts the prompt as well."""
+    max_length = arguments.pop("max_length", None)
+    if max_length is not None and arguments.get("max_new_tokens") is None:
+        if max_length <= prompt_length:
+            raise ConfigError(
+                f"max_length is {max_length} and the prompt has {prompt_length} tokens; give more, or max_new_tokens"
+            )
+        arguments["max_new_tokens"] = max_length - prompt_length
+    return arguments.get("max_new_tokens")

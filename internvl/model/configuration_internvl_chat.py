@@ -4,15 +4,18 @@ Field names and defaults are those of released InternVL2 checkpoints, so that an
 Fields of a run (`chunk_num`, `attn_type`, `group_list`, ...), which older code saved with the model, are dropped.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from types import NoneType
+from typing import Any, cast, get_args
 
+from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlamaConfig, Phi3Config, PretrainedConfig, Qwen2Config, Qwen3Config
 
-from .errors import ConfigError
+from .errors import CheckpointError, ConfigError
 from .scaling import TRAINED_ROPE_TYPES, check_logn_scaling, read_rope_scaling
-from .v2pe import RANDOM_STRIDES, check_version
+from .v2pe import RANDOM_STRIDES, check_stride, check_version
 
 # Fields of older files that carry no meaning here.
 _RUN_FIELDS = (
@@ -25,59 +28,77 @@ _RUN_FIELDS = (
     "final_size",
     "fuse_method",
     "compress_method",
+    "attn_implementation",
 )
 
+# Largest values of fields that take memory or time. A file that says more is broken.
+_LARGEST = {
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 10_000,
+    "num_key_value_heads": 10_000,
+    "head_dim": 100_000,
+    "hidden_size": 10**6,
+    "intermediate_size": 10**7,
+    "vocab_size": 10**8,
+    "max_position_embeddings": 10**12,
+    "num_channels": 1000,
+    "patch_size": 10_000,
+    "image_size": 100_000,
+    "force_image_size": 100_000,
+    "min_dynamic_patch": 10_000,
+    "max_dynamic_patch": 10_000,
+    "min_num_frame": 10**6,
+    "max_num_frame": 10**6,
+}
 
-class InternVisionConfig(PretrainedConfig):
+# Configs are dataclasses that take further fields; checkers of calls that go by the declared ones would refuse those.
+_TAKES_FURTHER_FIELDS = True
+
+
+class _NullMeansDefault(PretrainedConfig):
+    """A config in whose file null stands for the default."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, without the fields that are null."""
+        return super().from_dict(_drop_nulls(cls, config_dict), **kwargs)
+
+
+@strict
+class InternVisionConfig(_NullMeansDefault):
     """InternViT. Sizes are in pixels (`image_size`, `patch_size`) and channels."""
 
+    __no_type_check__ = _TAKES_FURTHER_FIELDS
     model_type = "intern_vit_6b"
     base_config_key = "vision_config"
 
-    def __init__(
-        self,
-        num_channels: int = 3,
-        patch_size: int = 14,
-        image_size: int = 224,
-        qkv_bias: bool = False,
-        hidden_size: int = 3200,
-        num_attention_heads: int = 25,
-        intermediate_size: int = 12800,
-        qk_normalization: bool = True,
-        num_hidden_layers: int = 48,
-        use_flash_attn: bool = True,
-        hidden_act: str = "gelu",
-        norm_type: str = "rms_norm",
-        layer_norm_eps: float = 1e-6,
-        dropout: float = 0.0,
-        drop_path_rate: float = 0.0,
-        attention_dropout: float = 0.0,
-        initializer_range: float = 0.02,
-        initializer_factor: float = 0.1,
-        **kwargs: Any,
-    ):
-        self.num_channels = num_channels
-        self.patch_size = patch_size
-        self.image_size = image_size
-        self.qkv_bias = qkv_bias
-        self.hidden_size = hidden_size
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        self.qk_normalization = qk_normalization
-        self.num_hidden_layers = num_hidden_layers
-        self.use_flash_attn = use_flash_attn
-        self.hidden_act = hidden_act
-        self.norm_type = norm_type
-        self.layer_norm_eps = layer_norm_eps
-        self.dropout = dropout
-        self.drop_path_rate = drop_path_rate
-        self.attention_dropout = attention_dropout
-        self.initializer_range = initializer_range
-        self.initializer_factor = initializer_factor
-        super().__init__(**kwargs)
+    num_channels: int = 3
+    patch_size: int = 14
+    image_size: int = 224
+    qkv_bias: bool = False
+    hidden_size: int = 3200
+    num_attention_heads: int = 25
+    intermediate_size: int = 12800
+    qk_normalization: bool = True
+    num_hidden_layers: int = 48
+    use_flash_attn: bool = True
+    hidden_act: str = "gelu"
+    norm_type: str = "rms_norm"
+    layer_norm_eps: float | int = 1e-6
+    dropout: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    initializer_range: float | int = 0.02
+    initializer_factor: float | int = 0.1
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Check the sizes."""
+        check_sizes(vars(self), source="vision_config")
+        super().__post_init__(**kwargs)
 
 
-class InternLM2Config(PretrainedConfig):
+@strict
+class InternLM2Config(_NullMeansDefault):
     """InternLM2 decoder.
 
     `rope_scaling` is None or `{"type": "linear" | "dynamic" | "yarn", "factor": >= 1}`, for ordinary positions;
@@ -87,66 +108,49 @@ class InternLM2Config(PretrainedConfig):
     `logn_scaling` is None, or the training length in tokens beyond which queries are made longer. Both: see rotary.py.
     """
 
+    __no_type_check__ = _TAKES_FURTHER_FIELDS
     model_type = "internlm2"
     base_config_key = "llm_config"
     _auto_class = "AutoConfig"
-    rope_scaling = None  # a plain field here; the base class has a property of this name
 
-    def __init__(
-        self,
-        vocab_size: int = 103168,
-        hidden_size: int = 4096,
-        intermediate_size: int = 11008,
-        num_hidden_layers: int = 32,
-        num_attention_heads: int = 32,
-        num_key_value_heads: int | None = None,
-        hidden_act: str = "silu",
-        max_position_embeddings: int = 2048,
-        initializer_range: float = 0.02,
-        rms_norm_eps: float = 1e-6,
-        use_cache: bool = True,
-        pad_token_id: int = 0,
-        bos_token_id: int = 1,
-        eos_token_id: int = 2,
-        tie_word_embeddings: bool = False,
-        bias: bool = True,
-        rope_theta: float = 10000,
-        rope_scaling: dict | None = None,
-        logn_scaling: int | None = None,
-        **kwargs: Any,
-    ):
+    vocab_size: int = 103168
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 0  # 0: as many as heads
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float | int = 0.02
+    rms_norm_eps: float | int = 1e-6
+    use_cache: bool = True
+    pad_token_id: int = 0
+    bos_token_id: int = 1
+    eos_token_id: int | list[int] = 2
+    tie_word_embeddings: bool = False
+    bias: bool = True
+    rope_theta: float | int = 10000
+    rope_scaling: dict | None = None  # hides a property of the base class
+    logn_scaling: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Check and complete the fields."""
         # The released files name a CUDA kernel here; which kernel runs is decided by internvl.model.attention.
         kwargs.pop("attn_implementation", None)
         kwargs.pop("rope_pos_id_version", None)
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.intermediate_size = intermediate_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.num_key_value_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
-        self.hidden_act = hidden_act
-        self.max_position_embeddings = max_position_embeddings
-        self.initializer_range = initializer_range
-        self.rms_norm_eps = rms_norm_eps
-        self.use_cache = use_cache
-        self.pad_token_id = pad_token_id
-        self.bos_token_id = bos_token_id
-        self.eos_token_id = eos_token_id
-        self.tie_word_embeddings = tie_word_embeddings
-        self.bias = bias
-        self.rope_theta = rope_theta
-        scaling = None if rope_scaling is None else read_rope_scaling(rope_scaling, source="llm_config.rope_scaling")
-        self.rope_scaling = None if scaling is None else scaling.to_dict()
-        check_logn_scaling(logn_scaling, source="llm_config.logn_scaling")
-        self.logn_scaling = logn_scaling
-        super().__init__(**kwargs)
+        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
+        check_sizes(vars(self), source="llm_config")
+        if self.rope_scaling is not None:
+            scaling = read_rope_scaling(self.rope_scaling, source="llm_config.rope_scaling")
+            self.rope_scaling = cast(dict | None, scaling.to_dict())
+        check_logn_scaling(self.logn_scaling, source="llm_config.logn_scaling")
+        super().__post_init__(**kwargs)
 
 
 class ScalablePhi3Config(Phi3Config):
     """Phi3's config that also takes linear, dynamic NTK and YaRN scaling (transformers' own knows longrope only)."""
 
-    # Its base is a dataclass that takes further fields; checkers that go by the declared ones would refuse those.
-    __no_type_check__ = True
+    __no_type_check__ = _TAKES_FURTHER_FIELDS
 
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The base class's, without Phi3's own reading of `yarn`."""
@@ -159,82 +163,56 @@ class ScalablePhi3Config(Phi3Config):
         super(Phi3Config, self).validate_rope()
 
 
-class InternVLChatConfig(PretrainedConfig):
-    """InternVL2 chat model.
+@strict
+class InternVLChatConfig(_NullMeansDefault):
+    """InternVL2 chat model: a vision tower, a decoder, and how tiles, prompts and positions are made."""
 
-    Attributes:
-        vision_config: InternVisionConfig (a dict is converted).
-        llm_config: Config of the decoder; a dict is converted by its `architectures[0]`.
-        select_layer: Hidden state of the vision tower that is used (-1: the last).
-        force_image_size: Side of a tile in pixels; None: `vision_config.image_size`.
-        downsample_ratio: Side ratio of pixel shuffle (0.5: four patches become one visual token).
-        template: Name of the conversation template.
-        ps_version: `v2`, or `v1` for the spatially transposed pixel shuffle of the first release.
-        img_context_token_id: Id of `<IMG_CONTEXT>`; None in files that were not saved by this project.
-        rope_pos_id_version: Positions the model was trained with: `default`, `v2pe_fix` or `v2pe_rnd`.
-        rope_pos_id_stride: Stride of `v2pe_fix`.
-        rope_pos_id_random_strides: Strides that `v2pe_rnd` draws from.
-    """
-
+    __no_type_check__ = _TAKES_FURTHER_FIELDS
     model_type = "internvl_chat"
     is_composition = True
     sub_configs = {"vision_config": InternVisionConfig, "llm_config": AutoConfig}
     _auto_class = "AutoConfig"
 
-    def __init__(
-        self,
-        vision_config: InternVisionConfig | dict | None = None,
-        llm_config: PretrainedConfig | dict | None = None,
-        use_backbone_lora: int = 0,
-        use_llm_lora: int = 0,
-        pad2square: bool = False,
-        select_layer: int = -1,
-        force_image_size: int | None = None,
-        downsample_ratio: float = 0.5,
-        template: str | None = None,
-        dynamic_image_size: bool = False,
-        use_thumbnail: bool = False,
-        ps_version: str = "v1",
-        dynamic_max_patch: bool = False,
-        min_dynamic_patch: int = 1,
-        max_dynamic_patch: int = 6,
-        min_num_frame: int = 4,
-        max_num_frame: int = 20,
-        rope_pos_id_version: str = "default",
-        rope_pos_id_stride: float | None = None,
-        rope_pos_id_random_strides: tuple[float, ...] | list[float] = RANDOM_STRIDES,
-        img_context_token_id: int | None = None,
-        **kwargs: Any,
-    ):
+    vision_config: Any = None  # InternVisionConfig or its fields
+    llm_config: Any = None  # config of the decoder, or its fields with `architectures`
+    use_backbone_lora: int = 0
+    use_llm_lora: int = 0
+    pad2square: bool = False
+    select_layer: int = -1  # hidden state of the vision tower that is used (-1: the last)
+    force_image_size: int | None = None  # side of a tile in pixels; None: that of `vision_config`
+    downsample_ratio: float | int = 0.5  # side ratio of pixel shuffle (0.5: four patches become one visual token)
+    template: str | None = None  # name of the conversation template
+    dynamic_image_size: bool = False
+    use_thumbnail: bool = False
+    ps_version: str = "v1"  # `v2`, or `v1` for the spatially transposed pixel shuffle of the first release
+    dynamic_max_patch: bool = False
+    min_dynamic_patch: int = 1
+    max_dynamic_patch: int = 6
+    min_num_frame: int = 4
+    max_num_frame: int = 20
+    rope_pos_id_version: str = "default"  # positions of the training: `default`, `v2pe_fix` or `v2pe_rnd`
+    rope_pos_id_stride: float | int | None = None  # of `v2pe_fix`
+    rope_pos_id_random_strides: tuple | list = RANDOM_STRIDES  # that `v2pe_rnd` draws from
+    img_context_token_id: int | None = None  # of `<IMG_CONTEXT>`; None in files that this project did not save
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Check the fields, and make configs of the two parts."""
+        _refuse_quantised(kwargs)
         for name in _RUN_FIELDS:
             kwargs.pop(name, None)
-        kwargs.pop("attn_implementation", None)
-        check_version(rope_pos_id_version)
-        if ps_version not in ("v1", "v2"):
-            raise ConfigError(f"ps_version must be 'v1' or 'v2', got {ps_version!r}")
-        self.vision_config = _vision_config(vision_config)
-        self.llm_config = _llm_config(llm_config)
-        self.use_backbone_lora = use_backbone_lora
-        self.use_llm_lora = use_llm_lora
-        self.pad2square = pad2square
-        self.select_layer = select_layer
-        self.force_image_size = force_image_size
-        self.downsample_ratio = downsample_ratio
-        self.template = template
-        self.dynamic_image_size = dynamic_image_size
-        self.use_thumbnail = use_thumbnail
-        self.ps_version = ps_version
-        self.dynamic_max_patch = dynamic_max_patch
-        self.min_dynamic_patch = min_dynamic_patch
-        self.max_dynamic_patch = max_dynamic_patch
-        self.min_num_frame = min_num_frame
-        self.max_num_frame = max_num_frame
-        self.rope_pos_id_version = rope_pos_id_version
-        self.rope_pos_id_stride = rope_pos_id_stride
-        self.rope_pos_id_random_strides = list(rope_pos_id_random_strides)
-        self.img_context_token_id = img_context_token_id
-        kwargs.setdefault("tie_word_embeddings", False)
-        super().__init__(**kwargs)
+        check_sizes(vars(self), source="config")
+        check_version(self.rope_pos_id_version)
+        for stride in self.rope_pos_id_random_strides:
+            check_stride("v2pe_rnd", stride)
+        if not 0 < self.downsample_ratio <= 1:
+            raise ConfigError(f"downsample_ratio is {self.downsample_ratio!r}, expected more than 0 and at most 1")
+        if self.ps_version not in ("v1", "v2"):
+            raise ConfigError(f"ps_version must be 'v1' or 'v2', got {self.ps_version!r}")
+        self.vision_config = _vision_config(self.vision_config)
+        self.llm_config = _llm_config(self.llm_config)
+        self.rope_pos_id_random_strides = list(self.rope_pos_id_random_strides)
+        super().__post_init__(**kwargs)
 
     @property
     def image_size(self) -> int:
@@ -252,13 +230,45 @@ class InternVLChatConfig(PretrainedConfig):
         return self.llm_config
 
 
+def check_sizes(fields: Mapping[str, object], *, source: str) -> None:
+    """Check the sizes among the fields of a config.
+
+    Raises:
+        ConfigError: One is not a whole number from 1 to the largest that a model has.
+    """
+    for name, largest in _LARGEST.items():
+        value = fields.get(name, 1)
+        is_absent = value is None and name in ("force_image_size", "num_key_value_heads", "head_dim")
+        if not is_absent and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest):
+            raise ConfigError(f"{source}.{name} is {value!r}, expected a whole number from 1 to {largest}")
+
+
+def _drop_nulls(config_class: type, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config.json whose value is not null, and those for which null is a value of its own."""
+    types = {field.name: field.type for field in dataclasses.fields(config_class)}
+    return {n: value for n, value in fields.items() if value is not None or NoneType in get_args(types.get(n))}
+
+
+def _refuse_quantised(fields: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if a config says that its weights are quantised."""
+    how = fields.get("quantization_config") or fields.get("compression_config")
+    if how:
+        method = how.get("quant_method") if isinstance(how, Mapping) else None
+        raise CheckpointError(
+            f"config.json has quantization_config ({method or 'unknown method'}): quantised checkpoints are not "
+            "supported; take the unquantised one of the same model, and dtype bfloat16 or float16 to save memory"
+        )
+
+
 def _vision_config(config: InternVisionConfig | dict | None) -> InternVisionConfig:
     if isinstance(config, InternVisionConfig):
         return config
-    return InternVisionConfig(**(config or {}))
+    _refuse_quantised(config or {})
+    return InternVisionConfig(**_drop_nulls(InternVisionConfig, config or {}))
 
 
-_LLM_CONFIGS: dict[str, type[PretrainedConfig]] = {
+# Decoders that a chat model can have, by what their config.json calls them.
+DECODER_CONFIGS: dict[str, type[PretrainedConfig]] = {
     "InternLM2ForCausalLM": InternLM2Config,
     "LlamaForCausalLM": LlamaConfig,
     "Qwen2ForCausalLM": Qwen2Config,
@@ -271,15 +281,18 @@ def _llm_config(config: PretrainedConfig | dict | None) -> PretrainedConfig:
     if isinstance(config, PretrainedConfig):
         return config
     fields = dict(config or {})
+    _refuse_quantised(fields)
     architecture = (fields.get("architectures") or ["InternLM2ForCausalLM"])[0]
-    if architecture not in _LLM_CONFIGS:
-        raise ConfigError(f"llm_config.architectures[0] is {architecture!r}; supported: {', '.join(_LLM_CONFIGS)}")
+    if architecture not in DECODER_CONFIGS:
+        raise ConfigError(f"llm_config.architectures[0] is {architecture!r}; supported: {', '.join(DECODER_CONFIGS)}")
+    fields = _drop_nulls(DECODER_CONFIGS[architecture], fields)
     fields.pop("attn_implementation", None)
     fields.pop("rope_pos_id_version", None)
     check_logn_scaling(fields.get("logn_scaling"), source="llm_config.logn_scaling")
     if architecture != "InternLM2ForCausalLM":
         fields |= _native_rope_fields(fields)
-    return _LLM_CONFIGS[architecture](**fields)
+        check_sizes(fields, source="llm_config")
+    return DECODER_CONFIGS[architecture](**fields)
 
 
 def _native_rope_fields(fields: Mapping[str, Any]) -> dict[str, object]:

@@ -48,3 +48,8 @@ class EvalError(InternVLError):
 
 class MissingDependencyError(InternVLError):
     """An optional package is needed; the message names the pip line that installs it."""
+
+
+def summarise(error: BaseException) -> str:
+    """Class and message of another library's error in one line, however many it has."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:1000]

@@ -1,9 +1,10 @@
 """Decoders that a chat model can have, and how each of them takes V2PE positions.
 
-InternLM2 is our own class (modeling_internlm2.py). Llama, Qwen2, Qwen3 and Phi3 are transformers' classes with another
-rotary module inside. Integer positions go to the module that the class came with, so that ordinary positions are
-exactly transformers'; floating ones get their tables from rotary.py. Attention reaches the seam in attention.py by its
-registered name, and documents of a packed row reach it as `cu_seqlens`.
+InternLM2 is our own class (modeling_internlm2.py). All others are transformers' classes with another rotary module
+inside; a line in `DECODER_CONFIGS` (configuration_internvl_chat.py) adds one. Integer positions go to the module that
+the class came with, so that ordinary positions are exactly transformers'; floating ones get their tables from
+rotary.py. Attention reaches the seam in attention.py by its registered name, and documents of a packed row reach it as
+`cu_seqlens`.
 
     family     InternVL2 sizes            decoder
     internlm2  2B, 8B, 26B                InternLM2ForCausalLM
@@ -13,7 +14,7 @@ registered name, and documents of a packed row reach it as `cu_seqlens`.
     qwen3      (InternVL3.5)              Qwen3ForCausalLM
 """
 
-from collections.abc import Callable
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from .attention import DEFAULT_ATTENTION, AttentionFunction, is_registered
+from .configuration_internvl_chat import DECODER_CONFIGS
 from .errors import ConfigError
 from .rotary import Sequences, build_query_scales, build_rotary_tables, exceeds_training
 from .shapes import Float, Num
@@ -148,25 +150,10 @@ class FinalLengthMixin(WholePositionsMixin):
             model_kwargs["rope_lengths"] = next_position(positions[:, -1].double()).long() + num_new_tokens
 
 
-class LlamaForCausalLM(FinalLengthMixin, transformers.LlamaForCausalLM):  # type: ignore[misc]
-    """transformers' Llama with V2PE positions."""
-
-
-class Qwen2ForCausalLM(FinalLengthMixin, transformers.Qwen2ForCausalLM):  # type: ignore[misc]
-    """transformers' Qwen2 with V2PE positions."""
-
-
-class Qwen3ForCausalLM(FinalLengthMixin, transformers.Qwen3ForCausalLM):  # type: ignore[misc]
-    """transformers' Qwen3 with V2PE positions."""
-
-
-class Phi3ForCausalLM(FinalLengthMixin, transformers.Phi3ForCausalLM):  # type: ignore[misc]
-    """transformers' Phi3 with V2PE positions; longrope frequencies of a sequence never change while it grows."""
-
-
-_NATIVE_FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {
-    model.__name__: model for model in (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM)
-}
+@cache
+def native_class(name: str) -> type[PreTrainedModel]:
+    """transformers' decoder class of that name, with V2PE positions."""
+    return type(name, (FinalLengthMixin, getattr(transformers, name)), {"__module__": __name__})
 
 
 def grow_vocabulary(decoder: PreTrainedModel, vocab_size: int, num_added: int) -> None:
@@ -185,7 +172,7 @@ def build_native_decoder(config: PreTrainedConfig) -> PreTrainedModel:
     Raises:
         ConfigError: Unknown architecture, or a sliding attention window that the model would use.
     """
-    model_class = _NATIVE_FAMILIES[check_architecture(config)]
+    model_class = native_class(check_architecture(config))
     window = getattr(config, "sliding_window", None)
     if window is not None and getattr(config, "use_sliding_window", True) and window < config.max_position_embeddings:
         raise ConfigError(
@@ -208,8 +195,6 @@ def check_architecture(config: PreTrainedConfig) -> str:
         ConfigError: It is not one of those supported.
     """
     name = (getattr(config, "architectures", None) or [None])[0]
-    if name not in _NATIVE_FAMILIES:
-        raise ConfigError(
-            f"llm_config.architectures[0] is {name!r}; supported: InternLM2ForCausalLM, {', '.join(_NATIVE_FAMILIES)}"
-        )
+    if name not in DECODER_CONFIGS:
+        raise ConfigError(f"llm_config.architectures[0] is {name!r}; supported: {', '.join(DECODER_CONFIGS)}")
     return name

@@ -5,7 +5,6 @@ A checkpoint without some parameter would run with random numbers in its place, 
 and that follow from the config, are ignored.
 """
 
-import json
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,8 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from .checkpoint_folder import check_files, check_size, find_checkpoint, list_weights, read_json
 from .configuration_internvl_chat import InternVLChatConfig
-from .errors import CheckpointError, InternVLError
+from .errors import CheckpointError, InternVLError, summarise
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +45,9 @@ def read_chat_config(folder: str | Path) -> InternVLChatConfig:
         CheckpointError: It is missing, broken, or that of another kind of model.
         ConfigError: It asks for what is not supported (architecture, rope scaling, ...).
     """
-    path = Path(folder) / "config.json"
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; expected a folder written by save_pretrained") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    absent = [name for name in ("vision_config", "llm_config") if name not in fields]
+    path = find_checkpoint(folder) / "config.json"
+    fields = read_json(path)
+    absent = [name for name in ("vision_config", "llm_config") if not isinstance(fields.get(name), dict)]
     if absent:
         raise CheckpointError(
             f"{path} does not describe an InternVL chat model: {' and '.join(absent)} missing "
@@ -62,11 +55,13 @@ def read_chat_config(folder: str | Path) -> InternVLChatConfig:
             "python -m internvl.tools.assemble"
         )
     try:
-        return InternVLChatConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"config.json of {folder} cannot be used: {error}; expected an InternVL2 config"
-        ) from error
+        config = cast(InternVLChatConfig, InternVLChatConfig.from_dict(fields))
+    except InternVLError:
+        raise
+    except Exception as error:  # wrong values meet transformers' own checks
+        raise CheckpointError(f"{path} cannot be used: {summarise(error)}; expected an InternVL2 config") from error
+    config.name_or_path = str(path.parent)
+    return config
 
 
 def load_strictly(
@@ -94,6 +89,11 @@ def load_strictly(
             `position_ids` may be left over, and one of two tied weights may be missing.
     """
     name = f"{flag} {folder}" if flag else str(folder)
+    if state is None:
+        folder = find_checkpoint(folder)
+        check_files(folder)
+        if config is not None:
+            check_size(config, list_weights(folder))
     arguments: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, "dtype": dtype}
     if config is not None:
         arguments["config"] = config
@@ -107,7 +107,9 @@ def load_strictly(
     except InternVLError:
         raise
     except Exception as error:  # what a broken file raises is a class of its own in every library that reads one
-        raise CheckpointError(f"the weights of {name} cannot be loaded: {error}; copy the checkpoint again") from error
+        raise CheckpointError(
+            f"the weights of {name} cannot be loaded: {summarise(error)}; copy the checkpoint again"
+        ) from error
     model, report = loaded
     _check_report(report, name, type(model).__name__)
     return model.eval()

@@ -26,6 +26,7 @@ from .configuration_internvl_chat import InternLM2Config, InternVLChatConfig
 from .constants import IGNORE_INDEX
 from .errors import ConfigError
 from .language_models import build_native_decoder
+from .loading_options import translate_loading_options
 from .loss import shift_targets, weighted_cross_entropy
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
@@ -109,6 +110,13 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         """Replace the output layer of the decoder."""
         self.language_model.set_output_embeddings(value)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str] | None, *args: Any, **options: Any
+    ) -> Any:
+        """As in transformers, with the options of InternVL2's model cards (see loading_options.py)."""
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **translate_loading_options(options))
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save config, weights and code; the config gets `img_context_token_id`, so that the folder is complete."""

@@ -175,7 +175,7 @@ def yarn_frequencies(
     Frequencies that turn often within `original_length` stay, those that turn less than once are divided by `factor`,
     and a linear ramp lies between. Tables are scaled by 0.1 ln(factor) + 1.
     """
-    plain = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    plain = plain_frequencies(torch.tensor(base, dtype=torch.float64), head_dim)
 
     def dimension_of(rotations: float) -> float:
         return head_dim * math.log(original_length / (rotations * 2 * math.pi)) / (2 * math.log(base))

@@ -76,6 +76,7 @@ class InternLM2Tokenizer(SentencePieceBackend):
         **kwargs: Any,
     ):
         kwargs.pop("special_tokens_pattern", None)
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}  # null: the default
         pattern = {(True, False): "bos", (True, True): "bos_eos", (False, True): "eos", (False, False): "none"}
         super().__init__(
             vocab_file=vocab_file,

@@ -130,11 +130,10 @@ def build_config(spec: TinySpec, tokenizer: InternLM2Tokenizer) -> InternVLChatC
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        auto_map=dict(_DECODER_AUTO_MAP),
     )
-    return InternVLChatConfig(
+    decoder.update({"auto_map": dict(_DECODER_AUTO_MAP)})
+    config = InternVLChatConfig(
         architectures=["InternVLChatModel"],
-        auto_map=dict(_CHAT_AUTO_MAP),
         vision_config=vision,
         llm_config=decoder,
         select_layer=-1,
@@ -147,6 +146,8 @@ def build_config(spec: TinySpec, tokenizer: InternLM2Tokenizer) -> InternVLChatC
         max_dynamic_patch=spec.max_dynamic_patch,
         img_context_token_id=cast(int, tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN)),
     )
+    config.update({"auto_map": dict(_CHAT_AUTO_MAP)})
+    return config
 
 
 @torch.no_grad()

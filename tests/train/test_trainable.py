@@ -84,7 +84,8 @@ def build_model(architecture):
         "head_dim": 8,
         "pad_token_id": 0,
     }
-    return InternVLChatModel(InternVLChatConfig(vision | {"image_size": 28}, llm, ps_version="v2")).eval()
+    config = InternVLChatConfig(vision_config=vision | {"image_size": 28}, llm_config=llm, ps_version="v2")
+    return InternVLChatModel(config).eval()
 
 
 @pytest.mark.parametrize("architecture", LLM_LORA_TARGETS)

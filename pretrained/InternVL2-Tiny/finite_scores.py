@@ -1,0 +1,1 @@
+../../internvl/model/finite_scores.py

@@ -1,0 +1,1 @@
+../../internvl/model/loading_options.py
