@@ -2,16 +2,17 @@
 
     {"question": "How many?", "answer": 3}  --parse_record(Chart)-->  Chart(question="How many?", answer=3)
 
-Code after that point sees typed fields instead of JSON. Annotations may be plain types, unions of them, `list[...]` and
-other dataclasses; `object` takes anything, and `float` whole numbers too.
+Code after that point sees typed fields instead of JSON. Annotations may be plain types, unions of them, lists and
+objects of one kind of value (`list[...]`, `tuple[..., ...]`, `Mapping[str, ...]`) and other dataclasses; `object` takes
+anything, and `float` whole numbers too. A dataclass checks what types cannot say in `__post_init__`, by a DataError.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from eval.core.records import read_json
 from internvl.errors import DataError
@@ -20,26 +21,46 @@ R = TypeVar("R")
 T = TypeVar("T")
 Place = tuple[str | int, ...]
 
+KEY = "key"  # metadata of a field whose name in JSON is another one ...
+WHOLE = ""  # ... or which holds the whole JSON object
+_JSON_KINDS: dict[object, type] = {Mapping: dict, Sequence: list, tuple: list, Any: object}
 
-def parse_record(kind: type[R], value: object, *, place: Place = ()) -> R:
+
+class _Field(NamedTuple):
+    name: str
+    key: str  # its name in JSON
+    annotation: object
+    plain: tuple[type, ...]  # types that need no further check
+    has_default: bool
+
+
+def parse_record(kind: type[R], value: object, *, place: Place = (), given: Mapping[str, object] | None = None) -> R:
     """A JSON object as a dataclass. Keys without a field are ignored; a field with a default may be missing or null.
 
-    Raises DataError if a field is missing or of another type; its name follows `place`, the names that lead to it.
+    `given` are values of fields that are not read from JSON. Raises DataError if a field is missing or of another type;
+    its name follows `place`, the names that lead to it.
     """
     if not isinstance(value, dict):
         where = f"the field {_join(place)!r}" if place else "the record"
         raise DataError(f"{where} is a JSON {type(value).__name__}, expected an object")
-    values = {}
-    for name, annotation, plain, is_optional in _list_fields(kind):  # type: ignore[arg-type]  # classes are hashable
-        content = value.get(name)
-        if isinstance(content, plain):
-            values[name] = content
-        elif content is not None or not is_optional:
-            if name not in value:
+    values = dict(given or {})
+    for field in _list_fields(kind):  # type: ignore[arg-type]  # classes are hashable
+        content = value.get(field.key)
+        if field.name in values:
+            continue
+        if field.key == WHOLE:
+            values[field.name] = value
+        elif isinstance(content, field.plain):
+            values[field.name] = content
+        elif content is not None or not field.has_default:
+            if field.key not in value:
                 fields_there = ", ".join(sorted(value))
-                raise DataError(f"the field {_join((*place, name))!r} is missing; fields: {fields_there}")
-            values[name] = _parse(annotation, content, (*place, name))
-    return cast(Callable[..., R], kind)(**values)
+                raise DataError(f"the field {_join((*place, field.key))!r} is missing; fields: {fields_there}")
+            values[field.name] = _parse(field.annotation, content, (*place, field.key))
+    try:
+        return cast(Callable[..., R], kind)(**values)
+    except DataError as error:
+        raise DataError(f"in {_join(place)!r}: {error.message}" if place else error.message) from error
 
 
 def parse_rows(path: Path, records: Iterable[object], kind: type[R], build: Callable[[int, R], T]) -> list[T]:
@@ -63,15 +84,21 @@ def read_object(path: Path, kind: type[R]) -> R:
 
 
 def _parse(annotation: object, value: object, place: Place) -> object:
-    if is_dataclass(annotation):
-        return parse_record(cast(type, annotation), value, place=place)
-    kinds, entry = _read_annotation(annotation)
-    if not isinstance(value, kinds):
+    kinds, part = _read_annotation(annotation)
+    if not isinstance(value, kinds) and not is_dataclass(annotation):
         expected = " or ".join(kind.__name__ for kind in kinds)
         raise DataError(f"the field {_join(place)!r} is a {type(value).__name__}, expected {expected}")
-    if entry is object or not isinstance(value, list):
+    if is_dataclass(part) and value is not None:
+        return parse_record(cast(type, part), value, place=place)
+    entry = get_args(part)[-1 if get_origin(part) is Mapping else 0] if get_args(part) else Any
+    if entry in (Any, object):
         return value
-    return [_parse(entry, item, (*place, index)) for index, item in enumerate(value)]
+    if isinstance(value, dict):
+        return {key: _parse(entry, item, (*place, key)) for key, item in value.items()}
+    if isinstance(value, list):
+        items = [_parse(entry, item, (*place, index)) for index, item in enumerate(value)]
+        return tuple(items) if get_origin(part) is tuple else items
+    return value
 
 
 def _join(place: Place) -> str:
@@ -81,12 +108,12 @@ def _join(place: Place) -> str:
 
 # Answer files hold millions of records of few kinds, so annotations are read once and plain types have a short way.
 @cache
-def _list_fields(kind: type) -> list[tuple[str, object, tuple[type, ...], bool]]:
-    """(name, annotation, types that need no further check, has a default) of every field."""
+def _list_fields(kind: type) -> list[_Field]:
     hints = get_type_hints(kind)
     return [
-        (
+        _Field(
             entry.name,
+            entry.metadata.get(KEY, entry.name),
             hints[entry.name],
             _list_plain(hints[entry.name]),
             not (entry.default is MISSING and entry.default_factory is MISSING),
@@ -96,15 +123,19 @@ def _list_fields(kind: type) -> list[tuple[str, object, tuple[type, ...], bool]]
 
 
 def _list_plain(annotation: object) -> tuple[type, ...]:
-    kinds, entry = _read_annotation(annotation)
+    kinds, part = _read_annotation(annotation)
     # An absent key reads as None, which `object` must not accept.
-    return kinds if entry is object and object not in kinds and not is_dataclass(annotation) else ()
+    return () if part is not None or object in kinds else tuple(kind for kind in kinds if kind is not type(None))
 
 
 @cache
 def _read_annotation(annotation: object) -> tuple[tuple[type, ...], object]:
-    """What `isinstance` takes for an annotation, and the annotation of the entries where it is a list."""
+    """What `isinstance` takes for an annotation, and the part of it (if any) whose contents are to be checked too."""
     parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    kinds = tuple(get_origin(part) or part for part in parts)
-    entry = get_args(annotation)[0] if get_origin(annotation) is list else object
-    return ((int, *kinds) if float in kinds and int not in kinds else kinds), entry
+    inner = next((part for part in parts if is_dataclass(part) or get_args(part)), None)
+    kinds = tuple(dict if is_dataclass(part) else _find_kind(get_origin(part) or part) for part in parts)
+    return ((int, *kinds) if float in kinds and int not in kinds else kinds), inner
+
+
+def _find_kind(part: object) -> type:
+    return _JSON_KINDS.get(part, cast(type, part))

@@ -1,4 +1,4 @@
-"""Records of annotation files: reads jsonl and JSON files, and the fields of their records.
+"""Records of annotation files: reads jsonl and JSON files; `eval.core.fields` reads the fields of their records.
 
 Benchmarks come from many hands, so every defect is a DataError that names the file, the line and the field.
 """
@@ -6,12 +6,12 @@ Benchmarks come from many hands, so every defect is a DataError that names the f
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar
 
 from internvl.data.storage.text import decode_text, read_lines
 from internvl.errors import DataError
 
-# A parsed object. What its values are shows when `require_field` reads them.
+# A parsed object. What its values are shows when `eval.core.fields` reads them.
 JsonObject: TypeAlias = Mapping[str, Any]
 Kind = TypeVar("Kind")
 
@@ -95,31 +95,3 @@ def _check_content(path: Path, head: bytes) -> None:
     for start, what in _OTHER_CONTENTS.items():
         if head.lstrip().lower().startswith(start.lower()):
             raise DataError(f"the file is {what}", source=str(path))
-
-
-@overload
-def require_field(record: JsonObject, name: str, kind: type[Kind]) -> Kind: ...
-@overload
-def require_field(record: JsonObject, name: str, kind: tuple[type, ...]) -> Any: ...
-def require_field(record: JsonObject, name: str, kind: type | tuple[type, ...]) -> object:
-    """A field. Raises DataError if it is missing or of another type, or the record is not an object."""
-    if not isinstance(record, Mapping):
-        raise DataError(f"the record is a JSON {type(record).__name__}, expected an object")
-    if name not in record:
-        raise DataError(f"the field {name!r} is missing; fields: {', '.join(sorted(record))}")
-    value = record[name]
-    if not isinstance(value, kind):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        expected = " or ".join(k.__name__ for k in kinds)
-        raise DataError(f"the field {name!r} is a {type(value).__name__}, expected {expected}")
-    return value
-
-
-@overload
-def optional_field(record: JsonObject, name: str, kind: type[Kind]) -> Kind | None: ...
-@overload
-def optional_field(record: JsonObject, name: str, kind: tuple[type, ...]) -> Any: ...
-def optional_field(record: JsonObject, name: str, kind: type | tuple[type, ...]) -> object:
-    """A field, or None where missing or null. Raises DataError if its type, or the record's, is wrong."""
-    is_absent = isinstance(record, Mapping) and record.get(name) is None
-    return None if is_absent else require_field(record, name, kind)

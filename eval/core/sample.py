@@ -112,5 +112,5 @@ class Prediction:
         return cls(sample.id, "", sample.answer, sample.metadata, 0, 0, 0.0, seconds, failure=reason)
 
     def to_record(self) -> dict[str, object]:
-        """A JSON object; `eval.core.result.parse_prediction` is its inverse."""
+        """A JSON object; `parse_record(Prediction, ...)` is its inverse."""
         return asdict(self)

@@ -6,7 +6,6 @@ means over several tasks  --tabulate_averages-->  rows of length `average`
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from eval.core.baselines import Baselines
-from eval.core.records import optional_field, require_field
-from eval.core.result import OPTIONAL_NUMBER, TaskResult
+from eval.core.fields import read_object
+from eval.core.result import TaskResult
 from eval.metrics.estimate import Estimate
 from eval.metrics.protocol import PROTOCOLS
 from eval.report.labels import label_settings
@@ -144,30 +143,25 @@ def tabulate_averages(averages: Mapping[str, Mapping[str, Estimate]]) -> list[Ro
     return rows
 
 
+@dataclass(frozen=True)
+class _Report:
+    """A page.json."""
+
+    rows: list[Row]
+
+
 def read_rows(path: Path) -> list[Row]:
-    """What a comparison needs of the rows of a page.json: task, setting, length and score.
+    """The rows of a page.json, without baselines.
 
     Raises EvalError if it is not a page.json, or a row lacks a field or has one of a wrong type.
     """
     try:
-        rows = require_field(json.loads(path.read_text(encoding="utf-8")), "rows", list)
-    except (OSError, ValueError, RecursionError, DataError) as error:
-        raise EvalError(f"{path} is no report of eval.report ({error}); expected the JSON beside a page") from error
-    try:
-        return [
-            Row(
-                task=require_field(row, "task", str),
-                setting=require_field(row, "setting", str),
-                length=require_field(row, "length", str),
-                accuracy=require_field(row, "accuracy", OPTIONAL_NUMBER),
-                stderr=require_field(row, "stderr", OPTIONAL_NUMBER),
-                count=require_field(row, "count", int),
-                low=optional_field(row, "low", int),
-            )
-            for row in rows
-        ]
+        return read_object(path, _Report).rows
     except DataError as error:
-        raise EvalError(f"{path} has a broken row ({error}); make it again with python -m eval.report") from error
+        raise EvalError(
+            f"{path} is no report of eval.report ({error.message}); expected the JSON beside a page, "
+            "made by python -m eval.report"
+        ) from error
 
 
 def format_csv(rows: Sequence[Row]) -> str:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from scipy import stats
 
+from eval.core.fields import read_object
 from eval.core.output import write_result
-from eval.core.records import JsonObject, require_field
-from eval.core.result import NUMBER, SCORES_NAME, read_result
+from eval.core.result import SCORES_NAME, read_result
 from eval.metrics.estimate import wilson_interval
 from internvl.errors import DataError, EvalError
 
@@ -105,32 +105,25 @@ def _read_cells(path: Path, seed: int, method: str, evaluation: str) -> list[Cel
     ]
 
 
+@dataclass(frozen=True)
+class _Study:
+    """The file of a study."""
+
+    cells: list[Cell]
+
+
 def read_study(path: Path) -> list[Cell]:
     """The cells of a file that `write_study` wrote.
 
     Raises EvalError if it is another file, or a cell lacks a field or has one of a wrong type.
     """
     try:
-        rows = require_field(json.loads(path.read_text(encoding="utf-8")), "cells", list)
-        return [_parse_cell(row) for row in rows]
-    except (OSError, ValueError, RecursionError, DataError) as error:
+        return read_object(path, _Study).cells
+    except DataError as error:
         raise EvalError(
-            f"{path} is no file of `python -m studies.miniature collect` ({error}); make it again with that command"
+            f"{path} is no file of `python -m studies.miniature collect` ({error.message}); make it again with that "
+            "command"
         ) from error
-
-
-def _parse_cell(row: JsonObject) -> Cell:
-    return Cell(
-        seed=require_field(row, "seed", int),
-        method=require_field(row, "method", str),
-        evaluation=require_field(row, "evaluation", str),
-        question=require_field(row, "question", str),
-        length=require_field(row, "length", int),
-        score=require_field(row, "score", NUMBER),
-        count=require_field(row, "count", int),
-        depth_sums=tuple(require_field(row, "depth_sums", list)),
-        depth_counts=tuple(require_field(row, "depth_counts", list)),
-    )
 
 
 def write_study(path: Path, cells: Sequence[Cell]) -> None:

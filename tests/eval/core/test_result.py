@@ -130,7 +130,7 @@ def test_errors_say_which_field_is_wrong(folder):
     content = json.loads(path.read_text())
     content["results"]["upstream"]["by_length"][1]["count"] = "many"
     path.write_text(json.dumps(content))
-    message = r"scores\.json is broken .*results\.upstream.*by_length\.1.*'count' is a str, expected int.*eval\.score"
+    message = r"scores\.json is broken .*results\.upstream.*by_length\[1\]\.count' is a str, expected int.*eval\.score"
     with pytest.raises(EvalError, match=message):
         find_results([folder])
 

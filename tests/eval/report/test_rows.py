@@ -38,12 +38,12 @@ def test_rows_come_back_from_the_file_as_far_as_a_comparison_needs_them(tmp_path
     ("content", "message"),
     [
         (b"{", "no report of eval.report"),
-        (b"[]", "expected an object"),
+        (b"[]", "JSON list, expected dict"),
         (b"\xff", "no report of eval.report"),
         (b"[" * 100_000, "no report of eval.report"),
         (b'{"rows": {}}', "'rows' is a dict, expected list"),
-        (b'{"rows": [1]}', "broken row .*JSON int, expected an object"),
-        (b'{"rows": [{"task": "t"}]}', "broken row .*'setting' is missing"),
+        (b'{"rows": [1]}', "rows\\[0\\].*JSON int, expected an object"),
+        (b'{"rows": [{"task": "t"}]}', "rows\\[0\\]\\.setting' is missing"),
     ],
 )
 def test_damaged_reports_are_named(tmp_path, content, message):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.core.result import parse_settings
+from eval.core.fields import parse_record
+from eval.core.result import Settings
 from eval.report.labels import label_setting
 from eval.run.options import parse_options
 from eval.run.planning import choose_folder
@@ -25,7 +26,7 @@ def test_results_have_a_folder_and_settings_of_their_own():
         ("rope_scaling", "yarn:4"),
         ("logn_scaling", 4096),
     ]
-    assert label_setting(parse_settings(told)) == "v2pe_fix stride 0.25 yarn:4 log-n:4096"
+    assert label_setting(parse_record(Settings, told)) == "v2pe_fix stride 0.25 yarn:4 log-n:4096"
 
 
 def test_switching_it_off_is_a_setting_and_leaving_the_flag_out_is_none():
