@@ -12,9 +12,10 @@ import io
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
@@ -22,11 +23,11 @@ from tqdm import tqdm
 from eval.convert.command import run_converter
 from eval.convert.files import place_inside
 from eval.core.data_root import find_media
-from eval.core.fields import parse_rows
+from eval.core.fields import KEY, WHOLE, parse_rows, read_object
 from eval.core.output import write_result
-from eval.core.records import read_json, require_field
 from eval.metrics.milebench import CELL_PX, SETS, plan_canvases
 from eval.tasks.milebench import name_canvas_folder, name_canvases
+from internvl.command import command
 from internvl.data.storage.media import load_image
 from internvl.errors import ConfigError, DataError
 
@@ -37,6 +38,12 @@ PADDING_PX = 12
 @dataclass(frozen=True)
 class _Instance:
     images_path: list[str]
+
+
+@dataclass(frozen=True)
+class _Set:
+    data: list[Any]
+    content: dict[str, Any] = field(metadata={KEY: WHOLE})
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,8 @@ def convert(folder: Path, out: Path, *, max_canvases: int) -> dict[str, int]:
 
 def _combine_set(folder: Path, out: Path, max_canvases: int) -> int:
     path = folder / f"{folder.name}.json"
-    content = read_json(path, dict)
-    rows = require_field(content, "data", list)
+    whole = read_object(path, _Set)
+    rows = whole.data
     records = parse_rows(path, rows, _Record, lambda _, record: record)
     for row, record in zip(rows, tqdm(records, desc=folder.name, unit="q", disable=None), strict=True):
         pictures = [find_media(name, folder / "images") for name in record.task_instance.images_path]
@@ -78,7 +85,7 @@ def _combine_set(folder: Path, out: Path, max_canvases: int) -> int:
             record.sample_id, pictures, out / name_canvas_folder(max_canvases), max_canvases
         )
     if max_canvases > 1:
-        text = json.dumps(content, ensure_ascii=False, indent=4)
+        text = json.dumps(whole.content, ensure_ascii=False, indent=4)
         write_result(out / f"{folder.name}_combined_{max_canvases}.json", text + "\n")
     return len(rows)
 
@@ -119,6 +126,7 @@ def _write_caption(cell: Image.Image, text: str) -> None:
     draw.text((x, y - top), text, fill="white", font=font)
 
 
+@command(go_on="start the same command again; nothing was left half-written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     return run_converter(

@@ -88,9 +88,9 @@ def _parse(annotation: object, value: object, place: Place) -> object:
     if not isinstance(value, kinds) and not is_dataclass(annotation):
         expected = " or ".join(kind.__name__ for kind in kinds)
         raise DataError(f"the field {_join(place)!r} is a {type(value).__name__}, expected {expected}")
-    if is_dataclass(part) and value is not None:
+    if is_dataclass(part) and (value is not None or is_dataclass(annotation)):
         return parse_record(cast(type, part), value, place=place)
-    entry = get_args(part)[-1 if get_origin(part) is Mapping else 0] if get_args(part) else Any
+    entry = get_args(part)[-1 if get_origin(part) in (Mapping, dict) else 0] if get_args(part) else Any
     if entry in (Any, object):
         return value
     if isinstance(value, dict):

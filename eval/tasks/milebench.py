@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from eval.core.data_root import Root, find_media
-from eval.core.fields import parse_rows, read_object
-from eval.core.records import optional_field, require_field
+from eval.core.fields import KEY, WHOLE, parse_rows, read_object
+from eval.core.records import JsonObject
 from eval.core.sample import Sample
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import milebench
@@ -47,6 +47,7 @@ class _Instance:
     context: str
     images_path: list[str]
     choice_list: list[object] = field(default_factory=list)
+    fields: JsonObject = field(default_factory=dict, metadata={KEY: WHOLE})  # with the canvases, by number of them
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def read_samples(
             context, num_shown = _place_images(context, len(instance.images_path))
             names, question = instance.images_path[-num_shown:] if num_shown else [], f"{instruction}\n{context}"
         else:
-            names = _list_canvases(content.data[row], record, num_canvases)
+            names = _list_canvases(record, num_canvases)
             context = _MARK.sub(r"<Image \1> ", context)
             question = f"{IMAGE_PLACEHOLDER}\n" * len(names) + f"{instruction}\n{context}"
         answer: _Answer = {"text": record.response, "rule": rule, "choices": choices}
@@ -146,9 +147,12 @@ def _place_images(context: str, num_images: int) -> tuple[str, int]:
     return IMAGE_PLACEHOLDER + context, num_placed + 1
 
 
-def _list_canvases(row: dict[str, object], record: _Record, num_canvases: int) -> list[str]:
-    """The files of a sample's canvases: those that the row names, else those that the combining script writes."""
-    names = optional_field(require_field(row, "task_instance", dict), name_canvas_folder(num_canvases), list)
+def _list_canvases(record: _Record, num_canvases: int) -> list[str]:
+    """The files of a sample's canvases: those that the record names, else those that the combining script writes."""
+    field_name = name_canvas_folder(num_canvases)
+    names = record.task_instance.fields.get(field_name)
+    if not isinstance(names, list | None):
+        raise DataError(f"the field {field_name!r} is a {type(names).__name__}, expected list")
     return names or name_canvases(record.sample_id, len(record.task_instance.images_path), num_canvases)
 
 

@@ -1,7 +1,10 @@
 """Names of the public code, as a page: `python -m internvl.tools.migration_page > docs/migration.md`."""
 
-from collections.abc import Mapping
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
 
+from internvl.command import command
 from internvl.markdown import format_table
 from internvl.moved_names import (
     ANY,
@@ -61,5 +64,13 @@ def _describe_harmless(moved: Moved) -> str:
     return "" if moved.harmless is None else ANY if moved.harmless == ANY else f"`{moved.harmless}`"
 
 
-if __name__ == "__main__":
+@command(go_on="start the same command again")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; prints the page."""
+    argparse.ArgumentParser(prog="python -m internvl.tools.migration_page", description=__doc__).parse_args(argv)
     print(write_page(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

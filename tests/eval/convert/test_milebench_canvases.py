@@ -74,18 +74,18 @@ def test_canvases_that_are_there_are_kept(folder):
         (lambda record: record.update(task_instance=[]), "row 0: the field 'task_instance'"),
     ],
 )
-def test_wrong_records_end_in_one_line(folder, change, message, caplog):
+def test_wrong_records_end_in_one_line(folder, change, message, capsys):
     path = folder / "TQA/TQA.json"
     content = json.loads(path.read_text())
     change(content["data"][0])
     path.write_text(json.dumps(content))
     assert combine(folder, 1) == 2
-    assert message in caplog.text
+    assert message in capsys.readouterr().err
     assert not (folder.parent / "x-0.jpg").exists()
 
 
-def test_no_sets_and_no_canvases_are_said(folder, tmp_path, caplog):
+def test_no_sets_and_no_canvases_are_said(folder, tmp_path, capsys):
     assert combine(tmp_path, 1) == 2
-    assert "no file SET/SET.json below" in caplog.text
+    assert "no file SET/SET.json below" in capsys.readouterr().err
     assert combine(folder, 0) == 2
-    assert "--max_canvases must be at least 1, got 0" in caplog.text
+    assert "--max_canvases must be at least 1, got 0" in capsys.readouterr().err
