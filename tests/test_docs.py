@@ -1,10 +1,12 @@
-"""The documentation names files, folders and commands that exist."""
+"""The documentation names files, folders and commands that exist, and quotes what commands print."""
 
 import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+
+from internvl.plan.__main__ import main as plan
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "INSTALLATION.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -43,3 +45,9 @@ def test_every_file_on_the_map_exists():
     named = set(re.findall(r"[\w/]+\.py\b", (ROOT / "docs" / "architecture.md").read_text()))
     ends = {str(path.relative_to(ROOT)) for path in SOURCES} | {"tests/test_layers.py"}
     assert not [name for name in named if not any(f"/{end}".endswith(f"/{name}") for end in ends)]
+
+
+def test_the_table_of_long_rows_is_what_its_command_prints(capsys):
+    assert plan(["--table"]) == 0
+    table = capsys.readouterr().out.partition("\n\n")[2].strip()
+    assert table in (ROOT / "docs/long_context.md").read_text()

@@ -23,7 +23,7 @@ from internvl.command import command
 from internvl.model.caches import KV_CACHES
 from internvl.options import describe_option
 from internvl.plan.released_models import RELEASED
-from internvl.plan.report import describe_plan, format_advice, format_plan, format_table
+from internvl.plan.report import describe_plan, format_advice, format_overview, format_plan
 from internvl.plan.search import find_changes, find_gpus, make_plan
 from internvl.plan.setting import Setting
 from internvl.plan.sizes import Trained, read_sizes
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     setting = build_setting(arguments)
     if arguments.table:
-        sys.stdout.write(format_table(setting) + "\n")
+        sys.stdout.write(format_overview(setting) + "\n")
         return 0
     plan = make_plan(read_sizes(arguments.model), setting)
     plans = [] if plan.fits else find_changes(plan.model, setting)

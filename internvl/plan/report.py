@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import product
 
-from internvl import markdown
+from internvl.markdown import format_table
 from internvl.plan.search import GIB, MOST_GPUS, Plan, describe_changes, find_fastest
 from internvl.plan.setting import Setting
 from internvl.plan.sizes import read_sizes
@@ -117,7 +117,7 @@ def describe_plan(plan: Plan, plans: Sequence[Plan] = (), larger: Plan | None = 
     return record
 
 
-def format_table(setting: Setting) -> str:
+def format_overview(setting: Setting) -> str:
     """Markdown: the fastest setting that fits, for lengths, models and numbers of GPUs of docs/long_context.md."""
     intro = (
         f"Computed by `python -m internvl.plan --table`, not measured. GPUs of {setting.gpu_memory_gib:g} GiB, "
@@ -132,7 +132,7 @@ def format_table(setting: Setting) -> str:
         asked = replace(setting, max_packed_tokens=tokens, tiles=tokens // 512, gpus=gpus, chunk_num=1, zero_stage=1)
         plan = find_fastest(read_sizes(name), asked)
         rows.append([name, f"{tokens // 1024}k", str(gpus), *_format_cells(plan)])
-    return f"{intro}\n\n{markdown.format_table(rows, is_padded=False)}"
+    return f"{intro}\n\n{format_table(rows, is_padded=False)}"
 
 
 def _format_cells(plan: Plan | None) -> list[str]:
