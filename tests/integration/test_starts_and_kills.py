@@ -1,9 +1,14 @@
-"""Two commands started at the same time in one folder: one runs as if alone, the other ends with one line."""
+"""Commands that are started twice at the same time, or killed at any moment: the result is that of a quiet run."""
 
+import functools
 import hashlib
 import json
+import random
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +16,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from internvl.train.run.preemption import EXIT_FAILED_TWICE
 from tests.eval.published import make_needle, write_image, write_lines
 from tests.train.tiny_run import ENTRY, REPOSITORY, clean_environment, flags, make_checkpoint, make_data
 
@@ -37,19 +43,17 @@ def evaluate(workspace: Path, out: Path) -> list[str]:
 
 
 def build_miniature(workspace: Path, out: Path) -> list[str]:
-    options = f"--name x --tokenizer {TINY} --num_train 60 --num_test 6"
+    options = f"--name x --tokenizer {TINY} --train 0-2:60 --num_train_needles 60 --factors 1 --num_items 4"
     return ["-m", "internvl.synth.miniature", "--out", str(out), *options.split()]
 
 
 def export(workspace: Path, out: Path) -> list[str]:
-    return ["-m", "internvl.tools.export_native", str(workspace / "checkpoint"), "--out", str(out)]
+    return ["-m", "internvl.tools.export_native", str(workspace / "checkpoint"), str(out)]
 
 
 def read_weights(out: Path) -> Content:
-    return {
-        name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
-        for name, tensor in load_file(out / "model.safetensors").items()
-    }
+    weights = load_file(out / "model.safetensors")
+    return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in weights.items()}
 
 
 def read_predictions(out: Path) -> Content:
@@ -77,7 +81,8 @@ def workspace(tmp_path_factory):
     make_data(folder / "data")
     root = folder / "benchmark/MM-NIAH/mm_niah_test"
     write_image(root / "images/0.png")
-    records = [make_needle(index, images_list=["0.png"]) for index in range(40)]
+    place = {"placed_depth": 0.5, "context_length": 1500}
+    records = [make_needle(index, images_list=["0.png"], meta=place) for index in range(40)]
     write_lines(root / "annotations/retrieval-text.jsonl", records)
     return folder
 
@@ -94,29 +99,76 @@ def start(command: Command, workspace: Path, out: Path) -> subprocess.Popen[str]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(workspace):
-    """What each command leaves when it runs alone."""
-    results = {}
-    for name, command in COMMANDS.items():
-        process = start(command, workspace, workspace / "alone" / name)
-        assert process.communicate()[1] is not None
-        assert process.returncode == 0
-        results[name] = command.read(workspace / "alone" / name)
-    return results
+def run_alone(workspace):
+    """What a command leaves when it runs alone."""
+
+    @functools.cache
+    def run(name: str) -> Content:
+        out = workspace / "alone" / name
+        process = start(COMMANDS[name], workspace, out)
+        errors = process.communicate()[1]
+        assert process.returncode == 0, errors
+        return COMMANDS[name].read(out)
+
+    return run
 
 
-@pytest.mark.parametrize("number", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in range(1, 10))])
-@pytest.mark.parametrize("name", COMMANDS)
-def test_of_two_starts_one_runs_as_if_alone(workspace, undisturbed, tmp_path, name, number):
+STARTS = [
+    pytest.param(name, number, marks=[] if number == 0 and name in ("evaluation", "builder") else pytest.mark.slow)
+    for name in COMMANDS
+    for number in range(10)
+]
+
+
+@pytest.mark.parametrize(("name", "number"), STARTS)
+def test_of_two_starts_one_runs_as_if_alone(workspace, run_alone, tmp_path, name, number):
     processes = [start(COMMANDS[name], workspace, tmp_path / "out") for _ in range(2)]
-    results = sorted((process.communicate()[1], process.returncode) for process in processes)
+    results = [(process.communicate()[1], process.returncode) for process in processes]
     results.sort(key=lambda result: result[1])
-    assert COMMANDS[name].read(tmp_path / "out") == undisturbed[name]
-    (_, won), (message, lost) = results
-    assert won == 0
+    assert COMMANDS[name].read(tmp_path / "out") == run_alone(name)
+    (log, won), (message, lost) = results
+    assert won == 0, log
     if lost != 0:  # else it came when everything was there, and had nothing to do
         assert lost == 2
         assert message.splitlines()[-1].startswith("error: ")
         assert "Traceback" not in message
         assert "is being written by" in message or "exists and is not an empty folder" in message
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def kill_in_the_middle(process: subprocess.Popen[str], out: Path, delay_s: float) -> None:
+    """Kill a command some time after it has begun to write into its folder; it may end before."""
+    before = newest_change(out)
+    while newest_change(out) == before and process.poll() is None:
+        time.sleep(0.01)
+    try:
+        process.communicate(timeout=delay_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+
+
+def newest_change(out: Path) -> float:
+    return max((path.stat().st_mtime for path in [out.parent, *out.parent.rglob("*")] if path.exists()), default=0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_twenty_kills_change_nothing(workspace, run_alone, tmp_path, name):
+    command, rng, num_kills = COMMANDS[name], random.Random(0), 0
+    while num_kills < 20:
+        out = Path(tempfile.mkdtemp(dir=tmp_path)) / "out"
+        code = None
+        while code != 0:
+            process = start(command, workspace, out)
+            if num_kills < 20:
+                kill_in_the_middle(process, out, rng.uniform(0, 1.5))
+            errors = process.communicate()[1]
+            code = process.returncode
+            if code == EXIT_FAILED_TWICE:  # three starts in a row without a new checkpoint; the user looks, and goes on
+                (out / "run_state.json").unlink()
+            else:
+                assert code in (0, -signal.SIGKILL), errors
+            num_kills += code == -signal.SIGKILL
+        assert command.read(out) == run_alone(name)
+        assert {path.name for path in out.parent.iterdir()} == {"out"}
