@@ -308,7 +308,7 @@ def test_another_stride_than_the_saved_one_is_a_note(arguments, checkpoint, tmp_
 
 
 @pytest.mark.parametrize(
-    ("size", "what"), [("12k", r"parts/.*what was answered .*is kept"), ("16k", "predictions.jsonl")]
+    ("size", "what"), [("16k", r"parts/.*what was answered .*is kept"), ("20k", "predictions.jsonl")]
 )
 def test_a_full_disk_ends_the_run_with_a_clear_error_and_it_continues_later(arguments, tmp_path, capsys, size, what):
     """There is room for some answers, or for all of them but not for the merged file."""
