@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from internvl.data.collate import Batch, collate_row
-from internvl.data.cursor import DocumentRef, StreamCursor
+from internvl.data.cursor import RESTART_HINT, DocumentRef, StreamCursor
 from internvl.data.encode import EncodedDocument
 from internvl.data.plan import STREAM_START, PlannedRow, RankShare, RowPlan
 from internvl.data.skips import DOCUMENT_ERRORS, Skip, describe_skips
@@ -117,7 +117,10 @@ class RowDataset(IterableDataset[DecodedRow | LoadFailure]):
         return collate_row(documents) | {"document_refs": _number_documents(refs)}, tuple(skips)
 
     def _decode_shared_row(self, row: PlannedRow) -> tuple[Batch, tuple[Skip, ...]]:
-        """The row with this rank's tiles; blank tiles in place of those of damaged documents."""
+        """The row with this rank's tiles; blank tiles in place of those of damaged documents.
+
+        Raises DataError if a document has other tiles than planned: the ranks' parts would not fit together.
+        """
         own = self.share.tiles.own_tiles(row.content.num_tiles)
         room = self._allocate(len(own))
         documents, skips, damaged = [], [], []
@@ -134,8 +137,23 @@ class RowDataset(IterableDataset[DecodedRow | LoadFailure]):
             skips += [] if skip is None else [skip]
             damaged.append(skip is not None)
             first += sum(document.tiles_per_image)
+        if first != row.content.num_tiles:
+            raise self._refuse_tiles(row, [sum(document.tiles_per_image) for document in documents])
         batch = collate_row(documents) | {"document_refs": _number_documents(row.content.refs)}
         return batch | {"damaged_documents": torch.tensor(damaged, dtype=torch.int64)}, tuple(skips)
+
+    def _refuse_tiles(self, row: PlannedRow, num_tiles: Sequence[int]) -> DataError:
+        # Only the sum of the plan is known, so every document that shows something may be the one that changed.
+        shown = ", ".join(
+            f"{self.plan.files[ref.source].spec.name}, row {ref.row} ({number})"
+            for ref, number in zip(row.content.refs, num_tiles, strict=True)
+            if number
+        )
+        return DataError(
+            f"documents of one row now have {sum(num_tiles)} tiles, expected {row.content.num_tiles} as planned: "
+            f"{shown}; the file of one of them has changed: put back the earlier one, {RESTART_HINT}",
+            kind="image",
+        )
 
     def _decode_documents(self, row: PlannedRow) -> tuple[list[EncodedDocument], list[DocumentRef], list[Skip]]:
         documents, refs, skips = [], [], []

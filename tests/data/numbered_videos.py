@@ -1,6 +1,6 @@
 """Videos whose pictures tell the numbers of their frames."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -45,15 +45,26 @@ def write_video(
         stream.codec_context.max_b_frames = max_b_frames
         stream.codec_context.time_base = unit
         stream.codec_context.thread_count = 1
-        for number in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(_numbered_pixels(number % 100, size, noise), format="rgb24")
-            frame.pts = number if seconds is None else round(seconds[number] * 1000)
-            frame.time_base = unit
-            for packet in stream.encode(frame):
-                container.mux(packet)
-        for packet in stream.encode():
+        times = range(num_frames) if seconds is None else [round(second * 1000) for second in seconds]
+        for packet in encode_frames(stream, times, unit=unit, size=size, noise=noise):
             container.mux(packet)
     return path
+
+
+def encode_frames(
+    stream: Any,
+    times: Iterable[int],
+    *,
+    size: tuple[int, int],
+    unit: Fraction = Fraction(1, FRAME_RATE),
+    noise: int = 0,
+) -> Iterator[av.Packet]:
+    """Packets of frames that tell their numbers (modulo 100), shown at `times` in units of `unit` seconds."""
+    for number, time in enumerate(times):
+        frame = av.VideoFrame.from_ndarray(_numbered_pixels(number % 100, size, noise), format="rgb24")
+        frame.pts, frame.time_base = time, unit
+        yield from stream.encode(frame)
+    yield from stream.encode()
 
 
 def write_gif(path: Path, num_frames: int, *, size: tuple[int, int] = (64, 48)) -> Path:

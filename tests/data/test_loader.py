@@ -550,6 +550,31 @@ def test_a_damaged_image_keeps_its_place_in_a_shared_row(
     assert ledgers == [(0, False), (1, True)]
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(("planned", "read"), [((30, 1), (60, 3)), ((60, 3), (30, 1))], ids=["grows", "shrinks"])
+def test_an_image_that_changes_size_after_planning_ends_a_run_with_shared_rows(
+    make_loader, make_source, make_image, monkeypatch, planned, read, num_workers
+):
+    encode = SampleEncoder.encode
+
+    def change_and_encode(*words, **options):
+        make_image("a.png", read[0], 30)
+        return encode(*words, **options)
+
+    monkeypatch.setattr(SampleEncoder, "encode", change_and_encode)
+    images = [make_image("a.png", planned[0], 30).name, make_image("b.png", 30, 30).name]
+    lines = [{"conversations": conversation("<image> what?", "a"), "image": image} for image in images]
+    spec = make_source("a", [{"conversations": conversation("hello", "a")}, *lines])
+    options = {"packing": None, "documents_per_row": 3, "data_order": "sequential", "num_workers": num_workers}
+    loader = make_loader(spec, **options, tiles=TileShare(0, 2))
+    message = (
+        f"have {read[1] + 1} tiles, expected {planned[1] + 1} as planned: "
+        rf"a, row 1 \({read[1]}\), a, row 2 \(1\); the file of one of them has changed"
+    )
+    with pytest.raises(DataError, match=message):
+        take(loader, 1)
+
+
 def test_a_document_unfit_for_planning_is_counted_by_the_first_rank_of_a_group(make_loader, make_source, make_lines):
     unfit = {"conversations": conversation("<image><image> doc999 ", "a"), "image": "missing.png"}
     spec = make_source("a", [*make_lines(4), unfit])

@@ -7,6 +7,7 @@ file and no network is ever read on behalf of a video.
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import NoReturn
 
 import av
@@ -49,11 +50,25 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def _find_stream(container: InputContainer) -> VideoStream | None:
-    """The best video stream, as FFmpeg rates them; a cover picture is none."""
+    """The best video stream, as FFmpeg rates them; no cover picture, and no still where there is a film."""
     cover = int(av.stream.Disposition.attached_pic)
-    films = [stream for stream in container.streams.video if not int(stream.disposition) & cover]
+    streams = [stream for stream in container.streams.video if not int(stream.disposition) & cover]
     best = container.streams.best("video")
-    return next((stream for stream in films if stream is best), films[0] if films else None)
+    streams.sort(key=lambda stream: stream is not best)
+    if len(streams) < 2:
+        return streams[0] if streams else None
+    # FFmpeg's rating looks at the first packets only, so that a still may win.
+    return next((stream for stream in streams if _is_film(container, stream)), streams[0])
+
+
+def _is_film(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether a stream has more than one frame; the container is at its beginning before and after."""
+    if stream.frames:
+        return stream.frames > 1
+    packets = (packet for packet in container.demux(stream) if packet.size)
+    num_packets = len([*islice(packets, 2)])
+    container.seek(container.start_time or 0)
+    return num_packets > 1
 
 
 @contextmanager
