@@ -5,8 +5,10 @@ Fields of a run (`chunk_num`, `attn_type`, `group_list`, ...), which older code 
 """
 
 import dataclasses
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import wraps
 from types import NoneType
 from typing import Any, cast, get_args
 
@@ -55,17 +57,24 @@ _LARGEST = {
 _TAKES_FURTHER_FIELDS = True
 
 
-class _NullMeansDefault(PretrainedConfig):
-    """A config in whose file null stands for the default."""
+class _TolerantConfig(PretrainedConfig):
+    """A config that takes its fields as files and older code give them, see `_read_fields`; the first ones by place."""
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, without the fields that are null."""
-        return super().from_dict(_drop_nulls(cls, config_dict), **kwargs)
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Put the reading of fields in front of the constructor that transformers makes, which takes names only."""
+        super().__init_subclass__(**kwargs)
+        take_fields, names = cls.__init__, list(inspect.get_annotations(cls))
+
+        @wraps(take_fields)
+        def init(self: Any, *values: Any, **fields: Any) -> None:
+            fields |= zip(names[: len(values)], values, strict=True)
+            take_fields(self, **_read_fields(cls, fields))
+
+        cls.__init__ = init  # type: ignore[method-assign]
 
 
 @strict
-class InternVisionConfig(_NullMeansDefault):
+class InternVisionConfig(_TolerantConfig):
     """InternViT. Sizes are in pixels (`image_size`, `patch_size`) and channels."""
 
     __no_type_check__ = _TAKES_FURTHER_FIELDS
@@ -98,7 +107,7 @@ class InternVisionConfig(_NullMeansDefault):
 
 
 @strict
-class InternLM2Config(_NullMeansDefault):
+class InternLM2Config(_TolerantConfig):
     """InternLM2 decoder.
 
     `rope_scaling` is None or `{"type": "linear" | "dynamic" | "yarn", "factor": >= 1}`, for ordinary positions;
@@ -164,7 +173,7 @@ class ScalablePhi3Config(Phi3Config):
 
 
 @strict
-class InternVLChatConfig(_NullMeansDefault):
+class InternVLChatConfig(_TolerantConfig):
     """InternVL2 chat model: a vision tower, a decoder, and how tiles, prompts and positions are made."""
 
     __no_type_check__ = _TAKES_FURTHER_FIELDS
@@ -243,10 +252,29 @@ def check_sizes(fields: Mapping[str, object], *, source: str) -> None:
             raise ConfigError(f"{source}.{name} is {value!r}, expected a whole number from 1 to {largest}")
 
 
-def _drop_nulls(config_class: type, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config.json whose value is not null, and those for which null is a value of its own."""
-    types = {field.name: field.type for field in dataclasses.fields(config_class)}
-    return {n: value for n, value in fields.items() if value is not None or NoneType in get_args(types.get(n))}
+def _read_fields(config_class: type, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields as their declared types want them.
+
+    Null means the default, except where it is a value of its own. A number may be written as one of another type: 64.0
+    for 64, 1 for 1.0 or true.
+    """
+    kinds = {field.name: get_args(field.type) or (field.type,) for field in dataclasses.fields(config_class)}
+    return {
+        name: _fit_number(value, kinds.get(name, ()))
+        for name, value in fields.items()
+        if value is not None or NoneType in kinds.get(name, ())
+    }
+
+
+def _fit_number(value: object, kinds: Collection[object]) -> object:
+    """An equal number of a declared type, if there is one; otherwise the value."""
+    if type(value) is float and float not in kinds and int in kinds and value.is_integer():
+        return int(value)
+    if type(value) is int and int not in kinds:
+        if bool in kinds and value in (0, 1):
+            return bool(value)
+        return float(value) if float in kinds else value
+    return value
 
 
 def _refuse_quantised(fields: Mapping[str, Any]) -> None:
@@ -264,7 +292,7 @@ def _vision_config(config: InternVisionConfig | dict | None) -> InternVisionConf
     if isinstance(config, InternVisionConfig):
         return config
     _refuse_quantised(config or {})
-    return InternVisionConfig(**_drop_nulls(InternVisionConfig, config or {}))
+    return InternVisionConfig(**(config or {}))
 
 
 # Decoders that a chat model can have, by what their config.json calls them.
@@ -285,7 +313,7 @@ def _llm_config(config: PretrainedConfig | dict | None) -> PretrainedConfig:
     architecture = (fields.get("architectures") or ["InternLM2ForCausalLM"])[0]
     if architecture not in DECODER_CONFIGS:
         raise ConfigError(f"llm_config.architectures[0] is {architecture!r}; supported: {', '.join(DECODER_CONFIGS)}")
-    fields = _drop_nulls(DECODER_CONFIGS[architecture], fields)
+    fields = _read_fields(DECODER_CONFIGS[architecture], fields)
     fields.pop("attn_implementation", None)
     fields.pop("rope_pos_id_version", None)
     check_logn_scaling(fields.get("logn_scaling"), source="llm_config.logn_scaling")

@@ -9,10 +9,13 @@ import math
 
 import pytest
 import torch
+from transformers import AutoConfig
 
+from internvl.model.configuration_internvl_chat import InternLM2Config, InternVisionConfig, InternVLChatConfig
 from internvl.model.errors import ConfigError
 from internvl.model.loading import load_strictly, read_chat_config
 from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.model.registration import register_auto_classes
 
 from .tiny import document
 
@@ -271,6 +274,59 @@ def test_released_models_build_answer_and_load_again(read, name, tmp_path):
     model.save_pretrained(tmp_path / "again")
     again = load_strictly(InternVLChatModel, tmp_path / "again")
     assert torch.equal(again(**kwargs).logits, model(**kwargs).logits)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+@pytest.mark.parametrize("read", ["dict", "file", "AutoConfig", "AutoConfig with remote code"])
+def test_every_way_to_read_a_config_takes_a_released_one(name, read, tmp_path):
+    register_auto_classes()
+    fields = released_config(name)
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    config = {
+        "dict": lambda: InternVLChatConfig.from_dict(fields),
+        "file": lambda: InternVLChatConfig.from_pretrained(tmp_path),
+        "AutoConfig": lambda: AutoConfig.from_pretrained(tmp_path),
+        "AutoConfig with remote code": lambda: AutoConfig.from_pretrained(tmp_path, trust_remote_code=True),
+    }[read]()
+    assert isinstance(config, InternVLChatConfig)
+    assert config.template == RELEASED[name][2]
+    assert theta_of(config.llm_config) == RELEASED[name][3]
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_numbers_may_be_written_as_another_type_and_anything_may_be_null(name):
+    def rewrite(value):
+        if isinstance(value, dict):
+            return {key: rewrite(entry) for key, entry in value.items()}
+        if type(value) is int:
+            return float(value)
+        if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+            return int(value)
+        return value
+
+    fields = released_config(name)
+    expected, config = InternVLChatConfig.from_dict(fields), InternVLChatConfig.from_dict(rewrite(fields))
+    assert config.vision_config.to_dict() == expected.vision_config.to_dict()
+    assert type(config.llm_config.num_hidden_layers) is type(config.force_image_size) is int
+    assert config.use_thumbnail is True
+    optional = {
+        "attention_bias",
+        "bias",
+        "hidden_act",
+        "initializer_range",
+        "pad_token_id",
+        "rms_norm_eps",
+        "use_cache",
+    }
+    InternVLChatConfig.from_dict({**fields, "llm_config": {**fields["llm_config"], **dict.fromkeys(optional)}})
+    InternVLChatConfig.from_dict({**fields, "vision_config": dict.fromkeys(fields["vision_config"])})
+
+
+def test_configs_are_made_in_python_as_before():
+    assert InternLM2Config(num_attention_heads=4, num_key_value_heads=None).num_key_value_heads == 4
+    vision, decoder = InternVisionConfig(image_size=28, patch_size=7), InternLM2Config(vocab_size=64)
+    config = InternVLChatConfig(vision, decoder, template="Hermes-2")
+    assert (config.vision_config, config.llm_config, config.template) == (vision, decoder, "Hermes-2")
 
 
 def test_scaling_of_released_configs_arrives(read):
