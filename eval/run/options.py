@@ -14,12 +14,10 @@ from internvl.errors import ConfigError
 from internvl.infer.context_parallel import check_shareable
 from internvl.infer.flags import add_flags, at_least, check_flags, flag, from_arguments, one_of
 from internvl.infer.session import check_batchable
-from internvl.infer.settings import GREEDY, InferenceSettings, Sampling
+from internvl.infer.settings import DEFAULTS, GREEDY, InferenceSettings, Sampling
 from internvl.moved_names import EVALUATION_FLAGS, check_flag
 
 _OPTION = re.compile(r"\A--[a-z][a-z_-]*")
-# Ordinary positions unless asked otherwise: a checkpoint's own are one of the things that evaluations compare.
-_DEFAULTS = InferenceSettings(rope_pos_id_version="default")
 # A task chooses its frames; whether prompts are kept follows from --cache_mib.
 _NOT_ASKED = ("num_frames", "reuse_prefix")
 
@@ -35,7 +33,7 @@ class RunOptions:
 
     checkpoint: Path = flag(MISSING, "folder of the model", read=Path)
     tasks: str = flag(MISSING, f"comma-separated names, groups or patterns; groups: {', '.join(GROUPS)}")
-    settings: InferenceSettings = _DEFAULTS  # how the model answers
+    settings: InferenceSettings = DEFAULTS  # how the model answers
     sampling: Sampling = GREEDY  # how it chooses tokens
     data_root: Path | None = flag(
         None, f"folder of the benchmarks, looked at before {', '.join(DATA_FOLDERS)}", read=Path
@@ -169,7 +167,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action=_ListTasks, nargs=0, help="print the names of all tasks and end")
     add_flags(parser, InferenceSettings, leave_out=_NOT_ASKED)
     add_flags(parser, Sampling)
-    parser.set_defaults(rope_pos_id_version=_DEFAULTS.rope_pos_id_version, seed=0)
+    parser.set_defaults(seed=0)
     for name in (name for name, moved in EVALUATION_FLAGS.items() if moved.taken_as is None):
         parser.add_argument(f"--{name}", action=_MovedOption, nargs="?", const=True, help=argparse.SUPPRESS)
     return parser

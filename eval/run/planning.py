@@ -19,13 +19,17 @@ from internvl.model.v2pe import check_stride, stride_to_units
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_VERSION = "default"  # ordinary positions, unless version or stride are asked for
+
 
 def choose_positions(settings: InferenceSettings, config: Mapping[str, object]) -> InferenceSettings:
-    """The settings with the stride in effect: none unless the version is `v2pe_fix`, the checkpoint's if none is given.
+    """The settings with the version and the stride in effect.
 
+    Without either positions are ordinary ones, not the checkpoint's own, which evaluations compare with others.
+    A stride is none unless the version is `v2pe_fix`, and the checkpoint's if none is given.
     `config` is the checkpoint's config.json. Raises ConfigError if `v2pe_fix` has no stride or one unfit for batches.
     """
-    version, stride = str(settings.rope_pos_id_version), settings.rope_pos_id_stride
+    version, stride = settings.chosen_version or DEFAULT_VERSION, settings.rope_pos_id_stride
     saved, saved_version = config.get("rope_pos_id_stride"), config.get("rope_pos_id_version")
     if version == "default" and saved_version not in (None, "default"):
         logger.warning(
@@ -35,7 +39,7 @@ def choose_positions(settings: InferenceSettings, config: Mapping[str, object]) 
     if version != "v2pe_fix":
         if stride is not None:
             logger.warning("--rope_pos_id_stride %s has no effect with --rope_pos_id_version %s", stride, version)
-        return replace(settings, rope_pos_id_stride=None)
+        return replace(settings, rope_pos_id_version=version, rope_pos_id_stride=None)
     if stride is None and isinstance(saved, int | float):
         stride = saved
     check_stride(version, stride)
@@ -44,7 +48,7 @@ def choose_positions(settings: InferenceSettings, config: Mapping[str, object]) 
     stride = int(stride) if stride == int(stride) else stride  # 64 and 64.0 are one setting
     if saved is not None and saved != stride:
         logger.warning("the checkpoint was saved with stride %s and is evaluated with stride %s", saved, stride)
-    return replace(settings, rope_pos_id_stride=stride)
+    return replace(settings, rope_pos_id_version=version, rope_pos_id_stride=stride)
 
 
 def choose_folder(options: RunOptions) -> Path:
@@ -55,7 +59,7 @@ def choose_folder(options: RunOptions) -> Path:
         suffix += "_" + str(settings.rope_scaling).replace(":", "-")
     if settings.logn_scaling is not None:
         suffix += f"_logn-{settings.logn_scaling}"
-    return options.out or options.checkpoint / f"eval_{settings.rope_pos_id_version}{suffix}"
+    return options.out or options.checkpoint / f"eval_{settings.chosen_version or DEFAULT_VERSION}{suffix}"
 
 
 def plan_jobs(options: RunOptions) -> list[Job]:

@@ -59,8 +59,8 @@ class InferenceSettings:
 
     rope_pos_id_version: str | None = flag(
         None,
-        f"visual positions: {', '.join(ROPE_POS_ID_VERSIONS)}; without it an evaluation takes default, "
-        "everything else v2pe_fix with a stride, otherwise the checkpoint's own",
+        f"visual positions: {', '.join(ROPE_POS_ID_VERSIONS)}; default: v2pe_fix with a stride; without one "
+        "default in an evaluation, otherwise the checkpoint's own",
         check=lambda name, value: check_version(value),
         metavar="VERSION",
     )
@@ -146,11 +146,16 @@ class InferenceSettings:
     def __post_init__(self) -> None:
         """Refuse wrong values, as far as they can be known before a checkpoint is read."""
         check_flags(self)
-        version = self.rope_pos_id_version or (None if self.rope_pos_id_stride is None else "v2pe_fix")
+        version = self.chosen_version
         if self.rope_pos_id_stride is not None and version is not None:
             check_stride(version, self.rope_pos_id_stride)
         if self.rope_scaling is not None and version is not None:
             self.rope_scaling.check_version(version)
+
+    @property
+    def chosen_version(self) -> str | None:
+        """The positions that are asked for, `v2pe_fix` by a stride alone; None: it is left to the checkpoint."""
+        return self.rope_pos_id_version or (None if self.rope_pos_id_stride is None else "v2pe_fix")
 
     def on_device(self, env: RankEnv | None = None) -> "InferenceSettings":
         """The same with device and dtype filled in; `env` gives every process of a machine a GPU of its own."""
@@ -168,7 +173,7 @@ class InferenceSettings:
         stride = config.rope_pos_id_stride if self.rope_pos_id_stride is None else self.rope_pos_id_stride
         # Random strides are drawn in training only. Without a stride there is no better choice than ordinary positions.
         saved = "default" if config.rope_pos_id_version == "v2pe_rnd" else config.rope_pos_id_version
-        version = self.rope_pos_id_version or (saved if self.rope_pos_id_stride is None else "v2pe_fix")
+        version = self.chosen_version or saved
         check_stride(version, stride)
         max_num = config.max_dynamic_patch if self.max_num is None else self.max_num
         return replace(self, rope_pos_id_version=version, rope_pos_id_stride=stride, max_num=max_num)

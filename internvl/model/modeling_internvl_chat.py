@@ -177,15 +177,15 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
             attention_mask: 0 where padded.
             cu_seqlens: Document borders of a packed row.
             image_strides: Strides in units of 1/65536, in the order of the row. They win over `rope_pos_id_stride`.
-            rope_pos_id_version: `default`, `v2pe_fix` or `v2pe_rnd`; None: the checkpoint's own. A checkpoint that
-                was trained with `v2pe_rnd` has no stride of its own: it runs on ordinary positions (which are among
-                its strides) until one is chosen.
+            rope_pos_id_version: `default`, `v2pe_fix` or `v2pe_rnd`; None: `v2pe_fix` with a stride, otherwise the
+                checkpoint's own. One that was trained with `v2pe_rnd` has no stride of its own: it runs on ordinary
+                positions (which are among its strides) until one is chosen.
             rope_pos_id_stride: Stride of `v2pe_fix`; None: the checkpoint's own.
 
         Raises:
             ConfigError: Unknown version, `v2pe_fix` without a stride, a stride that is not positive.
         """
-        version = rope_pos_id_version
+        version = rope_pos_id_version or (None if rope_pos_id_stride is None else "v2pe_fix")
         if version is None:
             version = self.config.rope_pos_id_version
             if image_strides is None and version == "v2pe_rnd":

@@ -246,17 +246,22 @@ def test_auto_classes_load_a_saved_folder(tmp_path):
     assert isinstance(AutoModel.from_pretrained(tmp_path), InternVLChatModel)
 
 
-def test_remote_code_of_a_saved_folder_loads_without_this_package(tmp_path):
-    """In a process that cannot import `internvl`."""
+def test_the_model_cards_line_loads_a_saved_folder_without_this_package(tmp_path):
+    """In a process that has torch and transformers only; quantisation is refused there as well."""
     import subprocess
     import sys
 
     tiny_model().save_pretrained(tmp_path / "checkpoint")
     code = (
-        "import sys; sys.modules['internvl'] = None\n"
-        "from transformers import AutoModel\n"
-        f"model = AutoModel.from_pretrained({str(tmp_path / 'checkpoint')!r}, trust_remote_code=True)\n"
-        "print(type(model).__module__)"
+        "import sys; sys.modules |= dict.fromkeys(['internvl', 'einops', 'jaxtyping', 'peft', 'deepspeed'])\n"
+        "import torch; from transformers import AutoModel\n"
+        "card = dict(torch_dtype=torch.bfloat16, low_cpu_mem_usage=True, use_flash_attn=True, trust_remote_code=True)\n"
+        f"folder = {str(tmp_path / 'checkpoint')!r}\n"
+        "model = AutoModel.from_pretrained(folder, **card).eval()\n"
+        "print(type(model).__module__, model.dtype)\n"
+        "AutoModel.from_pretrained(folder, load_in_8bit=False, **card)\n"
+        "try: AutoModel.from_pretrained(folder, load_in_8bit=True, **card)\n"
+        "except Exception as error: print(error)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -268,6 +273,7 @@ def test_remote_code_of_a_saved_folder_loads_without_this_package(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "transformers_modules" in done.stdout
+    assert "torch.bfloat16\nload_in_8bit is not supported" in done.stdout
 
 
 def test_configs_that_older_code_saved_load():

@@ -1,0 +1,39 @@
+"""Which positions a model answers on, when some or none are asked for."""
+
+import pytest
+import torch
+
+from eval.run.options import parse_options
+from eval.run.planning import choose_positions
+from internvl.infer.chat import build_parser as build_chat_parser
+from internvl.infer.flags import from_arguments, from_options
+from internvl.infer.settings import InferenceSettings
+from tests.model.tiny import document, tiny_config, tiny_model
+
+
+@pytest.mark.parametrize("saved", ["default", "v2pe_fix", "v2pe_rnd"])
+def test_a_stride_alone_means_v2pe_fix_at_every_door(saved):
+    """A command line (chat, an evaluation), options of a bridge, and `model.chat`, whatever the checkpoint says."""
+    stride = 16
+    config = tiny_config()
+    config.rope_pos_id_version, config.rope_pos_id_stride = saved, 64
+    chat = build_chat_parser().parse_args(["--checkpoint", "x", "--rope_pos_id_stride", "16", "Why?"])
+    evaluation = parse_options(["--checkpoint", "x", "--tasks", "pope", "--rope_pos_id_stride", "16"])
+    for settings in (
+        from_arguments(InferenceSettings, chat).for_checkpoint(config),
+        InferenceSettings(rope_pos_id_stride=stride).for_checkpoint(config),
+        from_options(InferenceSettings, {"rope_pos_id_stride": "16"}).for_checkpoint(config),
+        choose_positions(evaluation.settings, config.to_dict()),
+    ):
+        assert (settings.rope_pos_id_version, settings.rope_pos_id_stride) == ("v2pe_fix", stride)
+    model = tiny_model()
+    model.config.rope_pos_id_version = saved
+    ids = document(1)[0].unsqueeze(0)
+    expected = model.build_positions(ids, rope_pos_id_version="v2pe_fix", rope_pos_id_stride=stride)
+    assert torch.equal(model.build_positions(ids, rope_pos_id_stride=stride), expected)
+
+
+def test_without_version_and_stride_an_evaluation_has_ordinary_positions():
+    evaluation = parse_options(["--checkpoint", "x", "--tasks", "pope"])
+    settings = choose_positions(evaluation.settings, {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 64})
+    assert (settings.rope_pos_id_version, settings.rope_pos_id_stride) == ("default", None)
