@@ -137,5 +137,7 @@ def _convert(path: str, frame: VideoFrame) -> Image.Image:
     if frame.is_corrupt:
         refuse(path, f"the frame at {frame.time} seconds is damaged")
     has_alpha = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
-    pixels = frame.to_ndarray(format="rgba" if has_alpha else "rgb24")
+    # One thread: threads of the converter that a frame keeps do not exist in a process that is forked meanwhile, and
+    # freeing the frame there would wait for them for ever.
+    pixels = frame.reformat(format="rgba" if has_alpha else "rgb24", threads=1).to_ndarray()
     return Image.fromarray(np.ascontiguousarray(turn_upright(pixels, frame)))
