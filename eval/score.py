@@ -30,6 +30,7 @@ from eval.run.options import add_scoring_arguments
 from eval.tasks.registry import find_task
 from internvl.command import command
 from internvl.errors import EvalError
+from internvl.folder_owner import own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +41,13 @@ RUN_SETTINGS = (
 )
 
 
-def score_folder(folder: Path, *, protocol: str | None, length_edges: Sequence[int] | None) -> TaskResult:
+def score_folder(
+    folder: Path, *, protocol: str | None, length_edges: Sequence[int] | None, allow_missing: bool = False
+) -> TaskResult:
     """Score the predictions of one task and write scores.json and plots beside them.
 
-    Raises EvalError if predictions or settings are missing, broken or do not belong together, and ConfigError for an
-    unknown task or protocol.
+    Without `length_edges` the run's own count. Raises EvalError if predictions or settings are missing, broken or do
+    not belong together, or (unless `allow_missing`) answers are missing; ConfigError for an unknown task or protocol.
     """
     saved = _read_named_settings(folder)
     settings = saved.settings
@@ -54,17 +57,31 @@ def score_folder(folder: Path, *, protocol: str | None, length_edges: Sequence[i
             "%s holds predictions of version %s of %s, which is at version %s now: prompts or decoding differ",
             folder, settings.task_version, task.name, task.version,
         )  # fmt: skip
+    predictions = read_checked_predictions(folder, saved)
+    _check_number(folder, len(predictions), saved.num_samples, allow_missing=allow_missing)
     result = write_scores(
         folder,
         task,
-        read_checked_predictions(folder, saved),
+        predictions,
         settings=settings.values,
         info=saved.info,
         protocol=protocol,
-        length_edges=length_edges,
+        length_edges=saved.length_bins if length_edges is None else length_edges,
     )
     write_task_plots(folder, result)
     return result
+
+
+def _check_number(folder: Path, found: int, expected: int | None, *, allow_missing: bool) -> None:
+    if expected is None or found >= expected:
+        return
+    message = f"{folder}: {expected - found} of {expected} answers are missing"
+    if not allow_missing:
+        raise EvalError(
+            f"{message}; start the same eval.run command again, or pass --allow_missing to score the {found} that are "
+            "there"
+        )
+    logger.warning("%s and are left out of the score", message)
 
 
 def read_checked_predictions(folder: Path, saved: SavedSettings) -> list[Prediction]:
@@ -81,7 +98,9 @@ def read_checked_predictions(folder: Path, saved: SavedSettings) -> list[Predict
     return read_predictions(folder)
 
 
-def score_run(folder: Path, *, protocol: str | None, length_edges: Sequence[int] | None) -> list[TaskResult]:
+def score_run(
+    folder: Path, *, protocol: str | None, length_edges: Sequence[int] | None, allow_missing: bool = False
+) -> list[TaskResult]:
     """Score every task below a result folder and write the summary of every whole run in it.
 
     Raises EvalError without finished predictions, or if tasks of one run were made with different settings.
@@ -99,9 +118,13 @@ def score_run(folder: Path, *, protocol: str | None, length_edges: Sequence[int]
         check_one_setting(run, members)
     results = []
     for run, members in runs.items():
-        scored = [score_folder(task, protocol=protocol, length_edges=length_edges) for task in members]
-        if run.resolve().is_relative_to(folder.resolve()):
-            write_summary(run, scored)
+        with own_folder(run, "eval.score"):
+            scored = [
+                score_folder(task, protocol=protocol, length_edges=length_edges, allow_missing=allow_missing)
+                for task in members
+            ]
+            if run.resolve().is_relative_to(folder.resolve()):
+                write_summary(run, scored)
         results += scored
     return results
 
@@ -140,13 +163,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="result folders of eval.run")
     add_scoring_arguments(parser)
+    parser.add_argument("--allow_missing", action="store_true", help="score the answers that are there")
     args = parser.parse_args(argv)
     if args.length_bins is not None:
         check_length_edges(args.length_bins)
     results = [
         result
         for folder in args.folders
-        for result in score_run(folder, protocol=args.protocol, length_edges=args.length_bins)
+        for result in score_run(
+            folder, protocol=args.protocol, length_edges=args.length_bins, allow_missing=args.allow_missing
+        )
     ]
     print(format_results(results))
     return 0

@@ -23,6 +23,6 @@ def open_result(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_result(path: Path, content: str | bytes) -> None:
-    """Write a whole file; text as UTF-8. Raises EvalError if it cannot be written."""
+    """Write a whole file; text as UTF-8, half characters (lone surrogates) as `?`. Raises EvalError if it cannot."""
     with open_result(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode(errors="replace") if isinstance(content, str) else content)

@@ -34,13 +34,23 @@ def make_fingerprint(settings: JsonObject) -> str:
 class PredictionStore:
     """The predictions of one task under one setting.
 
-    `settings` are JSON values that answers depend on; `info` holds paths for readers, which do not affect answers.
+    `settings` are JSON values that answers depend on. Answers do not depend on the others: `info` holds paths for
+    readers, `num_samples` is the number of questions, and `length_bins` are the context lengths that scores are cut at.
     """
 
-    def __init__(self, folder: Path, settings: JsonObject, info: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        settings: JsonObject,
+        info: Mapping[str, str] | None = None,
+        *,
+        num_samples: int | None = None,
+        length_bins: Sequence[int] | None = None,
+    ):
         self.folder = folder
         self.settings = dict(settings)
         self.info = dict(info or {})
+        self.num_samples, self.length_bins = num_samples, length_bins
         self.fingerprint = make_fingerprint(self.settings)
 
     @property
@@ -75,14 +85,20 @@ class PredictionStore:
                 path.unlink(missing_ok=True)
         for path in self._list_parts():
             _cut_unfinished_line(path)
-        content = {"fingerprint": self.fingerprint, "settings": self.settings, "info": self.info}
+        content = {
+            "fingerprint": self.fingerprint,
+            "settings": self.settings,
+            "info": self.info,
+            "num_samples": self.num_samples,
+            "length_bins": self.length_bins,
+        }
         write_result(self.folder / SETTINGS_NAME, json.dumps(content, indent=2) + "\n")
         (self.folder / "parts").mkdir(exist_ok=True)
 
     def read(self) -> dict[str, Prediction]:
         """All predictions so far by id, without unfinished last lines. Lines that did not fail replace failed ones.
 
-        Raises EvalError if a line is broken or was made with other settings, or an id was answered twice.
+        Raises EvalError if a line is broken or was made with other settings, or an id has two different answers.
         """
         predictions: dict[str, Prediction] = {}
         for path in self._list_parts():
@@ -92,7 +108,7 @@ class PredictionStore:
                 earlier = predictions.get(prediction.id)
                 if earlier is not None and prediction.failure is not None:
                     continue
-                if earlier is not None and earlier.failure is None:
+                if earlier is not None and earlier.failure is None and not earlier.is_same_answer(prediction):
                     raise EvalError(
                         f"{path} line {number}: sample {prediction.id!r} was answered twice (did two runs write to "
                         f"{self.folder} at the same time?); delete one of the lines, or pass --overwrite"

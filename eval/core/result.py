@@ -47,8 +47,10 @@ class SavedSettings:
 
     fingerprint: str  # hash of the settings that every line of `parts/` carries
     settings: Settings  # what the predictions were made with
-    # Paths for readers, which an answer does not depend on.
+    # What an answer does not depend on: paths for readers, number of questions, context lengths that scores are cut at.
     info: Mapping[str, str] = field(default_factory=dict)
+    num_samples: int | None = None
+    length_bins: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -190,19 +192,23 @@ def read_settings(folder: Path) -> SavedSettings:
 def read_predictions(folder: Path) -> list[Prediction]:
     """The finished predictions of a task's folder, every sample once.
 
-    Raises EvalError if the file is missing, cut off or broken, or holds a sample twice.
+    Lines that say the same count once. Raises EvalError if the file is missing, cut off or broken, or holds two
+    different answers of a sample.
     """
     path = folder / PREDICTIONS_NAME
     if not path.is_file():
         raise EvalError(f"{path} not found; the task is not finished: start the same eval.run command again")
     if not path.read_bytes().endswith(b"\n"):
         raise EvalError(f"{path} is empty or ends in the middle of a line; start the same eval.run command again")
-    predictions: dict[str, Prediction] = {}
+    predictions: dict[str, tuple[int, Prediction]] = {}
     for number, prediction, _ in read_prediction_lines(path):
-        if prediction.id in predictions:
-            raise EvalError(f"{path} line {number} holds sample {prediction.id!r} twice; delete one of the lines")
-        predictions[prediction.id] = prediction
-    return list(predictions.values())
+        first, earlier = predictions.setdefault(prediction.id, (number, prediction))
+        if not earlier.is_same_answer(prediction):
+            raise EvalError(
+                f"{path} lines {first} and {number} hold different answers of sample {prediction.id!r}; delete one of "
+                "them"
+            )
+    return [prediction for _, prediction in predictions.values()]
 
 
 def read_prediction_lines(path: Path) -> Iterator[tuple[int, Prediction, object]]:

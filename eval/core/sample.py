@@ -111,6 +111,10 @@ class Prediction:
         """What is written down for a sample that has no answer."""
         return cls(sample.id, "", sample.answer, sample.metadata, 0, 0, 0.0, seconds, failure=reason)
 
+    def is_same_answer(self, other: "Prediction") -> bool:
+        """Whether both say the same, however long it took."""
+        return replace(self, seconds=0.0) == replace(other, seconds=0.0)
+
     def to_record(self) -> dict[str, object]:
         """A JSON object; `parse_record(Prediction, ...)` is its inverse."""
         return asdict(self)

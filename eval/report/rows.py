@@ -169,8 +169,13 @@ def format_csv(rows: Sequence[Row]) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, _CSV_COLUMNS, lineterminator="\n", restval="", extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(row.to_csv() for row in rows)
+    writer.writerows({name: make_harmless(cell) for name, cell in row.to_csv().items()} for row in rows)
     return file.getvalue()
+
+
+def make_harmless(cell: object) -> object:
+    """The cell, with an apostrophe before a text that a spreadsheet would run as a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def label_length(low: int | None, high: int | None) -> str:

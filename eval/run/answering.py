@@ -21,6 +21,7 @@ from eval.core.sample import Prediction, Sample, show_transparency
 from eval.core.task import Task
 from eval.run.queue import Answer, LastAnswerError
 from eval.run.teacher_forcing import TeacherForcing
+from internvl.data.storage.outage import is_system_fault
 from internvl.errors import InternVLError, ParallelError
 from internvl.infer.context_parallel import ContextParallel
 from internvl.infer.question import Question
@@ -157,8 +158,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _is_expected(error: BaseException) -> bool:
-    """Whether an error is about one sample: its files or its prompt."""
-    return isinstance(error, InternVLError | OSError) and not isinstance(error, ParallelError)
+    """Whether an error is about one sample: its files or its prompt. Faults of the machine are about none."""
+    is_of_sample = isinstance(error, InternVLError | OSError) and not isinstance(error, ParallelError)
+    return is_of_sample and not is_system_fault(error)
 
 
 def _write_prediction(sample: Sample, answer: SessionAnswer, response: str) -> Prediction:

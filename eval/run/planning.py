@@ -107,4 +107,11 @@ def _plan_job(task: Task, options: RunOptions, data_root: DataRoot, *, checkpoin
     }
     info = {"checkpoint": str(options.checkpoint.absolute()), "data_root": str(data_root)}
     samples = task.read_samples(data_root)[: options.limit]
-    return Job(task, tuple(samples), PredictionStore(choose_folder(options) / task.name, settings, info))
+    store = PredictionStore(
+        choose_folder(options) / task.name,
+        settings,
+        info,
+        num_samples=len(samples),
+        length_bins=options.length_bins,
+    )
+    return Job(task, tuple(samples), store)

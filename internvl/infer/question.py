@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from internvl.data.prompt import ImageSource, Picture, VideoSource, check_placeholders, place_pictures
-from internvl.errors import ConfigError
+from internvl.errors import ConfigError, DataError
 from internvl.infer.context_parallel import ShardedFeatures
 from internvl.infer.pictures import PictureEncoder, make_key
 from internvl.infer.settings import InferenceSettings
@@ -58,6 +58,16 @@ class EncodedQuestion:
         return self.input_ids.shape[1]
 
 
+def check_text(text: str) -> None:
+    """Raise DataError for half a character (a lone surrogate), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the text holds half a character, U+{ord(text[error.start]):04X}; correct the file that it comes from"
+        ) from None
+
+
 class QuestionEncoder:
     """Reads and encodes what questions show, and writes their prompts.
 
@@ -82,6 +92,7 @@ class QuestionEncoder:
             raise ConfigError(f"num_frames is {num_frames}, expected at least 1")
         limits = self._list_limits(question)
         asked = [*(earlier for earlier, _ in question.history), question.prompt]
+        check_text("".join([*asked, *(answer for _, answer in question.history), question.system_message or ""]))
         check_placeholders(asked, 1 if question.is_joined else len(question.images), len(question.videos))
         frames = self.pictures.list_frames(question.videos, num_frames=num_frames)
         images = [

@@ -20,8 +20,10 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from internvl.atomic import stage_folders
 from internvl.command import command
 from internvl.errors import CheckpointError, ConfigError
+from internvl.folder_owner import own_folder
 from internvl.model.configuration_internvl_chat import InternVisionConfig, InternVLChatConfig
 from internvl.model.constants import IMG_CONTEXT_TOKEN, SPECIAL_TOKENS
 from internvl.model.conversation import get_conversation
@@ -31,7 +33,6 @@ from internvl.model.modeling_intern_vit import InternVisionModel
 from internvl.model.modeling_internlm2 import InternLM2ForCausalLM
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
-from internvl.train.checkpoint.writing import replace_model_files
 from internvl.train.model_loading import load_projector
 
 logger = logging.getLogger(__name__)
@@ -85,8 +86,7 @@ def assemble(
         ConfigError: Unknown architecture or template, or `out` is not empty.
     """
     get_conversation(template)  # an unknown one is an error before anything is loaded
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"--out {out} is not empty; choose a new folder")
+    _check_empty(out)
     torch.manual_seed(seed)
     tokenizer = load_tokenizer(parts.llm_path)
     decoder = _load_decoder(parts.llm_path)
@@ -121,11 +121,19 @@ def assemble(
     if force_image_size is not None and force_image_size != config.vision_config.image_size:
         model.vision_model.resize_pos_embeddings(force_image_size)
     model.img_context_token_id = cast(int, tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN))
-    with replace_model_files(out) as staging:
-        model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
+    out = out.absolute()
+    with own_folder(out, "assemble"):
+        _check_empty(out)
+        with stage_folders(out.parent, [Path(out.name)]) as staging:
+            model.save_pretrained(staging / out.name)
+            tokenizer.save_pretrained(staging / out.name)
     logger.info("%s: %s with %d tokens, T = %d", out, type(decoder).__name__, len(tokenizer), model.num_image_token)
     return model.eval()
+
+
+def _check_empty(out: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"--out {out} is not empty; choose a new folder")
 
 
 def _load_decoder(folder: Path) -> PreTrainedModel:

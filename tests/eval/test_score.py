@@ -150,7 +150,7 @@ def test_scoring_needs_neither_data_nor_parts(run, benchmark_root):
         (lambda text: "", "is empty"),
         (lambda text: text.replace('"id": "3"', '"id": 3,,', 1), "line 4 is broken"),
         (lambda text: "[1]\n" + text, "line 1 is broken (it is a JSON list, expected an object)"),
-        (lambda text: text + text.splitlines(keepends=True)[0], "holds sample '0' twice"),
+        (lambda text: text + '{"id": "0"' + text.splitlines(keepends=True)[1][10:], "different answers of sample '0'"),
         (lambda text: text.replace('"answer": 0', '"answer": {"odd": 1}', 1), "sample '0': cannot be scored"),
         (
             lambda text: text.replace('"response": "A"', '"said": "A"', 1),

@@ -135,13 +135,6 @@ def test_errors_say_which_field_is_wrong(folder):
         find_results([folder])
 
 
-def test_a_line_that_stands_twice_is_named(folder):
-    path = folder / "predictions.jsonl"
-    path.write_text(path.read_text() + path.read_text().splitlines()[2] + "\n")
-    with pytest.raises(EvalError, match=r"predictions\.jsonl line 9 holds sample '2' twice"):
-        read_predictions(folder)
-
-
 @pytest.mark.parametrize("name", ["scores.json", "settings.json", "predictions.jsonl"])
 def test_commands_end_without_a_traceback(folder, name, capsys, tmp_path):
     path = folder / name
