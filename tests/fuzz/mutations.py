@@ -1,6 +1,8 @@
 """Damaged copies of a file, the same ones for the same seed."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -59,3 +61,23 @@ def _repeat(content: bytes, rng: np.random.Generator) -> bytes:
 _CHANGES: Sequence[Callable[[bytes, np.random.Generator], bytes]] = (
     _flip, _flip, _set_number, _set_number, _set_noise, _cut, _leave_out, _repeat,
 )  # fmt: skip
+
+
+class TooSlow(BaseException):
+    """Not an Exception, which the code under test would take for damage."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TooSlow in a block that takes longer (C code is waited for)."""
+
+    def stop(*_: object) -> None:
+        raise TooSlow(f"it takes longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
