@@ -172,7 +172,14 @@ def start_script(tmp_path, body, **kwargs):
     path.write_text(SCRIPT.format(body=body))
     # Unbuffered, argparse itself would meet the closed pipe, and ignore it.
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
-    return subprocess.Popen([sys.executable, str(path)], env=env, stderr=subprocess.PIPE, **kwargs)
+    return subprocess.Popen(
+        [sys.executable, str(path)], env=env, stderr=subprocess.PIPE, preexec_fn=take_interrupts, **kwargs
+    )
+
+
+def take_interrupts():
+    """As in the foreground of a shell: what it starts in the background ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("body", [LONG_OUTPUT, SHORT_OUTPUT, HELP], ids=["long", "short", "help"])
@@ -203,6 +210,7 @@ def test_an_interrupt_while_a_command_is_imported_is_one_line(tmp_path):
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=take_interrupts,
     )
     assert process.stdout.readline() == b"importing\n"
     process.send_signal(signal.SIGINT)

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    exit_code = main()
+    exit_code = main() or 0  # `record` turns the exit of --help into None
     if exit_code in (0, EXIT_PREEMPTED):
         finish_distributed(exit_code)
     sys.exit(exit_code)

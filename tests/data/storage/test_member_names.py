@@ -86,12 +86,13 @@ def test_names_in_other_encodings_are_found(write, tmp_path, name, encoding):
     assert list_files(tmp_path / "out") == {name: b"content", "first.png": b"1"}
 
 
-def test_names_that_cannot_be_decoded_are_said(write, tmp_path, caplog):
+def test_names_that_cannot_be_decoded_are_said(write, tmp_path, caplog, capsys):
     archive = write([(NAME.encode("gbk"), b"cat")])
     assert main([str(archive), "--out", str(tmp_path / "out")]) == 2
-    assert "is not UTF-8" in caplog.text
-    assert f"gbk {NAME!r}" in caplog.text
-    assert "--name_encoding" in caplog.text
+    error = capsys.readouterr().err
+    assert "is not UTF-8" in error
+    assert f"gbk {NAME!r}" in error
+    assert "--name_encoding" in error
     assert not (tmp_path / "out").exists()
     with pytest.raises(DataError, match="is not in ascii, expected another --name_encoding"):
         unpack([archive], tmp_path / "out", name_encoding="ascii")
