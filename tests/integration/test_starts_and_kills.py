@@ -113,14 +113,9 @@ def run_alone(workspace):
     return run
 
 
-STARTS = [
-    pytest.param(name, number, marks=[] if number == 0 and name in ("evaluation", "builder") else pytest.mark.slow)
-    for name in COMMANDS
-    for number in range(10)
-]
-
-
-@pytest.mark.parametrize(("name", "number"), STARTS)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("name", COMMANDS)
 def test_of_two_starts_one_runs_as_if_alone(workspace, run_alone, tmp_path, name, number):
     processes = [start(COMMANDS[name], workspace, tmp_path / "out") for _ in range(2)]
     results = [(process.communicate()[1], process.returncode) for process in processes]
