@@ -7,6 +7,7 @@ objects of one kind of value (`list[...]`, `tuple[..., ...]`, `Mapping[str, ...]
 anything, and `float` whole numbers too. A dataclass checks what types cannot say in `__post_init__`, by a DataError.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -51,6 +52,8 @@ def parse_record(kind: type[R], value: object, *, place: Place = (), given: Mapp
         if field.key == WHOLE:
             values[field.name] = value
         elif isinstance(content, field.plain):
+            if isinstance(content, float) and not math.isfinite(content):  # JSON's 1e999
+                raise DataError(f"the field {_join((*place, field.key))!r} is {content}, expected a finite number")
             values[field.name] = content
         elif content is not None or not field.has_default:
             if field.key not in value:

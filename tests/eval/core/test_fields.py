@@ -1,5 +1,6 @@
 """Records as dataclasses: what is accepted, and how a wrong field is named."""
 
+import json
 from dataclasses import dataclass, field
 
 import pytest
@@ -55,3 +56,12 @@ def test_rows_and_files_are_named(tmp_path):
     (tmp_path / "file.json").write_text('{"name": 1}')
     with pytest.raises(DataError, match=r"file\.json.*'name' is a int"):
         read_object(tmp_path / "file.json", Part)
+
+
+def test_numbers_are_finite():
+    @dataclass(frozen=True)
+    class Place:
+        depth: float
+
+    with pytest.raises(DataError, match="the field 'depth' is inf, expected a finite number"):
+        parse_record(Place, json.loads('{"depth": 1e999}'))
