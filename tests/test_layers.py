@@ -31,6 +31,7 @@ ALLOWED = {
         "internvl.atomic",
         "internvl.command",
         "internvl.moved_names",
+        "internvl.options",
         "internvl.errors",
         "internvl.model",
     },

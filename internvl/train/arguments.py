@@ -29,59 +29,58 @@ from internvl.errors import CheckpointError, ConfigError, DataError
 from internvl.model.scaling import parse_rope_scaling
 from internvl.model.v2pe import RANDOM_STRIDES, check_stride, stride_to_units
 from internvl.moved_names import DEEPSPEED_CONFIGS, FIXED_TRAINING_FLAGS, TRAINING_FLAGS, check_flag
+from internvl.options import option
 from internvl.train.parameter_groups import LearningRates
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-def _flag(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class ModelArguments:
     """Which model is trained, and which parts of it."""
 
-    model_name_or_path: str | None = _flag(None, "InternVL2-format checkpoint folder to start from.")
-    tokenizer_path: str | None = _flag(None, "Tokenizer folder; the checkpoint's own when not given.")
-    mlp_path: str | None = _flag(None, "File with a state dict for the projector (mlp1), loaded over the checkpoint's.")
-    freeze_llm: bool = _flag(False, "Do not train the language model.")
-    freeze_backbone: bool = _flag(False, "Do not train the vision tower.")
-    freeze_mlp: bool = _flag(False, "Do not train the projector.")
-    unfreeze_vit_layers: int = _flag(0, "Train ViT layers from this index on; negative counts from the end; 0: off.")
-    vision_select_layer: int = _flag(-1, "ViT hidden state that the projector sees; -1 is the last.")
-    use_backbone_lora: int = _flag(0, "LoRA rank for the vision tower; 0: off. Other ViT weights stay frozen.")
-    use_llm_lora: int = _flag(0, "LoRA rank for the language model; 0: off. Other LLM weights stay frozen.")
-    unfreeze_lm_head: bool = _flag(False, "Train the LLM's output layer although the LLM is frozen or has LoRA.")
-    grad_checkpoint: bool = _flag(False, "Recompute activations of ViT and LLM in the backward pass to save memory.")
-    drop_path_rate: float = _flag(0.0, "Stochastic depth of the ViT: greatest rate, reached in its last layer.")
-    ps_version: Literal["v1", "v2"] = _flag("v2", "Pixel shuffle version; InternVL2 checkpoints use v2.")
-    chunk_num: int = _flag(1, "Ranks that share one row (sequence parallelism); divides the number of processes.")
-    ulysses_degree: int | None = _flag(
+    model_name_or_path: str | None = option(None, "InternVL2-format checkpoint folder to start from.")
+    tokenizer_path: str | None = option(None, "Tokenizer folder; the checkpoint's own when not given.")
+    mlp_path: str | None = option(
+        None, "File with a state dict for the projector (mlp1), loaded over the checkpoint's."
+    )
+    freeze_llm: bool = option(False, "Do not train the language model.")
+    freeze_backbone: bool = option(False, "Do not train the vision tower.")
+    freeze_mlp: bool = option(False, "Do not train the projector.")
+    unfreeze_vit_layers: int = option(0, "Train ViT layers from this index on; negative counts from the end; 0: off.")
+    vision_select_layer: int = option(-1, "ViT hidden state that the projector sees; -1 is the last.")
+    use_backbone_lora: int = option(0, "LoRA rank for the vision tower; 0: off. Other ViT weights stay frozen.")
+    use_llm_lora: int = option(0, "LoRA rank for the language model; 0: off. Other LLM weights stay frozen.")
+    unfreeze_lm_head: bool = option(False, "Train the LLM's output layer although the LLM is frozen or has LoRA.")
+    grad_checkpoint: bool = option(False, "Recompute activations of ViT and LLM in the backward pass to save memory.")
+    drop_path_rate: float = option(0.0, "Stochastic depth of the ViT: greatest rate, reached in its last layer.")
+    ps_version: Literal["v1", "v2"] = option("v2", "Pixel shuffle version; InternVL2 checkpoints use v2.")
+    chunk_num: int = option(1, "Ranks that share one row (sequence parallelism); divides the number of processes.")
+    ulysses_degree: int | None = option(
         None, "Of the ranks that share a row, how many split its heads; default 1 (ring), chunk_num for ulysses."
     )
-    attn_kernel: str | None = _flag(
+    attn_kernel: str | None = option(
         None, "What computes attention blocks of shared rows: cpu_flash, cuda_flash, flash_attn, ring_flash_attn."
     )
-    vit_batch_size: int | None = _flag(
+    vit_batch_size: int | None = option(
         None, "Tiles that pass the vision tower at a time, recomputed in the backward pass; bounds memory of long rows."
     )
-    keep_attention: bool = _flag(
+    keep_attention: bool = option(
         False, "With --grad_checkpoint: keep attention outputs (attn_type ring), so that the ring does not run twice."
     )
-    offload_activations: bool = _flag(
+    offload_activations: bool = option(
         False, "With --grad_checkpoint: keep the inputs of recomputed layers in main memory instead of the GPU's."
     )
-    mlp_tile_tokens: int | None = _flag(
+    mlp_tile_tokens: int | None = option(
         None, "Tokens that pass a decoder MLP at a time, recomputed in the backward pass; for very long rows."
     )
-    rope_scaling: str | None = _flag(
+    rope_scaling: str | None = option(
         None,
         "Scale rotary positions, V2PE's included: yarn:4, linear:2, dynamic:2 (default positions only), none, or a "
         "json object; saved with the checkpoint. The checkpoint's own scaling when not given.",
     )
-    attn_type: str | None = _flag(
+    attn_type: str | None = option(
         None,
         "Attention over rows: packed (one rank per row), ring or ulysses (--chunk_num ranks); default by --chunk_num.",
     )
@@ -91,70 +90,70 @@ class ModelArguments:
 class DataTrainingArguments:
     """Which data is read, and how it becomes rows."""
 
-    max_seq_length: int = _flag(2048, "Longest document in tokens; last turns are dropped, else it is skipped.")
-    truncation: Literal["drop_turns", "error"] = _flag(
+    max_seq_length: int = option(2048, "Longest document in tokens; last turns are dropped, else it is skipped.")
+    truncation: Literal["drop_turns", "error"] = option(
         "drop_turns", "Longer documents: drop their last turns, whole, with their images; or skip them (error)."
     )
-    force_image_size: int | None = _flag(
+    force_image_size: int | None = option(
         None, "Side of a tile in pixels; the ViT's position table is resized to it. Default: the checkpoint's."
     )
-    down_sample_ratio: float | None = _flag(None, "Pixel-shuffle ratio; must equal the checkpoint's, the default.")
-    pad2square: bool = _flag(False, "Pad tiles to squares instead of stretching (data without data_augment only).")
-    alpha: Literal["white", "drop"] = _flag(
+    down_sample_ratio: float | None = option(None, "Pixel-shuffle ratio; must equal the checkpoint's, the default.")
+    pad2square: bool = option(False, "Pad tiles to squares instead of stretching (data without data_augment only).")
+    alpha: Literal["white", "drop"] = option(
         "white", "Transparent parts show white, or (drop) the colour stored there, as in the public code."
     )
-    conv_style: str | None = _flag(
+    conv_style: str | None = option(
         None, "Prompt template, written to the checkpoint's config as template. Default: the checkpoint's."
     )
-    meta_path: str | None = _flag(None, "Meta json: data set name -> annotation, root, repeat_time, ...")
-    data_root: str | None = _flag(None, "Folder that relative paths of the meta json are below.")
-    data_order: Literal["shuffle", "sequential"] = _flag(
+    meta_path: str | None = option(None, "Meta json: data set name -> annotation, root, repeat_time, ...")
+    data_root: str | None = option(None, "Folder that relative paths of the meta json are below.")
+    data_order: Literal["shuffle", "sequential"] = option(
         "shuffle", "Order of documents in an epoch: shuffled by seed and epoch, or as the meta json lists them."
     )
-    max_skipped: float = _flag(0.01, "Share of bad samples that may be skipped; more of them stop the run.")
-    use_data_resampling: bool = _flag(False, "Weight data sets by the square root of their number of documents.")
-    dynamic_image_size: bool = _flag(False, "Cut images into tiles by aspect ratio (a meta entry may override).")
-    dynamic_max_patch: bool = _flag(False, "Several images share max_dynamic_patch: each gets its n-th part.")
-    use_thumbnail: bool = _flag(False, "Append a thumbnail tile to images of more than one tile.")
-    min_dynamic_patch: int = _flag(1, "Fewest tiles of an image.")
-    max_dynamic_patch: int = _flag(12, "Most tiles of an image (a meta entry may override).")
-    min_num_frame: int = _flag(4, "Fewest frames of a video; written to the checkpoint's config.")
-    max_num_frame: int = _flag(20, "Most frames of a video; written to the checkpoint's config.")
-    frame_sampling: str = _flag(
+    max_skipped: float = option(0.01, "Share of bad samples that may be skipped; more of them stop the run.")
+    use_data_resampling: bool = option(False, "Weight data sets by the square root of their number of documents.")
+    dynamic_image_size: bool = option(False, "Cut images into tiles by aspect ratio (a meta entry may override).")
+    dynamic_max_patch: bool = option(False, "Several images share max_dynamic_patch: each gets its n-th part.")
+    use_thumbnail: bool = option(False, "Append a thumbnail tile to images of more than one tile.")
+    min_dynamic_patch: int = option(1, "Fewest tiles of an image.")
+    max_dynamic_patch: int = option(12, "Most tiles of an image (a meta entry may override).")
+    min_num_frame: int = option(4, "Fewest frames of a video; written to the checkpoint's config.")
+    max_num_frame: int = option(20, "Most frames of a video; written to the checkpoint's config.")
+    frame_sampling: str = option(
         "rand", "Which frames of a video: rand, middle or uniform; or by the clock, fps1 or fps0.5 (frames per second)."
     )
-    normalize_type: Literal["imagenet", "clip", "siglip"] = _flag("imagenet", "Mean and deviation of pixel values.")
-    use_packed_ds: bool = _flag(
+    normalize_type: Literal["imagenet", "clip", "siglip"] = option("imagenet", "Mean and deviation of pixel values.")
+    use_packed_ds: bool = option(
         False, "Pack documents into rows; otherwise a row is --per_device_train_batch_size documents, end to end."
     )
-    num_images_expected: int = _flag(12, "Most tiles in a row.")
-    max_packed_tokens: int = _flag(8192, "Most tokens in a row.")
-    max_buffer_size: int = _flag(20, "Rows kept open at a time while packing.")
-    packing_policy: Literal["greedy", "best_fit", "balanced"] = _flag(
+    num_images_expected: int = option(12, "Most tiles in a row.")
+    max_packed_tokens: int = option(8192, "Most tokens in a row.")
+    max_buffer_size: int = option(20, "Rows kept open at a time while packing.")
+    packing_policy: Literal["greedy", "best_fit", "balanced"] = option(
         "greedy", "How rows are chosen: greedy, best_fit (fullest) or balanced (full, and of equal work)."
     )
-    log_freq: int = _flag(1000, "No effect: packing statistics are logged with every --logging_steps.")
-    loss_reduction: Literal["token", "sample", "square"] = _flag(
+    log_freq: int = option(1000, "No effect: packing statistics are logged with every --logging_steps.")
+    loss_reduction: Literal["token", "sample", "square"] = option(
         "token", "Weight of a target token in a document of n targets: 1, 1/n or 1/sqrt(n)."
     )
-    loss_reduction_all_gather: bool = _flag(
+    loss_reduction_all_gather: bool = option(
         False, "Divide the weighted loss by the sum of weights over all ranks; otherwise by the rank's own sum."
     )
-    loss_kernel: Literal["chunked", "liger"] = _flag(
+    loss_kernel: Literal["chunked", "liger"] = option(
         "chunked", "What computes the loss: chunked (ours, any device) or liger (liger-kernel, CUDA, token weights)."
     )
-    rope_pos_id_version: str = _flag(
+    rope_pos_id_version: str = option(
         "default",
         "Visual positions: default (one per token), v2pe_fix (one stride), v2pe_rnd (random stride per image).",
     )
-    rope_pos_id_stride: float | None = _flag(
+    rope_pos_id_stride: float | None = option(
         None, "Positions that one tile spans under v2pe_fix; fractions such as 0.0625 are fine."
     )
     rope_pos_id_random_strides: list[float] = field(
         default_factory=lambda: list(RANDOM_STRIDES),
         metadata={"help": "Strides that v2pe_rnd draws from, separated by spaces."},
     )
-    rope_pos_id_rnd_scope: Literal["image", "sample"] = _flag(
+    rope_pos_id_rnd_scope: Literal["image", "sample"] = option(
         "image", "Draw the random stride per image, or once for all images of a sample."
     )
 
@@ -163,26 +162,26 @@ class DataTrainingArguments:
 class TrainingArguments(transformers.TrainingArguments):
     """transformers' arguments, those that its version 5 dropped, and ours; without a GPU they choose the CPU."""
 
-    per_device_train_batch_size: int = _flag(1, "Documents in a row without packing; 1 with --use_packed_ds True.")
-    overwrite_output_dir: bool = _flag(
+    per_device_train_batch_size: int = option(1, "Documents in a row without packing; 1 with --use_packed_ds True.")
+    overwrite_output_dir: bool = option(
         False, "Start from the beginning in an output_dir that is not empty, ignoring checkpoints."
     )
-    warmup_ratio: float | None = _flag(None, "Share of all steps with rising learning rate; or use --warmup_steps.")
-    skipped_path: str | None = _flag(None, "Where skipped samples are listed; default output_dir/skipped.jsonl.")
-    vision_learning_rate: float | None = _flag(None, "Learning rate of the vision tower; default --learning_rate.")
-    mlp_learning_rate: float | None = _flag(None, "Learning rate of the projector (mlp1); default --learning_rate.")
-    vit_layer_decay_rate: float = _flag(
+    warmup_ratio: float | None = option(None, "Share of all steps with rising learning rate; or use --warmup_steps.")
+    skipped_path: str | None = option(None, "Where skipped samples are listed; default output_dir/skipped.jsonl.")
+    vision_learning_rate: float | None = option(None, "Learning rate of the vision tower; default --learning_rate.")
+    mlp_learning_rate: float | None = option(None, "Learning rate of the projector (mlp1); default --learning_rate.")
+    vit_layer_decay_rate: float = option(
         1.0,
         "Layer-wise learning-rate decay of the vision tower: layer i of L trains with its rate times "
         "DECAY ** (L - i), the embeddings with DECAY ** (L + 1); 1: all alike.",
     )
-    nan_policy: Literal["stop", "skip"] = _flag(
+    nan_policy: Literal["stop", "skip"] = option(
         "stop",
         "When loss or gradient norm is not finite: stop with the documents named and a checkpoint of the state before "
         "the step, or skip the step (listed in output_dir/bad_steps.jsonl). No effect with --fp16.",
     )
-    max_bad_steps: int = _flag(10, "With --nan_policy skip: stop at this many bad steps in a row.")
-    peak_tflops: float | None = _flag(
+    max_bad_steps: int = option(10, "With --nan_policy skip: stop at this many bad steps in a row.")
+    peak_tflops: float | None = option(
         None,
         "Dense TFLOP/s of one device in the training precision, for MFU; default: by the name of the GPU (bfloat16), "
         "no MFU where that is not known.",
@@ -200,7 +199,7 @@ class TrainingArguments(transformers.TrainingArguments):
 RemovedArguments = make_dataclass(
     "RemovedArguments",
     [
-        (flag, str if old.harmless is None else type(old.harmless), _flag(old.harmless, f"Removed: {old.use}."))
+        (flag, str if old.harmless is None else type(old.harmless), option(old.harmless, f"Removed: {old.use}."))
         for flag, old in TRAINING_FLAGS.items()
     ],
 )

@@ -57,7 +57,7 @@ def test_a_file_that_is_nowhere_is_expected_in_the_first_folder_and_all_are_name
     with pytest.raises(EvalError) as error:
         find_annotation(Path("pope/a.jsonl"), find_data_root(), source="https://example.org")
     message = str(error.value)
-    assert f"expected at {places}/work/dataset/benchmark/pope/a.jsonl" in message
+    assert f"expected at {places / 'work/dataset/benchmark/pope/a.jsonl'}" in message
     named = ["work/dataset/benchmark", "repository/dataset/benchmark", "work/data", "repository/data", "work/dataset"]
     assert all(f"{places / folder}," in message for folder in named)
     assert "get it from https://example.org" in message
