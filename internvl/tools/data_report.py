@@ -3,7 +3,7 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from matplotlib.figure import Figure
 
+from internvl.atomic import open_atomically, write_atomically
 from internvl.data.survey import Problem, SourceReport
 from internvl.errors import ConfigError
 from internvl.train.arguments import DataTrainingArguments
@@ -198,16 +199,20 @@ def write_report(report: Report, args: DataTrainingArguments, folder: Path) -> N
     Raises:
         ConfigError: The folder cannot be written.
     """
+    summary = json.dumps(_summarise(report, args), indent=2, ensure_ascii=False)
+    problems = (json.dumps(problem._asdict(), ensure_ascii=False) for problem in report.problems)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        summary = json.dumps(_summarise(report, args), indent=2, ensure_ascii=False)
-        (folder / "report.json").write_text(summary + "\n", encoding="utf-8", errors="backslashreplace")
-        with (folder / "problems.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
-            for problem in report.problems:
-                file.write(json.dumps(problem._asdict(), ensure_ascii=False) + "\n")
-        draw_histograms(report).savefig(folder / "histograms.png", dpi=120)
+        write_atomically(folder / "report.json", _encode([summary]))
+        write_atomically(folder / "problems.jsonl", _encode(problems))
+        with open_atomically(folder / "histograms.png") as file:
+            draw_histograms(report).savefig(file, format="png", dpi=120)
     except OSError as error:
         raise ConfigError(f"--out {folder} cannot be written: {error}; choose another folder") from None
+
+
+def _encode(lines: Iterable[str]) -> bytes:
+    """Paths of files and broken records may hold lone surrogates, which UTF-8 does not know."""
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", errors="backslashreplace")
 
 
 def _summarise(report: Report, args: DataTrainingArguments) -> dict[str, object]:

@@ -4,19 +4,27 @@ import functools
 import hashlib
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.model.registration import load_tokenizer
+from internvl.synth.miniature.sentences import read_paragraphs
+from internvl.train.arguments import ModelArguments
 from internvl.train.run.preemption import EXIT_FAILED_TWICE
+from internvl.train.trainable import select_trainable
 from tests.eval.published import make_needle, write_image, write_lines
 from tests.train.tiny_run import ENTRY, REPOSITORY, clean_environment, flags, make_checkpoint, make_data
 
@@ -47,6 +55,40 @@ def build_miniature(workspace: Path, out: Path) -> list[str]:
     return ["-m", "internvl.synth.miniature", "--out", str(out), *options.split()]
 
 
+def build_needles(workspace: Path, out: Path) -> list[str]:
+    options = f"--corpus {workspace}/corpus --model {TINY} --max_dynamic_patch 2 --tasks retrieval-text"
+    lengths = "--train_lengths 2k-3k --num_train 20 --test_lengths 8k --num_test 20 --test_share 0.4 --workers 1"
+    return ["-m", "internvl.synth.needles", *options.split(), *lengths.split(), "--out", str(out)]
+
+
+def build_long_vqa(workspace: Path, out: Path) -> list[str]:
+    options = f"--annotation {workspace}/questions.jsonl --images {workspace}/data/images --model {TINY} --name mine"
+    return [
+        "-m",
+        "internvl.synth.vqa",
+        *options.split(),
+        "--lengths",
+        "1k-2k",
+        "--num_samples",
+        "60",
+        "--out",
+        str(out),
+    ]
+
+
+def unpack(workspace: Path, out: Path) -> list[str]:
+    return ["-m", "eval.convert.unpack", str(workspace / "archive.zip"), "--out", str(out)]
+
+
+def check_training_data(workspace: Path, out: Path) -> list[str]:
+    options = f"--model {workspace}/checkpoint --workers 1 --decode --use_packed_ds True --out {out}"
+    return ["-m", "internvl.tools.check_data", str(workspace / "data/meta.json"), *options.split()]
+
+
+def merge(workspace: Path, out: Path) -> list[str]:
+    return ["-m", "internvl.tools.merge_lora", str(workspace / "adapted"), str(out)]
+
+
 def export(workspace: Path, out: Path) -> list[str]:
     return ["-m", "internvl.tools.export_native", str(workspace / "checkpoint"), str(out)]
 
@@ -69,7 +111,12 @@ def read_files(out: Path) -> Content:
 COMMANDS = {
     "training": Command(train_for_a_while, read_weights),
     "evaluation": Command(evaluate, read_predictions),
-    "builder": Command(build_miniature, read_files),
+    "miniature": Command(build_miniature, read_files),
+    "needles": Command(build_needles, read_files),
+    "long-questions": Command(build_long_vqa, read_files),
+    "unpacking": Command(unpack, read_files),
+    "data-check": Command(check_training_data, read_files),
+    "merge": Command(merge, read_files),
     "export": Command(export, read_files),
 }
 
@@ -84,7 +131,38 @@ def workspace(tmp_path_factory):
     place = {"placed_depth": 0.5, "context_length": 1500}
     records = [make_needle(index, images_list=["0.png"], meta=place) for index in range(40)]
     write_lines(root / "annotations/retrieval-text.jsonl", records)
+    write_corpus(folder / "corpus", pictures=folder / "data/images")
+    names = sorted(path.name for path in (folder / "data/images").iterdir())
+    write_lines(folder / "questions.jsonl", [{"image": name, "question": f"{name}?", "answer": "x"} for name in names])
+    write_archive(folder / "archive.zip")
+    write_adapters(folder / "checkpoint", folder / "adapted")
     return folder
+
+
+def write_corpus(folder: Path, *, pictures: Path) -> None:
+    shutil.copytree(pictures, folder)
+    paragraphs = read_paragraphs()
+    for number in range(6):
+        (folder / f"{number}.md").write_text("\n\n".join(paragraphs[40 * number : 40 * number + 40]))
+
+
+def write_archive(path: Path) -> None:
+    content = random.Random(0)
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(300):
+            archive.writestr(f"{number % 7}/{number}.bin", content.randbytes(200_000))
+
+
+def write_adapters(plain: Path, folder: Path) -> None:
+    model = InternVLChatModel.from_pretrained(plain)
+    select_trainable(model, ModelArguments(use_llm_lora=2, use_backbone_lora=3))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".lora_B." in name:
+                weight.fill_(0.1)
+    model.config.use_llm_lora, model.config.use_backbone_lora = 2, 3
+    model.save_pretrained(folder)
+    load_tokenizer(plain).save_pretrained(folder)
 
 
 def start(command: Command, workspace: Path, out: Path) -> subprocess.Popen[str]:
