@@ -175,6 +175,11 @@ class TrainingArguments(transformers.TrainingArguments):
         "Layer-wise learning-rate decay of the vision tower: layer i of L trains with its rate times "
         "DECAY ** (L - i), the embeddings with DECAY ** (L + 1); 1: all alike.",
     )
+    save_in_background: bool = option(
+        True,
+        "Train on while the files of a checkpoint are written, from a copy in main memory (weights and optimiser slice "
+        "of each rank); False: wait for the files.",
+    )
     nan_policy: Literal["stop", "skip"] = option(
         "stop",
         "When loss or gradient norm is not finite: stop with the documents named and a checkpoint of the state before "

@@ -155,6 +155,7 @@ def _train(arguments: Arguments, *, checkpoint: str | None, journal: RunJournal,
     stop = StopAtStepEnd(request)
     for callback in (journal, stop):
         trainer.add_callback(callback)
+    trainer.writer.note_published = journal.note_checkpoint
     with logging_redirect_tqdm(), name_missing_ranks():
         result = trainer.train(resume_from_checkpoint=checkpoint)
     if stop.stopped:
@@ -242,6 +243,7 @@ def _build_trainer(arguments: Arguments, checkpoint: str | None) -> V2PETrainer:
             keep=args.save_total_limit,
             tokenizer=tokenizer,
             companions=Path(str(model_args.model_name_or_path)).glob("generation_config.json"),
+            in_background=training.save_in_background,
         ),
         window=window,
         loss=LossOptions(data_args.loss_reduction, data_args.loss_reduction_all_gather, data_args.loss_kernel),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput
 
 from internvl.data.collate import Batch
@@ -28,8 +29,9 @@ from internvl.parallel.shared_row import SharedRow
 from internvl.parallel.vision import agree_on_batches
 from internvl.train.arguments import TrainingArguments
 from internvl.train.bad_steps import BadSteps, MicroBatch, spread_nan
+from internvl.train.checkpoint.background import defer_saves
 from internvl.train.checkpoint.resharding import RestoreSettings, check_engine
-from internvl.train.checkpoint.writing import CheckpointWriter
+from internvl.train.checkpoint.writing import CheckpointWriter, PublishWhenWritten
 from internvl.train.liger import liger_cross_entropy
 from internvl.train.parameter_groups import apply_schedule, build_parameter_groups, read_learning_rates
 from internvl.train.run.metrics import StepReport
@@ -49,6 +51,7 @@ class V2PETrainer(Trainer):
     #   _tr_loss          the running sum of losses, which a bad step is taken out of again
     #   _load_optimizer_and_scheduler   wrapped: afterwards the schedule of this run gives the learning rates
     #   _save_checkpoint  wrapped, _get_output_dir: a checkpoint is written aside and renamed when it is complete
+    #   _save_optimizer_and_scheduler   hands the large files of a checkpoint to the writer, which writes them later
     #   _save             writes weights; the public save_model gathers them from all ranks and calls it
 
     args: TrainingArguments
@@ -80,6 +83,7 @@ class V2PETrainer(Trainer):
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self.add_callback(StepReport(show_bar=not args.disable_tqdm))
+        self.add_callback(PublishWhenWritten(writer))
 
     def get_train_dataloader(self) -> TrainLoader:  # type: ignore[override]
         """Our loader as it is: endless, one row per batch."""
@@ -100,7 +104,9 @@ class V2PETrainer(Trainer):
         self.writer.remove_leftovers()
         if resume_from_checkpoint is not None:
             resume_from_checkpoint = str(self._prepare_resume(Path(resume_from_checkpoint)))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint)
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint)
+        self.writer.finish()
+        return result
 
     def _prepare_resume(self, checkpoint: Path) -> Path:
         """Make the checkpoint one that the engine can load."""
@@ -213,7 +219,7 @@ class V2PETrainer(Trainer):
         model.zero_grad()  # the optimiser passes over parameters without a gradient
         if error := self.bad_steps.judge(bad_step):
             self._save_checkpoint(model, trial=None, before_step=True)
-            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+            self.writer.finish()
             raise error
         self.window.count_bad_step()
         self._tr_loss.copy_(self.bad_steps.before.loss_sum)
@@ -237,6 +243,14 @@ class V2PETrainer(Trainer):
                 position=self.loader.state_dict(None if before is None else before.mark),
                 totals=self.window.totals.to_json(more_seconds=self.window.stopwatch.elapsed()),
             )
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            defer_saves(self.model_wrapped.checkpoint_engine, self.writer.save)
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            for part, name in ((self.optimizer, OPTIMIZER_NAME), (self.lr_scheduler, SCHEDULER_NAME)):
+                self.writer.save(part.state_dict(), Path(output_dir, name))  # type: ignore[union-attr]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if not self.args.should_save:

@@ -4,6 +4,7 @@ A fault [kind, step, rank] strikes in the given step, or in the save after it:
 
     raise   ends the run on all ranks with an exception; it is not started again
     kill    SIGKILL to the rank
+    stuck   the files of the step's checkpoint are never written, in the background of the steps that follow
     save    SIGKILL to rank 0 when all files of the step's checkpoint are written, and it has not got its name yet
     term    SIGTERM to the rank: the run saves and stops; it is started again
     slow    the rank sleeps for a while
@@ -14,6 +15,7 @@ A fault [kind, step, rank] strikes in the given step, or in the save after it:
 
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -47,9 +49,12 @@ class FaultyRun:
         self.output_dir = Path(arguments[arguments.index("--output_dir") + 1])
 
     def start(self) -> None:
-        compute_loss, publish = V2PETrainer.compute_loss, CheckpointWriter.publish
+        compute_loss, publish, save = V2PETrainer.compute_loss, CheckpointWriter.publish, CheckpointWriter.save
+        is_stuck = any(kind == "stuck" for kind, _, _ in self.faults)
 
         def compute_faulty_loss(trainer, *args, **kwargs):
+            if not is_stuck and any(step == trainer.state.global_step + 1 for _, step, _ in self.faults):
+                trainer.writer.finish()  # the checkpoint before is to be there
             self.strike(trainer.args.process_index, trainer.state.global_step + 1, STEP_FAULTS)
             return compute_loss(trainer, *args, **kwargs)
 
@@ -57,14 +62,19 @@ class FaultyRun:
             self.strike(0, step_of(staged), ("save",))
             return publish(writer, staged, *args, **kwargs)
 
+        def save_faulty(writer, state, path):
+            step = int(re.search(r"checkpoint-(\d+)", str(path))[1])
+            writer.jobs.append(lambda: self.strike(0, step, ("stuck",)))
+            save(writer, state, path)
+
         V2PETrainer.compute_loss = compute_faulty_loss  # type: ignore[method-assign]
-        CheckpointWriter.publish = publish_faulty  # type: ignore[method-assign]
+        CheckpointWriter.publish, CheckpointWriter.save = publish_faulty, save_faulty  # type: ignore[method-assign]
         try:
             while not self.is_done():
                 pass
         finally:
             V2PETrainer.compute_loss = compute_loss  # type: ignore[method-assign]
-            CheckpointWriter.publish = publish  # type: ignore[method-assign]
+            CheckpointWriter.publish, CheckpointWriter.save = publish, save  # type: ignore[method-assign]
 
     def strike(self, process_index: int, step: int, kinds: tuple[str, ...]) -> None:
         for fault in [fault for fault in self.faults if fault[0] in kinds and fault[1] == step]:
@@ -78,7 +88,7 @@ class FaultyRun:
                 self.strike_rank(kind)
 
     def strike_rank(self, kind: str) -> None:
-        if kind in ("slow", "hang"):
+        if kind in ("slow", "hang", "stuck"):
             time.sleep(OUTAGE_S if kind == "slow" else 1e6)
         elif kind == "gone":
             images = Path(self.arguments[self.arguments.index("--meta_path") + 1]).with_name("images")

@@ -67,6 +67,7 @@ class Runs:
         kill = self.entry(killed, "broken", [schedule.kill, schedule.killed_in, last])
         self.launch([*entries, self.entry(killed, "whole"), kill], num_processes=num_processes)
         assert self.result.returncode != 0
+        assert (self.path(killed, "broken") / "training_log.txt").exists(), tail(self.result)
         log = (self.path(killed, "broken") / "training_log.txt").read_text()
         assert f"step {schedule.killed_in - 1}/" in log, tail(self.result)
         assert not (self.path(killed, "broken") / "train_results.json").exists()
@@ -127,7 +128,8 @@ def alone(checkpoint, meta, tmp_path_factory) -> Runs:
     last = runs.path("packed", "whole") / f"checkpoint-{IN_SAVE.steps}"
     late = runs.entry("packed", "late", resume_from_checkpoint=last)
     full = runs.entry("lora", "full", ["full", IN_SAVE.steps, 0])
-    runs.run(late, full, num_processes=1)
+    lost = [runs.entry("lora", "lost", ["stuck", 4, 0], ["raise", 6, 0]), runs.entry("lora", "lost")]
+    runs.run(late, full, *lost, num_processes=1)
     return runs
 
 
@@ -165,6 +167,15 @@ def test_a_disk_that_is_full_during_a_save_costs_no_checkpoint(alone):
     assert error.startswith(f"a checkpoint could not be written to {full} (")
     assert "saved before are intact" in error
     assert_same_run(full, alone.path("lora", "whole"))
+
+
+def test_a_run_that_fails_while_a_checkpoint_is_written_does_without_it(alone):
+    lost = alone.path("lora", "lost")
+    log = (lost / "training_log.txt").read_text()
+    trained = [int(step) for step in re.findall(r" step (\d+)/8  loss ", log)]
+    assert trained == [*range(1, 6), *range(1, 9)]
+    assert_same_run(lost, alone.path("lora", "whole"))
+    assert [path.name for path in lost.glob(".*")] == []
 
 
 def test_a_checkpoint_holds_the_position_of_every_stream_once(together):

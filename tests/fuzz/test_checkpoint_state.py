@@ -108,7 +108,7 @@ def resume(run: Path) -> None:
     """All that a start reads before it builds a model, and the readers of what it needs later."""
     if (state := read_run_state(run)) is not None:
         journal = RunJournal(run, state.next_attempt(), writes="never")
-        journal.on_save(None, SimpleNamespace(global_step=5), None)
+        journal.note_checkpoint(5)
     checkpoint = find_resume_checkpoint(str(run), overwrite=False)
     check_pickles(Path(str(checkpoint)))
     RunTotals.read(Path(str(checkpoint), "totals.json"), ["a"])

@@ -1,10 +1,11 @@
-"""Writing: how a checkpoint is written so that it is never seen half-written.
+"""Writing: how a checkpoint is written so that training goes on meanwhile, and it is never seen half-written.
 
 All ranks write into a folder of another name. Then rank 0 lists the files in complete.json and renames the folder:
 
-    every rank   weights, optimiser slice, generators    -> output_dir/.saving/checkpoint-20/
-    all          data positions, lists of files          -> rank 0
-    rank 0       checks, complete.json, rename           -> output_dir/checkpoint-20/; then older ones are deleted
+    step that saves       every rank   copies weights and optimiser slice to main memory, writes what is small
+    steps that follow     a thread     writes the copies                -> output_dir/.saving/checkpoint-20/
+    step when all are     all          lists of files                   -> rank 0
+    written               rank 0       checks, complete.json, rename    -> output_dir/checkpoint-20/; deletes older ones
 """
 
 import errno
@@ -14,20 +15,22 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object, wait_for_everyone
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from internvl.atomic import REMOVED_PREFIX, publish_folder, remove_folder, replace_files, write_json
 from internvl.data.cursor import merge_states
 from internvl.errors import CheckpointError
 from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.train.checkpoint.background import BackgroundJobs, copy_to_main_memory
 from internvl.train.checkpoint.contents import (
     MARKER,
     POSITION_FILE,
@@ -42,6 +45,7 @@ from internvl.train.checkpoint.contents import (
     step_of,
 )
 from internvl.train.checkpoint.resharding import RESHARDED, find_slices, write_universal_copy
+from internvl.train.run.preemption import any_rank
 from internvl.train.state_files import read_state_file
 from internvl.train.trainable import merge_lora
 
@@ -55,6 +59,15 @@ _FAILED_WRITE = re.compile(r"inline_container|PytorchStreamWriter|file write fai
 _VISIBLE_WITHIN_S = 60.0  # files of other nodes on a network file system
 
 
+@dataclass(frozen=True)
+class UnfinishedCheckpoint:
+    """A checkpoint whose files are being written."""
+
+    staged: Path
+    keeps_older: bool
+    writing: BackgroundJobs
+
+
 class CheckpointWriter:
     """Writes the checkpoints of a run; every rank has one, and all use it together.
 
@@ -66,6 +79,7 @@ class CheckpointWriter:
         keep: How many checkpoints stay besides the best one; None or 0: all.
         tokenizer: Saved beside the weights.
         companions: Further files that are copied beside the weights (generation_config.json).
+        in_background: Whether training goes on while large files are written, from copies in main memory.
     """
 
     def __init__(
@@ -78,50 +92,108 @@ class CheckpointWriter:
         keep: int | None,
         tokenizer: PreTrainedTokenizerBase,
         companions: Iterable[Path] = (),
+        in_background: bool = True,
     ):
         self.output_dir, self.num_ranks, self.keep = output_dir, num_ranks, keep
         self.is_main, self.is_node_main = is_main, is_node_main
-        self.tokenizer, self.companions = tokenizer, tuple(companions)
+        self.tokenizer, self.companions, self.in_background = tokenizer, tuple(companions), in_background
+        self.note_published: Callable[[int], None] = lambda step: None  # called when checkpoint-`step` is complete
+        self.unfinished: UnfinishedCheckpoint | None = None
+        self.jobs: list[Callable[[], None]] = []  # what is left to write of the checkpoint that is being staged
         self.folder = output_dir  # where the Trainer writes: the staging folder while a checkpoint is written
         self.weight_names: set[str] = set()  # tensors that the next checkpoint must hold; empty: not checked
 
     @contextmanager
     def stage(self, step: int, *, keep_older: bool = False) -> Iterator[Path]:
-        """Yield the folder to write checkpoint-`step` into; publish it when the block ends well. Collective.
+        """Yield the folder to write checkpoint-`step` into; its large files are written after the block. Collective.
+
+        The checkpoint before is finished first, so at most one copy of the state lies in main memory.
+
+        Raises:
+            CheckpointError: The disk is full, or a checkpoint is not what was meant to be written.
+        """
+        self.finish()
+        self.folder = staging_folder(self.output_dir)
+        staged = self.folder / f"checkpoint-{step}"
+        try:
+            with explain_failed_write(self.output_dir):
+                self.remove_leftovers()
+                if self.is_main:
+                    staged.mkdir(parents=True)
+                wait_for_everyone()  # nobody writes before rank 0 has removed what a killed run left
+                yield staged
+        except BaseException:
+            self.remove_leftovers()
+            raise
+        finally:
+            self.folder, jobs, self.jobs = self.output_dir, self.jobs, []
+        self.unfinished = UnfinishedCheckpoint(staged, keep_older, BackgroundJobs(jobs))
+        if not self.in_background:
+            self.finish()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank still writes files of a checkpoint."""
+        return self.unfinished is not None and self.unfinished.writing.are_running
+
+    def finish(self) -> None:
+        """Wait until the checkpoint that is being written is complete, and publish it. Collective.
 
         Raises:
             CheckpointError: The disk is full, or the checkpoint is not what was meant to be written.
         """
-        self.folder = staging_folder(self.output_dir)
-        staged = self.folder / f"checkpoint-{step}"
-        self.remove_leftovers()
-        wait_for_everyone()  # nobody writes before rank 0 has removed what a killed run left
+        unfinished, self.unfinished = self.unfinished, None
+        if unfinished is None:
+            return
         try:
             with explain_failed_write(self.output_dir):
-                yield staged
-                # A rank that takes part in this gathering has written its files; a node's first rank sees all of them.
-                listings = gather_object([list_files(staged) if self.is_node_main else {}])
+                unfinished.writing.wait()
+                wait_for_everyone()  # all files are written now; the first rank of each node sees those of its node
+                listings = gather_object([list_files(unfinished.staged) if self.is_node_main else {}])
                 if self.is_main:
-                    self.publish(staged, listings, keep_older=keep_older)
+                    self.publish(unfinished.staged, listings, keep_older=unfinished.keeps_older)
         finally:
-            self.folder = self.output_dir
             self.remove_leftovers()
         wait_for_everyone()
+        self.note_published(step_of(unfinished.staged))
+
+    def save(self, state: object, path: str | Path) -> None:
+        """Write a state of tensors, as torch.save does, after the block of `stage`."""
+        copied = copy_to_main_memory(state) if self.in_background else state
+
+        def write() -> None:
+            torch.save(copied, path)
+            _flush_to_disk([Path(path)])
+
+        self.jobs.append(write)
 
     def save_model(self, folder: Path, model: InternVLChatModel, state: dict[str, Tensor], args: object) -> None:
         """Write weights, config, tokenizer, companions and the Trainer's arguments; all files appear at once.
 
-        The run's own folder gets plain InternVL2 weights (adapters folded in).
+        Those of a checkpoint are written after the block of `stage`. The run's own folder is written here and now, and
+        gets plain InternVL2 weights (adapters folded in).
         """
         self.weight_names = set(state) - set(model.all_tied_weights_keys)
-        if folder == self.output_dir:
+        is_checkpoint = folder != self.output_dir
+        if not is_checkpoint:
             state = merge_lora(state)  # a checkpoint keeps its adapters, which resuming needs
-        with explain_failed_write(self.output_dir), replace_model_files(folder) as staging:
-            model.save_pretrained(staging, state_dict=state)
-            self.tokenizer.save_pretrained(staging)
-            for companion in self.companions:
-                (staging / companion.name).write_bytes(companion.read_bytes())
-            torch.save(args, staging / "training_args.bin")
+        elif self.in_background:
+            state = copy_to_main_memory(state)
+
+        def write() -> None:
+            with replace_model_files(folder) as staging:
+                model.save_pretrained(staging, state_dict=state)
+                self.tokenizer.save_pretrained(staging)
+                for companion in self.companions:
+                    (staging / companion.name).write_bytes(companion.read_bytes())
+                torch.save(args, staging / "training_args.bin")
+                _flush_to_disk(staging.iterdir())
+
+        if is_checkpoint:
+            self.jobs.append(write)
+        else:
+            with explain_failed_write(self.output_dir):
+                write()
 
     def write_progress(self, staged: Path, *, position: Mapping[str, object], totals: Mapping[str, object]) -> None:
         """Add where this rank's data goes on, and what the whole run has done so far. Collective."""
@@ -131,7 +203,7 @@ class CheckpointWriter:
             write_json(staged / TOTALS_FILE, totals)
 
     def publish(self, staged: Path, listings: Iterable[Mapping[str, int]], *, keep_older: bool) -> None:
-        """Give a checkpoint that all ranks have written its name, then delete older ones."""
+        """Give a checkpoint that all ranks have written its name, then delete older ones. Rank 0 does."""
         weights = self.weight_names
         checkpoint = publish_checkpoint(staged, listings=listings, weight_names=weights, num_ranks=self.num_ranks)
         if not keep_older:
@@ -153,6 +225,18 @@ class CheckpointWriter:
         """Remove what a killed run left half-written; rank 0 does."""
         if self.is_main:
             remove_leftovers(self.output_dir)
+
+
+class PublishWhenWritten(TrainerCallback):
+    """Publishes a checkpoint after the first step at whose end all ranks have written their files."""
+
+    def __init__(self, writer: CheckpointWriter):
+        self.writer = writer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        """Ask all ranks, while there is a checkpoint to ask about."""
+        if self.writer.unfinished is not None and not any_rank(self.writer.is_writing, device=args.device):
+            self.writer.finish()
 
 
 def staging_folder(output_dir: Path) -> Path:

@@ -95,13 +95,13 @@ def write_errors_once(request: StopRequest) -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def agree_on_stop(requested: bool, *, device: torch.device | str = "cpu") -> bool:
-    """Whether any rank was asked to stop; every rank must call it at the same point."""
+def any_rank(flag: bool, *, device: torch.device | str = "cpu") -> bool:
+    """Whether the flag is set on any rank. Collective."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return requested
-    flag = torch.tensor([int(requested)], dtype=torch.int32, device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag.item())
+        return flag
+    number = torch.tensor([int(flag)], dtype=torch.int32, device=device)
+    dist.all_reduce(number, op=dist.ReduceOp.MAX)
+    return bool(number.item())
 
 
 class StopAtStepEnd(TrainerCallback):
@@ -125,7 +125,7 @@ class StopAtStepEnd(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Ask all ranks; save and stop when one was told to."""
-        if not agree_on_stop(bool(self.request), device=args.device):
+        if not any_rank(bool(self.request), device=args.device):
             return
         if self.request:
             logger.warning("%s: this process was asked to stop", self.request.signal_name)

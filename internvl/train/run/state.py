@@ -138,12 +138,12 @@ class RunJournal(TrainerCallback):
         except OSError as error:  # a file system that is out of reach for a while costs the note, not the run
             logger.warning("%s cannot be written: %s", STATE_FILE, error)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Note the checkpoint, which is complete now, and whether the run got further than before."""
+    def note_checkpoint(self, step: int) -> None:
+        """Note a complete checkpoint, and whether the run got further than before."""
         before = self.state.checkpoint
-        is_progress = before is None or state.global_step > int(before.rpartition("-")[2])
+        is_progress = before is None or step > int(before.rpartition("-")[2])
         failures = 0 if is_progress else self.state.starts_without_progress
-        self._note(checkpoint=f"checkpoint-{state.global_step}", starts_without_progress=failures)
+        self._note(checkpoint=f"checkpoint-{step}", starts_without_progress=failures)
 
     def end(self, status: Status, *, step: int) -> None:
         """Note how the run ended."""

@@ -4,18 +4,30 @@ import logging
 import os
 import resource
 import subprocess
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import TrainerControl, TrainerState
 
 from internvl.errors import CheckpointError, ConfigError
 from internvl.train.checkpoint import writing as checkpointing
-from internvl.train.checkpoint.contents import MARKER, POSITION_FILE, find_problem, list_files, read_position
+from internvl.train.checkpoint.contents import (
+    MARKER,
+    POSITION_FILE,
+    find_problem,
+    list_checkpoints,
+    list_files,
+    read_position,
+)
 from internvl.train.checkpoint.resume import find_resume_checkpoint
 from internvl.train.checkpoint.writing import (
     CheckpointWriter,
+    PublishWhenWritten,
     explain_failed_write,
     publish_checkpoint,
     remove_leftovers,
@@ -386,21 +398,26 @@ class Tokenizer:
         (folder / "tokenizer.model").touch()
 
 
-@pytest.fixture
-def writer(tmp_path) -> CheckpointWriter:
+def make_writer(tmp_path: Path, **options: bool) -> CheckpointWriter:
     companion = tmp_path / "generation_config.json"
     companion.write_text("{}")
     ranks = {"is_main": True, "is_node_main": True, "num_ranks": 1}
-    return CheckpointWriter(tmp_path / "run", **ranks, keep=1, tokenizer=Tokenizer(), companions=[companion])
+    return CheckpointWriter(tmp_path / "run", **ranks, keep=1, tokenizer=Tokenizer(), companions=[companion], **options)
 
 
-def write(writer: CheckpointWriter, step: int, *, weights=WEIGHTS, **options: bool) -> Path:
+@pytest.fixture(params=[True, False], ids=["in the background", "at once"])
+def writer(request, tmp_path) -> CheckpointWriter:
+    return make_writer(tmp_path, in_background=request.param)
+
+
+def write(writer: CheckpointWriter, step: int, *, model=None, **options: bool) -> Path:
     position = {"version": 1, "plan": {}, "streams": {"0": {"rows": step, "skipped": 0}}}
     with writer.stage(step, **options) as staged:
         assert staged.parent == writer.folder != writer.output_dir
-        writer.save_model(staged, Model(), dict(WEIGHTS), args=None)
-        save_file(weights, staged / "model.safetensors")
+        writer.save_model(staged, model or Model(), dict(WEIGHTS), args=None)
+        writer.save({"step": step}, staged / "optimizer.pt")
         writer.write_progress(staged, position=position, totals={"bad_steps": 0})
+    writer.finish()
     return writer.output_dir / f"checkpoint-{step}"
 
 
@@ -409,6 +426,8 @@ def test_a_writer_stages_publishes_and_rotates(writer):
     assert find_problem(second) is None
     assert not first.exists()
     files = {"config.json", "model.safetensors", "tokenizer.model", "generation_config.json", "training_args.bin"}
+    files |= {"optimizer.pt"}
+    assert torch.load(second / "optimizer.pt") == {"step": 10}
     assert {path.name for path in second.iterdir()} == files | {"data_position.json", "totals.json", "complete.json"}
     assert read_position(second)["streams"] == {"0": {"rows": 10, "skipped": 0}}
     assert writer.folder == writer.output_dir
@@ -416,9 +435,78 @@ def test_a_writer_stages_publishes_and_rotates(writer):
     assert second.exists()
 
 
-def test_a_failed_save_publishes_nothing_and_leaves_nothing(writer):
+class Forgetful(Model):
+    def save_pretrained(self, folder, state_dict):
+        super().save_pretrained(folder, {"b": state_dict["b"]})
+
+
+class Full(Model):
+    def save_pretrained(self, folder, state_dict):
+        raise OSError(errno.ENOSPC, "no space left")
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"), [(Forgetful(), "1 weights were not written, among them a"), (Full(), "MiB are free")]
+)
+def test_a_failed_save_publishes_nothing_and_leaves_nothing(writer, model, reason):
     old = write(writer, 5)
-    with pytest.raises(CheckpointError, match="1 weights were not written, among them a"):
-        write(writer, 10, weights={"b": WEIGHTS["b"]})
+    with pytest.raises(CheckpointError, match=reason):
+        write(writer, 10, model=model)
     assert [path.name for path in writer.output_dir.iterdir()] == [old.name]
     assert writer.folder == writer.output_dir
+    assert writer.unfinished is None
+    assert find_problem(write(writer, 15)) is None
+
+
+class Blocked(Model):
+    """Writes when it may."""
+
+    def __init__(self):
+        self.may_write = threading.Event()
+
+    def save_pretrained(self, folder, state_dict):
+        assert self.may_write.wait(timeout=60)
+        super().save_pretrained(folder, state_dict)
+
+
+def end_step(writer: CheckpointWriter) -> None:
+    arguments = SimpleNamespace(device=torch.device("cpu"))
+    PublishWhenWritten(writer).on_step_end(arguments, TrainerState(), TrainerControl())
+
+
+def test_steps_go_on_while_a_checkpoint_is_written_and_one_of_them_publishes_it(tmp_path):
+    writer, model, published = make_writer(tmp_path), Blocked(), []
+    writer.note_published = published.append
+    weights, moments = {name: tensor.clone() for name, tensor in WEIGHTS.items()}, torch.ones(3)
+    with writer.stage(5) as staged:
+        writer.save_model(staged, model, weights, args=None)
+        writer.save({"moments": moments}, staged / "optimizer.pt")
+        writer.write_progress(staged, position={"version": 1, "plan": {}, "streams": {}}, totals={})
+    moments += 1  # as the next step does
+    for weight in weights.values():
+        weight += 1
+    end_step(writer)
+    assert writer.is_writing
+    assert list_checkpoints(writer.output_dir) == published == []
+    model.may_write.set()
+    while writer.is_writing:
+        time.sleep(0.01)
+    end_step(writer)
+    (checkpoint,) = list_checkpoints(writer.output_dir)
+    assert find_problem(checkpoint) is None
+    assert published == [5]
+    assert torch.equal(torch.load(checkpoint / "optimizer.pt")["moments"], torch.ones(3))
+    saved = load_file(checkpoint / "model.safetensors")
+    assert all(torch.equal(saved[name], tensor) for name, tensor in WEIGHTS.items())
+
+
+def test_the_next_checkpoint_waits_for_the_one_before(tmp_path):
+    writer, model = make_writer(tmp_path), Blocked()
+    with writer.stage(5) as staged:
+        writer.save_model(staged, model, dict(WEIGHTS), args=None)
+    threading.Timer(0.2, model.may_write.set).start()
+    with writer.stage(10) as staged:
+        assert [path.name for path in list_checkpoints(writer.output_dir)] == ["checkpoint-5"]
+        writer.save_model(staged, Model(), dict(WEIGHTS), args=None)
+    writer.finish()
+    assert [path.name for path in list_checkpoints(writer.output_dir)] == ["checkpoint-10"]

@@ -15,7 +15,7 @@ from internvl.train.run.preemption import (
     STOP_SIGNALS,
     StopAtStepEnd,
     StopRequest,
-    agree_on_stop,
+    any_rank,
     listen_for_stop,
     write_errors_once,
 )
@@ -58,9 +58,9 @@ def test_a_thread_gets_a_request_that_stays_empty():
     assert seen == [False]
 
 
-def test_a_process_alone_agrees_with_itself():
-    assert agree_on_stop(True)
-    assert not agree_on_stop(False)
+def test_of_one_process_its_own_flag_counts():
+    assert any_rank(True)
+    assert not any_rank(False)
 
 
 def test_workers_never_take_the_signals_and_the_process_takes_them_late():

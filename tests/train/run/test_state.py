@@ -52,7 +52,7 @@ def test_starts_that_die_without_a_new_checkpoint_come_to_an_end_whichever_steps
 
 def save(tmp_path, state, *, step):
     journal = RunJournal(tmp_path, state, writes="main")
-    journal.on_save(None, TrainerState(global_step=step), TrainerControl())
+    journal.note_checkpoint(step)
     return journal.state
 
 
@@ -94,8 +94,7 @@ def test_the_journal_follows_the_run(tmp_path):
     state, control = TrainerState(global_step=4), TrainerControl()
     journal.on_step_begin(None, state, control)
     assert read_run_state(tmp_path).step == 5
-    state.global_step = 5
-    journal.on_save(None, state, control)
+    journal.note_checkpoint(5)
     journal.end("finished", step=5)
     finished = RunState("finished", attempt=2, step=5, checkpoint="checkpoint-5", starts_without_progress=0)
     assert read_run_state(tmp_path) == finished
