@@ -15,16 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AddedToken, Qwen2Tokenizer
 
 from internvl.errors import CheckpointError, ConfigError
 from internvl.infer.checkpoint import check_checkpoint, fingerprint_checkpoint, load_checkpoint
 from internvl.infer.settings import InferenceSettings
-from internvl.model.configuration_internvl_chat import InternVLChatConfig
-from internvl.model.constants import SPECIAL_TOKENS
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from tests.fuzz.mutations import list_damaged, time_limit
-from tests.train.tiny_run import CHAT_TOKENS, make_checkpoint
+from tests.model.qwen_folder import make_qwen_checkpoint, split_tokenizer
+from tests.train.tiny_run import make_checkpoint
 
 LONGEST_S = 20  # most take a tenth of a second
 MOST_BYTES = 2**30  # beyond what the process has when a folder is opened
@@ -32,22 +30,6 @@ VALUES = [None, True, False, -1, 0, 1, 3, 2**31, 10**30, 0.5, -0.5, 1e300, float
           "../x", "\ud800", "\0", [], [1], [None], {}, {"a": 1}, {"type": "yarn"}, [[[]]], "x" * 10_000]  # fmt: skip
 OTHER_NAMES = ["", "x", "auto_map", "quantization_config", "dtype", "torch_dtype", "architectures", "model_type",
                "tokenizer_class", "rope_scaling", "weight_map", "\ud800", "../x", "_attn_implementation"]  # fmt: skip
-
-
-def make_qwen_checkpoint(folder: Path) -> None:
-    """A Qwen2 decoder, two shards, and a tokenizer of vocab.json and merges.txt."""
-    letters = [*map(chr, range(33, 127)), "Ġ", "Ċ", "ab"]
-    tokenizer = Qwen2Tokenizer(vocab={letter: number for number, letter in enumerate(letters)}, merges=[("a", "b")])
-    special = [AddedToken(token, special=True, normalized=False) for token in (*CHAT_TOKENS, *SPECIAL_TOKENS)]
-    tokenizer.add_special_tokens({"additional_special_tokens": special})
-    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
-              "image_size": 28, "patch_size": 7}  # fmt: skip
-    decoder = {"architectures": ["Qwen2ForCausalLM"], "vocab_size": len(tokenizer), "hidden_size": 8,
-               "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
-               "max_position_embeddings": 64, "rope_scaling": {"type": "dynamic", "factor": 2.0}}  # fmt: skip
-    config = InternVLChatConfig(vision_config=vision, llm_config=decoder, template="Hermes-2", ps_version="v2")
-    InternVLChatModel(config).save_pretrained(folder, max_shard_size="8KB")
-    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +40,7 @@ def folders(tmp_path_factory) -> list[Path]:
     make_checkpoint(sentencepiece)
     make_qwen_checkpoint(fast)
     shutil.copytree(fast, slow)
-    vocabulary = json.loads((slow / "tokenizer.json").read_text())["model"]
-    (slow / "vocab.json").write_text(json.dumps(vocabulary["vocab"]))
-    (slow / "merges.txt").write_text("".join(" ".join(pair) + "\n" for pair in vocabulary["merges"]))
-    (slow / "tokenizer.json").unlink()
+    split_tokenizer(slow)
     torch.save(InternVLChatModel.from_pretrained(fast).state_dict(), slow / "pytorch_model.bin")
     for path in slow.glob("model*safetensors*"):
         path.unlink()
