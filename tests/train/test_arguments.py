@@ -169,9 +169,18 @@ def test_an_incomplete_checkpoint_folder_is_explained(check, tmp_path, problem):
         folder.mkdir()
     if problem == "no weights":
         (folder / "config.json").write_text("{}")
-    match = {"missing": "no such folder", "no config": "no config.json", "no weights": "no weights"}[problem]
-    with pytest.raises(CheckpointError, match=match):
+    match = {
+        "missing": "does not exist.*hf download",
+        "no config": "config.json is missing",
+        "no weights": "no weights",
+    }
+    with pytest.raises(CheckpointError, match=f"--model_name_or_path {folder}: .*{match[problem]}"):
         check(model_name_or_path=folder)
+
+
+def test_training_starts_from_a_hub_id_in_the_local_cache(check, monkeypatch, checkpoint):
+    monkeypatch.setattr("internvl.model.checkpoint_folder.snapshot_download", lambda *_, **__: str(checkpoint))
+    assert check(model_name_or_path="someone/InternVL2-Some").model.model_name_or_path == str(checkpoint)
 
 
 def test_training_runs_on_cpu_where_there_is_no_gpu(monkeypatch, tmp_path):
