@@ -66,10 +66,7 @@ class LengthBin:
 
     def __post_init__(self) -> None:
         """Refuse what intervals cannot be computed from."""
-        if self.count < 1 or not 0 <= self.score <= 1:
-            raise DataError(
-                f"{self.count} questions with score {self.score}, expected some questions and a score in 0..1"
-            )
+        check_share(self.score, self.count)
 
 
 @dataclass(frozen=True)
@@ -107,6 +104,10 @@ class Scores:
     by_depth_and_length: DepthGrid | None = None  # of tasks about needles
     # What answers get that do not look at the question; None without public answers.
     baselines: Baselines | None = field(default=None, metadata={KEY: "floors"})
+
+    def __post_init__(self) -> None:
+        """Refuse what intervals cannot be computed from."""
+        check_share(self.score or 0.0, self.count)
 
     @property
     def estimate(self) -> Estimate | None:
@@ -148,6 +149,12 @@ class TaskResult:
         return find_run_folder(self.folder, self.task)
 
 
+def check_share(score: float, count: int) -> None:
+    """Raise DataError unless `score` can be the share of right answers among `count`."""
+    if count < 1 or not 0 <= score <= 1:
+        raise DataError(f"{count} questions with score {score}, expected some questions and a score in 0..1")
+
+
 def find_run_folder(folder: Path, task: str) -> Path:
     """`RUN` of a folder `RUN/GROUP/TASK`; the folder itself where it was moved out of its run."""
     folder, name = folder.resolve(), Path(task).parts
@@ -172,7 +179,7 @@ def find_results(folders: Sequence[Path]) -> list[TaskResult]:
 
 def read_result(path: Path) -> TaskResult:
     """A scores.json. Raises EvalError if it is missing or not JSON, or a field is missing or of a wrong type."""
-    with _explain(f"{path} is broken", f"make it again with python -m eval.score {path.parent}"):
+    with explain_damage(f"{path} is broken", f"make it again with python -m eval.score {path.parent}"):
         return parse_result(_load(path.read_bytes()), path.parent)
 
 
@@ -185,7 +192,7 @@ def read_settings(folder: Path) -> SavedSettings:
     """A task's settings.json. Raises EvalError if it is missing or not JSON, or a field is missing or wrong."""
     path = folder / SETTINGS_NAME
     problem = f"{path} says what the predictions beside it were made with, but cannot be read"
-    with _explain(problem, "choose another --out, or pass --overwrite"):
+    with explain_damage(problem, "choose another --out, or pass --overwrite"):
         return parse_record(SavedSettings, _load(path.read_bytes()))
 
 
@@ -218,7 +225,7 @@ def read_prediction_lines(path: Path) -> Iterator[tuple[int, Prediction, object]
     Raises EvalError if a line is not a JSON object, or a field is missing or of a wrong type.
     """
     for number, line in enumerate(_read_bytes(path).split(b"\n")[:-1], start=1):
-        with _explain(f"{path} line {number} is broken", "delete the line and start again"):
+        with explain_damage(f"{path} line {number} is broken", "delete the line and start again"):
             record = _load(line)
             yield number, parse_record(Prediction, record), record.get("fingerprint")
 
@@ -243,9 +250,14 @@ def _load(content: bytes) -> dict[str, object]:
 
 
 @contextmanager
-def _explain(problem: str, remedy: str) -> Iterator[None]:
-    """Whatever damage was found becomes one error: which file, what is wrong, what to do."""
+def explain_damage(problem: str, remedy: str) -> Iterator[None]:
+    """Whatever damaged results let a block raise becomes one EvalError: which file, what is wrong, what to do.
+
+    Gold answers, metadata and the groups' numbers are JSON of any form, so their readers raise errors of many kinds.
+    """
     try:
         yield
     except (OSError, ValueError, DataError) as error:
         raise EvalError(f"{problem} ({error}); {remedy}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise EvalError(f"{problem} ({type(error).__name__}: {error}); {remedy}") from error
