@@ -24,6 +24,7 @@ from internvl.errors import DataError, EvalError
 SCORES_NAME = "scores.json"
 SETTINGS_NAME = "settings.json"
 PREDICTIONS_NAME = "predictions.jsonl"
+_NUM_NAMED = 5  # of many lines, questions or tasks in one message
 
 
 @dataclass(frozen=True)
@@ -199,8 +200,8 @@ def read_settings(folder: Path) -> SavedSettings:
 def read_predictions(folder: Path) -> list[Prediction]:
     """The finished predictions of a task's folder, every sample once.
 
-    Lines that say the same count once. Raises EvalError if the file is missing, cut off or broken, or holds two
-    different answers of a sample.
+    Lines that say the same count once. Raises EvalError if the file is missing or cut off, or which names the lines
+    that are broken or hold two different answers of a sample.
     """
     path = folder / PREDICTIONS_NAME
     if not path.is_file():
@@ -208,26 +209,41 @@ def read_predictions(folder: Path) -> list[Prediction]:
     if not path.read_bytes().endswith(b"\n"):
         raise EvalError(f"{path} is empty or ends in the middle of a line; start the same eval.run command again")
     predictions: dict[str, tuple[int, Prediction]] = {}
-    for number, prediction, _ in read_prediction_lines(path):
+    problems: list[str] = []
+    for number, prediction, _ in read_prediction_lines(path, problems):
         first, earlier = predictions.setdefault(prediction.id, (number, prediction))
         if not earlier.is_same_answer(prediction):
-            raise EvalError(
-                f"{path} lines {first} and {number} hold different answers of sample {prediction.id!r}; delete one of "
-                "them"
-            )
+            problems.append(f"lines {first} and {number} hold different answers of sample {prediction.id!r}")
+    refuse_lines(path, problems, "delete one of two and what is broken, and start again")
     return [prediction for _, prediction in predictions.values()]
 
 
-def read_prediction_lines(path: Path) -> Iterator[tuple[int, Prediction, object]]:
+def read_prediction_lines(path: Path, problems: list[str]) -> Iterator[tuple[int, Prediction, object]]:
     """(line number from 1, prediction, fingerprint if it has one) of every finished line.
 
-    What follows the last line break is not read: another process may be in the middle of writing it.
-    Raises EvalError if a line is not a JSON object, or a field is missing or of a wrong type.
+    What follows the last line break is not read: another process may be in the middle of writing it. Lines that are no
+    JSON objects, or lack a field or have one of a wrong type, are left out and added to `problems`.
     """
     for number, line in enumerate(_read_bytes(path).split(b"\n")[:-1], start=1):
-        with explain_damage(f"{path} line {number} is broken", "delete the line and start again"):
+        try:
             record = _load(line)
-            yield number, parse_record(Prediction, record), record.get("fingerprint")
+            prediction = parse_record(Prediction, record)
+        except (ValueError, DataError) as error:
+            problems.append(f"line {number} is broken ({error})")
+        else:
+            yield number, prediction, record.get("fingerprint")
+
+
+def refuse_lines(path: Path, problems: Sequence[str], remedy: str) -> None:
+    """Raise EvalError that says what is wrong with the lines of a file, if anything is."""
+    if problems:
+        raise EvalError(f"{path} {name_first(problems, joint='; ')}; {remedy}")
+
+
+def name_first(names: Sequence[str], *, joint: str = ", ") -> str:
+    """The first names, and how many more there are."""
+    num_more = len(names) - _NUM_NAMED
+    return joint.join([*names[:_NUM_NAMED], *([f"and {num_more} more"] if num_more > 0 else [])])
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -43,10 +43,16 @@ def test_a_missing_answer_is_said(finished, capsys):
     edit_lines(finished, lambda lines: lines[:-1])
     before = (finished / "scores.json").read_bytes()
     assert score([str(finished)]) == 2
-    assert "1 of 8 answers are missing" in capsys.readouterr().err
+    assert "1 of 8 answers are missing (of the samples '7'); start" in capsys.readouterr().err
     assert (finished / "scores.json").read_bytes() == before
     assert score([str(finished), "--allow_missing"]) == 0
     assert read_result(finished / "scores.json").scores["official"].count == 7
+
+
+def test_the_first_of_many_missing_answers_are_named(finished, capsys):
+    edit_lines(finished, lambda lines: lines[:1])
+    assert score([str(finished)]) == 2
+    assert "7 of 8 answers are missing (of the samples '1', '2', '3', '4', '5', and 2 more)" in capsys.readouterr().err
 
 
 def test_equal_lines_count_once_whatever_time_they_took(finished):
