@@ -11,6 +11,7 @@ from eval.report.rows import make_harmless
 from eval.run.__main__ import main as run
 from eval.run.answering import _is_expected
 from eval.score import main as score
+from eval.tasks.tables import render_table
 from internvl.errors import DataError
 from internvl.infer.question import check_text
 
@@ -75,7 +76,7 @@ def test_lengths_of_the_run_are_used_again(finished):
     assert read_scores(finished) == before
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-cmd", "@SUM(A1)", "\t=1", "\r=1"])
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-cmd", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1"])
 def test_no_cell_is_a_formula(text):
     assert make_harmless(text) == f"'{text}"
 
@@ -83,6 +84,10 @@ def test_no_cell_is_a_formula(text):
 @pytest.mark.parametrize("cell", [-1.5, 0, None, "a=1", ""])
 def test_other_cells_stay(cell):
     assert make_harmless(cell) == cell
+
+
+def test_a_file_for_a_server_keeps_its_texts():
+    assert render_table([["index", "A"], ["1", "=1+1"]]) == "index\tA\n1\t=1+1\n"
 
 
 def test_a_text_with_half_a_character_fails_its_question_only(checkpoint, benchmark_root, record, tmp_path):
