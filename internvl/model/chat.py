@@ -380,8 +380,9 @@ class ChatMixin(PreTrainedModel):
             )
             if num_copies > 1:
                 cache.batch_repeat_interleave(num_copies)
-        processors = LogitsProcessorList(generate_kwargs.pop("logits_processor", None) or [])
-        processors.append(RefuseNonFiniteScores(self.name_or_path))
+        # First, because other processors (teacher forcing) hide what the model said.
+        given = generate_kwargs.pop("logits_processor", None) or []
+        processors = LogitsProcessorList([RefuseNonFiniteScores(self.name_or_path), *given])
         return self.language_model.generate(**prompt, logits_processor=processors, **generate_kwargs)
 
     def _prefill(self, prompt: dict[str, Tensor], cache: Cache, rope_lengths: Tensor, *, chunk_size: int) -> None:

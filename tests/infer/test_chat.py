@@ -168,7 +168,7 @@ def test_a_dash_reads_the_question_from_standard_input(run, asked, monkeypatch, 
 
 
 def test_images_and_a_video_are_asked_about_together(run, asked, make_image, tmp_path):
-    image, video = make_image("a.png", 112, 28), write_video(tmp_path / "clip.mp4", 30)
+    image, video = make_image("a.png", 112, 28), str(write_video(tmp_path / "clip.mp4", 30))
     code, out, err = run("--image", image, "--video", video, "--num_frames", 3, "--verbose", "what?")
     assert code == 0, err
     prompt, images, _, options, session = asked[0]
@@ -179,7 +179,7 @@ def test_images_and_a_video_are_asked_about_together(run, asked, make_image, tmp
 
 
 def test_a_conversation_keeps_its_video(run, asked, monkeypatch, tmp_path):
-    video = write_video(tmp_path / "clip.mp4", 6)
+    video = str(write_video(tmp_path / "clip.mp4", 6))
     talk(monkeypatch, "first?", "second?")
     code, _, err = run("--video", video, "--num_frames", 2)
     assert (code, err) == (0, "")
