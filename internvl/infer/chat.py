@@ -12,7 +12,6 @@ share one long prompt and its keys and values among them; the first one reads an
 """
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -237,8 +236,6 @@ def _join_ranks(env: RankEnv, device: str | None) -> ContextParallel | None:
 
 
 def _run(arguments: argparse.Namespace, env: RankEnv) -> None:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal may lack characters of an answer
     images, question = _separate_question(arguments.image, arguments.question)
     # What takes no time is checked before the model is loaded.
     for image in images:
