@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# That run tests at a time; each takes a core and a gigabyte.
+PROCESSES ?= 2
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint type bench clean
@@ -24,11 +27,14 @@ setup: $(STAMP)  ## create .venv and install everything
 demo: $(STAMP)  ## fine-tune and evaluate a tiny V2PE model on the CPU (work_dirs/demo/index.html)
 	PYTHON=$(BIN)/python sh scripts/demo.sh
 
-test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: $(STAMP)  ## run the tests, files of them at a time in PROCESSES=2 processes
+	$(PYTEST) -m "not slow and not gpu" -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=15
+
+test-fast: $(STAMP)  ## run those of a minute, for the time between two edits: FAST="tests/model tests/data/test_encode.py"
+	$(PYTEST) -m "not slow and not gpu" -q $(FAST)
 
 test-all: $(STAMP)  ## run all tests that this machine can run, slow ones too
-	$(BIN)/python -m pytest
+	$(PYTEST) --durations=15
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .
