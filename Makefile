@@ -6,6 +6,10 @@ STAMP := $(VENV)/.installed
 # That run tests at a time; each takes a core and a gigabyte.
 PROCESSES ?= 2
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+QUICK := -m "not slow and not gpu" -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+# Positions, layers, data, metrics, results, memory: what needs no model and starts no process.
+FAST ?= tests/eval/core tests/eval/metrics tests/plan tests/model/test_v2pe.py tests/test_layers.py \
+	$(filter-out %_loader.py %_labels.py %_video.py %_video_opening.py, $(wildcard tests/data/test_*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint type bench clean
@@ -28,10 +32,10 @@ demo: $(STAMP)  ## fine-tune and evaluate a tiny V2PE model on the CPU (work_dir
 	PYTHON=$(BIN)/python sh scripts/demo.sh
 
 test: $(STAMP)  ## run the tests, files of them at a time in PROCESSES=2 processes
-	$(PYTEST) -m "not slow and not gpu" -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=15
+	$(PYTEST) $(QUICK) --durations=15
 
-test-fast: $(STAMP)  ## run those of a minute, for the time between two edits: FAST="tests/model tests/data/test_encode.py"
-	$(PYTEST) -m "not slow and not gpu" -q $(FAST)
+test-fast: $(STAMP)  ## run those of a minute, for the time between two edits, or others: FAST="tests/infer"
+	$(PYTEST) $(QUICK) -q $(FAST)
 
 test-all: $(STAMP)  ## run all tests that this machine can run, slow ones too
 	$(PYTEST) --durations=15
