@@ -17,6 +17,7 @@ from internvl.train.arguments import (
     validate_arguments,
 )
 from tests.train.tiny_run import ENTRY, clean_environment, flags
+from tests.warm_python import warm_python
 
 ZERO1 = Path(__file__).parents[2] / "shell" / "deepspeed" / "zero1.json"
 
@@ -226,7 +227,7 @@ assert "deepspeed" not in sys.modules
 def test_errors_are_one_line_with_exit_code_2(checkpoint, meta, tmp_path):
     argv = flags(checkpoint, meta, tmp_path / "out", rope_pos_id_version="v3")
     result = subprocess.run(
-        [sys.executable, "-m", "internvl.train.internvl_chat_finetune", *argv],
+        [warm_python(), "-m", "internvl.train.internvl_chat_finetune", *argv],
         env=clean_environment(),
         capture_output=True,
         text=True,
