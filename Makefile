@@ -3,6 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# That run tests at a time; each takes a core and a gigabyte.
+PROCESSES ?= 2
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+QUICK := -m "not slow and not gpu" -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+# Positions, layers, data, metrics, results, memory: what needs no model and starts no process.
+FAST ?= tests/eval/core tests/eval/metrics tests/plan tests/model/test_v2pe.py tests/test_layers.py \
+	$(filter-out %_loader.py %_labels.py %_video.py %_video_opening.py, $(wildcard tests/data/test_*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint type bench clean
@@ -24,11 +31,14 @@ setup: $(STAMP)  ## create .venv and install everything
 demo: $(STAMP)  ## fine-tune and evaluate a tiny V2PE model on the CPU (work_dirs/demo/index.html)
 	PYTHON=$(BIN)/python sh scripts/demo.sh
 
-test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: $(STAMP)  ## run the tests, files of them at a time in PROCESSES=2 processes
+	$(PYTEST) $(QUICK) --durations=15
+
+test-fast: $(STAMP)  ## run those of a minute, for the time between two edits, or others: FAST="tests/infer"
+	$(PYTEST) $(QUICK) -q $(FAST)
 
 test-all: $(STAMP)  ## run all tests that this machine can run, slow ones too
-	$(BIN)/python -m pytest
+	$(PYTEST) --durations=15
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .

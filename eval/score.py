@@ -18,6 +18,7 @@ from eval.core.result import (
     SavedSettings,
     TaskResult,
     find_run_folder,
+    name_first,
     read_predictions,
     read_settings,
 )
@@ -29,6 +30,7 @@ from eval.report.summary import write_summary
 from eval.run.options import add_scoring_arguments
 from eval.tasks.registry import find_task
 from internvl.command import command
+from internvl.data.natural_order import natural_key
 from internvl.errors import EvalError
 from internvl.folder_owner import own_folder
 
@@ -58,7 +60,7 @@ def score_folder(
             folder, settings.task_version, task.name, task.version,
         )  # fmt: skip
     predictions = read_checked_predictions(folder, saved)
-    _check_number(folder, len(predictions), saved.num_samples, allow_missing=allow_missing)
+    _check_number(folder, predictions, saved, allow_missing=allow_missing)
     result = write_scores(
         folder,
         task,
@@ -72,10 +74,17 @@ def score_folder(
     return result
 
 
-def _check_number(folder: Path, found: int, expected: int | None, *, allow_missing: bool) -> None:
+def _check_number(
+    folder: Path, predictions: Sequence[Prediction], saved: SavedSettings, *, allow_missing: bool
+) -> None:
+    found, expected = len(predictions), saved.num_samples
     if expected is None or found >= expected:
         return
-    message = f"{folder}: {expected - found} of {expected} answers are missing"
+    # The files of the ranks still know the questions that are gone from predictions.jsonl.
+    answered = PredictionStore(folder, saved.settings.values).read()
+    missing = [repr(name) for name in answered.keys() - {prediction.id for prediction in predictions}]
+    names = f" (of the samples {name_first(sorted(missing, key=natural_key))})" if missing else ""
+    message = f"{folder}: {expected - found} of {expected} answers are missing{names}"
     if not allow_missing:
         raise EvalError(
             f"{message}; start the same eval.run command again, or pass --allow_missing to score the {found} that are "

@@ -9,6 +9,7 @@
 | no space, a read-only folder, no memory, too many open files    | `error: ...`   | 2                   |
 | another fault of the machine that names its `exit_code`         | `error: ...`   | that                |
 | Ctrl-C, SIGTERM                                                 | one line       | 130, 143            |
+| the terminal lacks a character                                  | `?` in its place | -                 |
 | the reader of standard output is gone (`command \\| head -1`)    | nothing        | 141                 |
 
 Any other exception is a defect of the program and keeps its traceback.
@@ -16,6 +17,7 @@ Any other exception is a defect of the program and keeps its traceback.
 
 import errno
 import functools
+import io
 import logging
 import os
 import re
@@ -61,6 +63,7 @@ def command(*, go_on: str) -> Callable[[Main], Main]:
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def guarded(argv: Sequence[str] | None = None) -> int:
+            _replace_characters_that_terminals_lack()
             try:
                 with _raise_on_sigterm():
                     try:
@@ -90,6 +93,13 @@ def command(*, go_on: str) -> Callable[[Main], Main]:
         return guarded
 
     return decorate
+
+
+def _replace_characters_that_terminals_lack() -> None:
+    """Names of files may even hold half characters, which no encoding has."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def describe_system_fault(error: BaseException | None) -> str | None:

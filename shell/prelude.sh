@@ -85,8 +85,14 @@ need_slurm() { # COMMAND
     fi
 }
 
-need_checkpoint() { # FOLDER
-    if [ -z "$dry_run" ] && [ ! -d "$1" ]; then
+in_hub_cache() { # ORG/NAME
+    hub=${HF_HUB_CACHE:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/hub}
+    case $1 in *[!A-Za-z0-9._/-]* | /* | */*/* | [!A-Za-z0-9]*) return 1 ;; */*) ;; *) return 1 ;; esac
+    [ -d "$hub/models--${1%%/*}--${1#*/}/snapshots" ]
+}
+
+need_checkpoint() { # FOLDER or hub id
+    if [ -z "$dry_run" ] && [ ! -d "$1" ] && ! in_hub_cache "$1"; then
         die "checkpoint '$(show "$1")': no such folder; a model of the hub is downloaded first:" \
             "hf download OpenGVLab/InternVL2-2B --local-dir pretrained/InternVL2-2B"
     fi

@@ -8,9 +8,13 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-import tests.shapes  # noqa: F401  (the hook names its checker, and does not import it)
+from tests.shapes import start_checking
 
-# Shapes and types in signatures hold: every call in a test process is checked against them.
+# Tensors are tiny, and several tests run at a time: one thread in every test process and in what it starts. torch reads
+# this when it is imported, which happens with the first test file.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# Shapes and types in signatures hold: calls in a test process are checked against them.
 CHECKED_PACKAGES: tuple[str, ...] = ("internvl.model", "internvl.parallel", "internvl.infer")
 install_import_hook(CHECKED_PACKAGES, "tests.shapes.check_calls")
 
@@ -25,3 +29,9 @@ def cache_of_its_own() -> Iterator[None]:
         patch.setenv("INTERNVL_CACHE", os.path.join(folder, "internvl"))
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
+
+
+@pytest.fixture(autouse=True)
+def checked_calls() -> None:
+    """Shapes are checked in every test anew."""
+    start_checking()

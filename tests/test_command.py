@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -115,6 +116,22 @@ def test_a_defect_met_while_a_missing_file_was_handled_keeps_its_traceback():
 
     with pytest.raises(KeyError):
         run_main(fail)
+
+
+def test_characters_that_the_terminal_lacks_are_replaced(monkeypatch):
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="latin-1", errors="strict") for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+
+    @command(go_on="x")
+    def main(argv=None):
+        print("a 中 é \ud83d")
+        raise ConfigError("no 中")
+
+    assert main() == 2
+    for stream in streams:
+        stream.flush()
+    assert [stream.buffer.getvalue().decode("latin-1") for stream in streams] == ["a ? é ?\n", "error: no ?\n"]
 
 
 def test_sigterm_unwinds_the_command(capsys):

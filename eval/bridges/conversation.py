@@ -15,7 +15,9 @@ from typing import Literal
 import torch
 from PIL import Image
 
+from internvl.data.storage.media import MediaPath
 from internvl.data.storage.pixels import Alpha, picture_errors, to_rgb
+from internvl.data.storage.remote import find_scheme
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip
 from internvl.errors import ConfigError
 from internvl.infer.question import Question
@@ -74,7 +76,7 @@ def build_question(messages: Sequence[Message], *, alpha: Alpha = "white") -> Qu
 
 def join_parts(
     parts: Sequence[Part], *, alpha: Alpha = "white"
-) -> tuple[str, list[Path | Image.Image], list[VideoClip]]:
+) -> tuple[str, list[MediaPath | Image.Image], list[VideoClip]]:
     """Text with a placeholder per picture and video, pictures, videos.
 
     Raises ConfigError for a picture or video in a form that cannot be opened, DataError for a damaged one in memory.
@@ -98,7 +100,7 @@ def _take_brackets(text: str) -> str:
     return text
 
 
-def _read_image(content: object, alpha: Alpha) -> Path | Image.Image:
+def _read_image(content: object, alpha: Alpha) -> MediaPath | Image.Image:
     if isinstance(content, Image.Image):
         with picture_errors("in memory"):
             return to_rgb(content, alpha=alpha)
@@ -109,10 +111,14 @@ def _read_video(content: object) -> VideoClip:
     return content if isinstance(content, VideoClip) else VideoClip(_read_path(content, "video"))
 
 
-def _read_path(content: object, kind: str) -> Path:
-    if isinstance(content, (str, Path)):
-        return Path(str(content).removeprefix("file://"))
-    raise ConfigError(f"a {kind} must be a file, got {type(content).__name__}")
+def _read_path(content: object, kind: str) -> MediaPath:
+    """A file or, as text, a URL, which `internvl.data.storage.media` fetches."""
+    if isinstance(content, Path):
+        return content
+    if isinstance(content, str):
+        path = content.removeprefix("file://")
+        return path if find_scheme(path) else Path(path)
+    raise ConfigError(f"a {kind} must be a file or a URL, got {type(content).__name__}")
 
 
 def ask(session: Session, question: Question, *, max_new_tokens: int, sampling: Sampling = GREEDY) -> str:

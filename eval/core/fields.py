@@ -24,6 +24,7 @@ Place = tuple[str | int, ...]
 
 KEY = "key"  # metadata of a field whose name in JSON is another one ...
 WHOLE = ""  # ... or which holds the whole JSON object
+_MAX_BITS = 64  # of a whole number
 _JSON_KINDS: dict[object, type] = {Mapping: dict, Sequence: list, tuple: list, Any: object}
 
 
@@ -51,9 +52,8 @@ def parse_record(kind: type[R], value: object, *, place: Place = (), given: Mapp
             continue
         if field.key == WHOLE:
             values[field.name] = value
-        elif isinstance(content, field.plain):
-            if isinstance(content, float) and not math.isfinite(content):  # JSON's 1e999
-                raise DataError(f"the field {_join((*place, field.key))!r} is {content}, expected a finite number")
+        elif type(content) in field.plain:  # unlike isinstance this takes no bool for an int
+            _check_size(content, (*place, field.key))
             values[field.name] = content
         elif content is not None or not field.has_default:
             if field.key not in value:
@@ -88,12 +88,15 @@ def read_object(path: Path, kind: type[R]) -> R:
 
 def _parse(annotation: object, value: object, place: Place) -> object:
     kinds, part = _read_annotation(annotation)
-    if not isinstance(value, kinds) and not is_dataclass(annotation):
+    is_bool_for_number = isinstance(value, bool) and not {bool, object} & {*kinds}
+    if (is_bool_for_number or not isinstance(value, kinds)) and not is_dataclass(annotation):
         expected = " or ".join(kind.__name__ for kind in kinds)
         raise DataError(f"the field {_join(place)!r} is a {type(value).__name__}, expected {expected}")
     if is_dataclass(part) and (value is not None or is_dataclass(annotation)):
         return parse_record(cast(type, part), value, place=place)
     entry = get_args(part)[-1 if get_origin(part) in (Mapping, dict) else 0] if get_args(part) else Any
+    if annotation not in (Any, object):
+        _check_size(value, place)
     if entry in (Any, object):
         return value
     if isinstance(value, dict):
@@ -102,6 +105,14 @@ def _parse(annotation: object, value: object, place: Place) -> object:
         items = [_parse(entry, item, (*place, index)) for index, item in enumerate(value)]
         return tuple(items) if get_origin(part) is tuple else items
     return value
+
+
+def _check_size(value: object, place: Place) -> None:
+    """Refuse numbers that JSON can hold and arithmetic cannot."""
+    if isinstance(value, float) and not math.isfinite(value):  # JSON's 1e999
+        raise DataError(f"the field {_join(place)!r} is {value}, expected a finite number")
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise DataError(f"the field {_join(place)!r} is a number of {value.bit_length()} bits, expected {_MAX_BITS}")
 
 
 def _join(place: Place) -> str:

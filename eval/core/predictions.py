@@ -19,7 +19,14 @@ from pathlib import Path
 
 from eval.core.output import write_result
 from eval.core.records import JsonObject
-from eval.core.result import PREDICTIONS_NAME, SETTINGS_NAME, read_prediction_lines, read_settings
+from eval.core.result import (
+    PREDICTIONS_NAME,
+    SETTINGS_NAME,
+    name_first,
+    read_prediction_lines,
+    read_settings,
+    refuse_lines,
+)
 from eval.core.sample import Prediction, Sample
 from internvl.errors import EvalError
 
@@ -98,22 +105,23 @@ class PredictionStore:
     def read(self) -> dict[str, Prediction]:
         """All predictions so far by id, without unfinished last lines. Lines that did not fail replace failed ones.
 
-        Raises EvalError if a line is broken or was made with other settings, or an id has two different answers.
+        Raises EvalError that names the lines that are broken, were made with other settings, or answer a question
+        for a second time and differently.
         """
         predictions: dict[str, Prediction] = {}
         for path in self._list_parts():
-            for number, prediction, fingerprint in read_prediction_lines(path):
-                if fingerprint != self.fingerprint:
-                    raise EvalError(f"{path} line {number} was made with other settings; pass --overwrite")
+            problems: list[str] = []
+            for number, prediction, fingerprint in read_prediction_lines(path, problems):
                 earlier = predictions.get(prediction.id)
-                if earlier is not None and prediction.failure is not None:
+                if fingerprint != self.fingerprint:
+                    problems.append(f"line {number} was made with other settings")
+                elif earlier is not None and prediction.failure is not None:
                     continue
-                if earlier is not None and earlier.failure is None and not earlier.is_same_answer(prediction):
-                    raise EvalError(
-                        f"{path} line {number}: sample {prediction.id!r} was answered twice (did two runs write to "
-                        f"{self.folder} at the same time?); delete one of the lines, or pass --overwrite"
-                    )
-                predictions[prediction.id] = prediction
+                elif earlier is not None and earlier.failure is None and not earlier.is_same_answer(prediction):
+                    problems.append(f"line {number}: sample {prediction.id!r} was answered twice")
+                else:
+                    predictions[prediction.id] = prediction
+            refuse_lines(path, problems, "delete these lines and start again, or pass --overwrite")
         return predictions
 
     def open_part(self, rank: int, world_size: int, *, member: int = 0) -> "PartWriter":
@@ -127,7 +135,7 @@ class PredictionStore:
         missing = [sample.id for sample in samples if sample.id not in predictions]
         if missing:
             raise EvalError(
-                f"{self.folder}: {len(missing)} of {len(samples)} samples have no answer (first: {missing[:3]}); "
+                f"{self.folder}: {len(missing)} of {len(samples)} samples have no answer ({name_first(missing)}); "
                 "start the same command again to continue"
             )
         merged = [predictions[sample.id] for sample in samples]
@@ -139,8 +147,7 @@ class PredictionStore:
         return sorted((self.folder / "parts").glob("*-of-*.jsonl"))
 
     def _holds_predictions(self) -> bool:
-        lines = (line for path in self._list_parts() for line in read_prediction_lines(path))
-        return self.merged_path.exists() or next(lines, None) is not None
+        return self.merged_path.exists() or any(b"\n" in path.read_bytes() for path in self._list_parts())
 
 
 class PartWriter:

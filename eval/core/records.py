@@ -73,7 +73,7 @@ def read_text(path: Path) -> str:
     """
     try:
         content = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
         raise DataError(f"the file cannot be read ({error})", source=str(path)) from error
     _check_content(path, content[:_BYTES_LOOKED_AT])
     if not content.strip():
@@ -86,7 +86,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with path.open("rb") as file:
             _check_content(path, file.read(_BYTES_LOOKED_AT))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
         raise DataError(f"the file cannot be read ({error})", source=str(path)) from error
     yield from ((number, line) for number, line in read_lines(path) if line.strip())
 

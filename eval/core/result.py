@@ -24,6 +24,7 @@ from internvl.errors import DataError, EvalError
 SCORES_NAME = "scores.json"
 SETTINGS_NAME = "settings.json"
 PREDICTIONS_NAME = "predictions.jsonl"
+_NUM_NAMED = 5  # of many lines, questions or tasks in one message
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,7 @@ class LengthBin:
 
     def __post_init__(self) -> None:
         """Refuse what intervals cannot be computed from."""
-        if self.count < 1 or not 0 <= self.score <= 1:
-            raise DataError(
-                f"{self.count} questions with score {self.score}, expected some questions and a score in 0..1"
-            )
+        check_share(self.score, self.count)
 
 
 @dataclass(frozen=True)
@@ -107,6 +105,10 @@ class Scores:
     by_depth_and_length: DepthGrid | None = None  # of tasks about needles
     # What answers get that do not look at the question; None without public answers.
     baselines: Baselines | None = field(default=None, metadata={KEY: "floors"})
+
+    def __post_init__(self) -> None:
+        """Refuse what intervals cannot be computed from."""
+        check_share(self.score or 0.0, self.count)
 
     @property
     def estimate(self) -> Estimate | None:
@@ -148,6 +150,12 @@ class TaskResult:
         return find_run_folder(self.folder, self.task)
 
 
+def check_share(score: float, count: int) -> None:
+    """Raise DataError unless `score` can be the share of right answers among `count`."""
+    if count < 1 or not 0 <= score <= 1:
+        raise DataError(f"{count} questions with score {score}, expected some questions and a score in 0..1")
+
+
 def find_run_folder(folder: Path, task: str) -> Path:
     """`RUN` of a folder `RUN/GROUP/TASK`; the folder itself where it was moved out of its run."""
     folder, name = folder.resolve(), Path(task).parts
@@ -172,7 +180,7 @@ def find_results(folders: Sequence[Path]) -> list[TaskResult]:
 
 def read_result(path: Path) -> TaskResult:
     """A scores.json. Raises EvalError if it is missing or not JSON, or a field is missing or of a wrong type."""
-    with _explain(f"{path} is broken", f"make it again with python -m eval.score {path.parent}"):
+    with explain_damage(f"{path} is broken", f"make it again with python -m eval.score {path.parent}"):
         return parse_result(_load(path.read_bytes()), path.parent)
 
 
@@ -185,15 +193,15 @@ def read_settings(folder: Path) -> SavedSettings:
     """A task's settings.json. Raises EvalError if it is missing or not JSON, or a field is missing or wrong."""
     path = folder / SETTINGS_NAME
     problem = f"{path} says what the predictions beside it were made with, but cannot be read"
-    with _explain(problem, "choose another --out, or pass --overwrite"):
+    with explain_damage(problem, "choose another --out, or pass --overwrite"):
         return parse_record(SavedSettings, _load(path.read_bytes()))
 
 
 def read_predictions(folder: Path) -> list[Prediction]:
     """The finished predictions of a task's folder, every sample once.
 
-    Lines that say the same count once. Raises EvalError if the file is missing, cut off or broken, or holds two
-    different answers of a sample.
+    Lines that say the same count once. Raises EvalError if the file is missing or cut off, or which names the lines
+    that are broken or hold two different answers of a sample.
     """
     path = folder / PREDICTIONS_NAME
     if not path.is_file():
@@ -201,26 +209,41 @@ def read_predictions(folder: Path) -> list[Prediction]:
     if not path.read_bytes().endswith(b"\n"):
         raise EvalError(f"{path} is empty or ends in the middle of a line; start the same eval.run command again")
     predictions: dict[str, tuple[int, Prediction]] = {}
-    for number, prediction, _ in read_prediction_lines(path):
+    problems: list[str] = []
+    for number, prediction, _ in read_prediction_lines(path, problems):
         first, earlier = predictions.setdefault(prediction.id, (number, prediction))
         if not earlier.is_same_answer(prediction):
-            raise EvalError(
-                f"{path} lines {first} and {number} hold different answers of sample {prediction.id!r}; delete one of "
-                "them"
-            )
+            problems.append(f"lines {first} and {number} hold different answers of sample {prediction.id!r}")
+    refuse_lines(path, problems, "delete one of two and what is broken, and start again")
     return [prediction for _, prediction in predictions.values()]
 
 
-def read_prediction_lines(path: Path) -> Iterator[tuple[int, Prediction, object]]:
+def read_prediction_lines(path: Path, problems: list[str]) -> Iterator[tuple[int, Prediction, object]]:
     """(line number from 1, prediction, fingerprint if it has one) of every finished line.
 
-    What follows the last line break is not read: another process may be in the middle of writing it.
-    Raises EvalError if a line is not a JSON object, or a field is missing or of a wrong type.
+    What follows the last line break is not read: another process may be in the middle of writing it. Lines that are no
+    JSON objects, or lack a field or have one of a wrong type, are left out and added to `problems`.
     """
     for number, line in enumerate(_read_bytes(path).split(b"\n")[:-1], start=1):
-        with _explain(f"{path} line {number} is broken", "delete the line and start again"):
+        try:
             record = _load(line)
-            yield number, parse_record(Prediction, record), record.get("fingerprint")
+            prediction = parse_record(Prediction, record)
+        except (ValueError, DataError) as error:
+            problems.append(f"line {number} is broken ({error})")
+        else:
+            yield number, prediction, record.get("fingerprint")
+
+
+def refuse_lines(path: Path, problems: Sequence[str], remedy: str) -> None:
+    """Raise EvalError that says what is wrong with the lines of a file, if anything is."""
+    if problems:
+        raise EvalError(f"{path} {name_first(problems, joint='; ')}; {remedy}")
+
+
+def name_first(names: Sequence[str], *, joint: str = ", ") -> str:
+    """The first names, and how many more there are."""
+    num_more = len(names) - _NUM_NAMED
+    return joint.join([*names[:_NUM_NAMED], *([f"and {num_more} more"] if num_more > 0 else [])])
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -243,9 +266,14 @@ def _load(content: bytes) -> dict[str, object]:
 
 
 @contextmanager
-def _explain(problem: str, remedy: str) -> Iterator[None]:
-    """Whatever damage was found becomes one error: which file, what is wrong, what to do."""
+def explain_damage(problem: str, remedy: str) -> Iterator[None]:
+    """Whatever damaged results let a block raise becomes one EvalError: which file, what is wrong, what to do.
+
+    Gold answers, metadata and the groups' numbers are JSON of any form, so their readers raise errors of many kinds.
+    """
     try:
         yield
     except (OSError, ValueError, DataError) as error:
         raise EvalError(f"{problem} ({error}); {remedy}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise EvalError(f"{problem} ({type(error).__name__}: {error}); {remedy}") from error

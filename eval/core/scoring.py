@@ -18,14 +18,16 @@ from pathlib import Path
 from eval.core.baselines import measure_baselines
 from eval.core.output import write_result
 from eval.core.records import JsonObject
-from eval.core.result import SCORES_NAME, LengthBin, TaskResult, read_result
+from eval.core.result import SCORES_NAME, LengthBin, TaskResult, explain_damage, read_result
 from eval.core.sample import Prediction
 from eval.core.task import Scored, Task
 from eval.metrics.estimate import estimate_mean
 from eval.metrics.protocol import read_protocol
-from internvl.errors import ConfigError, EvalError, MissingDependencyError
+from internvl.errors import ConfigError, MissingDependencyError
 
 logger = logging.getLogger(__name__)
+
+_REMEDY = "its gold answer or metadata is damaged: answer it again with eval.run"
 
 
 def check_length_edges(edges: Sequence[int]) -> None:
@@ -75,21 +77,20 @@ def score_predictions(
         scored.append(
             Scored(score, prediction.metadata, prediction.answer, prediction.response, read_protocol(protocol))
         )
-    return {
-        **vars(estimate_mean([item.score for item in scored])),
-        **_count(predictions),
-        **task.aggregate(scored, length_edges),
-    }
+    with explain_damage(f"{task.name}: the answers cannot be averaged", _REMEDY):
+        return {
+            **vars(estimate_mean([item.score for item in scored])),
+            **_count(predictions),
+            **task.aggregate(scored, length_edges),
+        }
 
 
 def score_prediction(task: Task, prediction: Prediction, *, protocol: str) -> float:
     """Score of one prediction in 0..1; 0 if failed. Raises EvalError if the rule cannot take the answer."""
     if prediction.failure is not None:
         return 0.0
-    try:
+    with explain_damage(f"{task.name}, sample {prediction.id!r}: cannot be scored", _REMEDY):
         return task.score_answer(prediction.answer, prediction.response, read_protocol(protocol))
-    except (TypeError, ValueError) as error:
-        raise EvalError(f"{task.name}, sample {prediction.id!r}: cannot be scored: {error}") from error
 
 
 def score_with_baselines(

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.core.result import name_first
 from eval.metrics.estimate import Estimate, average_estimates
 from eval.report.rows import ALL_LENGTHS, Row, order_lengths, read_rows
 from internvl.command import command
@@ -56,24 +57,46 @@ def compare_settings(rows: Sequence[Row], reference: str) -> list[Difference]:
     settings = list(dict.fromkeys(row.setting for row in rows))
     if reference not in settings:
         raise EvalError(f"the report has no setting {reference!r}; it has {', '.join(map(repr, settings))}")
+    lengths = [length for length in order_lengths(rows) if length != ALL_LENGTHS] or [ALL_LENGTHS]
     cells: dict[tuple[str, str], dict[str, Estimate]] = {}
     for row in rows:
-        if row.accuracy is not None and row.stderr is not None:
+        if row.accuracy is not None and row.stderr is not None and row.length in lengths:
             estimate = Estimate(row.accuracy, row.stderr, row.count)
             cells.setdefault((row.setting, row.length), {})[row.task] = estimate
-    lengths = [length for length in order_lengths(rows) if length != ALL_LENGTHS] or [ALL_LENGTHS]
+    others = [setting for setting in settings if setting != reference]
+    for setting in others:
+        _check_same_tasks(cells, (reference, setting), lengths)
     return [
-        _compare(setting, length, cells.get((reference, length), {}), cells.get((setting, length), {}))
-        for setting in settings
-        if setting != reference
+        Difference(
+            setting,
+            length,
+            average_estimates(list(cells[reference, length].values())),
+            average_estimates(list(cells[setting, length].values())),
+        )
+        for setting in others
         for length in lengths
     ]
 
 
-def _compare(setting: str, length: str, old: Mapping[str, Estimate], new: Mapping[str, Estimate]) -> Difference:
-    if not old or old.keys() != new.keys():
-        raise EvalError(f"{setting}, {length}: the same tasks are needed, got {sorted(old)} and {sorted(new)}")
-    return Difference(setting, length, average_estimates(list(old.values())), average_estimates(list(new.values())))
+def _check_same_tasks(
+    cells: Mapping[tuple[str, str], Mapping[str, Estimate]], settings: tuple[str, str], lengths: Sequence[str]
+) -> None:
+    """Refuse means over other tasks, or over other lengths, than those of the setting that they are compared with."""
+    found = [{(task, length) for length in lengths for task in cells.get((name, length), ())} for name in settings]
+    problems = [
+        f"{setting} lacks {task}" + ("" if length == ALL_LENGTHS else f" at {length}")
+        for setting, own, other in zip(settings, found, reversed(found), strict=True)
+        for task, length in sorted(other - own, key=lambda place: (place[0], lengths.index(place[1])))
+    ]
+    scored = {length for _, length in found[0]}
+    problems += [
+        f"no task has scores at length {length}" for length in lengths if not problems and length not in scored
+    ]
+    if problems:
+        raise EvalError(
+            f"settings are compared over the same tasks and length bins, but {name_first(problems, joint='; ')}; "
+            "evaluate both with the same --tasks and score both with the same --length_bins"
+        )
 
 
 def describe(differences: Sequence[Difference], reference: str) -> str:

@@ -49,7 +49,9 @@ def draw_heatmap(grid: DepthGrid, *, title: str, xlabel: str = "context length i
             text = f"{value:.2f}\nn {count}" if count else "-"
             color = "white" if count and abs(value - 0.5) > 0.38 else "black"
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=color)
-    axes.set_xticks([place + 0.5 for place in range(len(columns))], [grid.lengths[c] for c in columns], fontsize=8)
+    axes.set_xticks(
+        [place + 0.5 for place in range(len(columns))], [_escape(grid.lengths[c]) for c in columns], fontsize=8
+    )
     axes.set_yticks([row + 0.5 for row in depths], [f"{depth:.1f}" for depth in grid.depths])
     axes.set_xlabel(xlabel)
     axes.set_ylabel("needle depth (left edge)")
@@ -150,12 +152,12 @@ def draw_stride_plot(
         if label == ALL_LENGTHS:
             low, high = zip(*(wilson_interval(score, count) for _, score, count in rows), strict=True)
             axes.fill_between(x, low, high, color=INK, alpha=0.15, linewidth=0)
-            axes.plot(x, y, marker="o", color=INK, linewidth=2.5, label=label)
+            axes.plot(x, y, marker="o", color=INK, linewidth=2.5, label=_escape(label))
         else:
             color = colormaps["plasma"](0.15 + 0.7 * index / max(1, len(series) - 1))
-            axes.plot(x, y, marker="o", markersize=4, color=color, linewidth=1.2, label=label)
+            axes.plot(x, y, marker="o", markersize=4, color=color, linewidth=1.2, label=_escape(label))
     for index, (label, score) in enumerate(without_stride.items()):
-        axes.axhline(score, linestyle=_LINES[(2 + index) % len(_LINES)], color=INK, linewidth=1, label=label)
+        axes.axhline(score, linestyle=_LINES[(2 + index) % len(_LINES)], color=INK, linewidth=1, label=_escape(label))
     axes.set_xticks(range(len(strides)), [format_stride(stride) for stride in strides])
     axes.set_xlabel("stride (positions that one tile spans)")
     return _finish_accuracy(figure, axes)
@@ -208,7 +210,7 @@ def _make_axes(width: float, title: str, *, height: float = 3.6) -> tuple[Figure
 
 def _dress_axes(axes: Axes, title: str) -> None:
     axes.patch.set_alpha(0)
-    axes.set_title(title.replace("$", r"\$"), fontsize=9, color=INK)
+    axes.set_title(_escape(title), fontsize=9, color=INK)
     axes.tick_params(colors=INK)
     axes.xaxis.label.set_color(INK)
     axes.yaxis.label.set_color(INK)
@@ -227,9 +229,14 @@ def _draw_line(
 ) -> Artist:
     color = _COLORS[index % len(_COLORS)]
     style = _LINES[index // len(_COLORS) % len(_LINES)]
-    (line,) = axes.plot(x, y, style, marker="o", markersize=4, color=color, label=label.replace("$", r"\$"))
+    (line,) = axes.plot(x, y, style, marker="o", markersize=4, color=color, label=_escape(label))
     axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
     return line
+
+
+def _escape(text: str) -> str:
+    """The text without formulas, and with `?` for half characters (of file names, say), which fonts cannot take."""
+    return text.encode(errors="replace").decode().replace("$", r"\$")
 
 
 def _finish_accuracy(figure: Figure, axes: Axes) -> Figure:

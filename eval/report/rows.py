@@ -22,6 +22,7 @@ from internvl.errors import DataError, EvalError
 
 ALL_LENGTHS = "all"
 AVERAGE = "average"  # in the place of a length: a mean over several tasks
+_FORMULA_STARTS = (*"=+-@\t\r\n", *"＝＋－＠")  # Excel takes the wide forms, too
 AVERAGE_JOINT = " / "  # in names of such means
 
 _AVERAGE_KEYS = ("task", "setting", "protocol", "length", "accuracy", "stderr", "count")
@@ -174,8 +175,11 @@ def format_csv(rows: Sequence[Row]) -> str:
 
 
 def make_harmless(cell: object) -> object:
-    """The cell, with an apostrophe before a text that a spreadsheet would run as a formula."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+    """The cell, with an apostrophe before a text that a spreadsheet would run as a formula.
+
+    For tables that people open. A file for a benchmark's server keeps the texts as they are (`eval.tasks.tables`).
+    """
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell
 
 
 def label_length(low: int | None, high: int | None) -> str:

@@ -13,18 +13,21 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from internvl.errors import EvalError
+from internvl.infer.question import check_text, tokenizer_errors
 
 
 class TeacherForcing(LogitsProcessor):
     """Makes `generate` write `gold`, and keeps the tokens that it would have written at every place.
 
-    Raises EvalError if the text has no tokens.
+    Raises EvalError if the text has no tokens, DataError if the tokenizer cannot take it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, gold: str):
         self._tokenizer = tokenizer
         # Answers stand behind a line break in every template; without one, a tokenizer may mark the start of a text.
-        lead, both = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", f"\n{gold}"))
+        check_text(gold)
+        with tokenizer_errors():
+            lead, both = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", f"\n{gold}"))
         self._gold_ids: list[int] = both[len(lead) :]
         self._said_ids: list[int] = []
         if not self._gold_ids:

@@ -10,6 +10,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any, Literal, get_args
 
+from eval.core.result import explain_damage
 from eval.core.task import Task, TaskFamily
 from eval.tasks.questions import Results
 from internvl.errors import ConfigError
@@ -81,7 +82,10 @@ def summarise_groups(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str
 
 
 def _summarise(group: str, results: Results) -> dict[str, object]:
-    return {key: numbers for family in _load_families(group) for key, numbers in family.summarise(results).items()}
+    with explain_damage(
+        f"scores of {group} cannot be averaged over tasks", "make them again with python -m eval.score"
+    ):
+        return {key: numbers for family in _load_families(group) for key, numbers in family.summarise(results).items()}
 
 
 def _load_families(group: str) -> list[TaskFamily]:

@@ -12,7 +12,6 @@ share one long prompt and its keys and values among them; the first one reads an
 """
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +25,8 @@ from transformers.utils import logging as transformers_logging
 
 from internvl.command import command
 from internvl.data.prompt import check_placeholders
+from internvl.data.storage.media import MediaPath, stamp_media
+from internvl.data.storage.remote import find_scheme
 from internvl.data.storage.text import decode_text, read_text, unify_line_ends
 from internvl.data.video import VIDEO_PLACEHOLDER, read_video_info
 from internvl.errors import DataError, InternVLError
@@ -52,9 +53,9 @@ _NOT_ASKED = ("dtype", "cache_mib", "reuse_prefix")
 class Opening:
     """What comes with the first question."""
 
-    images: tuple[Path, ...] = ()  # image files
+    images: tuple[MediaPath, ...] = ()  # image files or URLs
     text: str | None = None  # long context; None: none
-    videos: tuple[Path, ...] = ()  # video files or folders of frames
+    videos: tuple[MediaPath, ...] = ()  # video files, folders of frames, or URLs
 
     def compose(self, question: str) -> str:
         """The first user message: images, videos, text, question, a line break between them.
@@ -180,9 +181,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("question", nargs="?", help="the question; - reads it from standard input; none: a conversation")
     add("--checkpoint", required=True, type=Path, help="folder of the model")
     add("--image", nargs="+", default=[], metavar="FILE",
-        help="images; the last word is the question when it is neither a file nor named like an image")  # fmt: skip
-    add("--video", action="append", default=[], type=Path, metavar="FILE",
-        help="video file or folder of frames; may be given several times")  # fmt: skip
+        help="images: files, members of archives or URLs; the last word is the question when it is neither of these "
+             "nor named like an image")  # fmt: skip
+    add("--video", action="append", default=[], metavar="FILE",
+        help="video (a file, a folder of frames or a URL); may be given several times")  # fmt: skip
     add("--text", type=Path, metavar="FILE", help="text file that is put in front of the question")
     add_flags(parser, InferenceSettings, leave_out=_NOT_ASKED)
     add("--max_new_tokens", type=int, default=1024, help="limit of an answer in tokens (default: %(default)s)")
@@ -192,14 +194,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _separate_question(images: Sequence[str], question: str | None) -> tuple[tuple[Path, ...], str | None]:
+def _separate_question(images: Sequence[str], question: str | None) -> tuple[tuple[str, ...], str | None]:
     """`--image a.png b.png "question"` gives argparse three images; the last one is told by its looks."""
     if question is None and images and not _looks_like_a_file(images[-1]):
         *images, question = images
-    return tuple(Path(image) for image in images), question
+    return tuple(images), question
 
 
 def _looks_like_a_file(word: str) -> bool:
+    if find_scheme(word) is not None:
+        return not word.split()[1:]
     # os.path.isfile, because it takes any text: a long question is no valid file name, which Path.is_file raises for.
     return os.path.isfile(word) or os.path.splitext(word)[1].lower() in Image.registered_extensions()
 
@@ -232,13 +236,15 @@ def _join_ranks(env: RankEnv, device: str | None) -> ContextParallel | None:
 
 
 def _run(arguments: argparse.Namespace, env: RankEnv) -> None:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal may lack characters of an answer
     images, question = _separate_question(arguments.image, arguments.question)
     # What takes no time is checked before the model is loaded.
-    missing = next((image for image in images if not image.is_file()), None)
-    if missing is not None:
-        raise DataError(f"image {missing} is no file; correct the path (a question goes in front of --image)")
+    for image in images:
+        try:
+            stamp_media(image)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"image {image} is no file ({error}); correct the path (a question goes in front of --image)"
+            ) from error
     for video in arguments.video:
         read_video_info(video)
     text = None if arguments.text is None else read_text(arguments.text)

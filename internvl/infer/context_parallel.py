@@ -260,8 +260,8 @@ class ContextParallel:
         # The last token of the prompt is on all ranks, like those of the answer. Of the embeddings of the whole
         # prompt, generate reads that token's only: the others share its memory.
         last = model.get_input_embeddings()(input_ids[:, -1:])
-        processors = LogitsProcessorList(generate_kwargs.pop("logits_processor", None) or [])
-        processors.extend([_SameScores(self.group), RefuseNonFiniteScores(model.name_or_path)])
+        given = generate_kwargs.pop("logits_processor", None) or []
+        processors = LogitsProcessorList([_SameScores(self.group), RefuseNonFiniteScores(model.name_or_path), *given])
         return model.language_model.generate(
             inputs_embeds=last.expand(1, length, -1),
             attention_mask=torch.ones_like(input_ids),

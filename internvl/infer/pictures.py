@@ -8,7 +8,6 @@ file headers.
 """
 
 from collections.abc import Hashable, Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from internvl.data.prompt import Picture, VideoSource, list_frame_pictures, load_pictures
-from internvl.data.storage.media import MediaPath
+from internvl.data.storage.media import MediaPath, stamp_media
 from internvl.data.storage.pixels import Alpha
 from internvl.data.tiling import Tiling
 from internvl.data.transform import build_transform
@@ -118,7 +117,7 @@ def make_key(picture: Picture) -> Hashable:
     """What features depend on; for a picture in memory it holds only as long as the picture lives.
 
     Raises:
-        DataError: The file is not there.
+        DataError: The file is not there, or cannot be fetched.
     """
     source = picture.source
     if isinstance(source, Image.Image):
@@ -126,7 +125,6 @@ def make_key(picture: Picture) -> Hashable:
     if not isinstance(source, MediaPath):
         return (source, picture.tiling)
     try:
-        status = Path(source).stat()
-    except OSError as error:
+        return (stamp_media(source), picture.tiling, picture.frame)
+    except (OSError, ValueError) as error:
         raise DataError(f"image {source} cannot be read: {error}") from error
-    return (str(source), status.st_mtime_ns, status.st_size, picture.tiling, picture.frame)

@@ -6,7 +6,8 @@ The pictures are placed and the text is tokenized where training does it, too (i
 internvl/model/conversation.py).
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from jaxtyping import Int64, Shaped
@@ -68,6 +69,15 @@ def check_text(text: str) -> None:
         ) from None
 
 
+@contextmanager
+def tokenizer_errors() -> Iterator[None]:
+    """Tokenizers of any origin raise errors of any kind on odd texts: each is a DataError."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise DataError(f"the tokenizer cannot take the text ({type(error).__name__}: {error})") from error
+
+
 class QuestionEncoder:
     """Reads and encodes what questions show, and writes their prompts.
 
@@ -108,7 +118,8 @@ class QuestionEncoder:
             tiles_per_image = [sum(tiles_per_image)]
 
         history = [(text, answer) for text, (_, answer) in zip(earlier, question.history, strict=True)]
-        pieces = self.conversation.encode_prompt(prompt, history=history, system_message=question.system_message)
+        with tokenizer_errors():
+            pieces = self.conversation.encode_prompt(prompt, history=history, system_message=question.system_message)
         model = self.pictures.model
         ids, _ = self.conversation.join(pieces, tiles_per_image, num_image_token=model.num_image_token)
         input_ids = ids.unsqueeze(0).to(model.device)

@@ -9,7 +9,7 @@ A mixin of `InternVLChatModel`, whose forward pass and positions are in modeling
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, overload, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -40,14 +40,21 @@ except ImportError:  # Python 3.10; torch brings typing_extensions
 logger = logging.getLogger(__name__)
 
 Arguments = dict[str, Any]  # of a call of `generate`
-_NEED_PROMPT_IDS = (
-    "assistant_model",
-    "assistant_early_exit",
-    "prompt_lookup_num_tokens",
-    "guidance_scale",
-    "negative_prompt_ids",
-    "custom_generate",
-)
+Answers = str | list[str] | ModelOutput  # one, `num_return_sequences` of them, or all that `generate` returns
+History = list[tuple[str, str]]  # (question, answer)
+# Arguments of transformers' `generate` that are refused, by the reason.
+_REFUSED = {
+    "generate cannot take this for prompts with images, whose visual tokens have no ids of their own; leave it out": (
+        "assistant_early_exit", "assistant_model", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
+        "guidance_scale", "inputs", "is_assistant", "negative_prompt_attention_mask", "negative_prompt_ids",
+        "prompt_lookup_num_tokens", "token_healing",
+    ),
+    "transformers runs this with code of the hub only; leave it out": (
+        "constraints", "custom_generate", "dola_layers", "force_words_ids", "num_beam_groups", "penalty_alpha",
+    ),
+    "keys and values are kept as kv_cache says; give that instead": ("cache_implementation",),
+}  # fmt: skip
+_NO_EFFECT = {"encoder_repetition_penalty": 1, "guidance_scale": 1, "num_beam_groups": 1}
 
 
 class ChatOptions(TypedDict, total=False):
@@ -124,6 +131,33 @@ class ChatMixin(PreTrainedModel):
     build_positions: Callable[..., Tensor]
     _embed: Callable[..., Tensor]
 
+    @overload
+    def chat(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pixel_values: Float[Tensor, "tiles 3 size size"] | None,
+        question: str,
+        generation_config: Arguments | GenerationConfig | None,
+        history: Sequence[tuple[str, str]] | None = None,
+        return_history: Literal[False] = False,
+        num_patches_list: Sequence[int] | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> Answers: ...
+
+    @overload
+    def chat(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pixel_values: Float[Tensor, "tiles 3 size size"] | None,
+        question: str,
+        generation_config: Arguments | GenerationConfig | None,
+        history: Sequence[tuple[str, str]] | None = None,
+        *,
+        return_history: Literal[True],
+        num_patches_list: Sequence[int] | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> tuple[Answers, History]: ...
+
     def chat(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -134,7 +168,7 @@ class ChatMixin(PreTrainedModel):
         return_history: bool = False,
         num_patches_list: Sequence[int] | None = None,
         **options: Unpack[ChatOptions],
-    ) -> Any:
+    ) -> Answers | tuple[Answers, History]:
         """Answer one question about images.
 
         Args:
@@ -176,7 +210,7 @@ class ChatMixin(PreTrainedModel):
         num_patches_list: Sequence[int] | None = None,
         image_counts: Sequence[int] | None = None,
         **options: Unpack[ChatOptions],
-    ) -> Any:
+    ) -> list[str] | ModelOutput:
         """Answer several questions at once; prompts of unequal length are padded on the left.
 
         Returns the answers, `num_return_sequences` of each question after one another, or the output of `generate`
@@ -346,8 +380,9 @@ class ChatMixin(PreTrainedModel):
             )
             if num_copies > 1:
                 cache.batch_repeat_interleave(num_copies)
-        processors = LogitsProcessorList(generate_kwargs.pop("logits_processor", None) or [])
-        processors.append(RefuseNonFiniteScores(self.name_or_path))
+        # First, because other processors (teacher forcing) hide what the model said.
+        given = generate_kwargs.pop("logits_processor", None) or []
+        processors = LogitsProcessorList([RefuseNonFiniteScores(self.name_or_path), *given])
         return self.language_model.generate(**prompt, logits_processor=processors, **generate_kwargs)
 
     def _prefill(self, prompt: dict[str, Tensor], cache: Cache, rope_lengths: Tensor, *, chunk_size: int) -> None:
@@ -374,13 +409,11 @@ def _spread(generation_config: Arguments | GenerationConfig | None) -> Arguments
 
 
 def _check_supported(arguments: Arguments) -> None:
-    """Raise ConfigError for arguments of transformers' `generate` that read the prompt as ids."""
-    refused = [name for name in _NEED_PROMPT_IDS if arguments.get(name) is not None]
-    if refused:
-        raise ConfigError(
-            f"{', '.join(refused)}: generate cannot take this for prompts with images, whose visual tokens have no ids "
-            "of their own; leave it out"
-        )
+    """Raise ConfigError for arguments of transformers' `generate` that would be ignored or fail."""
+    for reason, names in _REFUSED.items():
+        given = [name for name in names if arguments.get(name) not in (None, False, _NO_EFFECT.get(name))]
+        if given:
+            raise ConfigError(f"{', '.join(given)}: {reason}")
 
 
 def _take_limit(arguments: Arguments, prompt_length: int) -> int | None:

@@ -9,6 +9,7 @@ config that describes more than the weight files hold is refused before memory i
 
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -154,10 +155,12 @@ def _read_index(index: Path) -> list[Path]:
 
 def _is_inside(folder: Path, name: str) -> bool:
     """Whether a file lies in the folder, or where the hub's cache keeps the files of the folder's repository."""
-    place = (folder / name).resolve() if "\0" not in name else Path("/")
+    if Path(name).name != name or "\0" in name:
+        return False
+    place = Path(os.path.realpath(folder / name))  # takes links that lead in circles, which `resolve` does not
     folder = folder.resolve()
     blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
-    return Path(name).name == name and place.parent in (folder, blobs)
+    return place.parent in (folder, blobs)
 
 
 def check_size(config: PreTrainedConfig, weights: Sequence[Path]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AddedToken
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-from .constants import SPECIAL_TOKENS
+from .constants import IMG_CONTEXT_TOKEN, SPECIAL_TOKENS
 from .conversation import Conversation, get_conversation
 
 # The pieces that InternLM2's tokenizer.model keeps free, by the marker that each became.
@@ -23,7 +23,9 @@ _RESERVED_PIECES = {"<|im_end|>": "[UNUSED_TOKEN_145]", "<|im_start|>": "[UNUSED
 def write_chat_template(conversation: Conversation) -> str:
     """A Jinja template that renders chat messages as `conversation.render` does.
 
-    A system message in front replaces the template's own; after it come `user` and `assistant` turns.
+    A system message in front replaces the template's own; after it come `user` and `assistant` turns. A content is a
+    text, or a list of `{"type": "text", "text": ...}`, `{"type": "image"}` and `{"type": "video"}`; a picture becomes
+    the visual token on a line of its own, for transformers' processor to multiply.
     """
     system, message, user, assistant, separator = (
         json.dumps(text, ensure_ascii=False)
@@ -36,11 +38,15 @@ def write_chat_template(conversation: Conversation) -> str:
         )
     )
     return (
+        "{%- macro text(content) -%}{%- if content is string -%}{{- content -}}{%- else -%}{%- for part in content -%}"
+        f"{{%- if part['type'] == 'image' -%}}{{{{- '{IMG_CONTEXT_TOKEN}\\n' -}}}}"
+        "{%- elif part['type'] == 'video' -%}{{- '<video>\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}"
+        "{%- endfor -%}{%- endif -%}{%- endmacro -%}"
         "{%- set has_system = messages and messages[0]['role'] == 'system' -%}"
-        f"{{{{- {system} + (messages[0]['content'] if has_system else {message}) + {separator} -}}}}"
+        f"{{{{- {system} + (text(messages[0]['content']) if has_system else {message}) + {separator} -}}}}"
         "{%- for turn in (messages[1:] if has_system else messages) -%}"
-        f"{{%- if turn['role'] == 'user' -%}}{{{{- {user} + turn['content'] + {separator} -}}}}"
-        f"{{%- elif turn['role'] == 'assistant' -%}}{{{{- {assistant} + turn['content'] + {separator} -}}}}"
+        f"{{%- if turn['role'] == 'user' -%}}{{{{- {user} + text(turn['content']) + {separator} -}}}}"
+        f"{{%- elif turn['role'] == 'assistant' -%}}{{{{- {assistant} + text(turn['content']) + {separator} -}}}}"
         "{%- else -%}{{- raise_exception('got a turn of ' + turn['role'] + ', expected user or assistant (a system "
         "message may stand in front)') -}}{%- endif -%}"
         "{%- endfor -%}"

@@ -20,12 +20,15 @@ from internvl.command import command
 from internvl.errors import CheckpointError, ConfigError
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMG_CONTEXT_TOKEN
+from internvl.model.conversation import get_conversation
 from internvl.model.loading import load_strictly, read_chat_config
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
 from internvl.model.scaling import read_logn_scaling
+from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
 from internvl.tools.conversion import convert_folder
 from internvl.tools.native_config import build_chat_config, build_native_config, check_exportable
+from internvl.tools.native_processor import write_processor
 from internvl.tools.native_weights import from_native_state, to_native_state
 
 logger = logging.getLogger(__name__)
@@ -58,6 +61,7 @@ def export_checkpoint(checkpoint: Path, out: Path, *, max_shard_size: str = "5GB
         if is_tied:
             del state["lm_head.weight"]
         native = load_strictly(InternVLForConditionalGeneration, checkpoint, config=native_config, state=state)
+        _add_processor(native, checkpoint, folder, config)
         native.save_pretrained(folder, max_shard_size=max_shard_size)
     _report_positions(config)
 
@@ -89,6 +93,23 @@ def import_checkpoint(native: Path, out: Path, *, template: str | None = None, m
         load_strictly(InternVLChatModel, native, config=config, state=state).save_pretrained(
             folder, max_shard_size=max_shard_size
         )
+
+
+def _add_processor(native: PreTrainedModel, checkpoint: Path, folder: Path, config: InternVLChatConfig) -> None:
+    """Write what AutoProcessor needs, and let generation end where an answer does."""
+    try:
+        tokenizer = load_tokenizer(checkpoint)
+        if isinstance(tokenizer, InternLM2Tokenizer):
+            tokenizer.add_image_tokens(config.llm_config.vocab_size)
+        write_processor(folder, config, tokenizer)
+    except (CheckpointError, ConfigError) as error:
+        logger.warning("the export has no processor, and AutoProcessor will not load it: %s", error)
+        return
+    assert native.generation_config is not None
+    stop_token = get_conversation(config.template or "internlm2-chat").stop_token
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(stop_token)]
+    native.generation_config.eos_token_id = sorted({end for end in ends if end is not None})
+    native.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
 def _is_tied(model: PreTrainedModel) -> bool:

@@ -26,6 +26,7 @@ from transformers import HfArgumentParser
 
 from internvl.data.storage.text import decode_text
 from internvl.errors import CheckpointError, ConfigError, DataError
+from internvl.model.checkpoint_folder import check_files, find_checkpoint
 from internvl.model.scaling import parse_rope_scaling
 from internvl.model.v2pe import RANDOM_STRIDES, check_stride, stride_to_units
 from internvl.moved_names import DEEPSPEED_CONFIGS, FIXED_TRAINING_FLAGS, TRAINING_FLAGS, check_flag
@@ -352,7 +353,7 @@ def _check_model(model: ModelArguments) -> None:
         raise ConfigError(f"--drop_path_rate {model.drop_path_rate}: expected 0 <= rate < 1")
     if model.model_name_or_path is None:
         raise ConfigError("--model_name_or_path is missing: the InternVL2-format folder to start from")
-    _check_checkpoint_folder(model.model_name_or_path)
+    model.model_name_or_path = _find_checkpoint(model.model_name_or_path)
     if model.mlp_path is not None and not Path(model.mlp_path).is_file():
         raise CheckpointError(f"--mlp_path {model.mlp_path}: no such file")
     if model.tokenizer_path is not None and not Path(model.tokenizer_path).is_dir():
@@ -396,17 +397,14 @@ def ulysses_degree_of(model: ModelArguments) -> int:
     return model.chunk_num if model.attn_type == "ulysses" else 1
 
 
-def _check_checkpoint_folder(path: str) -> None:
-    flag, folder = f"--model_name_or_path {path}", Path(path)
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{flag}: no such folder (current directory {Path.cwd()}); download the checkpoint there, "
-            "or make a tiny one with `python -m internvl.tools.make_tiny`"
-        )
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{flag}: the folder has no config.json; expected an InternVL2 checkpoint")
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-        raise CheckpointError(f"{flag}: the folder has no weights (*.safetensors); complete the download")
+def _find_checkpoint(name: str) -> str:
+    """The folder of a checkpoint, which may be named by a hub id, checked before anything takes time."""
+    try:
+        folder = find_checkpoint(name)
+        check_files(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"--model_name_or_path {name}: {error}") from None
+    return str(folder)
 
 
 def _check_rows(data: DataTrainingArguments, training: Namespace) -> None:

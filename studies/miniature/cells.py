@@ -15,8 +15,9 @@ from scipy import stats
 
 from eval.core.fields import read_object
 from eval.core.output import write_result
-from eval.core.result import SCORES_NAME, read_result
+from eval.core.result import SCORES_NAME, check_share, read_result
 from eval.metrics.estimate import wilson_interval
+from eval.metrics.mm_niah import NUM_DEPTHS
 from internvl.errors import DataError, EvalError
 
 # Left edge of a length bin in tokens -> length in units of 32 haystack tiles of 4 tokens each.
@@ -45,6 +46,19 @@ class Cell:
     count: int
     depth_sums: tuple[float, ...]  # right answers by depth of the needle, in fifths from the start of the context
     depth_counts: tuple[int, ...]  # questions by depth
+
+    def __post_init__(self) -> None:
+        """Refuse what the study does not have."""
+        check_share(self.score, self.count)
+        if self.question not in QUESTIONS.values() or self.length not in LENGTHS.values():
+            raise DataError(
+                f"a cell of {self.question!r} at length {self.length}, expected one of {', '.join(QUESTIONS.values())} "
+                f"at {', '.join(map(str, LENGTHS.values()))}"
+            )
+        if len(self.depth_sums) != NUM_DEPTHS or len(self.depth_counts) != NUM_DEPTHS:
+            raise DataError(
+                f"{len(self.depth_sums)} sums and {len(self.depth_counts)} counts by depth, expected {NUM_DEPTHS}"
+            )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tests.distributed.test_preemption import start_ranks
 from tests.distributed.test_resume import assert_same_run
 from tests.distributed.test_training import zero_config
 from tests.train.tiny_run import clean_environment, flags, launch, make_data, read_losses, tail, train
+from tests.warm_python import warm_python
 
 WATCHDOG = Path(__file__).with_name("rank_watchdog_worker.py")
 WORKER = Path(__file__).with_name("resume_worker.py")
@@ -34,7 +34,7 @@ def run_watchdog(missing: int, instead: str, *, num_ranks: int) -> list[tuple[in
     for rank in range(num_ranks):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
         environ = clean_environment(**place, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        command = [sys.executable, str(WATCHDOG), str(missing), instead]
+        command = [warm_python(), str(WATCHDOG), str(missing), instead]
         ranks.append(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True))
     try:
         logs = {rank: ranks[rank].communicate(timeout=120)[1] for rank in range(num_ranks) if rank != missing}

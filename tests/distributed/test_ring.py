@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.train.tiny_run import clean_environment, tail
+from tests.warm_python import warm_python
 
 WORKER = Path(__file__).with_name("ring_worker.py")
 SIZES = (2, 3, 4, 8)
@@ -17,7 +17,7 @@ SIZES = (2, 3, 4, 8)
 def folder(tmp_path_factory) -> Path:
     """SIZE.json holds the errors of every case in a world of that size."""
     path = tmp_path_factory.mktemp("ring")
-    command = [sys.executable, str(WORKER), str(path), *map(str, SIZES)]
+    command = [warm_python(), str(WORKER), str(path), *map(str, SIZES)]
     result = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, tail(result)
     return path

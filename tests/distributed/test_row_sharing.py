@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.distributed.test_training import Runs, zero_config
 from tests.train.tiny_run import clean_environment, flags, read_losses
+from tests.warm_python import warm_python
 
 STEPS = {"max_steps": 20, "adam_epsilon": 1e-4}  # eps: no division of rounding errors by their own size
 TWO_ROWS = {"gradient_accumulation_steps": 2}  # a group of ranks alone takes both rows of a step, one by one
@@ -102,7 +102,7 @@ def test_damaged_images_cost_their_documents_on_every_rank(checkpoint, meta, tmp
 
 @pytest.mark.parametrize("fault", ["raises", "killed"])
 def test_a_failed_rank_ends_a_group_that_shares_rows(checkpoint, meta, tmp_path, fault):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     worker = Path(__file__).with_name("failing_worker.py")
     argv = flags(checkpoint, meta, tmp_path / "out", max_steps=100000, chunk_num=2)
     start = time.monotonic()

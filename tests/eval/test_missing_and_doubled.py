@@ -11,6 +11,7 @@ from eval.report.rows import make_harmless
 from eval.run.__main__ import main as run
 from eval.run.answering import _is_expected
 from eval.score import main as score
+from eval.tasks.tables import render_table
 from internvl.errors import DataError
 from internvl.infer.question import check_text
 
@@ -43,10 +44,16 @@ def test_a_missing_answer_is_said(finished, capsys):
     edit_lines(finished, lambda lines: lines[:-1])
     before = (finished / "scores.json").read_bytes()
     assert score([str(finished)]) == 2
-    assert "1 of 8 answers are missing" in capsys.readouterr().err
+    assert "1 of 8 answers are missing (of the samples '7'); start" in capsys.readouterr().err
     assert (finished / "scores.json").read_bytes() == before
     assert score([str(finished), "--allow_missing"]) == 0
     assert read_result(finished / "scores.json").scores["official"].count == 7
+
+
+def test_the_first_of_many_missing_answers_are_named(finished, capsys):
+    edit_lines(finished, lambda lines: lines[:1])
+    assert score([str(finished)]) == 2
+    assert "7 of 8 answers are missing (of the samples '1', '2', '3', '4', '5', and 2 more)" in capsys.readouterr().err
 
 
 def test_equal_lines_count_once_whatever_time_they_took(finished):
@@ -69,7 +76,7 @@ def test_lengths_of_the_run_are_used_again(finished):
     assert read_scores(finished) == before
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-cmd", "@SUM(A1)", "\t=1", "\r=1"])
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-cmd", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1"])
 def test_no_cell_is_a_formula(text):
     assert make_harmless(text) == f"'{text}"
 
@@ -77,6 +84,10 @@ def test_no_cell_is_a_formula(text):
 @pytest.mark.parametrize("cell", [-1.5, 0, None, "a=1", ""])
 def test_other_cells_stay(cell):
     assert make_harmless(cell) == cell
+
+
+def test_a_file_for_a_server_keeps_its_texts():
+    assert render_table([["index", "A"], ["1", "=1+1"]]) == "index\tA\n1\t=1+1\n"
 
 
 def test_a_text_with_half_a_character_fails_its_question_only(checkpoint, benchmark_root, record, tmp_path):

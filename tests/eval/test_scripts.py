@@ -14,6 +14,7 @@ import pytest
 from eval.run.__main__ import main
 from eval.tasks.registry import select_tasks
 from tests.eval.published import write_all, write_pope, write_scienceqa
+from tests.warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
 SIX = ",".join(
@@ -285,7 +286,10 @@ def test_the_whole_way_through_the_script(checkpoint, benchmark_root, record, tm
     benchmark_root.write("retrieval-text", [record(i) for i in range(2)])
     done = subprocess.run(
         ["sh", str(ROOT / "scripts" / "evaluate_mmniah.sh"), str(checkpoint), "--data-root", str(benchmark_root.root)],
-        env={**os.environ, "TASKS": "retrieval-text-test", "OUT": str(tmp_path / "out"), "CUDA_VISIBLE_DEVICES": ""},
+        env={
+            **os.environ, "PYTHON": warm_python(), "TASKS": "retrieval-text-test", "OUT": str(tmp_path / "out"),
+            "CUDA_VISIBLE_DEVICES": "",
+        },
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -345,7 +349,7 @@ def published_root(tmp_path_factory):
 def start(script, checkpoint, root, out, *arguments, **environment):
     return subprocess.Popen(
         ["sh", str(ROOT / "scripts" / script), str(checkpoint), "--data-root", str(root), "--max_num", "2", *arguments],
-        env={**os.environ, "OUT": str(out), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "PYTHON": warm_python(), "OUT": str(out), "CUDA_VISIBLE_DEVICES": "", **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from internvl.infer.session import Session
 from internvl.infer.settings import Sampling
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from tests.data.numbered_videos import write_video
+from tests.warm_python import warm_python
 
 
 class Terminal(io.StringIO):
@@ -85,7 +86,7 @@ def test_images_stand_in_front_of_videos_unless_the_question_places_them(text, q
 
 def test_the_command_answers_in_a_process_of_its_own(checkpoint, make_image):
     images = [make_image("a.png", 112, 28, seed=1), make_image("b.png", seed=2)]
-    command = [sys.executable, "-m", "internvl.infer.chat", "--checkpoint", checkpoint, "--device", "cpu", "--verbose",
+    command = [warm_python(), "-m", "internvl.infer.chat", "--checkpoint", checkpoint, "--device", "cpu", "--verbose",
                "--rope_pos_id_stride", "1/2", "--max_new_tokens", "6", "--image", *images, "Which digit?"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
@@ -168,7 +169,7 @@ def test_a_dash_reads_the_question_from_standard_input(run, asked, monkeypatch, 
 
 
 def test_images_and_a_video_are_asked_about_together(run, asked, make_image, tmp_path):
-    image, video = make_image("a.png", 112, 28), write_video(tmp_path / "clip.mp4", 30)
+    image, video = make_image("a.png", 112, 28), str(write_video(tmp_path / "clip.mp4", 30))
     code, out, err = run("--image", image, "--video", video, "--num_frames", 3, "--verbose", "what?")
     assert code == 0, err
     prompt, images, _, options, session = asked[0]
@@ -179,7 +180,7 @@ def test_images_and_a_video_are_asked_about_together(run, asked, make_image, tmp
 
 
 def test_a_conversation_keeps_its_video(run, asked, monkeypatch, tmp_path):
-    video = write_video(tmp_path / "clip.mp4", 6)
+    video = str(write_video(tmp_path / "clip.mp4", 6))
     talk(monkeypatch, "first?", "second?")
     code, _, err = run("--video", video, "--num_frames", 2)
     assert (code, err) == (0, "")

@@ -2,12 +2,12 @@
 
 import re
 import subprocess
-import sys
 
 import pytest
 
 from internvl.infer.chat import main
 from tests.train.tiny_run import clean_environment
+from tests.warm_python import warm_python
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def arguments(checkpoint, make_image):
 
 
 def run_on_two_ranks(arguments, question):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.run(
         [*command, "-m", "internvl.infer.chat", *arguments],
         env=clean_environment(), input=question, capture_output=True, text=True, timeout=120,

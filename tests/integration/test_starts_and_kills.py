@@ -12,6 +12,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from tests.eval.published import make_needle, write_image, write_lines
 from tests.train.tiny_run import ENTRY, REPOSITORY, clean_environment, flags, make_checkpoint, make_data
 
 TINY = REPOSITORY / "pretrained/InternVL2-Tiny"
+EXISTS = "exists and is not an empty folder"
 Content = dict[str, str]
 
 
@@ -205,7 +207,7 @@ def test_of_two_starts_one_runs_as_if_alone(workspace, run_alone, tmp_path, name
         assert lost == 2
         assert message.splitlines()[-1].startswith("error: ")
         assert "Traceback" not in message
-        assert "is being written by" in message or "exists and is not an empty folder" in message
+        assert "is being written by" in message or EXISTS in message
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -222,7 +224,11 @@ def kill_in_the_middle(process: subprocess.Popen[str], out: Path, delay_s: float
 
 
 def newest_change(out: Path) -> float:
-    return max((path.stat().st_mtime for path in [out.parent, *out.parent.rglob("*")] if path.exists()), default=0.0)
+    newest = out.parent.stat().st_mtime
+    for path in out.parent.rglob("*"):
+        with suppress(FileNotFoundError):  # it is gone already
+            newest = max(newest, path.stat().st_mtime)
+    return newest
 
 
 @pytest.mark.slow
@@ -238,7 +244,11 @@ def test_twenty_kills_change_nothing(workspace, run_alone, tmp_path, name):
                 kill_in_the_middle(process, out, rng.uniform(0, 1.5))
             errors = process.communicate()[1]
             code = process.returncode
-            if code == EXIT_FAILED_TWICE:  # three starts in a row without a new checkpoint; the user looks, and goes on
+            if code == 2 and EXISTS in errors:  # the kill before came after the result had got its name
+                code = 0
+            elif (
+                code == EXIT_FAILED_TWICE
+            ):  # three starts in a row without a new checkpoint; the user looks, and goes on
                 (out / "run_state.json").unlink()
             else:
                 assert code in (0, -signal.SIGKILL), errors

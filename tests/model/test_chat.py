@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from transformers import GenerationConfig, TextIteratorStreamer
+from transformers.utils import ModelOutput
 
 from internvl.model.errors import ConfigError
 from internvl.model.modeling_internvl_chat import InternVLChatModel
@@ -157,3 +159,59 @@ def test_a_tokenizer_without_image_tokens_is_refused(model, unknown):
     with pytest.raises(ConfigError, match="does not know <IMG_CONTEXT>"):
         model.chat(bare, tiles(1), "which digit", {"max_new_tokens": 1})
     assert model.img_context_token_id == before
+
+
+@pytest.mark.parametrize("place", ["answer", "system message"])
+def test_an_image_placeholder_outside_of_questions_is_text(model, tokenizer, place):
+    said = {"answer": "An <image>.", "system message": "Look at <image>."}[place]
+    history = [("<image>\nWhat is it?", said if place == "answer" else "A digit.")]
+    options = {"system_message": said} if place == "system message" else {}
+    answer = model.chat(tokenizer, tiles(1), "Which?", GENERATION, history=history, num_patches_list=[1], **options)
+    assert isinstance(answer, str)
+
+
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        ({}, set()),
+        ({"output_scores": True}, {"scores"}),
+        ({"output_logits": True}, {"logits"}),
+        ({"output_attentions": True}, {"attentions"}),
+        ({"output_hidden_states": True}, {"hidden_states"}),
+        ({"num_beams": 2, "output_scores": True}, {"scores", "sequences_scores", "beam_indices"}),
+    ],
+)
+def test_the_whole_output_of_generate_comes_with_the_answers(model, tokenizer, options, fields):
+    options = GENERATION | options
+    output = model.chat(tokenizer, tiles(1), "Which?", options | {"return_dict_in_generate": True})
+    assert isinstance(output, ModelOutput)
+    assert set(output) == {"sequences", "past_key_values", "answers"} | fields
+    assert output["answers"] == [model.chat(tokenizer, tiles(1), "Which?", options)]
+
+
+def test_several_answers_of_one_question(model, tokenizer):
+    beams = GENERATION | {"num_beams": 3, "num_return_sequences": 3}
+    answers, history = model.chat(tokenizer, tiles(1), "Which?", beams, return_history=True)
+    assert len(set(answers)) == 3
+    assert history == [("<image>\nWhich?", answers[0])]
+    two = model.batch_chat(tokenizer, tiles(2), ["Which?", "What?"], beams)
+    assert two[:3] == answers
+    assert len(two) == 6
+    with pytest.raises(ValueError, match="num_return_sequences"):
+        model.chat(tokenizer, tiles(1), "Which?", GENERATION | {"num_return_sequences": 3})
+
+
+def test_an_answer_ends_where_an_option_says(model, tokenizer):
+    ask = lambda **options: model.chat(tokenizer, tiles(1), "Which?", {"do_sample": False} | options)  # noqa: E731
+    long = ask(max_new_tokens=12)
+    first = ask(max_new_tokens=1)
+    assert ask(max_new_tokens=12, max_time=1e-6) == first
+    assert ask(max_new_tokens=12, stop_strings=[long[1:3]]) in long[:-1]
+    config = GenerationConfig(max_new_tokens=12, do_sample=False)
+    assert model.chat(tokenizer, tiles(1), "Which?", config) == long
+
+
+def test_answers_can_be_streamed(model, tokenizer):
+    streamer = TextIteratorStreamer(tokenizer, skip_special_tokens=True)
+    answer = model.chat(tokenizer, tiles(1), "Which?", GENERATION | {"streamer": streamer})
+    assert "".join(streamer).strip() == answer

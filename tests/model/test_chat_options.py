@@ -51,9 +51,29 @@ def test_a_config_object_a_dict_and_single_arguments_are_one(model, prompt):
         model.generate(**prompt, max_length=length)
 
 
-def test_options_that_need_ids_of_the_prompt_are_refused(model, prompt):
-    with pytest.raises(ConfigError, match="prompt_lookup_num_tokens"):
-        model.generate(**prompt, max_new_tokens=2, prompt_lookup_num_tokens=2)
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"prompt_lookup_num_tokens": 2}, "no ids of their own"),
+        ({"assistant_model": object()}, "no ids of their own"),
+        ({"guidance_scale": 2.0}, "no ids of their own"),
+        ({"encoder_repetition_penalty": 1.2}, "no ids of their own"),
+        ({"is_assistant": True}, "no ids of their own"),
+        ({"token_healing": True}, "no ids of their own"),
+        ({"num_beam_groups": 2}, "code of the hub"),
+        ({"penalty_alpha": 0.6}, "code of the hub"),
+        ({"cache_implementation": "static"}, "kv_cache"),
+    ],
+)
+def test_options_that_would_fail_or_do_nothing_are_refused_by_name(model, prompt, options, reason):
+    with pytest.raises(ConfigError, match=f"{next(iter(options))}: .*{reason}"):
+        model.generate(**prompt, max_new_tokens=2, **options)
+
+
+def test_options_that_switch_nothing_on_are_taken(model, prompt):
+    plain = model.generate(**prompt, max_new_tokens=2)
+    nothing = {"guidance_scale": 1.0, "num_beam_groups": 1, "is_assistant": False, "assistant_model": None}
+    assert torch.equal(plain, model.generate(**prompt, max_new_tokens=2, **nothing))
 
 
 @pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 2}])

@@ -68,3 +68,10 @@ def test_a_pipe_is_not_waited_for(folder):
 def test_a_missing_checkpoint_says_how_to_download_it(tmp_path):
     with pytest.raises(CheckpointError, match="hf download OpenGVLab/InternVL2-2B --local-dir"):
         find_checkpoint(tmp_path / "absent")
+
+
+def test_shards_that_are_links_in_a_circle_are_refused(folder):
+    (folder / "x.safetensors").symlink_to("x.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "x.safetensors"}}))
+    with pytest.raises(CheckpointError, match="shards that are not there"):
+        check_files(folder)

@@ -7,6 +7,7 @@ import pytest
 
 from internvl.errors import ParallelError
 from internvl.parallel.launch import RankEnv, find_free_port, read_rank_env
+from tests.warm_python import warm_python
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
 SLURM_STEP = {
@@ -97,7 +98,7 @@ def test_slurm_ranks_meet_without_an_address(tmp_path):
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "MASTER_", "RANK", "WORLD_SIZE"))}
     tasks = [
         subprocess.Popen(
-            [sys.executable, "-c", code],
+            [warm_python(), "-c", code],
             env={**clean, **step, "SLURM_PROCID": str(r), "SLURM_LOCALID": str(r)},
             stdout=subprocess.PIPE,
             text=True,

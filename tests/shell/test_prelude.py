@@ -146,6 +146,14 @@ def test_a_missing_checkpoint_comes_with_the_command_that_fetches_it(script, arg
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(("name", "code"), [("OpenGVLab/InternVL2-2B", 0), ("OpenGVLab/InternVL2-1B", 2), ("..//x", 2)])
+def test_a_hub_id_counts_as_a_checkpoint_when_the_local_cache_has_it(name, code, tmp_path):
+    (tmp_path / "models--OpenGVLab--InternVL2-2B/snapshots").mkdir(parents=True)
+    result = start("scripts/evaluate.sh", name, "pope", cwd=tmp_path, PYTHON="echo", HF_HUB_CACHE=str(tmp_path))
+    assert result.returncode == code, result.stderr
+    assert (f"--checkpoint {name} --tasks pope" in result.stdout) == (code == 0)
+
+
 @pytest.mark.parametrize("script", ["shell/job.sh", "scripts/evaluate_array.sh"])
 def test_a_copy_as_slurm_makes_one_finds_the_prelude(script, tmp_path):
     shutil.copy(REPOSITORY / script, tmp_path / "slurm_script")

@@ -17,6 +17,7 @@ import pytest
 from tests.eval.conftest import checkpoint
 from tests.public_layout import lay_out_public_data
 from tests.train import tiny_run
+from tests.warm_python import warm_python
 
 __all__ = ["checkpoint"]
 
@@ -56,7 +57,7 @@ def public(tmp_path_factory):
 def run(command: str, *, shell: str = "sh", cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """A command line of the README, whose scripts are those of the repository wherever it is started."""
     line = re.sub(r"\bsh (shell|scripts)/", rf"{shell} {shlex.quote(str(REPOSITORY))}/\1/", command)
-    clean = tiny_run.clean_environment(CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1", **environ)
+    clean = tiny_run.clean_environment(CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1", PYTHON=warm_python(), **environ)
     return subprocess.run([shell, "-c", line], env=clean, cwd=cwd, capture_output=True, text=True, timeout=1200)
 
 

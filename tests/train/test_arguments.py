@@ -17,6 +17,7 @@ from internvl.train.arguments import (
     validate_arguments,
 )
 from tests.train.tiny_run import ENTRY, clean_environment, flags
+from tests.warm_python import warm_python
 
 ZERO1 = Path(__file__).parents[2] / "shell" / "deepspeed" / "zero1.json"
 
@@ -169,9 +170,18 @@ def test_an_incomplete_checkpoint_folder_is_explained(check, tmp_path, problem):
         folder.mkdir()
     if problem == "no weights":
         (folder / "config.json").write_text("{}")
-    match = {"missing": "no such folder", "no config": "no config.json", "no weights": "no weights"}[problem]
-    with pytest.raises(CheckpointError, match=match):
+    match = {
+        "missing": "does not exist.*hf download",
+        "no config": "config.json is missing",
+        "no weights": "no weights",
+    }
+    with pytest.raises(CheckpointError, match=f"--model_name_or_path {folder}: .*{match[problem]}"):
         check(model_name_or_path=folder)
+
+
+def test_training_starts_from_a_hub_id_in_the_local_cache(check, monkeypatch, checkpoint):
+    monkeypatch.setattr("internvl.model.checkpoint_folder.snapshot_download", lambda *_, **__: str(checkpoint))
+    assert check(model_name_or_path="someone/InternVL2-Some").model.model_name_or_path == str(checkpoint)
 
 
 def test_training_runs_on_cpu_where_there_is_no_gpu(monkeypatch, tmp_path):
@@ -217,7 +227,7 @@ assert "deepspeed" not in sys.modules
 def test_errors_are_one_line_with_exit_code_2(checkpoint, meta, tmp_path):
     argv = flags(checkpoint, meta, tmp_path / "out", rope_pos_id_version="v3")
     result = subprocess.run(
-        [sys.executable, "-m", "internvl.train.internvl_chat_finetune", *argv],
+        [warm_python(), "-m", "internvl.train.internvl_chat_finetune", *argv],
         env=clean_environment(),
         capture_output=True,
         text=True,

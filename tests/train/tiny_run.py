@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMG_CONTEXT_TOKEN, SPECIAL_TOKENS
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
+from tests.warm_python import warm_python
 
 REPOSITORY = Path(__file__).parents[2]
 ENTRY = REPOSITORY / "internvl" / "train" / "internvl_chat_finetune.py"
@@ -147,9 +147,9 @@ def train(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 def launch(script: Path, arguments: list[str], *, num_processes: int) -> subprocess.CompletedProcess[str]:
     """Run a script: plainly, or under torchrun for several processes."""
-    launcher = [sys.executable]
+    launcher = [warm_python()]
     if num_processes > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+        launcher = [warm_python(), "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
     command = [*launcher, str(script), *arguments]
     return subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=900)
 

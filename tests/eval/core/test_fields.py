@@ -65,3 +65,34 @@ def test_numbers_are_finite():
 
     with pytest.raises(DataError, match="the field 'depth' is inf, expected a finite number"):
         parse_record(Place, json.loads('{"depth": 1e999}'))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": True}, "the field 'id' is a bool, expected str or int"),
+        ({"share": False}, "the field 'share' is a bool, expected int or float"),
+        ({"id": 10**400}, "the field 'id' is a number of 1329 bits, expected 64"),
+        ({"shares": [0.5, json.loads("1e999")]}, r"the field 'shares\[1\]' is inf, expected a finite number"),
+        ({"shares": [True]}, r"the field 'shares\[0\]' is a bool, expected int or float"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(change, message):
+    @dataclass(frozen=True)
+    class Numbers:
+        id: str | int
+        share: float = 0.0
+        shares: tuple[float, ...] = ()
+
+    with pytest.raises(DataError, match=message):
+        parse_record(Numbers, {"id": 1, **change})
+
+
+def test_truth_values_are_taken_where_they_are_expected():
+    @dataclass(frozen=True)
+    class Answer:
+        right: bool
+        other: bool | int = 3
+        any: object = None
+
+    assert parse_record(Answer, {"right": True, "other": False, "any": True}) == Answer(True, False, True)

@@ -96,6 +96,18 @@ def test_a_broken_line_in_the_middle_is_an_error(store):
         store.read()
 
 
+def test_all_broken_and_doubled_lines_are_named_and_many_are_counted(store):
+    path = append(store, *map(str, range(9)))
+    lines = path.read_text().splitlines(keepends=True)
+    doubled = json.dumps({**json.loads(lines[8]), "response": "other"}) + "\n"
+    path.write_text("".join(["{\n", lines[0], "[]\n", *lines[1:], doubled]))
+    with pytest.raises(EvalError, match=r"line 1 is broken .*; line 3 is .*; line 12: sample '8' was answered twice;"):
+        store.read()
+    path.write_text("x\n" * 8)
+    with pytest.raises(EvalError, match=r"line 5 is broken .*; and 3 more; delete these lines"):
+        store.read()
+
+
 def test_a_line_without_a_field_is_an_error(store):
     path = append(store, "a")
     record = json.loads(path.read_text())

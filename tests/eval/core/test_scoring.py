@@ -109,5 +109,14 @@ def test_answers_that_cannot_be_scored_name_the_sample():
     def refuse(answer, response, protocol):
         raise TypeError("odd answer")
 
-    with pytest.raises(EvalError, match="'x': cannot be scored: odd answer"):
+    with pytest.raises(EvalError, match=r"'x': cannot be scored \(TypeError: odd answer\)"):
         score_predictions(make_task(score_answer=refuse), [predict("a")], protocol="official")
+
+
+def test_damaged_metadata_is_an_error_of_the_task():
+    def aggregate(scored, edges):
+        return {"mean": sum(item.metadata["context_length"] for item in scored)}
+
+    for metadata in ({}, {"context_length": []}, {"context_length": None}):
+        with pytest.raises(EvalError, match="the answers cannot be averaged"):
+            score_predictions(make_task(aggregate=aggregate), [predict("a", **metadata)], protocol="official")

@@ -46,10 +46,25 @@ def test_a_loss_is_called_worse():
 
 
 def test_settings_must_share_their_tasks():
-    with pytest.raises(EvalError, match="same tasks"):
+    with pytest.raises(EvalError, match=r"length bins, but v2pe_fix stride 1 lacks image at 800\+; eval"):
         compare_settings(ROWS[:-1], "default")
     with pytest.raises(EvalError, match="no setting"):
         compare_settings(ROWS, "linear")
+
+
+def test_other_length_bins_are_named_with_their_tasks():
+    other = [row("text", "s", length, 0.9) for length in ("50+", "100+", "all")]
+    with pytest.raises(
+        EvalError,
+        match=r"default lacks text at 50\+; s lacks image at 100\+; s lacks image at 800\+; s lacks text at 800\+",
+    ):
+        compare_settings([*ROWS[:5], *other], "default")
+
+
+def test_many_differences_are_counted():
+    rows = [row(f"t{index}", "default", "all", 0.5) for index in range(9)]
+    with pytest.raises(EvalError, match="s lacks t5; and 3 more; evaluate both"):
+        compare_settings([*rows, row("t0", "s", "all", 0.5)], "default")
 
 
 def test_the_command_prints_a_line_per_length_and_refuses_other_files(tmp_path, capsys):

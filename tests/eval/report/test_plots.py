@@ -55,6 +55,11 @@ def test_svg_is_the_same_every_time_and_takes_the_colour_of_its_page():
     assert "<metadata" not in texts[0]
 
 
+def test_half_characters_are_drawn_as_a_substitute():
+    rows = make_result().headline.by_length
+    assert "a?b" in encode_svg(draw_length_plot({"a\ud83db": rows}, title="c\udcffd"))
+
+
 def test_stride_plot_orders_strides_by_size():
     figure = draw_stride_plot(
         {"all": [(64, 0.5, 10), (0.0625, 0.9, 10), (1, 0.7, 10)]}, title="t", without_stride={"d": 0.1}

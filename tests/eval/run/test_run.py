@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace as replace_field
 from pathlib import Path
@@ -21,6 +20,7 @@ from internvl.errors import ConfigError
 from internvl.infer.session import Session
 from internvl.infer.settings import InferenceSettings
 from internvl.parallel.launch import RankEnv
+from tests.warm_python import warm_python
 
 ROOT = Path(__file__).parents[3]
 EDGES = ["--length_bins", "100", "200", "300", "400"]
@@ -337,7 +337,7 @@ def test_a_full_disk_ends_the_run_with_a_clear_error_and_it_continues_later(argu
 
 def start(arguments, *launcher):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, "-m", "eval.run", *arguments]
+    command = [warm_python(), *launcher, "-m", "eval.run", *arguments]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
