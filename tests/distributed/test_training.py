@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
 from internvl.train.checkpoint.contents import find_problem
 from tests.train.tiny_run import ENTRY, REPOSITORY, clean_environment, flags, launch, read_losses, tail
-from tests.warm_python import warm_python
 
 WORKER = Path(__file__).with_name("train_worker.py")
 # One document a row: some ranks have rows without pictures.
@@ -272,7 +272,7 @@ def test_an_offloaded_optimiser_trains_alike(checkpoint, meta, tmp_path, stage):
 
 def test_a_killed_rank_ends_the_job(checkpoint, meta, tmp_path):
     output = tmp_path / "out"
-    command = [warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ENTRY)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ENTRY)]
     argv = flags(checkpoint, meta, output, max_steps=100000)
     job = subprocess.Popen([*command, *argv], env=clean_environment(), stderr=subprocess.PIPE, text=True)
     try:
