@@ -62,10 +62,10 @@ class FaultyRun:
             self.strike(0, step_of(staged), ("save",))
             return publish(writer, staged, *args, **kwargs)
 
-        def save_faulty(writer, state, path):
+        def save_faulty(writer, state_dict, path):
             step = int(re.search(r"checkpoint-(\d+)", str(path))[1])
             writer.jobs.append(lambda: self.strike(0, step, ("stuck",)))
-            save(writer, state, path)
+            save(writer, state_dict, path)
 
         V2PETrainer.compute_loss = compute_faulty_loss  # type: ignore[method-assign]
         CheckpointWriter.publish, CheckpointWriter.save = publish_faulty, save_faulty  # type: ignore[method-assign]

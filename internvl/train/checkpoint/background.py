@@ -76,7 +76,7 @@ def copy_to_main_memory(state: State) -> State:
 
 
 def defer_saves(checkpoint_engine: "CheckpointEngine", save: Callable[[object, str], None]) -> None:
-    """Let DeepSpeed hand the files of a checkpoint to `save`, which copies what it needs and writes later.
+    """Let DeepSpeed hand the files of a checkpoint to `save(state_dict, path)`, which copies them and writes later.
 
     An engine that DeepSpeed's file asks for (fast, decoupled) writes as it does.
     """

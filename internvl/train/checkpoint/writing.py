@@ -157,9 +157,9 @@ class CheckpointWriter:
         wait_for_everyone()
         self.note_published(step_of(unfinished.staged))
 
-    def save(self, state: object, path: str | Path) -> None:
-        """Write a state of tensors, as torch.save does, after the block of `stage`."""
-        copied = copy_to_main_memory(state) if self.in_background else state
+    def save(self, state_dict: object, path: str | Path) -> None:
+        """Write a state of tensors, as torch.save does, after the block of `stage`. DeepSpeed calls this, too."""
+        copied = copy_to_main_memory(state_dict) if self.in_background else state_dict
 
         def write() -> None:
             torch.save(copied, path)
