@@ -47,7 +47,6 @@ def test_every_file_on_the_map_exists():
     assert not [name for name in named if not any(f"/{end}".endswith(f"/{name}") for end in ends)]
 
 
-@pytest.mark.slow
 def test_the_table_of_long_rows_is_what_its_command_prints(capsys):
     assert plan(["--table"]) == 0
     table = capsys.readouterr().out.partition("\n\n")[2].strip()
