@@ -3,13 +3,14 @@
     python -m internvl.plan --model InternVL2-2B --max_packed_tokens 32768 --tiles 64 --gpus 8
     python -m internvl.plan --model InternVL2-2B --max_packed_tokens 262144 --tiles 512 --gpus 32 \\
         --chunk_num 8 --zero_stage 1 --grad_checkpoint True --vit_batch_size 16
-    python -m internvl.plan --model InternVL2-8B --use_llm_lora 16 --freeze_backbone True --gpus 1
+    python -m internvl.plan --model InternVL2-8B --use_llm_lora 16 --freeze_backbone True --gpus 1 --gpu A100-80G
     python -m internvl.plan --model InternVL2-2B --mode infer --max_packed_tokens 1048576 --tiles 2048 \\
         --gpus 8 --chunk_num 8 --prefill_chunk_size 65536
-    python -m internvl.plan --table > table.md
+    python -m internvl.plan --gpu A100-80G --table > table.md        # what fits on such cards, and what does not
+    python -m internvl.plan --gpu A100-80G --gpus 8 --tiles 64 --fastest --command      # how to train one of its rows
 
-Everything is computed from sizes (formulas: memory.py, cost.py); nothing is measured. Flags have the names that
-training knows. `--tflops`, `--bandwidth_gbs`, `--offload_gbs` and `--reserve_gib` are assumptions about the machine.
+Everything is computed from sizes (formulas: memory.py, cost.py, traffic.py); nothing is measured. Flags have the names
+that training knows. Rates, by card or given, and `--reserve_gib` are assumptions about the machine.
 """
 
 import argparse
@@ -17,14 +18,16 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import Field, fields
-from typing import Any
+from typing import Any, get_args
 
 from internvl.command import command
+from internvl.errors import ConfigError
 from internvl.model.caches import KV_CACHES
 from internvl.options import describe_option
+from internvl.plan.recipe import format_command
 from internvl.plan.released_models import RELEASED
 from internvl.plan.report import describe_plan, format_advice, format_overview, format_plan
-from internvl.plan.search import find_changes, find_gpus, make_plan
+from internvl.plan.search import find_changes, find_fastest, find_gpus, make_plan
 from internvl.plan.setting import Setting
 from internvl.plan.sizes import Trained, read_sizes
 
@@ -53,6 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print JSON; sizes in bytes, times in seconds")
     parser.add_argument("--table", action="store_true", help="print the table of docs/long_context.md (Markdown)")
+    parser.add_argument(
+        "--fastest", action="store_true", help="change flags so that the job fits and trains most tokens per second"
+    )
+    parser.add_argument("--command", action="store_true", help="print only the command that trains so")
     for record in (Setting, Trained):
         for entry in fields(record):
             if entry.name != "trained":
@@ -65,7 +72,7 @@ def _add_option(parser: argparse.ArgumentParser, entry: Field[Any]) -> None:
     if isinstance(default, bool):
         parser.add_argument(name, type=_read_switch, default=default, nargs="?", const=True, help=text)
     else:
-        kind = int if default is None else type(default)  # None: no limit on a number
+        kind = get_args(entry.type)[0] if default is None else type(default)  # of `int | None`: int
         parser.add_argument(name, type=kind, default=default, choices=_CHOICES.get(entry.name), help=text)
 
 
@@ -90,6 +97,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(format_overview(setting) + "\n")
         return 0
     plan = make_plan(read_sizes(arguments.model), setting)
+    if arguments.fastest:
+        plan = find_fastest(plan.model, setting) or plan
+    if arguments.command:
+        if not plan.fits:
+            raise ConfigError(
+                "--command: the job does not fit; add --fastest, or leave --command out for what to change"
+            )
+        sys.stdout.write(format_command(plan.model, plan.setting) + "\n")
+        return 0
     plans = [] if plan.fits else find_changes(plan.model, setting)
     larger = find_gpus(plan.model, setting) if not plan.fits and not plans else None
     if arguments.json:

@@ -8,9 +8,11 @@ group of `chunk_num` ranks.
 from dataclasses import dataclass
 
 from internvl.parallel.ulysses import kv_repeats
+from internvl.plan.cards import Rates
 from internvl.plan.memory import decoder_activations, vision_activations
 from internvl.plan.setting import Setting
 from internvl.plan.sizes import ModelSizes, Trained, count_parameters
+from internvl.plan.traffic import decoder_traffic, loss_traffic, tower_traffic
 
 # FLOPs of attention's backward pass over those of its forward pass: gradients take four products to its two; flash
 # kernels recompute the scores (FlashAttention-2, Dao, arXiv:2307.08691, section 4.1).
@@ -18,12 +20,35 @@ _ATTENTION_GRADIENT, _FLASH_GRADIENT = 2.0, 2.5
 
 
 @dataclass(frozen=True)
-class Work:
-    """FLOPs of a row."""
+class Part:
+    """Work of a part of the model, by what limits it."""
 
-    model: float  # what the mathematics needs; model FLOPs utilisation (MFU) counts these
-    executed: float  # what is computed, recomputation included
-    items: dict[str, float]  # `executed`, by part
+    matmul: float = 0.0  # FLOPs of matrix products
+    attention: float = 0.0  # FLOPs of attention kernels
+    traffic: float = 0.0  # bytes that all other kernels read and write
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of either kind."""
+        return self.matmul + self.attention
+
+    def count_seconds(self, rates: Rates) -> float:
+        """Time of one GPU that does all of it; kernels run one after the other."""
+        products = self.matmul / rates.matmul_tflops + self.attention / rates.attention_tflops
+        return products / 1e12 + self.traffic / (rates.memory_gbs * 1e9)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work of a row."""
+
+    model: float  # FLOPs that the mathematics needs; model FLOPs utilisation (MFU) counts these
+    parts: dict[str, Part]  # what is executed, recomputation included
+
+    @property
+    def executed(self) -> float:
+        """FLOPs that are executed."""
+        return sum(part.flops for part in self.parts.values())
 
 
 @dataclass(frozen=True)
@@ -45,11 +70,22 @@ class CostPlan:
     model_flops_step: float  # FLOPs of all GPUs without recomputation
     flops_items: dict[str, float]  # FLOPs of a row by part
     sent: dict[str, float]  # bytes that a rank sends, by purpose; for the ring, of the rank that sends most
-    compute_s: float  # seconds of `flops_rank` at the given rate
+    seconds: dict[str, float]  # of a GPU's computing at the given rates, by part
     communication_s: float  # seconds of `sent` at the given rate
     # seconds of what goes to main memory and back, at the given rate; the optimiser's work is left out
     offloading_s: float
     tokens_step: int  # tokens of all rows of the step
+    peak_flops: float  # FLOPs per second that all GPUs could do at most
+
+    @property
+    def compute_s(self) -> float:
+        """Seconds of computing."""
+        return sum(self.seconds.values())
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilisation, if nothing overlaps: FLOPs without recomputation over those of the peak."""
+        return self.model_flops_step / (self.peak_flops * self.step_s)
 
     @property
     def step_s(self) -> float:
@@ -112,39 +148,71 @@ def count_model_flops(model: ModelSizes, trained: Trained, row: RowContent) -> d
 
 
 def training_work(model: ModelSizes, setting: Setting) -> Work:
-    """FLOPs of a row in training: forward, needed gradients, recomputation.
+    """Work of a row in training: forward, needed gradients, recomputation.
 
-    Recomputation: decoder layers once with `grad_checkpoint` (attention not with `keep_attention`); the tower once with
-    either of `grad_checkpoint` and `vit_batch_size`, twice with both, as one is inside the other.
+    Recomputation: decoder layers once with `grad_checkpoint` (attention not with `keep_attention`), their MLPs once
+    more with `mlp_tile_tokens`, since one is inside the other; the tower likewise with `grad_checkpoint` and with
+    `vit_batch_size`.
     """
+    decoder, vision = model.decoder, model.vision
     trained, row = setting.trained, describe_row(setting)
     matrices, attention = decoder_flops(model, row)
     tower, _ = vision_flops(model, row)
     enters = trained.decoder_has_gradient
-    num_graded = trained.count_vit_layers(model.vision.num_layers)[0] / model.vision.num_layers
+    num_graded = trained.count_vit_layers(vision.num_layers)[0] / vision.num_layers
     needed = count_model_flops(model, trained, row)
     again = dict.fromkeys(needed, 0.0)
     again["attention"] += attention * enters * (_FLASH_GRADIENT - _ATTENTION_GRADIENT)
-    if setting.grad_checkpoint and enters:
+    layers_again = setting.grad_checkpoint and enters
+    if layers_again:
         again["decoder"] += matrices
         again["attention"] += 0 if setting.keep_attention else attention
     times = setting.grad_checkpoint + (setting.vit_batch_size is not None)
+    if enters and setting.mlp_tile_tokens and setting.mlp_tile_tokens < setting.local_tokens:
+        again["decoder"] += 2 * row.tokens * decoder.num_layers * 3 * decoder.hidden_size * decoder.intermediate_size
     again["vision"] += tower * num_graded * times
-    model_flops = sum(needed.values())
-    return Work(model_flops, model_flops + sum(again.values()), {name: needed[name] + again[name] for name in needed})
+    flops = {name: needed[name] + again[name] for name in needed}
+    forward, backward = decoder_traffic(decoder, setting.width, fused=setting.fused)
+    in_layers = row.tokens * decoder.num_layers * (forward * (1 + layers_again) + backward * enters)
+    forward, backward = tower_traffic(vision, setting.width)
+    in_tower = _tower_tokens(model, row) * (forward * (1 + times * num_graded) + backward * num_graded)
+    parts = {
+        "decoder": Part(matmul=flops["decoder"]),
+        "attention": Part(attention=flops["attention"]),
+        "norms, rotary, SwiGLU": Part(traffic=in_layers),
+        "output layer": Part(flops["output layer"], traffic=loss_traffic(model, row.targets, head_trains=trained.head)),
+        "vision": _vision_part(model, flops["vision"], in_tower),
+    }
+    return Work(sum(needed.values()), parts)
 
 
 def prefill_work(model: ModelSizes, setting: Setting) -> Work:
-    """FLOPs of a prompt: the forward pass; the output layer sees its last token only."""
-    row = describe_row(setting)
+    """Work of a prompt: the forward pass; the output layer sees its last token only."""
+    row, decoder = describe_row(setting), model.decoder
     matrices, attention = decoder_flops(model, row)
-    items = {
-        "decoder": matrices,
-        "attention": attention,
-        "output layer": 2.0 * model.decoder.table,
-        "vision": sum(vision_flops(model, row)),
+    in_layers = row.tokens * decoder.num_layers * decoder_traffic(decoder, setting.width, fused=setting.fused)[0]
+    in_tower = _tower_tokens(model, row) * tower_traffic(model.vision, setting.width)[0]
+    parts = {
+        "decoder": Part(matmul=matrices),
+        "attention": Part(attention=attention),
+        "norms, rotary, SwiGLU": Part(traffic=in_layers),
+        "output layer": Part(matmul=2.0 * decoder.table),
+        "vision": _vision_part(model, sum(vision_flops(model, row)), in_tower),
     }
-    return Work(sum(items.values()), sum(items.values()), items)
+    return Work(sum(part.flops for part in parts.values()), parts)
+
+
+def _tower_tokens(model: ModelSizes, row: RowContent) -> float:
+    """Tokens of a row's tiles, times layers of the tower."""
+    return row.tiles * (model.vision.num_patches + 1) * model.vision.num_layers
+
+
+def _vision_part(model: ModelSizes, flops: float, traffic: float) -> Part:
+    """Tower and projector: 4 t H of a layer's 2 sum(in out) + 4 t H FLOPs per token are attention's."""
+    vision = model.vision
+    scores = 4 * (vision.num_patches + 1) * vision.hidden_size
+    share = scores / (scores + 2 * sum(linear.matrix for linear in vision.linears))
+    return Part(flops * (1 - share), flops * share, traffic)
 
 
 def ring_rows(length: int, ring_size: int) -> tuple[float, float]:
@@ -232,16 +300,17 @@ def count_offloaded(model: ModelSizes, setting: Setting) -> float:
 def plan_cost(model: ModelSizes, setting: Setting) -> CostPlan:
     """Work, messages and time of a step."""
     work = (training_work if setting.mode == "train" else prefill_work)(model, setting)
-    rows, sent = setting.grid.data_size, count_sent(model, setting)
+    rows, sent, rates = setting.grid.data_size, count_sent(model, setting), setting.rates
     flops_rank = work.executed / setting.chunk_num
     return CostPlan(
         flops_step=work.executed * rows,
         flops_rank=flops_rank,
         model_flops_step=work.model * rows,
-        flops_items=work.items,
+        flops_items={name: part.flops for name, part in work.parts.items() if part.flops},
         sent=sent,
-        compute_s=flops_rank / (setting.tflops * 1e12),
+        seconds={name: part.count_seconds(rates) / setting.chunk_num for name, part in work.parts.items()},
         communication_s=sum(sent.values()) / (setting.bandwidth_gbs * 1e9),
         offloading_s=count_offloaded(model, setting) / (setting.offload_gbs * 1e9),
         tokens_step=setting.max_packed_tokens * rows,
+        peak_flops=setting.gpus * setting.card.peak.matmul_tflops * 1e12,
     )

@@ -15,7 +15,7 @@ there in all of them; the rest differs:
     optimizer step        float32 gradients
 
 What layers keep is counted in activations.py. `benchmarks/plan.py` compares the peak with real steps on the CPU;
-on a GPU none of this was measured.
+on a GPU none of this was measured. What a GPU holds beside tensors is in `gpu_overhead`.
 """
 
 import math
@@ -38,6 +38,12 @@ from internvl.plan.sizes import ModelSizes, count_parameters
 _REDUCE_BUCKET = {0: 0, 1: 200_000_000, 2: 100_000_000, 3: 200_000_000}
 _LIVE_PARAMETERS = 1_000_000_000
 _LAYERS_ON_DEVICE = 2  # of what is offloaded: the one in use and the one on its way
+GIB = 2**30
+# CUDA's context with kernels and cuBLAS workspaces of a process, as others report it.
+_CUDA_CONTEXT = GIB // 2
+# NCCL's buffers for a group of ranks: 0.7 GB were reported for 4 A100s (github.com/NVIDIA/nccl/issues/964), 1.6 GB for
+# more (issues/864).
+_NCCL_GROUP = GIB
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class MemoryPlan:
     items: dict[str, int]  # bytes by item; their sum is the peak
     phase: str  # in which the peak is reached
     phases: dict[str, int]  # bytes at the peak of every phase
+    # bytes of all weights: every rank holds them in main memory, then on its GPU, before ZeRO-3 cuts them
+    loading: int
     host: int = 0  # bytes of main memory that this rank's offloading takes
 
     @property
@@ -172,24 +180,33 @@ def loss_memory(model: ModelSizes, setting: Setting) -> int:
     return 2 * width * decoder.hidden_size * tokens + head + 8 * chunk * decoder.vocab_size
 
 
-def communication_buffers(model: ModelSizes, setting: Setting) -> int:
-    """Buffers of ZeRO, ring and ulysses.
+def communication_buffers(model: ModelSizes, setting: Setting) -> dict[str, int]:
+    """Buffers of ZeRO, ring and ulysses, where they are used.
 
     ZeRO: gradients of a bucket (two of them in stage 2, which overlaps), the bucket of gathered weights in stage 1,
-    and in stage 3 the gathered weights that are alive, at most 1e9 (shell/deepspeed). Ring: K and V of the block in
-    work and of the one that comes, and as much for gradients that go and come, each of the N U tokens that a rank of
-    the ring holds, with 1 / U of the heads. Ulysses: queries, keys and values sent and received.
+    and in stage 3 the gathered weights that are alive, at most 1e9 (shell/deepspeed). Ulysses: queries, keys and values
+    sent and received. Ring, in its backward pass (internvl/parallel/ring.py), of the N U tokens that a rank of the ring
+    holds, with 1 / U of the heads:
+
+        sums       dq, dk, dv in float32: 4 (Q + 2K)
+        block      dq, dk and dv of the block in work: a (Q + 2K)
+        messages   K and V of this block and of the next, gradients of the block before on their way out, others that
+                   come: 8 aK, none where a rank has whole documents
     """
     width, decoder, count = setting.width, model.decoder, count_parameters(model, setting.trained)
     bucket = min(_REDUCE_BUCKET[setting.zero_stage], count.trained)
     zero = width * bucket * (2 if setting.zero_stage in (1, 2) else 1)
     if setting.zero_stage == 3:
         zero += width * min(_LIVE_PARAMETERS, count.total)
-    degree = setting.ulysses_degree
+    degree, query = setting.ulysses_degree, decoder.query_width
     kv = decoder.kv_width * kv_repeats(decoder.num_kv_heads, degree)
-    ring = 8 * width * setting.local_tokens * kv if setting.grid.ring_size > 1 else 0
-    ulysses = 2 * width * setting.local_tokens * (decoder.query_width + 2 * kv) if degree > 1 else 0
-    return zero + ring + ulysses
+    messages = 8 * width * kv if setting.grid.ring_size > 1 else 0
+    per_token = {
+        "ring buffers": (STATISTIC + width) * (query + 2 * kv) + messages if setting.chunk_num > 1 else 0,
+        "ulysses buffers": 2 * width * (query + 2 * kv) if degree > 1 else 0,
+    }
+    buffers = {"ZeRO buffers": zero} | {name: setting.local_tokens * size for name, size in per_token.items()}
+    return {name: size for name, size in buffers.items() if size}
 
 
 def model_states(model: ModelSizes, setting: Setting) -> tuple[int, int, int]:
@@ -230,7 +247,7 @@ def plan_training_memory(model: ModelSizes, setting: Setting) -> MemoryPlan:
         "gradients": gradients,
         "optimizer states": 0 if setting.offload_optimizer else optimizer,
         "batch": batch_memory(model, setting),
-        "communication buffers": communication_buffers(model, setting),
+        **communication_buffers(model, setting),
     }
     tables = model.decoder.table * setting.width if setting.trained.llm else 0
     embeddings = 2 * setting.local_tokens * setting.width * model.decoder.hidden_size + tables
@@ -249,8 +266,9 @@ def plan_training_memory(model: ModelSizes, setting: Setting) -> MemoryPlan:
         "vision backward": {"vision activations": vision.kept + vision.working},
         "optimizer step": {"float32 gradients": 0 if setting.offload_optimizer else step},
     }
+    loading = setting.width * count_parameters(model, setting.trained).total
     host = decoder.host + vision.host + (optimizer if setting.offload_optimizer else 0)
-    return _find_peak(fixed, phases, host)
+    return _find_peak(fixed, phases, loading, host)
 
 
 def plan_inference_memory(model: ModelSizes, setting: Setting) -> MemoryPlan:
@@ -258,8 +276,9 @@ def plan_inference_memory(model: ModelSizes, setting: Setting) -> MemoryPlan:
 
     KV cache: 2 aK bytes per layer and token, of (prompt + answer) / chunk_num tokens (1 byte instead of a when
     quantized; two layers when offloaded); a growing cache is copied layer by layer, which needs one layer's size more.
-    The cache is counted while pictures are encoded, too: a conversation keeps it from turn to turn. Messages: K and V
-    of a ring over the first chunk; of a later one the queries of all ranks, and partial results sent and received.
+    The cache is counted while pictures are encoded, too: a conversation keeps it from turn to turn. Ring: K and V of
+    two blocks of the first chunk, and outputs in float32, of the block and merged; of a later chunk the queries of all
+    ranks, and partial results sent and received.
     Prefill: embeddings of this rank's prompt aND, and for a chunk's tokens the widest moment of a layer,
     a (4D + 3F); logits of one position. Vision: a micro-batch in a layer of the tower, and features of this rank's
     tiles.
@@ -270,16 +289,17 @@ def plan_inference_memory(model: ModelSizes, setting: Setting) -> MemoryPlan:
     on_device = min(decoder.num_layers, 2) if setting.kv_cache == "offloaded" else decoder.num_layers
     growing = layer if setting.kv_cache in ("dynamic", "quantized") else 0
     chunk = -(-setting.first_chunk // share)
-    ring = 4 * width * chunk * decoder.kv_width if share > 1 else 0
+    ring = chunk * (4 * width * decoder.kv_width + (width + 2 * STATISTIC) * decoder.query_width) if share > 1 else 0
     if share > 1 and setting.first_chunk < setting.max_packed_tokens:
         ring = max(ring, setting.first_chunk * decoder.query_width * (width + 2 * STATISTIC))
     features = setting.local_tiles * model.num_image_token * width * decoder.hidden_size
+    weights = width * count_parameters(model, setting.trained).total
     fixed = {
-        "weights": width * count_parameters(model, setting.trained).total,
+        "weights": weights,
         "KV cache": on_device * layer,
         "batch": batch_memory(model, setting),
         "embeddings": setting.local_tokens * width * decoder.hidden_size + features,
-        "communication buffers": ring,
+        **({"ring buffers": ring} if ring else {}),
     }
     phases = {
         "vision": {"vision activations": _vision_forward(model, setting)},
@@ -289,13 +309,19 @@ def plan_inference_memory(model: ModelSizes, setting: Setting) -> MemoryPlan:
             "cache that grows": growing,
         },
     }
-    return _find_peak(fixed, phases, (decoder.num_layers - on_device) * layer)
+    return _find_peak(fixed, phases, weights, (decoder.num_layers - on_device) * layer)
 
 
-def _find_peak(fixed: dict[str, int], phases: dict[str, dict[str, int]], host: int) -> MemoryPlan:
+def _find_peak(fixed: dict[str, int], phases: dict[str, dict[str, int]], loading: int, host: int) -> MemoryPlan:
     totals = {name: sum(fixed.values()) + sum(items.values()) for name, items in phases.items()}
     peak = max(totals, key=lambda name: totals[name])
-    return MemoryPlan({**fixed, **phases[peak]}, peak, totals, host)
+    return MemoryPlan({**fixed, **phases[peak]}, peak, totals, loading, host)
+
+
+def gpu_overhead(setting: Setting) -> dict[str, int]:
+    """Bytes that a GPU holds beside tensors: CUDA's context, NCCL's buffers of all ranks and of those of a row."""
+    groups = (setting.gpus > 1) + (setting.chunk_num > 1)
+    return {"CUDA context": _CUDA_CONTEXT} | ({"NCCL buffers": groups * _NCCL_GROUP} if groups else {})
 
 
 def plan_memory(model: ModelSizes, setting: Setting) -> MemoryPlan:

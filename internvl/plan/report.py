@@ -5,15 +5,27 @@ from dataclasses import asdict, replace
 from itertools import product
 
 from internvl.markdown import format_table
-from internvl.plan.search import GIB, MOST_GPUS, Plan, describe_changes, find_fastest
+from internvl.plan.cards import CARDS
+from internvl.plan.memory import GIB
+from internvl.plan.search import MOST_GPUS, Plan, describe_changes, find_fastest
 from internvl.plan.setting import Setting
 from internvl.plan.sizes import read_sizes
+from internvl.plan.traffic import FUSED_BYTES, UNFUSED_BYTES
 
 _TABLE_MODELS = ("InternVL2-2B", "InternVL2-8B")
 _TABLE_TOKENS = (32768, 131072, 262144, 1048576)
 _TABLE_GPUS = (8, 32)
 _COLUMNS = (
-    *("`chunk_num`", "ZeRO", "recompute", "`vit_batch_size`", "offload", "GiB per GPU", "TFLOP per GPU"),
+    *(
+        "`chunk_num`",
+        "ZeRO",
+        "recompute",
+        "`vit_batch_size`",
+        "`mlp_tile_tokens`",
+        "offload",
+        "GiB per GPU",
+        "TFLOP per GPU",
+    ),
     *("GB sent", "s per step", "tokens/s"),
 )
 
@@ -31,6 +43,20 @@ def _tflop(flops: float) -> str:
     return f"{flops / 1e12:,.1f} TFLOP"
 
 
+def _describe_rates(setting: Setting) -> str:
+    rates = setting.rates
+    return (
+        f"{rates.matmul_tflops:,.0f} TFLOP/s of products, {rates.attention_tflops:,.0f} of attention, "
+        f"{rates.memory_gbs:,.0f} GB/s of memory and {setting.bandwidth_gbs:g} GB/s between GPUs"
+    )
+
+
+def _describe_fusion(setting: Setting) -> str:
+    forward, backward = FUSED_BYTES if setting.fused else UNFUSED_BYTES
+    text = f"norms and rotary embeddings take {forward} bytes per number forward and {backward} backward"
+    return f"{text} (fused)" if setting.fused else f"{text} (not fused; --fused: {FUSED_BYTES[0]} and {FUSED_BYTES[1]})"
+
+
 def format_plan(plan: Plan) -> str:
     """The plan as aligned text."""
     setting, memory, cost = plan.setting, plan.memory, plan.cost
@@ -43,10 +69,12 @@ def format_plan(plan: Plan) -> str:
         "",
         f"memory of a rank at its peak ({memory.phase})",
         *_align(
-            [(name, _gib(size)) for name, size in memory.items.items()]
-            + [("reserve (assumed)", _gib(setting.reserve_gib * GIB)), ("sum", _gib(plan.needed))]
-            + [("GPU memory", _gib(setting.gpu_memory_gib * GIB))]
+            [(name, _gib(size)) for name, size in (memory.items | plan.beside).items()]
+            + [("sum", _gib(plan.needed)), (f"memory of {setting.card.name}", _gib(setting.memory_gib * GIB))]
         ),
+        "",
+        f"peak while loading: {_gib(plan.loading)} per GPU (a rank holds all weights before ZeRO-3 cuts them), "
+        f"{_gib(memory.loading)} of main memory per rank",
     ]
     if memory.host:
         lines += ["", f"main memory per rank for what is offloaded: {_gib(memory.host)}"]
@@ -66,18 +94,21 @@ def format_plan(plan: Plan) -> str:
             + [("sum", f"{sum(cost.sent.values()) / 1e9:,.2f} GB")]
         ),
         "",
-        f"time of a {step} at {setting.tflops:g} TFLOP/s and {setting.bandwidth_gbs:g} GB/s (assumed)",
+        f"time of a {step} at {_describe_rates(setting)} (assumed)",
         *_align(
-            [
+            [(name, f"{seconds:,.2f} s") for name, seconds in cost.seconds.items()]
+            + [
                 ("compute", f"{cost.compute_s:,.2f} s"),
                 ("messages", f"{cost.communication_s:,.2f} s"),
                 ("to main memory and back", f"{cost.offloading_s:,.2f} s"),
                 ("all overlaps", f"{max(cost.compute_s, cost.communication_s, cost.offloading_s):,.2f} s"),
                 ("nothing overlaps", f"{cost.step_s:,.2f} s"),
+                ("MFU", f"{cost.mfu:.1%}"),
             ]
         ),
+        _describe_fusion(setting),
         "",
-        "fits" if plan.fits else "DOES NOT FIT",
+        "fits" if plan.fits else "DOES NOT FIT" if plan.loads else "DOES NOT FIT while loading",
     ]
     return "\n".join(lines)
 
@@ -92,6 +123,11 @@ def format_advice(plan: Plan, plans: Sequence[Plan], larger: Plan | None) -> str
                 f"{other.cost.tokens_per_s:,.0f} tokens/s"
             )
         return "\n".join(lines)
+    if not plan.loads:
+        names = [card.name for card in CARDS if plan.loading <= card.memory_gib * GIB]
+        return (
+            f"all weights must fit on every GPU while they are loaded; cards that hold them: {', '.join(names) or '-'}"
+        )
     if larger is None:
         return f"no combination of flags fits, up to {MOST_GPUS} GPUs; shorten --max_packed_tokens"
     changes = describe_changes(plan.setting, larger.setting)
@@ -105,8 +141,19 @@ def describe_plan(plan: Plan, plans: Sequence[Plan] = (), larger: Plan | None = 
         "measured": False,
         "setting": asdict(plan.setting),
         "parameters": {"total": plan.parameters.total, "trained": plan.parameters.trained},
-        "memory": {**asdict(plan.memory), "total": plan.memory.total, "with_reserve": plan.needed},
-        "cost": {**asdict(plan.cost), "step_s": plan.cost.step_s, "tokens_per_s": plan.cost.tokens_per_s},
+        "memory": {
+            **asdict(plan.memory),
+            "total": plan.memory.total,
+            "with_reserve": plan.needed,
+            "while_loading": plan.loading,
+        },
+        "cost": {
+            **asdict(plan.cost),
+            "compute_s": plan.cost.compute_s,
+            "step_s": plan.cost.step_s,
+            "tokens_per_s": plan.cost.tokens_per_s,
+            "mfu": plan.cost.mfu,
+        },
         "fits": plan.fits,
     }
     if not plan.fits:
@@ -120,12 +167,11 @@ def describe_plan(plan: Plan, plans: Sequence[Plan] = (), larger: Plan | None = 
 def format_overview(setting: Setting) -> str:
     """Markdown: the fastest setting that fits, for lengths, models and numbers of GPUs of docs/long_context.md."""
     intro = (
-        f"Computed by `python -m internvl.plan --table`, not measured. GPUs of {setting.gpu_memory_gib:g} GiB, "
-        f"{setting.reserve_gib:g} of them reserved, {setting.tflops:g} TFLOP/s and {setting.bandwidth_gbs:g} GB/s "
-        "assumed; rows of one document, half of its tokens visual (a tile per 512 tokens), "
-        f"{setting.supervised:.0%} of the tokens supervised, all weights trained in bfloat16. Of all settings that "
-        "fit, the one with most tokens per second if messages and computing do not overlap; offloading only where "
-        "nothing else fits."
+        f"Computed by `python -m internvl.plan --table`, not measured. {setting.card.name} with {setting.memory_gib:g} "
+        f"GiB, {setting.reserve_gib:g} of them for fragments; {_describe_rates(setting)} assumed; rows of one "
+        f"document, half of its tokens visual (a tile per 512 tokens), {setting.supervised:.0%} of the tokens "
+        "supervised, all weights trained in bfloat16. Of all settings that fit, the one with most tokens per second if "
+        "messages and computing do not overlap (`--fastest`); offloading only where nothing else fits."
     )
     rows = [["model", "tokens", "GPUs", *_COLUMNS]]
     for name, tokens, gpus in product(_TABLE_MODELS, _TABLE_TOKENS, _TABLE_GPUS):
@@ -147,6 +193,7 @@ def _format_cells(plan: Plan | None) -> list[str]:
         str(setting.zero_stage),
         "no" if not setting.grad_checkpoint else "all but attention" if setting.keep_attention else "yes",
         str(setting.vit_batch_size or "all"),
+        str(setting.mlp_tile_tokens or "all"),
         ", ".join(offloaded) or "-",
         f"{plan.needed / GIB:.0f}",
         f"{cost.flops_rank / 1e12:,.0f}",

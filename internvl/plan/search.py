@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import product
 from typing import Any
 
 from internvl.plan.cost import CostPlan, plan_cost
-from internvl.plan.memory import MemoryPlan, plan_memory
+from internvl.plan.memory import GIB, MemoryPlan, gpu_overhead, plan_memory
 from internvl.plan.setting import Setting, check_setting
 from internvl.plan.sizes import ModelSizes, Parameters, count_parameters
 
 Changes = dict[str, Any]  # flag -> value
 
-GIB = 2**30
 MOST_GPUS = 4096
+_OFFLOADS = ("offload_optimizer", "offload_activations")
 
 
 @dataclass(frozen=True)
@@ -25,20 +26,35 @@ class Plan:
     parameters: Parameters
     memory: MemoryPlan
 
-    @property
+    @cached_property
     def cost(self) -> CostPlan:
         """Work, messages, time."""
         return plan_cost(self.model, self.setting)
 
     @property
+    def beside(self) -> dict[str, float]:
+        """Bytes of a GPU that are not the model's, by item; those of fragments are an assumption."""
+        return {**gpu_overhead(self.setting), "fragments (assumed)": self.setting.reserve_gib * GIB}
+
+    @property
     def needed(self) -> float:
-        """Bytes of GPU memory, reserve included."""
-        return self.memory.total + self.setting.reserve_gib * GIB
+        """Bytes of GPU memory at the peak of a step."""
+        return self.memory.total + sum(self.beside.values())
+
+    @property
+    def loading(self) -> float:
+        """Bytes of GPU memory while weights are loaded, before there are fragments."""
+        return self.memory.loading + sum(gpu_overhead(self.setting).values())
+
+    @property
+    def loads(self) -> bool:
+        """Whether a GPU holds all weights for a moment. No flag of training and no number of GPUs changes that."""
+        return self.loading <= self.setting.memory_gib * GIB
 
     @property
     def fits(self) -> bool:
         """Whether a GPU has that much."""
-        return self.needed <= self.setting.gpu_memory_gib * GIB
+        return self.loads and self.needed <= self.setting.memory_gib * GIB
 
 
 def make_plan(model: ModelSizes, setting: Setting) -> Plan:
@@ -98,7 +114,7 @@ def find_changes(model: ModelSizes, setting: Setting) -> list[Plan]:
     Every set of flags appears once, with its best values; sets that contain a smaller one that fits are left out.
     """
     best: dict[frozenset[str], tuple[tuple, Plan]] = {}
-    for changes in list_changes(setting):
+    for changes in list_changes(setting) if make_plan(model, setting).loads else ():
         plan = make_plan(model, replace(setting, **changes))
         flags = frozenset(changes)
         if not plan.fits:
@@ -112,19 +128,25 @@ def find_changes(model: ModelSizes, setting: Setting) -> list[Plan]:
 
 def find_fastest(model: ModelSizes, setting: Setting) -> Plan | None:
     """The plan that fits with most tokens per second; offloading only where nothing else fits."""
-    plans = [plan for changes in list_changes(setting) if (plan := make_plan(model, replace(setting, **changes))).fits]
+    by_offloads: dict[int, list[Changes]] = {}
+    for changes in list_changes(setting) if make_plan(model, setting).loads else ():
+        num_offloads = sum(changes.get(name, getattr(setting, name)) for name in _OFFLOADS)
+        by_offloads.setdefault(num_offloads, []).append(changes)
 
     def rank(plan: Plan) -> tuple:
-        offloads = plan.setting.offload_optimizer + plan.setting.offload_activations
-        return (offloads, -plan.cost.tokens_per_s, plan.setting.zero_stage, plan.memory.total)
+        return (-plan.cost.tokens_per_s, plan.setting.zero_stage, plan.memory.total)
 
-    return min(plans, key=rank, default=None)
+    for _, several in sorted(by_offloads.items()):
+        plans = (make_plan(model, replace(setting, **changes)) for changes in several)
+        if fastest := min((plan for plan in plans if plan.fits), key=rank, default=None):
+            return fastest
+    return None
 
 
 def find_gpus(model: ModelSizes, setting: Setting) -> Plan | None:
     """The plan for the first number of GPUs, doubling, at which something fits; None: not up to 4096."""
     gpus = 2 * setting.gpus
-    while gpus <= MOST_GPUS:
+    while gpus <= MOST_GPUS and make_plan(model, setting).loads:
         if plans := find_changes(model, replace(setting, gpus=gpus)):
             return plans[0]
         gpus *= 2

@@ -7,6 +7,7 @@ from internvl.errors import ConfigError
 from internvl.model.caches import KV_CACHES
 from internvl.options import option
 from internvl.parallel.grid import GridShape, check_heads
+from internvl.plan.cards import Card, Rates, read_card
 from internvl.plan.sizes import ModelSizes, Trained
 
 Mode = Literal["train", "infer"]
@@ -39,9 +40,15 @@ class Setting:
     prefill_chunk_size: int | None = option(None, "Tokens of the prompt that pass the decoders at a time; None: all")
     max_new_tokens: int = option(128, "Tokens of the answer")
     kv_cache: str = option("dynamic", "Where keys and values are kept, see internvl/model/caches.py")
-    gpu_memory_gib: float = option(80.0, "Memory per GPU")
-    reserve_gib: float = option(8.0, "Part of it that CUDA, NCCL and fragments of the allocator take. An assumption")
-    tflops: float = option(400.0, "Assumed rate that a GPU sustains")
+    fused: bool = option(False, "RMS norm, rotary embedding and SwiGLU are one kernel each")
+    gpu: str = option("H100", "Card, see internvl/plan/cards.py")
+    gpu_memory_gib: float | None = option(None, "Memory per GPU", absent="the card's")
+    reserve_gib: float = option(6.0, "Part of it that fragments of the allocator take. An assumption")
+    matmul_tflops: float | None = option(None, "Assumed rate of matrix products", absent="by card")
+    attention_tflops: float | None = option(None, "Assumed rate of attention kernels", absent="by card")
+    memory_gbs: float | None = option(
+        None, "Assumed rate of all other kernels, which read and write, in 10^9 bytes per second", absent="by card"
+    )
     bandwidth_gbs: float = option(50.0, "Assumed rate at which a GPU sends, in 10^9 bytes per second")
     offload_gbs: float = option(25.0, "Assumed rate between a GPU and main memory, in 10^9 bytes per second")
     trained: Trained = field(default_factory=Trained)
@@ -76,11 +83,34 @@ class Setting:
                 f"--offload_optimizer needs --zero_stage 2 or 3, got {self.zero_stage} "
                 "(shell/deepspeed/zero2_offload.json, zero3_offload.json)"
             )
-        if self.reserve_gib >= self.gpu_memory_gib:
-            raise ConfigError(
-                f"--reserve_gib {self.reserve_gib} leaves nothing of --gpu_memory_gib {self.gpu_memory_gib}"
-            )
+        self._check_machine()
         _ = self.grid
+
+    def _check_machine(self) -> None:
+        card = self.card
+        for name, most in (("gpu_memory_gib", card.memory_gib), *vars(card.peak).items()):
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise ConfigError(
+                    f"--{name} {value:g}: --gpu {card.name} has {most:g}; lower it, or name another --gpu"
+                )
+        if self.reserve_gib >= self.memory_gib:
+            raise ConfigError(f"--reserve_gib {self.reserve_gib:g} leaves nothing of {self.memory_gib:g} GiB per GPU")
+
+    @property
+    def card(self) -> Card:
+        """What is known about `gpu`."""
+        return read_card(self.gpu)
+
+    @property
+    def memory_gib(self) -> float:
+        """Memory per GPU."""
+        return self.gpu_memory_gib or self.card.memory_gib
+
+    @property
+    def rates(self) -> Rates:
+        """What a GPU is assumed to sustain."""
+        return Rates(*(getattr(self, name) or rate for name, rate in vars(self.card.realistic).items()))
 
     @property
     def grid(self) -> GridShape:

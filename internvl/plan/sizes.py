@@ -9,6 +9,7 @@ Shapes are those of the modules in internvl/model; which weights train follows i
 """
 
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, cast
 
@@ -64,7 +65,7 @@ class VisionSizes:
         """Patches of a tile; the tower sees one more token, the class token."""
         return (self.image_size // self.patch_size) ** 2
 
-    @property
+    @cached_property
     def linears(self) -> tuple[Linear, ...]:
         """Of a layer: qkv, proj, fc1, fc2."""
         hidden, wide = self.hidden_size, self.intermediate_size
@@ -120,7 +121,7 @@ class DecoderSizes:
         """One matrix makes queries, keys and values."""
         return self.family in ("internlm2", "phi3")
 
-    @property
+    @cached_property
     def linears(self) -> tuple[Linear, ...]:
         """Of a layer: queries, keys, values, output of attention; then the three of SwiGLU (fused where they are)."""
         hidden, wide, query, kv = self.hidden_size, self.intermediate_size, self.query_width, self.kv_width
@@ -246,6 +247,7 @@ class Parameters:
         return self.trained_vision + self.trained_projector + self.trained_decoder
 
 
+@cache
 def count_parameters(model: ModelSizes, trained: Trained = Trained()) -> Parameters:
     """Count the parameters of a model and of what trains in it (see the module's table).
 

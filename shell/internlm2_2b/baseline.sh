@@ -3,10 +3,10 @@
 #
 #   PARTITION=... GPUS=32 sh shell/internlm2_2b/baseline.sh [FLAGS...]
 #
-# Estimate for H100 80 GB, computed, not measured (400 of 989 TFLOP/s assumed, messages not overlapped):
+# Estimate for H100 80 GB, computed, not measured (assumed rates: internvl/plan/cards.py):
 #   python -m internvl.plan --model InternVL2-2B --max_packed_tokens 34000 --tiles 132 --gpus 32 --zero_stage 3 \
 #       --grad_checkpoint True
-#   25.8 GiB per GPU with 8 GiB reserve: fits; 3.6 s per step, 300,564 tokens/s
+#   25.3 GiB per GPU with 6 GiB reserve: fits; 4.4 s per step, 247,343 tokens/s
 set -eu
 . "$(dirname -- "$0")/../prelude.sh"
 export NAME="${NAME:-baseline}" ROPE_POS_ID_VERSION=default

@@ -14,10 +14,10 @@
 # MODEL_PATH is where it starts: InternVL2-2B, or better what the 32k recipe left (shell/internlm2_2b/two_stage.sh).
 # GPUs of 40 GB: the same, by the estimate. --offload_activations and --mlp_tile_tokens are for longer rows.
 #
-# Estimate for H100 80 GB, computed, not measured (400 of 989 TFLOP/s assumed, messages not overlapped):
+# Estimate for H100 80 GB, computed, not measured (assumed rates: internvl/plan/cards.py):
 #   python -m internvl.plan --model InternVL2-2B --max_packed_tokens 262144 --tiles 1024 --gpus 32 \
 #       --zero_stage 1 --grad_checkpoint True --chunk_num 8 --keep_attention True --vit_batch_size 16
-#   28.2 GiB per GPU with 8 GiB reserve: fits; 11.2 s per step, 93,925 tokens/s
+#   29.5 GiB per GPU with 6 GiB reserve: fits; 14.1 s per step, 74,543 tokens/s
 set -eu
 . "$(dirname -- "$0")/../prelude.sh"
 export NAME="${NAME:-$(basename "$0" .sh)}"

@@ -7,10 +7,10 @@
 # A run that was stopped continues from its last checkpoint when started again. The other recipes of this folder are
 # this one with other variables and flags.
 #
-# Estimate for H100 80 GB, computed, not measured (400 of 989 TFLOP/s assumed, messages not overlapped):
+# Estimate for H100 80 GB, computed, not measured (assumed rates: internvl/plan/cards.py):
 #   python -m internvl.plan --model InternVL2-2B --max_packed_tokens 34000 --tiles 132 --gpus 32 --zero_stage 3 \
 #       --grad_checkpoint True
-#   25.8 GiB per GPU with 8 GiB reserve: fits; 3.6 s per step, 300,564 tokens/s
+#   25.3 GiB per GPU with 6 GiB reserve: fits; 4.4 s per step, 247,343 tokens/s
 set -eu
 . "$(dirname -- "$0")/../prelude.sh"
 cd "$(dirname -- "$0")/../.."
@@ -34,7 +34,6 @@ check_counts 1 MAX_STEPS SAVE_STEPS IMAGE_SIZE MAX_TOKENS MAX_TILES
 
 exec sh shell/launch.sh \
     --model_name_or_path "$MODEL_PATH" \
-    --conv_style internlm2-chat \
     --force_image_size "$IMAGE_SIZE" \
     --down_sample_ratio 0.5 \
     --ps_version v2 \

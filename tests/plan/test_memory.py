@@ -4,14 +4,20 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from internvl.model.attention import register_builtin_attention
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.loss import shift_targets, weighted_cross_entropy
 from internvl.model.modeling_intern_vit import InternVisionEncoderLayer, InternVisionModel
 from internvl.model.modeling_internvl_chat import InternVLChatModel, build_language_model
+from internvl.parallel.comm import Messenger
 from internvl.parallel.grid import Grid, build_grid
+from internvl.parallel.ring import RingWork, run_backward, run_forward
+from internvl.parallel.ring_plan import build_ring_plan
 from internvl.parallel.shared_row import register_shared_attention
 from internvl.plan.activations import (
     saved_beside_layers,
@@ -19,7 +25,9 @@ from internvl.plan.activations import (
     saved_by_projector,
     saved_by_vision_layer,
 )
+from internvl.plan.memory import communication_buffers
 from internvl.plan.released_models import RELEASED
+from internvl.plan.setting import Setting
 from internvl.plan.sizes import Trained, count_parameters, extract_sizes, read_sizes
 from internvl.train.arguments import ModelArguments
 from internvl.train.trainable import VIT_LORA_TARGETS, add_lora, find_lora_targets, select_trainable
@@ -206,6 +214,66 @@ def test_a_shared_row_saves_what_the_formula_says(ranks, family, ulysses_degree)
     predicted = sizes.num_layers * layer + saved_beside_layers(sizes, 4, trained=True)
     run = run_decoder(decoder, torch.float32, torch.tensor([0, 40, 4 * TOKENS]))
     assert count_saved(run, decoder) == TOKENS * predicted
+
+
+class PeakCounter(TorchDispatchMode):
+    """Counts the bytes that are alive at most among storages that came into being under it."""
+
+    def __init__(self, *before):
+        super().__init__()
+        self.before = {tensor.untyped_storage()._cdata for tensor in before}
+        self.alive, self.peak = {}, 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        out = operator(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.before:
+                storage = tensor.untyped_storage()
+                self.alive.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return out
+
+
+class EmptyKernel:
+    """Results of the right sizes, and nothing beside them."""
+
+    def forward(self, q, k, v, *, scale, borders):
+        return torch.empty_like(q), torch.empty(q.shape[1], len(q))
+
+    def backward(self, grad_out, q, k, v, out, lse, *, scale, borders):
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+@pytest.mark.parametrize("size", [4, 8])
+@pytest.mark.parametrize("dtype", WIDTHS)
+def test_the_ring_holds_what_the_formula_says(dtype, size):
+    """The rank that holds most, in the backward pass of one document over all ranks."""
+    sizes = extract_sizes("tiny", chat_config()).decoder
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
+    peaks = []
+    for rank in range(size):
+        q, k, v = (
+            torch.zeros(TOKENS, heads, sizes.head_dim, dtype=dtype)
+            for heads in (sizes.num_heads, sizes.num_kv_heads, sizes.num_kv_heads)
+        )
+        plan = build_ring_plan([0, size * TOKENS], num_tokens=TOKENS, rank=rank, size=size)
+        work, messenger = RingWork(plan, 1.0, EmptyKernel()), Messenger(dist.group.WORLD)
+        out, lse = run_forward(q, k, v, work, messenger)
+        grad_out = torch.zeros_like(out)
+        with PeakCounter(q, k, v, out, lse, grad_out) as counter:
+            run_backward(grad_out, q, k, v, out, lse, work, messenger)
+        peaks.append(counter.peak)
+    dist.destroy_process_group()
+    setting = Setting(
+        max_packed_tokens=size * TOKENS,
+        gpus=size,
+        chunk_num=size,
+        zero_stage=0,
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    predicted = communication_buffers(extract_sizes("tiny", chat_config()), setting)["ring buffers"]
+    assert 0.85 * predicted <= max(peaks) <= predicted
 
 
 @pytest.mark.parametrize("keep", ["all", "lora", "frozen"])

@@ -8,43 +8,17 @@ used (all trained: three times the forward pass). Neither recomputation nor LoRA
 """
 
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
+from internvl.plan.cards import find_card
 from internvl.plan.cost import RowContent, count_model_flops
 from internvl.plan.sizes import Trained, extract_sizes
 from internvl.train.arguments import ModelArguments, take_flags
 from internvl.train.run.counts import Counts
 
-# Dense bfloat16 TFLOP/s of the data sheets; the first name that is part of the device's wins.
-PEAK_TFLOPS = (
-    ("B200", 2250.0),
-    ("H200 NVL", 835.0),
-    ("H200", 989.4),
-    ("H100 PCIe", 756.0),
-    ("H100 NVL", 835.0),
-    ("H100", 989.4),
-    ("H800 PCIe", 756.0),
-    ("H800", 989.4),
-    ("H20", 148.0),
-    ("A100", 312.0),
-    ("A800", 312.0),
-    ("A40", 149.7),
-    ("A30", 165.0),
-    ("A10G", 70.0),
-    ("A10", 125.0),
-    ("L40S", 362.0),
-    ("L40", 181.0),
-    ("L4", 121.0),
-    ("RTX 6000 Ada", 364.2),
-    ("RTX A6000", 154.8),
-    ("RTX 4090", 165.2),
-    ("RTX 3090", 71.0),
-    ("MI300X", 1307.4),
-)
-
 
 def find_peak_tflops(device_name: str) -> float | None:
     """Dense bfloat16 TFLOP/s of a device by the name that its driver gives it; None when it is not in the table."""
-    words = f" {device_name.replace('-', ' ')} "
-    return next((peak for name, peak in PEAK_TFLOPS if f" {name} " in words), None)
+    card = find_card(device_name)
+    return card.peak.matmul_tflops if card else None
 
 
 class Workload:
