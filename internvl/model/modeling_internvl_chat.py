@@ -318,6 +318,7 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
             loss_denominator = weights.sum() if loss_denominator is None else loss_denominator
         # Positions, targets and weights are made of the whole row before it is cut, so that none is lost at a seam.
         if row_sharing is not None:
+            row_sharing = row_sharing.of_row(cu_seqlens)
             kwargs |= self._share_positions(row_sharing, position_ids, cu_seqlens)
             if labels is not None:
                 targets, weights = row_sharing.shard(targets, pad_value=IGNORE_INDEX), row_sharing.shard(weights)

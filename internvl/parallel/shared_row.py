@@ -2,6 +2,7 @@
 
     batch: the whole row on every rank of the group, but only this rank's tiles
       model.forward(..., row_sharing=SharedRow(grid))
+        borders of its documents                          --of_row--> who holds which tokens (deal.py)
         positions, targets, weights of the whole row  --shard-->  own tokens
         own tiles --ViT--> features --exchange_features-->        features of own visual tokens
         every decoder layer: attend("ring", ...)                  keys and values of the others, as far as needed
@@ -10,7 +11,7 @@
 attention over the grid selectable by name (internvl/model/attention.py), in our decoder and in those of transformers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.distributed as dist
 from einops import rearrange
@@ -30,10 +31,15 @@ class SharedRow:
     """Cuts rows for one rank of a grid and brings features to where they are used."""
 
     grid: Grid  # the process grid; a single rank holds whole rows
+    borders: tuple[int, ...] | None = None  # of the row's documents, from 0; None: one document
+
+    def of_row(self, cu_seqlens: Int[Tensor, " borders"] | None) -> "SharedRow":
+        """The view of a row with these documents. Borders on a GPU are copied, and waited for."""
+        return replace(self, borders=None if cu_seqlens is None else tuple(cu_seqlens.reshape(-1).tolist()))
 
     def shard(self, x: Shaped[Tensor, "1 length *dims"], *, pad_value: float = 0) -> Shaped[Tensor, "1 local *dims"]:
         """This rank's tokens of a whole row, which is padded with `pad_value`."""
-        return self.grid.shard(x, dim=1, pad_value=pad_value)
+        return self.grid.shard(x, dim=1, pad_value=pad_value, borders=self.borders)
 
     def exchange_features(
         self, features: Float[Tensor, "own_tiles tokens_per_tile dim"], visual: Bool[Tensor, "1 length"]
@@ -48,7 +54,7 @@ class SharedRow:
         return exchange_features(
             features,
             owner_ranges=split_tiles(num_tiles, self.grid.group_size),
-            wanted=locate_wanted(visual[0], shape=self.grid.shape),
+            wanted=locate_wanted(visual[0], shape=self.grid.shape, borders=self.borders),
             group=self.grid.group,
         )
 

@@ -39,17 +39,19 @@ def split_tiles(num_tiles: int, size: int) -> list[range]:
     return [range(borders[rank], borders[rank + 1]) for rank in range(size)]
 
 
-def locate_wanted(visual: Bool[Tensor, " length"], *, shape: GridShape) -> list[Int64[Tensor, " wanted"]]:
+def locate_wanted(
+    visual: Bool[Tensor, " length"], *, shape: GridShape, borders: Sequence[int] | None = None
+) -> list[Int64[Tensor, " wanted"]]:
     """Which visual tokens of a row stand in the shard of each rank of the group.
 
-    `visual` is True at the visual tokens of the WHOLE row, without padding.
+    `visual` is True at the visual tokens of the WHOLE row, without padding; `borders` are those of its documents.
 
     Returns:
         Per group rank, the numbers of its visual tokens (0: the first visual token of the row), in the order of its
         shard, which is rising.
     """
     numbers = torch.where(visual, visual.cumsum(0) - 1, -1)
-    shards = (shape.shard(numbers, group_rank=rank, pad_value=-1) for rank in range(shape.chunk_num))
+    shards = (shape.shard(numbers, group_rank=rank, pad_value=-1, borders=borders) for rank in range(shape.chunk_num))
     return [shard[shard >= 0] for shard in shards]
 
 

@@ -89,7 +89,8 @@ class DocumentLoss:
         # The number of the document that each token is in. The known output size saves a wait for the GPU.
         documents = numbers.repeat_interleave(lengths, output_size=batch["input_ids"].shape[1]).unsqueeze(0)
         if shared_row is not None:
-            documents = shared_row.shard(documents)  # padding weighs nothing, whatever document it counts to
+            # Padding weighs nothing, whatever document it counts to.
+            documents = shared_row.of_row(batch["cu_seqlens"]).shard(documents)
         nothing = torch.zeros(len(lengths), dtype=torch.float64, device=lengths.device)
         weights, losses = (
             nothing.index_add(0, documents.reshape(-1), values.reshape(-1).double()) for values in self._tokens

@@ -1,6 +1,6 @@
 """The deal of a row: equal tokens, equal attention, few runs; zigzag for one document."""
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -44,7 +44,7 @@ def test_ranks_hold_as_few_runs_as_zigzag_chunks(lengths, size):
     shares, _ = deal(lengths, size)
     assert sum(map(len, shares)) <= 2 * size - 1
     assert list(shares) == sorted(shares)
-    assert all(a.stop < b.start for runs in shares for a, b in zip(runs, runs[1:], strict=False))
+    assert all(a.stop < b.start for runs in shares for a, b in pairwise(runs))
 
 
 @settings(max_examples=60, deadline=None)
