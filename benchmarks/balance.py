@@ -20,8 +20,8 @@ it is computed; they are waited for after the next step. Zigzag is simulated wit
 then one rank of the ring per step, sent one step ahead. Defaults are an H100's: 400 TFLOP/s in attention, 400 GB/s and
 20 us between GPUs of a node (about 50 GB/s between nodes), and InternVL2-2B's 16 query and 8 K/V heads of 128.
 
-`--clock` runs both rings on CPU processes of one thread each, in turns, forward and backward, on rows of the mixes and on
-one document. The best of `--repeats` counts. CPU seconds are those of the busiest rank.
+`--clock` runs both rings on CPU processes of one thread each, in turns, forward and backward, on rows of the mixes and
+on one document. The best of `--repeats` counts. CPU seconds are those of the busiest rank.
 """
 
 import argparse
@@ -152,6 +152,7 @@ class Clock:
 
     def __init__(self, plans: Sequence[RingPlan], machine: Machine) -> None:
         self.plans, self.machine = plans, machine
+        self.pairs = [plan.count_pairs() for plan in plans]
         self.now = np.zeros(len(plans))  # when a rank's kernel is free
         self.sent = np.zeros(len(plans))  # when its last messages are done
 
@@ -179,15 +180,14 @@ class Clock:
         for number in range(size):
             arrivals.append(self.exchange(number + lead))
             for rank, plan in enumerate(self.plans):
-                step, pairs = plan.steps[number], plan.count_pairs()[number]
-                if step.blocks and not step.has_diagonal:
-                    self.now[rank] = max(self.now[rank], arrivals[number][rank])
-                elif step.blocks:
+                step, pairs = plan.steps[number], self.pairs[rank][number]
+                if step.has_diagonal:
                     diagonal = plan.count_diagonal()
-                    ready = max(self.now[rank] + diagonal * cost, arrivals[number][rank])
-                    self.now[rank], pairs = ready, pairs - diagonal
-                self.now[rank] += pairs * cost
-                if step.blocks or step.has_diagonal:
+                    self.now[rank] += diagonal * cost
+                    pairs -= diagonal
+                if step.blocks:
+                    self.now[rank] = max(self.now[rank], arrivals[number][rank]) + pairs * cost
+                if step.has_diagonal or step.blocks:
                     self.now[rank] = max(self.now[rank], returned[rank])
             if backward:
                 returned = np.maximum(returned, self.exchange(number, returns=True))
