@@ -2,15 +2,16 @@
 
 whole row on every rank    ids, borders, strides, labels    -> positions, targets and weights of the whole row
                            borders of the documents         -> which tokens each rank holds
-then cut once              ids, positions, targets, weights -> this rank's tokens
+then cut once              ids, positions                   -> this rank's tokens
 tiles of this rank         features -> exchanged            -> features of this rank's visual tokens
+tokens of this rank        hidden states -> exchanged       -> those of this rank's share of the predictions
 """
 
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from .shapes import Bool, Float, Int, Shaped
+from .shapes import Bool, Float, Int, Int64, Shaped
 
 
 @runtime_checkable
@@ -33,5 +34,19 @@ class RowSharing(Protocol):
         Args:
             features: Of the tiles that this rank encoded.
             visual: Visual tokens of the whole row.
+        """
+        ...
+
+    def share_predictions(
+        self,
+        states: Float[Tensor, "1 local dim"],
+        targets: Int64[Tensor, "1 length"],
+        weights: Float[Tensor, "1 length"],
+    ) -> tuple[Float[Tensor, "1 share dim"], Int64[Tensor, "1 share"], Float[Tensor, "1 share"]]:
+        """The predictions whose loss this rank computes, with a backward pass. All ranks of the group must call it.
+
+        Args:
+            states: Hidden states of this rank's tokens.
+            targets, weights: Of the whole row; the weight is 0 where nothing is predicted.
         """
         ...

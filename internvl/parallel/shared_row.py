@@ -3,9 +3,10 @@
     batch: the whole row on every rank of the group, but only this rank's tiles
       model.forward(..., row_sharing=SharedRow(grid))
         borders of its documents                          --of_row--> who holds which tokens (deal.py)
-        positions, targets, weights of the whole row  --shard-->  own tokens
+        positions of the whole row                    --shard-->  own tokens
         own tiles --ViT--> features --exchange_features-->        features of own visual tokens
         every decoder layer: attend("ring", ...)                  keys and values of the others, as far as needed
+        hidden states of own tokens --share_predictions-->        those of an equal share of the predictions
 
 `SharedRow` implements what the model asks for (internvl/model/row_sharing.py); `register_shared_attention` makes
 attention over the grid selectable by name (internvl/model/attention.py), in our decoder and in those of transformers.
@@ -15,11 +16,13 @@ from dataclasses import dataclass, replace
 
 import torch.distributed as dist
 from einops import rearrange
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Int64, Shaped
 from torch import Tensor
 
 from internvl.model.attention import register_attention
+from internvl.model.constants import IGNORE_INDEX
 from internvl.parallel.grid import Grid
+from internvl.parallel.predictions import send_predictions, take_share
 from internvl.parallel.ulysses import hybrid_attention
 from internvl.parallel.vision import exchange_features, locate_wanted, split_tiles
 
@@ -57,6 +60,30 @@ class SharedRow:
             wanted=locate_wanted(visual[0], shape=self.grid.shape, borders=self.borders),
             group=self.grid.group,
         )
+
+    def take_predictions(
+        self, x: Shaped[Tensor, "1 length"], predicts: Bool[Tensor, "1 length"], *, pad_value: float = 0
+    ) -> Shaped[Tensor, "1 share"]:
+        """Entries of a whole row at this rank's share of the predictions, padded."""
+        rank, size = self.grid.group_rank, self.grid.group_size
+        return take_share(x[0], predicts[0], rank=rank, size=size, pad_value=pad_value).unsqueeze(0)
+
+    def share_predictions(
+        self,
+        states: Float[Tensor, "1 local dim"],
+        targets: Int64[Tensor, "1 length"],
+        weights: Float[Tensor, "1 length"],
+    ) -> tuple[Float[Tensor, "1 share dim"], Int64[Tensor, "1 share"], Float[Tensor, "1 share"]]:
+        """What of the loss this rank computes: as many predictions as every other one. Collective over the group.
+
+        `states` are those of its own tokens; `targets` and `weights` (0 where nothing is predicted) of the whole row.
+        """
+        predicts = weights != 0
+        own = self.shard(predicts)[0].nonzero().squeeze(1)
+        held = locate_wanted(predicts[0], shape=self.grid.shape, borders=self.borders)
+        share = send_predictions(states[0], own, held=held, group=self.grid.group).unsqueeze(0)
+        own_targets = self.take_predictions(targets, predicts, pad_value=IGNORE_INDEX)
+        return share, own_targets, self.take_predictions(weights, predicts)
 
     def agree_on(self, flags: Int[Tensor, "*flags"]) -> Int[Tensor, "*flags"]:
         """The maximum of every flag over the ranks that share the row. Collective over the group.

@@ -95,8 +95,9 @@ def exchange_features(
         raise ValueError(
             f"rank {rank} of the group owns tiles {owner_ranges[rank]} but has features of {len(local_features)} tiles"
         )
-    routes = _plan_routes(owner_ranges, wanted, rank=rank, num_tokens=num_tokens)
-    return _ExchangeFeatures.apply(rearrange(local_features, "tiles tokens dim -> (tiles tokens) dim"), *routes, group)
+    features = rearrange(local_features, "tiles tokens dim -> (tiles tokens) dim")
+    order, sent, received = _plan_routes(owner_ranges, wanted, rank=rank, num_tokens=num_tokens)
+    return exchange_rows(features, order, sent=sent, received=received, group=group)
 
 
 def agree_on_batches(num_tiles: int, vit_batch_size: int, *, device: torch.device | str = "cpu") -> int:
@@ -127,7 +128,29 @@ def _plan_routes(
     return torch.cat(rows), [len(part) for part in rows], cuts[rank].diff().tolist()
 
 
-class _ExchangeFeatures(torch.autograd.Function):
+def exchange_rows(
+    x: Float[Tensor, "rows dim"],
+    order: Int64[Tensor, " sent"],
+    *,
+    sent: Sequence[int],
+    received: Sequence[int],
+    group: dist.ProcessGroup | None,
+) -> Float[Tensor, "received dim"]:
+    """Send rows of `x` to other ranks, with a backward pass. Collective over `group`, in both.
+
+    Args:
+        x: What this rank has.
+        order: Its rows in the order in which they leave: sent[0] of them to rank 0, then sent[1] to rank 1, ...
+        sent, received: Numbers of rows to and from every rank.
+        group: The ranks; None: this one alone.
+
+    Returns:
+        What arrives, rank after rank.
+    """
+    return _ExchangeRows.apply(x, order, list(sent), list(received), group)
+
+
+class _ExchangeRows(torch.autograd.Function):
     """Rows of `features` go to the ranks that want them; in the backward pass, gradients of them come back."""
 
     @staticmethod

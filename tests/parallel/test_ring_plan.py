@@ -74,18 +74,15 @@ def test_a_step_is_one_kernel_call(row):
 @pytest.mark.parametrize("size", [2, 4, 8])
 @pytest.mark.parametrize("lengths", [[100000], [30000, 70000], [9000, 1000] * 12, [1] * 99 + [50000]])
 def test_ranks_work_in_step(lengths, size):
-    """At the end of every step no rank is more than a step's work behind or ahead of the others."""
+    """What a rank computes in a step ends within that step, if all ranks compute equally fast (and an eighth of it)."""
     plans, _ = build_plans(lengths, size, 0)
-    step = sum(sum(plan.count_pairs()) for plan in plans) / size**2
+    length = sum(sum(plan.count_pairs()) for plan in plans) / size**2
     for plan in plans:
-        done = list(accumulate(plan.count_pairs()))
-        first = next(n for n, s in enumerate(plan.steps) if s.has_diagonal)
-        for number in range(first, size):
-            assert (
-                abs(done[number] - (number + 1) * step) < 1.05 * step
-                or number == size - 1
-                or not any(s.blocks for s in plan.steps[number + 1 :])
-            )
+        ends = accumulate(plan.count_pairs())
+        for number, (step, end) in enumerate(zip(plan.steps, ends, strict=True)):
+            if step.has_diagonal or step.blocks:
+                assert end >= (number - 0.13) * length
+                assert end <= (number + 1.13) * length or number == size - 1
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 8])
