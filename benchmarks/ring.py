@@ -34,7 +34,7 @@ from internvl.parallel.kernels import CpuFlash
 from internvl.parallel.launch import find_free_port, finish_distributed, init_distributed, read_rank_env
 from internvl.parallel.ring import RingWork, merge_partial, ring_attention, run_backward, run_forward
 from internvl.parallel.ring_plan import build_ring_plan
-from internvl.parallel.zigzag import shard_row
+from internvl.parallel.shards import shard_row
 
 
 @dataclass
@@ -185,8 +185,9 @@ def gather_result(result: dict[str, float], kernel_seconds: float) -> dict:
 def count_bytes(args, tokens: int, lengths: list[int]) -> dict:
     """Bytes that every rank sent, per exchange of a forward pass and in a backward pass."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    q, k, v, grad_out = (shard_row(x, rank=rank, size=size) for x in make_row(args, tokens))
-    plan = build_ring_plan([0, *accumulate(lengths)], num_tokens=len(q), rank=rank, size=size)
+    borders = [0, *accumulate(lengths)]
+    q, k, v, grad_out = (shard_row(x, rank=rank, size=size, borders=borders) for x in make_row(args, tokens))
+    plan = build_ring_plan(borders, num_tokens=len(q), rank=rank, size=size)
     work = RingWork(plan, 1.0, CpuFlash())
     forward, backward = Messenger(dist.group.WORLD), Messenger(dist.group.WORLD)
     out, lse = run_forward(q, k, v, work, forward)
@@ -293,7 +294,7 @@ def print_bytes(name: str, lengths: list[int], rank: int, size: int, row_bytes: 
     plan = build_ring_plan([0, *accumulate(lengths)], num_tokens=2 * chunk, rank=rank, size=size)
     planned = [rows * row_bytes for rows in plan.count_sent_rows()]
     later = [(rank + step) % size > rank for step in range(1, size)]
-    formula = [(chunk if is_later else 2 * chunk) * row_bytes for is_later in later] if len(lengths) == 1 else []
+    formula = [0, *((chunk if is_later else 2 * chunk) * row_bytes for is_later in later)] if len(lengths) == 1 else []
     *forward, backward = sent
     assert forward == planned
     assert not formula or formula == planned

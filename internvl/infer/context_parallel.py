@@ -1,6 +1,6 @@
 """One long prompt answered by the ranks of a group together: its keys and values stay spread over them.
 
-    prompt     chunk by chunk, every chunk dealt out in zigzag order (internvl/parallel/zigzag.py)
+    prompt     chunk by chunk, every chunk dealt out in zigzag order (internvl/parallel/deal.py)
     per rank   embed and project own tokens, keep own keys and values; see internvl/parallel/cached_attention.py
     images     every tile is encoded by one rank, its features go once to the ranks that hold its visual tokens
     answer     every rank runs the same decoder on the same new token; its keys and values are kept by one rank
@@ -41,8 +41,8 @@ from internvl.parallel.cached_attention import attend_chunk, attend_first_chunk,
 from internvl.parallel.comm import get_rank_and_size
 from internvl.parallel.grid import build_grid
 from internvl.parallel.kernels import AttentionKernel, select_kernel
+from internvl.parallel.shards import shard_row
 from internvl.parallel.vision import exchange_features, split_tiles
-from internvl.parallel.zigzag import shard_row
 
 KV_CACHES = ("dynamic", "static")
 Value = TypeVar("Value")

@@ -23,7 +23,6 @@ from .attention import register_builtin_attention
 from .caches import KeyCastingCache
 from .chat import ChatMixin
 from .configuration_internvl_chat import InternLM2Config, InternVLChatConfig
-from .constants import IGNORE_INDEX
 from .errors import ConfigError
 from .language_models import build_native_decoder
 from .loading_options import translate_loading_options
@@ -272,8 +271,8 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
         """Logits and, with `labels`, the loss sum(w * CE) / sum(w).
 
         A row that a group of ranks shares (`row_sharing`) is given whole, except for `pixel_values`, of which every
-        rank gives its own tiles. Loss and logits are those of the rank's own tokens: the losses of the group add up
-        to that of the row.
+        rank gives its own tiles. Logits are those of the rank's own tokens, the loss that of its share of the
+        predictions: the losses of the group add up to that of the row.
 
         Args:
             pixel_values: Tiles of all images in the order of the row.
@@ -318,9 +317,8 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
             loss_denominator = weights.sum() if loss_denominator is None else loss_denominator
         # Positions, targets and weights are made of the whole row before it is cut, so that none is lost at a seam.
         if row_sharing is not None:
+            row_sharing = row_sharing.of_row(cu_seqlens)
             kwargs |= self._share_positions(row_sharing, position_ids, cu_seqlens)
-            if labels is not None:
-                targets, weights = row_sharing.shard(targets, pad_value=IGNORE_INDEX), row_sharing.shard(weights)
         inputs_embeds = self._embed(
             input_ids,
             pixel_values,
@@ -340,7 +338,11 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
         )
         hidden_states, head, loss, logits = outputs.last_hidden_state, self.get_output_embeddings(), None, None
         if labels is not None:
-            loss = loss_function(hidden_states, head.weight, targets, weights, denominator=loss_denominator)
+            predicting = (hidden_states, targets, weights)
+            if row_sharing is not None:
+                predicting = row_sharing.share_predictions(*predicting)
+            states, targets, weights = predicting
+            loss = loss_function(states, head.weight, targets, weights, denominator=loss_denominator)
         if return_logits or (return_logits is None and (labels is None or not self.training)):
             logits = head(hidden_states[:, -logits_to_keep:]).float()
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)

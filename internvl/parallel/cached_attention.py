@@ -1,7 +1,7 @@
 """Attention over keys and values that stay where they are: queries travel, partial results come back.
 
 The cache of a long sequence is shared by the ranks of a group and never moves. A chunk of new tokens is dealt out in
-zigzag order (`zigzag.py`), so that all have equal work; then, in every layer:
+zigzag order (`deal.py`), so that all have equal work; then, in every layer:
 
     cache       rank 0 | 1 | 0 | 1 | ...    of every earlier chunk the tokens that the rank had of it
     queries     all ranks get those of the whole chunk                                       all-gather
@@ -25,7 +25,7 @@ from torch import Tensor
 from internvl.parallel.comm import get_rank_and_size
 from internvl.parallel.kernels import AttentionKernel
 from internvl.parallel.ring import merge_partial, ring_attention
-from internvl.parallel.zigzag import count_chunk_tokens, list_chunks, shard_row, unshard_row
+from internvl.parallel.shards import deal_padded, shard_row, unshard_row
 
 
 def count_shard_tokens(length: int, *, rank: int, size: int) -> int:
@@ -67,7 +67,7 @@ def attend_chunk(
     Needs room for the queries of the whole chunk, and for as many outputs three times over in float32.
 
     Args:
-        q: Queries of this rank's share of the chunk, by `zigzag.shard_row`, padding included: 2 * chunk tokens, the
+        q: Queries of this rank's share of the chunk, by `shards.shard_row`, padding included: 2 * chunk tokens, the
             same number on every rank.
         k, v: Keys and values that this rank holds: of earlier chunks in any order, then of its share, without padding.
         length: Tokens of the whole chunk, without padding.
@@ -148,9 +148,8 @@ def merge_packed(
 
 def _list_runs(length: int, *, rank: int, size: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of the runs of a chunk that `rank` holds, without padding; they may be empty."""
-    tokens = count_chunk_tokens(length, size)
-    for number in list_chunks(rank, size):
-        yield min(number * tokens, length), min((number + 1) * tokens, length)
+    for run in deal_padded(length, size=size)[rank]:
+        yield min(run.start, length), min(run.stop, length)
 
 
 def _gather_row(shard: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -9,11 +9,11 @@ whole tensors are neighbours, usually on one machine, and the ring passes keys a
                                           data 1  ring 0   rank 4      rank 5     group         [0 1 2 3], [4 5 6 7]
                                                   ring 1   rank 6      rank 7
 
-A row is padded once, at its end, to a multiple of 2 * chunk_num and cut by `zigzag.shard_row` among the R rings; the
+A row is padded once, at its end, to a multiple of 2 * chunk_num and cut by `shards.shard_row` among the R rings; the
 shard of a ring is cut into U equal contiguous pieces, one per ulysses rank:
 
-    row         c0 c1 c2 c3                    R = 2: 2R chunks
-    ring 0      c0 c3       ring 1   c1 c2     zigzag
+    row         c0 c1 c2 c3                    R = 2, one document
+    ring 0      c0 c3       ring 1   c1 c2     zigzag, see deal.py
     rank 0      c0          rank 1   c3        U = 2: halves of ring 0's shard
     rank 2      c1          rank 3   c2        halves of ring 1's shard
 
@@ -31,7 +31,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from internvl.errors import ParallelError
-from internvl.parallel.zigzag import shard_row, unshard_row
+from internvl.parallel.shards import pad_length, shard_row, unshard_row
 
 logger = logging.getLogger(__name__)
 
@@ -94,23 +94,35 @@ class GridShape:
 
     def pad_length(self, length: int) -> int:
         """Length of a row of `length` tokens with its padding: the next multiple of 2 * chunk_num."""
-        return -(-length // (2 * self.chunk_num)) * 2 * self.chunk_num
+        return pad_length(length, self.chunk_num)
 
     def shard(
-        self, x: Shaped[Tensor, "*row"], *, group_rank: int, dim: int = 0, pad_value: float = 0
+        self,
+        x: Shaped[Tensor, "*row"],
+        *,
+        group_rank: int,
+        dim: int = 0,
+        pad_value: float = 0,
+        borders: Sequence[int] | None = None,
     ) -> Shaped[Tensor, "*shard"]:
         """The part of a whole row that rank `group_rank` of a group holds (see the picture above).
 
         Of the `length` entries of `x` along `dim` these are `pad_length(length) / chunk_num`, in row order; the row is
-        padded at its end with `pad_value`. 0 <= group_rank < chunk_num.
+        padded at its end with `pad_value`. 0 <= group_rank < chunk_num. `borders` are those of the row's documents;
+        None: one document.
         """
         ring_rank, ulysses_rank = divmod(group_rank, self.ulysses_degree)
         padded = _pad_end(x, self.pad_length(x.shape[dim]), dim, pad_value)
-        of_ring = shard_row(padded, rank=ring_rank, size=self.ring_size, dim=dim)
+        of_ring = shard_row(padded, rank=ring_rank, size=self.ring_size, dim=dim, borders=borders)
         return of_ring.chunk(self.ulysses_degree, dim)[ulysses_rank]
 
     def unshard(
-        self, parts: Sequence[Shaped[Tensor, "*shard"]], *, dim: int = 0, length: int | None = None
+        self,
+        parts: Sequence[Shaped[Tensor, "*shard"]],
+        *,
+        dim: int = 0,
+        length: int | None = None,
+        borders: Sequence[int] | None = None,
     ) -> Shaped[Tensor, "*row"]:
         """Join the shards of group ranks 0, 1, ...: the inverse of `shard`. `length` cuts off the padding.
 
@@ -120,7 +132,7 @@ class GridShape:
             raise ParallelError(f"unshard got {len(parts)} parts, expected one per rank of the group: {self.chunk_num}")
         degree = self.ulysses_degree
         rings = [torch.cat(list(parts[r * degree :][:degree]), dim) for r in range(self.ring_size)]
-        return unshard_row(rings, dim=dim, length=length)
+        return unshard_row(rings, dim=dim, length=length, borders=borders)
 
 
 @dataclass(frozen=True)
@@ -153,15 +165,22 @@ class Grid:
         """Ranks that share a row, `chunk_num`."""
         return self.shape.chunk_num
 
-    def shard(self, x: Shaped[Tensor, "*row"], *, dim: int = 0, pad_value: float = 0) -> Shaped[Tensor, "*shard"]:
+    def shard(
+        self, x: Shaped[Tensor, "*row"], *, dim: int = 0, pad_value: float = 0, borders: Sequence[int] | None = None
+    ) -> Shaped[Tensor, "*shard"]:
         """The part of a whole row that this rank holds (see `GridShape.shard`)."""
-        return self.shape.shard(x, group_rank=self.group_rank, dim=dim, pad_value=pad_value)
+        return self.shape.shard(x, group_rank=self.group_rank, dim=dim, pad_value=pad_value, borders=borders)
 
     def unshard(
-        self, parts: Sequence[Shaped[Tensor, "*shard"]], *, dim: int = 0, length: int | None = None
+        self,
+        parts: Sequence[Shaped[Tensor, "*shard"]],
+        *,
+        dim: int = 0,
+        length: int | None = None,
+        borders: Sequence[int] | None = None,
     ) -> Shaped[Tensor, "*row"]:
         """Join the shards of all ranks of the group (see `GridShape.unshard`)."""
-        return self.shape.unshard(parts, dim=dim, length=length)
+        return self.shape.unshard(parts, dim=dim, length=length, borders=borders)
 
 
 def build_grid(

@@ -24,7 +24,16 @@ from torch import Tensor
 
 from internvl.errors import ConfigError, MissingDependencyError
 
-Borders = tuple[int, ...] | None
+
+@dataclass(frozen=True)
+class Blocks:
+    """Dense blocks in one call: every query of a block sees every key of that block, and no other."""
+
+    queries: tuple[int, ...]  # borders of the blocks among the queries, from 0
+    keys: tuple[int, ...]  # among the keys, as many
+
+
+Borders = tuple[int, ...] | Blocks | None
 Queries = Float[Tensor, "queries heads head_dim"]
 Keys = Float[Tensor, "keys kv_heads head_dim"]  # heads is a multiple of kv_heads
 Lse = Float[Tensor, "heads queries"]  # log-sum-exp of the scores, float32 or wider
@@ -41,7 +50,7 @@ class AttentionKernel(Protocol):
         q, k, v: Queries, keys and values.
         scale: Factor of the scores.
         borders: Document borders from 0 to queries == keys: causal attention inside every document, none between them.
-            None: every query sees every key.
+            `Blocks`: every query sees all keys of its block. None: every query sees every key.
     """
 
     def forward(self, q: Queries, k: Keys, v: Keys, *, scale: float, borders: Borders) -> tuple[Queries, Lse]:
@@ -58,14 +67,14 @@ class AttentionKernel(Protocol):
 
 @dataclass(frozen=True)
 class CpuFlash:
-    """Torch's CPU flash attention (float32 log-sum-exp, float64 for float64), one document after the other."""
+    """Torch's CPU flash attention (float32 log-sum-exp, float64 for float64), one document or block after the other."""
 
     def forward(self, q: Queries, k: Keys, v: Keys, *, scale: float, borders: Borders) -> tuple[Queries, Lse]:
         """See `AttentionKernel`."""
-        if borders is None:
-            return self._forward_document(q, k, v, scale, is_causal=False)
+        is_causal = isinstance(borders, tuple)
         pieces = [
-            self._forward_document(q[a:b], k[a:b], v[a:b], scale, is_causal=True) for a, b in pairwise(borders) if b > a
+            self._forward_document(q[own], k[keys], v[keys], scale, is_causal=is_causal)
+            for own, keys in _list_pieces(borders)
         ]
         outs, lses = zip(*pieces, strict=True)
         return (outs[0], lses[0]) if len(pieces) == 1 else (torch.cat(outs), torch.cat(lses, dim=1))
@@ -74,12 +83,12 @@ class CpuFlash:
         self, grad_out: Queries, q: Queries, k: Keys, v: Keys, out: Queries, lse: Lse, *, scale: float, borders: Borders
     ) -> tuple[Queries, Keys, Keys]:
         """See `AttentionKernel`."""
-        if borders is None:
-            return self._backward_document(grad_out, q, k, v, out, lse, scale, is_causal=False)
+        is_causal = isinstance(borders, tuple)
         pieces = [
-            self._backward_document(grad_out[a:b], q[a:b], k[a:b], v[a:b], out[a:b], lse[:, a:b], scale, is_causal=True)
-            for a, b in pairwise(borders)
-            if b > a
+            self._backward_document(
+                grad_out[own], q[own], k[keys], v[keys], out[own], lse[:, own], scale, is_causal=is_causal
+            )
+            for own, keys in _list_pieces(borders)
         ]
         dq, dk, dv = (grads[0] if len(pieces) == 1 else torch.cat(grads) for grads in zip(*pieces, strict=True))
         return dq, dk, dv
@@ -127,25 +136,23 @@ class CudaFlash:
     def forward(self, q: Queries, k: Keys, v: Keys, *, scale: float, borders: Borders) -> tuple[Queries, Lse]:
         """See `AttentionKernel`."""
         _check_flash_shapes(q)
-        cum_seq, max_q, max_k = _describe_documents(q, k, borders)
+        is_causal = isinstance(borders, tuple)
         tensors = (q, k, v) if borders else (q[None], k[None], v[None])
-        out, lse, *_ = self.forward_op(
-            *tensors, cum_seq, cum_seq, max_q, max_k, 0.0, borders is not None, False, scale=scale
-        )
+        out, lse, *_ = self.forward_op(*tensors, *_describe_pieces(q, k, borders), 0.0, is_causal, False, scale=scale)
         return (out, lse) if borders else (out[0], lse[0])
 
     def backward(
         self, grad_out: Queries, q: Queries, k: Keys, v: Keys, out: Queries, lse: Lse, *, scale: float, borders: Borders
     ) -> tuple[Queries, Keys, Keys]:
         """See `AttentionKernel`."""
-        cum_seq, max_q, max_k = _describe_documents(q, k, borders)
+        is_causal = isinstance(borders, tuple)
         tensors = [grad_out, q, k, v, out, lse.contiguous()]
         if borders is None:
             tensors = [x[None] for x in tensors]
         random_state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # without dropout nothing reads it
         unused = torch.empty(0, device=q.device)
         grads = self.backward_op(
-            *tensors, cum_seq, cum_seq, max_q, max_k, 0.0, borders is not None, random_state, unused, scale=scale
+            *tensors, *_describe_pieces(q, k, borders), 0.0, is_causal, random_state, unused, scale=scale
         )
         dq, dk, dv = grads if borders else (grad[0] for grad in grads)
         return dq, dk, dv
@@ -164,8 +171,10 @@ class FlashAttn:
             batched = {"q": q[None], "k": k[None], "v": v[None]}
             result = _call_known(self.interface._flash_attn_forward, batched, scale=scale, is_causal=False)
         else:
-            packed = {"q": q, "k": k, "v": v} | _name_documents(q, k, borders)
-            result = _call_known(self.interface._flash_attn_varlen_forward, packed, scale=scale, is_causal=True)
+            packed = {"q": q, "k": k, "v": v} | _name_pieces(q, k, borders)
+            result = _call_known(
+                self.interface._flash_attn_varlen_forward, packed, scale=scale, is_causal=isinstance(borders, tuple)
+            )
         # 2.7 and 2.8: out, lse, mask, random state; 2.6: out, q, k, v, padded out, lse, mask, random state
         out, lse = (result[0], result[1]) if len(result) == 4 else (result[0], result[5])
         if borders is None:
@@ -188,8 +197,10 @@ class FlashAttn:
             batched = {name: x[None] for name, x in tensors.items()}
             _call_known(self.interface._flash_attn_backward, batched, scale=scale, is_causal=False)
         else:
-            packed = tensors | _name_documents(q, k, borders)
-            _call_known(self.interface._flash_attn_varlen_backward, packed, scale=scale, is_causal=True)
+            packed = tensors | _name_pieces(q, k, borders)
+            _call_known(
+                self.interface._flash_attn_varlen_backward, packed, scale=scale, is_causal=isinstance(borders, tuple)
+            )
         return dq, dk, dv
 
 
@@ -256,17 +267,30 @@ def _check_flash_shapes(q: Tensor) -> None:
         )
 
 
-def _describe_documents(q: Tensor, k: Tensor, borders: Borders) -> tuple[Tensor | None, int, int]:
-    """(int32 borders on the device, longest query run, longest key run)."""
+def _list_pieces(borders: Borders) -> list[tuple[slice, slice]]:
+    """Rows of the queries and of the keys of every document or block; empty documents are left out."""
     if borders is None:
-        return None, len(q), len(k)
-    longest = max(b - a for a, b in pairwise(borders))
-    return torch.tensor(borders, dtype=torch.int32, device=q.device), longest, longest
+        return [(slice(None), slice(None))]
+    blocks = Blocks(borders, borders) if isinstance(borders, tuple) else borders
+    queries, keys = ([slice(a, b) for a, b in pairwise(cuts)] for cuts in (blocks.queries, blocks.keys))
+    return [(own, seen) for own, seen in zip(queries, keys, strict=True) if own.stop > own.start]
 
 
-def _name_documents(q: Tensor, k: Tensor, borders: Borders) -> dict[str, Tensor | int | None]:
-    cum_seq, max_q, max_k = _describe_documents(q, k, borders)
-    return {"cu_seqlens_q": cum_seq, "cu_seqlens_k": cum_seq, "max_seqlen_q": max_q, "max_seqlen_k": max_k}
+def _describe_pieces(q: Tensor, k: Tensor, borders: Borders) -> tuple[Tensor | None, Tensor | None, int, int]:
+    """(int32 borders of queries and of keys on the device, longest run of queries, of keys)."""
+    if borders is None:
+        return None, None, len(q), len(k)
+    blocks = Blocks(borders, borders) if isinstance(borders, tuple) else borders
+    longest_q, longest_k = (max(b - a for a, b in pairwise(cuts)) for cuts in (blocks.queries, blocks.keys))
+    cum_seq_q, cum_seq_k = (
+        torch.tensor(cuts, dtype=torch.int32, device=q.device) for cuts in (blocks.queries, blocks.keys)
+    )
+    return cum_seq_q, cum_seq_k, longest_q, longest_k
+
+
+def _name_pieces(q: Tensor, k: Tensor, borders: Borders) -> dict[str, Tensor | int | None]:
+    names = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
+    return dict(zip(names, _describe_pieces(q, k, borders), strict=True))
 
 
 def _call_known(

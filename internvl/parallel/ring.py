@@ -1,25 +1,27 @@
 """Ring attention: exact causal attention over packed rows that are shared by the ranks of a group.
 
-Every rank holds queries, keys and values of its two chunks of the row (`zigzag.py`). At distance t, rank r computes
-with keys and values of rank r - t while those of rank r - t - 1 are on their way to it, and lends its own to rank
-r + t + 1. Which rows travel follows from the documents (`ring_plan.py`): a row that no other rank needs stays.
+Every rank holds queries, keys and values of its runs of the row (`deal.py`). In every step of the ring it computes
+an equal part of its attention (`ring_plan.py`), while keys and values of the steps to come are on their way to it. What
+travels follows from the documents: a row that no other rank needs stays.
 
-    P = 4, keys and values that rank 0 works with      distance 0  1  2  3
-                                       of rank         0  3  2  1
+    P = 4, one document: keys and values that rank 0 works with      step 0  1  2  3
+                                                           of rank        0  3  2  1
 
 Partial outputs are merged by their log-sum-exp (online softmax; Ring Attention, arXiv 2310.01889). The backward pass
-visits the same blocks again. A block's dk and dv go straight back to the rank that owns its rows, while the next block
-is computed, and are summed there in float32. Besides its own tokens a rank holds the current block, the next one, and
-the gradients under way, however many ranks there are.
+visits the same blocks again. A block's dk and dv go straight back to the rank that owns its rows, while the next step
+is computed, and are summed there in float32. Besides its own tokens a rank holds the keys and values of this step and
+the next ones, and the gradients under way: about two shards, see `RingPlan.lead`.
 
 Unlike blocks passed from neighbour to neighbour, each row is sent only to ranks that read it (of one long document:
 three quarters of all rows), and gradients are not rounded or summed on the way.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from itertools import accumulate
 from types import ModuleType
 
 import torch
@@ -32,9 +34,10 @@ from torch.autograd.function import once_differentiable
 from internvl.errors import ConfigError, MissingDependencyError
 
 from .comm import AutogradContext, Exchange, Message, Messenger, get_rank_and_size
-from .kernels import AttentionKernel, check_flash_dtype, select_kernel
+from .deal import Span, join_spans
+from .kernels import AttentionKernel, Blocks, check_flash_dtype, select_kernel
 from .recompute import compute_or_recall
-from .ring_plan import RingPlan, RingStep, build_ring_plan, list_borders
+from .ring_plan import Block, Loan, RingPlan, RingStep, build_ring_plan, list_borders
 
 LIBRARY = "ring_flash_attn"
 
@@ -52,8 +55,8 @@ def ring_attention(
     """Causal attention inside every document of a row that the ranks of `group` share. All of them must call it.
 
     Args:
-        q: This rank's shard by `zigzag.shard_row`: as many tokens on every rank, an even number (any number where one
-            rank holds the row).
+        q: This rank's shard by `shards.shard_row` with the same borders: as many tokens on every rank, an even number
+            (any number where one rank holds the row).
         k, v: Keys and values of the same tokens in the same dtype; heads is a multiple of kv_heads.
         cu_seqlens: Borders of the documents of the WHOLE row, one more than documents, the same on all ranks. Tokens
             after the last border are padding. Best on the CPU: a tensor on a GPU makes every call wait for it.
@@ -127,14 +130,15 @@ def run_forward(
     out = q.new_zeros(q.shape, dtype=wide)
     lse = q.new_full((q.shape[1], len(q)), -torch.inf, dtype=wide)
     real = slice(plan.documents[-1])
-    for step, k_block, v_block in _visit_blocks(k, v, plan, messenger):
-        if step is None and real.stop:
-            tensors = (q[real], k_block[real], v_block[real])
-            out[real], lse[:, real] = kernel.forward(*tensors, scale=scale, borders=plan.documents)
-        elif step is not None and step.block is not None:
-            rows = step.block.queries.rows
-            of_block = kernel.forward(q[rows], k_block, v_block, scale=scale, borders=None)
-            merge_partial(out[rows], lse[:, rows], *of_block)
+    for step, borrowed in _visit_steps(k, v, plan, messenger):
+        if step.has_diagonal:
+            out[real], lse[:, real] = kernel.forward(q[real], k[real], v[real], scale=scale, borders=plan.documents)
+        if step.blocks:
+            call = _Call(step.blocks)
+            k_block, v_block = (call.take_keys(x) for x in borrowed.wait())
+            found, found_lse = kernel.forward(call.take(q), k_block, v_block, scale=scale, borders=call.borders)
+            for rows, own in call.list_queries():
+                merge_partial(out[own], lse[:, own], found[rows], found_lse[:, rows])
     return out.to(q.dtype), lse
 
 
@@ -162,24 +166,27 @@ def run_backward(
     dq, dk, dv = (torch.zeros_like(x, dtype=wide, memory_format=torch.contiguous_format) for x in (q, k, v))
     grad_out = grad_out.contiguous()
     real = slice(plan.documents[-1])
-    returning: _Returning | None = None
-    for step, k_block, v_block in _visit_blocks(k, v, plan, messenger):
-        if step is None:
-            if real.stop:
-                tensors = (grad_out[real], q[real], k_block[real], v_block[real], out[real], lse[:, real])
-                dq[real], dk[real], dv[real] = kernel.backward(*tensors, scale=scale, borders=plan.documents)
-            continue
-        block_grads: list[Tensor] = []
-        if step.block is not None:
-            rows = step.block.queries.rows
-            tensors = (grad_out[rows], q[rows], k_block, v_block, out[rows], lse[:, rows])
-            block_dq, *block_grads = kernel.backward(*tensors, scale=scale, borders=None)
-            dq[rows] += block_dq
-        if returning:
-            returning.add_to(dk, dv)
-        returning = _return_gradients(step, block_grads, k, messenger)
-    if returning:
-        returning.add_to(dk, dv)
+    returning: list[_Returning] = []
+    for step, borrowed in _visit_steps(k, v, plan, messenger):
+        grads: tuple[Tensor, ...] = ()
+        if step.has_diagonal:
+            tensors = (grad_out[real], q[real], k[real], v[real], out[real], lse[:, real])
+            dq[real], dk[real], dv[real] = kernel.backward(*tensors, scale=scale, borders=plan.documents)
+        if step.blocks:
+            call = _Call(step.blocks)
+            k_block, v_block = borrowed.wait()
+            keys = call.take_keys(k_block), call.take_keys(v_block)
+            tensors = (call.take(grad_out), call.take(q), *keys, call.take(out), call.take(lse, dim=1))
+            found, *of_keys = kernel.backward(*tensors, scale=scale, borders=call.borders)
+            for rows, own in call.list_queries():
+                dq[own] += found[rows]
+            grads = tuple(call.return_keys(x, len(k_block)) for x in of_keys)
+        if step.has_diagonal or step.blocks:  # a rank that has computed nothing need not wait for those that compute
+            while returning:
+                returning.pop(0).add_to(dk, dv)
+        returning.append(_return_gradients(step, grads, k, messenger))
+    for last in returning:
+        last.add_to(dk, dv)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
@@ -199,49 +206,123 @@ def merge_partial(
     lse.copy_(torch.logaddexp(lse, block_lse))
 
 
-def _visit_blocks(
-    k: Tensor, v: Tensor, plan: RingPlan, messenger: Messenger
-) -> Iterator[tuple[RingStep | None, Tensor, Tensor]]:
-    """This rank's keys and values first (step None), then a block per step, while the next one is on its way."""
-    step, block_k, block_v = None, k, v
-    for following in plan.steps:
-        num_keys = len(following.block.keys) if following.block else 0
-        next_k, next_v = (x.new_empty(num_keys, *x.shape[1:]) for x in (k, v))
-        lent = following.lent.rows if following.lent else slice(0)
-        exchange = messenger.post(
-            sends=[Message(following.target, k[lent]), Message(following.target, v[lent])],
-            receives=[Message(following.source, next_k), Message(following.source, next_v)],
-        )
-        yield step, block_k, block_v
+@dataclass(frozen=True)
+class _Borrowed:
+    """Keys and values of one step on their way."""
+
+    exchange: Exchange
+    k: Tensor
+    v: Tensor
+
+    def wait(self) -> tuple[Tensor, Tensor]:
+        self.exchange.wait()
+        return self.k, self.v
+
+
+def _visit_steps(k: Tensor, v: Tensor, plan: RingPlan, messenger: Messenger) -> Iterator[tuple[RingStep, _Borrowed]]:
+    """The steps of a rank one by one, while keys and values of the next ones are on their way."""
+    under_way = deque(_borrow(step, k, v, messenger) for step in plan.steps[: plan.lead])
+    only_lent = []
+    for number, step in enumerate(plan.steps):
+        under_way.extend(_borrow(ahead, k, v, messenger) for ahead in plan.steps[number + plan.lead :][:1])
+        borrowed = under_way.popleft()
+        if not step.blocks:
+            only_lent.append(borrowed.exchange)  # others wait for it, this rank does not need to
+        yield step, borrowed
+    for exchange in only_lent:
         exchange.wait()
-        step, block_k, block_v = following, next_k, next_v
-    yield step, block_k, block_v
+
+
+def _borrow(step: RingStep, k: Tensor, v: Tensor, messenger: Messenger) -> _Borrowed:
+    """Send what is lent in a step, expect what is borrowed."""
+    next_k, next_v = (x.new_empty(step.num_borrowed, *x.shape[1:]) for x in (k, v))
+    exchange = messenger.post(
+        sends=[Message(loan.rank, x[loan.tokens.rows]) for loan in step.lent for x in (k, v)],
+        receives=[Message(loan.rank, x[rows]) for loan, rows in _number_rows(step.borrowed) for x in (next_k, next_v)],
+    )
+    return _Borrowed(exchange, next_k, next_v)
+
+
+def _number_rows(loans: Sequence[Loan]) -> Iterator[tuple[Loan, slice]]:
+    """Every loan, with its place among the tokens of all of them."""
+    start = 0
+    for loan in loans:
+        yield loan, slice(start, start + len(loan.tokens))
+        start += len(loan.tokens)
+
+
+class _Call:
+    """One call of a kernel for all blocks of a step."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self._queries = [block.queries for block in blocks]
+        self._keys = [keys for block in blocks for keys in block.keys]
+        ends = [list(accumulate((len(block.queries) for block in blocks), initial=0))]
+        ends.append(list(accumulate((sum(map(len, block.keys)) for block in blocks), initial=0)))
+        self.borders = None if len(blocks) == 1 else Blocks(*map(tuple, ends))
+
+    def take(self, x: Tensor, *, dim: int = 0) -> Tensor:
+        """The queries of all blocks."""
+        return _take(x, self._queries, dim=dim)
+
+    def take_keys(self, x: Tensor) -> Tensor:
+        """The keys of all blocks: those that several blocks see are there several times."""
+        return _take(x, self._keys)
+
+    def list_queries(self) -> Iterator[tuple[slice, slice]]:
+        """Rows of the call, and the queries whose they are."""
+        return _pair_rows(self._queries)
+
+    def return_keys(self, grad: Tensor, num_borrowed: int) -> Tensor:
+        """The gradient of all borrowed keys from that of the keys of all blocks."""
+        if join_spans(self._keys) == (Span(0, num_borrowed),):
+            return grad
+        total = grad.new_zeros(num_borrowed, *grad.shape[1:], dtype=torch.promote_types(grad.dtype, torch.float32))
+        for rows, keys in _pair_rows(self._keys):
+            total[keys] += grad[rows]
+        return total.to(grad.dtype)
+
+
+def _take(x: Tensor, spans: Sequence[Span], *, dim: int = 0) -> Tensor:
+    """The tokens of spans, one span after the other; a view where they follow each other."""
+    pieces = [x.narrow(dim, span.start, len(span)) for span in join_spans(spans)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+
+
+def _pair_rows(spans: Sequence[Span]) -> Iterator[tuple[slice, slice]]:
+    """Rows in what `_take` made, and where they were taken from; as few pairs as possible."""
+    start = 0
+    for span in join_spans(spans):
+        yield slice(start, start + len(span)), span.rows
+        start += len(span)
 
 
 @dataclass(frozen=True)
 class _Returning:
-    """Gradients of lent rows on their way back to their owner."""
+    """Gradients of lent tokens on their way back to their owner."""
 
     exchange: Exchange
-    rows: slice
+    loans: Sequence[Loan]
     dk: Tensor
     dv: Tensor
 
     def add_to(self, dk: Tensor, dv: Tensor) -> None:
         self.exchange.wait()
-        dk[self.rows] += self.dk
-        dv[self.rows] += self.dv
+        for loan, rows in _number_rows(self.loans):
+            dk[loan.tokens.rows] += self.dk[rows]
+            dv[loan.tokens.rows] += self.dv[rows]
 
 
-def _return_gradients(step: RingStep, block_grads: Sequence[Tensor], k: Tensor, messenger: Messenger) -> _Returning:
-    """Send a block's gradients to the owner of its rows; expect those of the rows that were lent in the same step."""
-    rows = step.lent.rows if step.lent else slice(0)
-    dk, dv = torch.empty_like(k[rows]), torch.empty_like(k[rows])
+def _return_gradients(step: RingStep, grads: Sequence[Tensor], k: Tensor, messenger: Messenger) -> _Returning:
+    """Send gradients of borrowed tokens to their owners; expect those of the tokens that were lent in the same step."""
+    num_lent = sum(len(loan.tokens) for loan in step.lent)
+    dk, dv = (k.new_empty(num_lent, *k.shape[1:]) for _ in range(2))
+    sent = [grad.contiguous() for grad in grads]
     exchange = messenger.post(
-        sends=[Message(step.source, grad.contiguous()) for grad in block_grads],
-        receives=[Message(step.target, dk), Message(step.target, dv)],
+        sends=[Message(loan.rank, grad[rows]) for loan, rows in _number_rows(step.borrowed) for grad in sent],
+        receives=[Message(loan.rank, grad[rows]) for loan, rows in _number_rows(step.lent) for grad in (dk, dv)],
     )
-    return _Returning(exchange, rows, dk, dv)
+    return _Returning(exchange, step.lent, dk, dv)
 
 
 def _call_library(

@@ -39,17 +39,19 @@ def split_tiles(num_tiles: int, size: int) -> list[range]:
     return [range(borders[rank], borders[rank + 1]) for rank in range(size)]
 
 
-def locate_wanted(visual: Bool[Tensor, " length"], *, shape: GridShape) -> list[Int64[Tensor, " wanted"]]:
+def locate_wanted(
+    visual: Bool[Tensor, " length"], *, shape: GridShape, borders: Sequence[int] | None = None
+) -> list[Int64[Tensor, " wanted"]]:
     """Which visual tokens of a row stand in the shard of each rank of the group.
 
-    `visual` is True at the visual tokens of the WHOLE row, without padding.
+    `visual` is True at the visual tokens of the WHOLE row, without padding; `borders` are those of its documents.
 
     Returns:
         Per group rank, the numbers of its visual tokens (0: the first visual token of the row), in the order of its
         shard, which is rising.
     """
     numbers = torch.where(visual, visual.cumsum(0) - 1, -1)
-    shards = (shape.shard(numbers, group_rank=rank, pad_value=-1) for rank in range(shape.chunk_num))
+    shards = (shape.shard(numbers, group_rank=rank, pad_value=-1, borders=borders) for rank in range(shape.chunk_num))
     return [shard[shard >= 0] for shard in shards]
 
 
@@ -93,8 +95,9 @@ def exchange_features(
         raise ValueError(
             f"rank {rank} of the group owns tiles {owner_ranges[rank]} but has features of {len(local_features)} tiles"
         )
-    routes = _plan_routes(owner_ranges, wanted, rank=rank, num_tokens=num_tokens)
-    return _ExchangeFeatures.apply(rearrange(local_features, "tiles tokens dim -> (tiles tokens) dim"), *routes, group)
+    features = rearrange(local_features, "tiles tokens dim -> (tiles tokens) dim")
+    order, sent, received = _plan_routes(owner_ranges, wanted, rank=rank, num_tokens=num_tokens)
+    return exchange_rows(features, order, sent=sent, received=received, group=group)
 
 
 def agree_on_batches(num_tiles: int, vit_batch_size: int, *, device: torch.device | str = "cpu") -> int:
@@ -125,7 +128,29 @@ def _plan_routes(
     return torch.cat(rows), [len(part) for part in rows], cuts[rank].diff().tolist()
 
 
-class _ExchangeFeatures(torch.autograd.Function):
+def exchange_rows(
+    x: Float[Tensor, "rows dim"],
+    order: Int64[Tensor, " sent"],
+    *,
+    sent: Sequence[int],
+    received: Sequence[int],
+    group: dist.ProcessGroup | None,
+) -> Float[Tensor, "received dim"]:
+    """Send rows of `x` to other ranks, with a backward pass. Collective over `group`, in both.
+
+    Args:
+        x: What this rank has.
+        order: Its rows in the order in which they leave: sent[0] of them to rank 0, then sent[1] to rank 1, ...
+        sent, received: Numbers of rows to and from every rank.
+        group: The ranks; None: this one alone.
+
+    Returns:
+        What arrives, rank after rank.
+    """
+    return _ExchangeRows.apply(x, order, list(sent), list(received), group)
+
+
+class _ExchangeRows(torch.autograd.Function):
     """Rows of `features` go to the ranks that want them; in the backward pass, gradients of them come back."""
 
     @staticmethod

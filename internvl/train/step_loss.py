@@ -19,7 +19,7 @@ from torch import Tensor
 
 from internvl.data.collate import Batch
 from internvl.model.constants import IGNORE_INDEX
-from internvl.model.loss import LossReduction, build_loss_weight, weighted_cross_entropy
+from internvl.model.loss import LossReduction, build_loss_weight, shift_targets, weighted_cross_entropy
 from internvl.parallel.shared_row import SharedRow
 
 
@@ -82,14 +82,15 @@ class DocumentLoss:
             hidden_states, output_weight, targets, weights, denominator=denominator, token_losses=token_losses
         )
 
-    def sum_documents(self, batch: Batch, shared_row: SharedRow | None) -> tuple[Tensor, Tensor]:
-        """sum(w) and sum(w * CE) of every document of a row, over the tokens of this rank; float64 (documents,)."""
+    def sum_documents(self, batch: Batch, loss_weight: Tensor, shared_row: SharedRow | None) -> tuple[Tensor, Tensor]:
+        """sum(w) and sum(w * CE) of every document of a row, over this rank's predictions; float64 (documents,)."""
         lengths = batch["cu_seqlens"].reshape(-1).to(torch.int64).diff()
         numbers = torch.arange(len(lengths), device=lengths.device)
         # The number of the document that each token is in. The known output size saves a wait for the GPU.
         documents = numbers.repeat_interleave(lengths, output_size=batch["input_ids"].shape[1]).unsqueeze(0)
         if shared_row is not None:
-            documents = shared_row.shard(documents)  # padding weighs nothing, whatever document it counts to
+            _, weights = shift_targets(batch["labels"], loss_weight)
+            documents = shared_row.take_predictions(documents, weights != 0)  # padding weighs nothing
         nothing = torch.zeros(len(lengths), dtype=torch.float64, device=lengths.device)
         weights, losses = (
             nothing.index_add(0, documents.reshape(-1), values.reshape(-1).double()) for values in self._tokens

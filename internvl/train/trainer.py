@@ -178,10 +178,11 @@ class V2PETrainer(Trainer):
         document_loss = DocumentLoss()
         is_chunked = self.loss_options.kernel == "chunked"
         vit_batch_size = self.model.vit_batch_size
+        # Made here and not by the loader: the Trainer casts floats to bf16 when it moves a batch to the device.
+        loss_weight = self.loss_options.weigh(inputs)
         outputs = model(
             **inputs,
-            # Made here and not by the loader: the Trainer casts floats to bf16 when it moves a batch to the device.
-            loss_weight=self.loss_options.weigh(inputs),
+            loss_weight=loss_weight,
             loss_denominator=num_items_in_batch,
             loss_function=document_loss if is_chunked else liger_cross_entropy,
             use_cache=False,
@@ -193,7 +194,7 @@ class V2PETrainer(Trainer):
         )
         losses = None
         if is_chunked and refs is not None:
-            weights, losses = document_loss.sum_documents(inputs, self.shared_row)
+            weights, losses = document_loss.sum_documents(inputs, loss_weight, self.shared_row)
             self.window.rows.note_losses(refs[:, 0], weights, losses)
         loss = spread_nan(outputs.loss)
         self.bad_steps.note_row(MicroBatch(refs, losses, loss.detach()))

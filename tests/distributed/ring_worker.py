@@ -25,7 +25,7 @@ from internvl.parallel.kernels import CudaFlash, FlashAttn
 from internvl.parallel.launch import find_free_port, finish_distributed, init_distributed, read_rank_env
 from internvl.parallel.recompute import keep_ring_outputs
 from internvl.parallel.ring import ring_attention
-from internvl.parallel.zigzag import shard_row, unshard_row
+from internvl.parallel.shards import shard_row, unshard_row
 from tests.parallel.packed_attention import (
     attend_with_gradients,
     double_of_aten_backward,
@@ -99,8 +99,8 @@ def measure(case: Case, dtype: torch.dtype, group: dist.ProcessGroup) -> dict[st
     attend = partial(ring_attention, group=group, **settings)
     if case.checkpoint is not None:
         attend = partial(checkpoint, attend, use_reentrant=False, **case.checkpoint)
-    shards = [shard_row(x, rank=rank, size=size) for x in row]
-    results = [gather(x, group) for x in attend_with_gradients(attend, shards, dtype)]
+    shards = [shard_row(x, rank=rank, size=size, borders=borders.tolist()) for x in row]
+    results = [gather(x, group, borders.tolist()) for x in attend_with_gradients(attend, shards, dtype)]
     padding = max((float(x[num_real:].abs().max()) for x in results if len(x) > num_real), default=0.0)
 
     real = [x[:num_real] for x in row]
@@ -123,10 +123,10 @@ def error(results: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     return max(float((a - b).abs().max() / b.abs().max().clamp_min(1)) for a, b in zip(results, expected, strict=True))
 
 
-def gather(local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+def gather(local: torch.Tensor, group: dist.ProcessGroup, borders: list[int]) -> torch.Tensor:
     parts = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, local.contiguous(), group=group)
-    return unshard_row(parts)
+    return unshard_row(parts, borders=borders)
 
 
 def install_double_of_ring_flash_attn() -> None:

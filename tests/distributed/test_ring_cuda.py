@@ -12,7 +12,7 @@ import torch.multiprocessing
 from internvl.parallel.kernels import select_kernel
 from internvl.parallel.launch import find_free_port, init_distributed, read_rank_env
 from internvl.parallel.ring import ring_attention
-from internvl.parallel.zigzag import shard_row, unshard_row
+from internvl.parallel.shards import shard_row, unshard_row
 from tests.parallel.packed_attention import attend_with_gradients, make_row, reference_attention
 
 pytestmark = [
@@ -31,23 +31,23 @@ HEADS = {"as many": (4, 4), "grouped": (4, 2), "single": (4, 1)}
 def largest_error(row, lengths, *, dtype, kernel, group) -> float:
     """Of output, dq, dk and dv, relative to the largest number."""
     rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
-    shards = [shard_row(x, rank=rank, size=size).cuda() for x in row]
-    borders = torch.tensor([0, *accumulate(lengths)])
-    attend = partial(ring_attention, cu_seqlens=borders, group=group, kernel=kernel)
+    borders = [0, *accumulate(lengths)]
+    shards = [shard_row(x, rank=rank, size=size, borders=borders).cuda() for x in row]
+    attend = partial(ring_attention, cu_seqlens=torch.tensor(borders), group=group, kernel=kernel)
     results = attend_with_gradients(attend, shards, dtype)
     if group is None:
         results = [x[: sum(lengths)].cpu() for x in results]
     else:
-        results = [gather(x, size)[: sum(lengths)].cpu() for x in results]
+        results = [gather(x, size, borders)[: sum(lengths)].cpu() for x in results]
     scale = row[0].shape[-1] ** -0.5
     expected = attend_with_gradients(lambda q, k, v: reference_attention(q, k, v, lengths, scale), row, torch.float64)
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(results, expected, strict=True))
 
 
-def gather(local, size):
+def gather(local, size, borders):
     parts = [torch.empty_like(local) for _ in range(size)]
     dist.all_gather(parts, local.contiguous())
-    return unshard_row(parts)
+    return unshard_row(parts, borders=borders)
 
 
 @pytest.mark.parametrize("kernel", ["cuda_flash", "flash_attn"])

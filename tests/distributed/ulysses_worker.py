@@ -60,11 +60,11 @@ def mean_error(found, expected) -> float:
     return max(float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
 
 
-def gather(grid: Grid, local: torch.Tensor) -> torch.Tensor:
+def gather(grid: Grid, local: torch.Tensor, borders: list[int]) -> torch.Tensor:
     """The row with its padding."""
     parts = [torch.empty_like(local) for _ in range(grid.group_size)]
     dist.all_gather(parts, local.contiguous(), group=grid.group)
-    return grid.unshard(parts)
+    return grid.unshard(parts, borders=borders)
 
 
 def measure(grid: Grid, lengths, heads, dtype, function: str) -> dict[str, float]:
@@ -77,7 +77,9 @@ def measure(grid: Grid, lengths, heads, dtype, function: str) -> dict[str, float
         return hybrid_attention(q, k, v, cu_seqlens=cu_seqlens, grid=grid)
 
     # The padding holds something, which must not be seen, and must not get a gradient.
-    found = [gather(grid, x) for x in run(attend, [grid.shard(x, pad_value=3.0) for x in tensors], dtype)]
+    borders = cu_seqlens.tolist()
+    shards = [grid.shard(x, pad_value=3.0, borders=borders) for x in tensors]
+    found = [gather(grid, x, borders) for x in run(attend, shards, dtype)]
     length = sum(lengths)
     expected = run(lambda q, k, v: dense_attention(q, k, v, lengths), tensors, torch.float64)
     alone = run(lambda q, k, v: ring_attention(q, k, v, cu_seqlens=cu_seqlens, group=None), tensors, dtype)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from internvl.parallel.kernels import CpuFlash
+from internvl.parallel.kernels import Blocks, CpuFlash
 
 CPU = CpuFlash()
 
@@ -54,13 +54,17 @@ def _check_tensors(*tensors: Tensor) -> None:
     assert tensors[0].shape[-1] <= 256
 
 
-def _check_borders(cu_seqlens_q, cu_seqlens_k, max_q, max_k, num_tokens) -> tuple[int, ...]:
+def _check_borders(cu_seqlens_q, cu_seqlens_k, max_q, max_k, q, k, *, causal) -> tuple[int, ...] | Blocks:
     assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
-    borders = cu_seqlens_q.tolist()
-    assert borders == cu_seqlens_k.tolist()
-    assert borders[-1] == num_tokens
-    assert max_q == max_k == max(b - a for a, b in itertools.pairwise(borders))
-    return tuple(borders)
+    found = []
+    for cuts, longest, num_tokens in ((cu_seqlens_q, max_q, len(q)), (cu_seqlens_k, max_k, len(k))):
+        borders = cuts.tolist()
+        assert borders[-1] == num_tokens
+        assert longest == max(b - a for a, b in itertools.pairwise(borders))
+        found.append(tuple(borders))
+    assert not causal or found[0] == found[1]
+    assert len(found[0]) == len(found[1])
+    return found[0] if causal else Blocks(*found)
 
 
 # --- torch.ops.aten._flash_attention_forward / _backward -------------------------------------------------------------
@@ -88,8 +92,8 @@ def double_of_aten_forward(*args, **kwargs):
         out, lse = CPU.forward(q[0], k[0], v[0], scale=given["scale"], borders=None)
         out, lse = out[None], lse[None]
     else:
-        assert given["is_causal"] is True
-        borders = _check_borders(given["cum_seq_q"], given["cum_seq_k"], given["max_q"], given["max_k"], len(q))
+        sizes = (given["cum_seq_q"], given["cum_seq_k"], given["max_q"], given["max_k"])
+        borders = _check_borders(*sizes, q, k, causal=given["is_causal"])
         out, lse = CPU.forward(q, k, v, scale=given["scale"], borders=borders)
     return out, lse, torch.zeros(2, dtype=torch.uint64), torch.empty(0), torch.empty(0)
 
@@ -108,8 +112,8 @@ def double_of_aten_backward(*args, **kwargs):
         assert lse.shape == (1, tensors[1].shape[2], tensors[1].shape[1])
         grads = CPU.backward(*(x[0] for x in tensors), lse[0], scale=given["scale"], borders=None)
         return tuple(grad[None] for grad in grads)
-    assert given["is_causal"] is True
-    borders = _check_borders(given["cum_seq_q"], given["cum_seq_k"], given["max_q"], given["max_k"], len(tensors[0]))
+    sizes = (given["cum_seq_q"], given["cum_seq_k"], given["max_q"], given["max_k"])
+    borders = _check_borders(*sizes, tensors[1], tensors[2], causal=given["is_causal"])
     return CPU.backward(*tensors, lse, scale=given["scale"], borders=borders)
 
 
@@ -119,7 +123,7 @@ def double_of_aten_backward(*args, **kwargs):
 def _forward(q, k, v, dropout_p, softmax_scale, causal, alibi_slopes, return_softmax, softcap, borders=None):
     _check_tensors(q, k, v)
     assert (dropout_p, alibi_slopes, return_softmax, softcap) == (0.0, None, False, 0.0)
-    assert causal is (borders is not None)
+    assert causal is isinstance(borders, tuple)
     if borders is not None:
         return CPU.forward(q, k, v, scale=softmax_scale, borders=borders)
     out, lse = CPU.forward(q[0], k[0], v[0], scale=softmax_scale, borders=None)
@@ -129,7 +133,7 @@ def _forward(q, k, v, dropout_p, softmax_scale, causal, alibi_slopes, return_sof
 def _backward(tensors, lse, grads, dropout_p, softmax_scale, causal, alibi_slopes, softcap, borders=None):
     _check_tensors(*tensors)
     assert (dropout_p, alibi_slopes, softcap) == (0.0, None, 0.0)
-    assert causal is (borders is not None)
+    assert causal is isinstance(borders, tuple)
     assert lse.is_contiguous()
     if borders is None:
         found = CPU.backward(*(x[0] for x in tensors), lse[0], scale=softmax_scale, borders=None)
@@ -167,7 +171,7 @@ def double_of_flash_attn_2_6() -> SimpleNamespace:
         block_table=None,
         leftpad_k=None,
     ):
-        borders = _check_borders(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, len(q))
+        borders = _check_borders(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q, k, causal=causal)
         assert window_size == (-1, -1)
         out, lse = _forward(q, k, v, dropout_p, softmax_scale, causal, alibi_slopes, return_softmax, softcap, borders)
         return out, q, k, v, out, lse, None, torch.zeros(2)
@@ -218,7 +222,7 @@ def double_of_flash_attn_2_6() -> SimpleNamespace:
         deterministic,
         rng_state=None,
     ):
-        borders = _check_borders(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, len(q))
+        borders = _check_borders(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q, k, causal=causal)
         tensors, grads = (dout, q, k, v, out), (dq, dk, dv)
         _backward(tensors, softmax_lse, grads, dropout_p, softmax_scale, causal, alibi_slopes, softcap, borders)
         return dq, dk, dv, torch.zeros(1)
@@ -277,7 +281,7 @@ def double_of_flash_attn_2_8() -> SimpleNamespace:
         seqused_k=None,
         zero_tensors=False,
     ):
-        borders = _check_borders(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, len(q))
+        borders = _check_borders(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q, k, causal=causal)
         assert (window_size_left, window_size_right) == (-1, -1)
         out, lse = _forward(q, k, v, dropout_p, softmax_scale, causal, alibi_slopes, return_softmax, softcap, borders)
         return out, lse, torch.empty(0), torch.zeros(2)
@@ -331,7 +335,7 @@ def double_of_flash_attn_2_8() -> SimpleNamespace:
         rng_state=None,
         zero_tensors=False,
     ):
-        borders = _check_borders(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, len(q))
+        borders = _check_borders(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q, k, causal=causal)
         tensors, grads = (dout, q, k, v, out), (dq, dk, dv)
         _backward(tensors, softmax_lse, grads, dropout_p, softmax_scale, causal, alibi_slopes, softcap, borders)
         return torch.zeros(1)

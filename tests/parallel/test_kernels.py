@@ -1,14 +1,14 @@
 """Kernels on one process: numbers against float64, argument contracts of those that need a GPU through doubles."""
 
 import sys
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from internvl.errors import ConfigError, MissingDependencyError
-from internvl.parallel.kernels import CpuFlash, CudaFlash, FlashAttn, select_kernel
+from internvl.parallel.kernels import Blocks, CpuFlash, CudaFlash, FlashAttn, select_kernel
 from internvl.parallel.ring import import_library, merge_partial, ring_attention
 
 from .packed_attention import (
@@ -81,11 +81,29 @@ def test_blocks_of_keys_add_up_to_causal_attention(kernel):
     assert dk.shape == dv.shape == (16, 2, 32)
 
 
-@pytest.mark.parametrize("borders", [None, (0, 5, 16)], ids=["dense", "packed"])
+@pytest.mark.parametrize("kernel", [CpuFlash(), *DOUBLES.values()], ids=["cpu", *DOUBLES])
+def test_blocks_in_one_call_equal_a_call_each(kernel):
+    q, k, v, grad_out = (x.bfloat16() for x in make_row(32, (4, 2), 32, seed=2))
+    borders, settings = Blocks((0, 5, 21, 32), (0, 16, 17, 32)), {"scale": 0.2}
+    out, lse = kernel.forward(q, k, v, borders=borders, **settings)
+    grads = kernel.backward(grad_out, q, k, v, out, lse, borders=borders, **settings)
+    for own, keys in zip(
+        *([slice(a, b) for a, b in pairwise(x)] for x in (borders.queries, borders.keys)), strict=True
+    ):
+        own_out, own_lse = kernel.forward(q[own], k[keys], v[keys], borders=None, **settings)
+        of_block = (out[own], lse[:, own])
+        own_grads = kernel.backward(grad_out[own], q[own], k[keys], v[keys], *of_block, borders=None, **settings)
+        torch.testing.assert_close((out[own], lse[:, own]), (own_out, own_lse))
+        torch.testing.assert_close((grads[0][own], grads[1][keys], grads[2][keys]), tuple(own_grads))
+
+
+@pytest.mark.parametrize(
+    "borders", [None, (0, 5, 16), Blocks((0, 5, 16), (0, 23, 24))], ids=["dense", "packed", "blocks"]
+)
 def test_torchs_own_operators_take_what_the_binding_passes(borders):
     """The real operators of the installed torch, on tensors without data."""
     q = torch.zeros(16, 4, 32, dtype=torch.bfloat16, device="meta")
-    k = torch.zeros(24 if borders is None else 16, 2, 32, dtype=torch.bfloat16, device="meta")
+    k = torch.zeros(16 if isinstance(borders, tuple) else 24, 2, 32, dtype=torch.bfloat16, device="meta")
     out, lse = CudaFlash().forward(q, k, k, scale=0.1, borders=borders)
     assert (out.shape, lse.shape, lse.dtype) == (q.shape, (4, 16), torch.float32)
     grads = CudaFlash().backward(out, q, k, k, out, lse, scale=0.1, borders=borders)

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from internvl.parallel.zigzag import build_local_indices, shard_row, unshard_row
+from internvl.parallel.deal import deal_row
+from internvl.parallel.shards import shard_row, unshard_row
 
 SIZES = st.integers(1, 9)
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.int32, torch.bool]
@@ -16,32 +17,33 @@ DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.int32, torch.bool]
     shape=st.lists(st.integers(1, 3), min_size=0, max_size=2),
     dim=st.integers(-3, 2),
     dtype=st.sampled_from(DTYPES),
+    cuts=st.lists(st.integers(0, 90), max_size=4),
 )
-def test_unsharding_the_shards_gives_the_row(size, length, shape, dim, dtype):
+def test_unsharding_the_shards_gives_the_row(size, length, shape, dim, dtype, cuts):
     dim = max(-1 - len(shape), min(dim, len(shape)))
     full = list(shape)
     full.insert(dim % (len(shape) + 1), length)
     row = torch.randint(0, 2 if dtype == torch.bool else 100, full).to(dtype)
-    parts = [shard_row(row, rank=rank, size=size, dim=dim) for rank in range(size)]
+    borders = [0, *sorted(min(cut, length) for cut in cuts), length]
+    parts = [shard_row(row, rank=rank, size=size, dim=dim, borders=borders) for rank in range(size)]
     assert len({part.shape for part in parts}) == 1
     assert parts[0].shape[dim] % 2 == 0
     assert parts[0].shape[dim] * size - length < 2 * size
-    assert torch.equal(unshard_row(parts, dim=dim, length=length), row)
-    assert not unshard_row(parts, dim=dim).narrow(dim, length, parts[0].shape[dim] * size - length).any()
+    assert torch.equal(unshard_row(parts, dim=dim, length=length, borders=borders), row)
+    assert (
+        not unshard_row(parts, dim=dim, borders=borders).narrow(dim, length, parts[0].shape[dim] * size - length).any()
+    )
 
 
-@settings(max_examples=30)
-@given(size=SIZES, length=st.integers(0, 90))
-def test_local_indices_say_where_a_token_comes_from(size, length):
-    row = torch.arange(length) * 3 + 1
-    for rank in range(size):
-        places = build_local_indices(length, rank=rank, size=size)
-        shard = shard_row(row, rank=rank, size=size, pad_value=-7)
-        assert torch.equal(shard[places < length], row[places[places < length]])
-        assert (shard[places >= length] == -7).all()
+def test_shards_are_the_runs_of_the_deal():
+    row = torch.arange(11)
+    deal = deal_row((0, 6, 8, 11), num_tokens=6, size=2)
+    for rank, runs in enumerate(deal):
+        expected = [place if place < 11 else -7 for run in runs for place in range(run.start, run.stop)]
+        assert shard_row(row, rank=rank, size=2, pad_value=-7, borders=[0, 6, 8, 11]).tolist() == expected
 
 
-def test_ranks_hold_chunks_from_both_ends():
+def test_ranks_hold_chunks_of_one_document_from_both_ends():
     row = torch.arange(12)
     shards = [shard_row(row, rank=rank, size=3).tolist() for rank in range(3)]
     assert shards == [[0, 1, 10, 11], [2, 3, 8, 9], [4, 5, 6, 7]]
