@@ -31,6 +31,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.utils import ModelOutput
 
 from internvl.errors import ConfigError, InternVLError, ParallelError
+from internvl.model.attention import Padding
 from internvl.model.caches import FilledStaticLayer, KeyCastingCache
 from internvl.model.chat import Arguments, GenerateOptions
 from internvl.model.finite_scores import RefuseNonFiniteScores
@@ -376,7 +377,7 @@ class ContextParallel:
         *,
         scaling: float,
         cu_seqlens: Tensor | None,
-        attention_mask: Tensor | None,
+        attention_mask: Padding | None,
     ) -> Float[Tensor, "1 heads queries head_dim"]:
         """`AttentionFunction` over the shares of all ranks; `key` and `value` are what this rank's cache returned."""
         assert cu_seqlens is None  # a prompt is one document

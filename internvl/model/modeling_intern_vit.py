@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .attention import attend_fused
 from .configuration_internvl_chat import InternVisionConfig
 from .errors import ConfigError
 from .shapes import Float
@@ -118,7 +119,9 @@ class InternAttention(nn.Module):
         query, key, value = (
             states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for states in (query, key, value)
         )
-        out = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        scaling = query.shape[-1] ** -0.5
+        out = attend_fused(query, key, value, scaling=scaling, is_causal=False, dropout=dropout)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

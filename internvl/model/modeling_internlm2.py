@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from .attention import AttentionFunction, attend
+from .attention import AttentionFunction, Padding, attend, find_padding
 from .configuration_internvl_chat import InternLM2Config
 from .language_models import FinalLengthMixin
 from .rotary import Sequences, apply_rotary, build_query_scales, build_rotary_tables
@@ -88,7 +88,7 @@ class InternLM2Attention(nn.Module):
         hidden_states: Float[Tensor, "batch length hidden"],
         rotary: tuple[Float32[Tensor, "batch length half"], Float32[Tensor, "batch length half"]],
         cu_seqlens: Int[Tensor, " borders"] | None,
-        attention_mask: Shaped[Tensor, "batch keys"] | None,
+        padding: Padding | None,
         past_key_values: Cache | None,
         query_scale: Float32[Tensor, "#batch length"] | None = None,
         attention: AttentionFunction | None = None,
@@ -109,7 +109,7 @@ class InternLM2Attention(nn.Module):
             value,
             scaling=self.head_dim**-0.5,
             cu_seqlens=cu_seqlens,
-            attention_mask=attention_mask,
+            attention_mask=padding,
             query_scale=query_scale,
         )
         return self.wo(out.transpose(1, 2).flatten(2))
@@ -260,7 +260,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
             num_keys=num_keys,
         )
         hidden_states = inputs_embeds
-        context = (rotary, cu_seqlens, attention_mask, past_key_values, query_scale, attention)
+        context = (rotary, cu_seqlens, find_padding(attention_mask), past_key_values, query_scale, attention)
         for layer in self.layers:
             hidden_states = layer(hidden_states, *context)
         return BaseModelOutputWithPast(

@@ -125,7 +125,8 @@ def _find_frequencies(
         )
         return plain_frequencies(bases, width), 1.0
     if kind == "default" or (kind == "linear" and config.model_type == "internlm2"):
-        return plain_frequencies(torch.tensor(base, dtype=torch.float64, device=device), width), 1.0
+        # torch.full fills on the device, torch.tensor would copy to it and wait.
+        return plain_frequencies(torch.full((), base, dtype=torch.float64, device=device), width), 1.0
     if kind == "yarn" and config.model_type == "internlm2":
         original_length = entry.get("original_max_position_embeddings", config.max_position_embeddings)
         frequencies, scale = yarn_frequencies(

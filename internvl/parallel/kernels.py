@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from internvl.errors import ConfigError, MissingDependencyError
+from internvl.model.attention import send_borders
 
 Borders = tuple[int, ...] | None
 Queries = Float[Tensor, "queries heads head_dim"]
@@ -261,7 +262,7 @@ def _describe_documents(q: Tensor, k: Tensor, borders: Borders) -> tuple[Tensor 
     if borders is None:
         return None, len(q), len(k)
     longest = max(b - a for a, b in pairwise(borders))
-    return torch.tensor(borders, dtype=torch.int32, device=q.device), longest, longest
+    return send_borders(borders, q.device), longest, longest
 
 
 def _name_documents(q: Tensor, k: Tensor, borders: Borders) -> dict[str, Tensor | int | None]:
