@@ -358,6 +358,7 @@ def _build_loader(
         rows,
         share=RankShare(range(first, first + num_own), TileShare(grid.group_rank, grid.group_size)),
         num_workers=training.dataloader_num_workers,
+        pin_memory=training.dataloader_pin_memory and has_cuda() and not training.use_cpu,
         skipped_path=training.skipped_path or Path(training.output_dir, "skipped.jsonl"),
         max_skipped=args.max_skipped,
     )

@@ -11,6 +11,7 @@ It only connects hooks of transformers with small objects, each of which can be 
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import DummyOptim
@@ -48,6 +49,7 @@ class V2PETrainer(Trainer):
     #   _get_grad_norm    is asked once per step, before the optimiser's step: the moment to leave a bad step out
     #   _tr_loss          the running sum of losses, which a bad step is taken out of again
     #   _load_optimizer_and_scheduler   wrapped: afterwards the schedule of this run gives the learning rates
+    #   _prepare_input    wrapped: batches go to the GPU without waiting
     #   _save_checkpoint  wrapped, _get_output_dir: a checkpoint is written aside and renamed when it is complete
     #   _save             writes weights; the public save_model gathers them from all ranks and calls it
 
@@ -163,6 +165,11 @@ class V2PETrainer(Trainer):
         own_sum = self.loss_options.sum_weights(batches).to(device) / (1 if grid is None else grid.group_size)
         world_sum = self.accelerator.reduce(own_sum, reduction="sum") if self.loss_options.all_gather else None
         return batches, scaled_denominator(own_sum, world_sum, self.accelerator.num_processes)
+
+    def _prepare_input(self, data: Tensor | Any) -> Tensor | Any:
+        if isinstance(data, Tensor) and data.is_pinned():
+            data = data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
 
     def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | None = None
