@@ -237,7 +237,7 @@ def _build_trainer(arguments: Arguments, checkpoint: str | None) -> V2PETrainer:
         writer=CheckpointWriter(
             Path(str(args.output_dir)),
             is_main=args.should_save,
-            is_node_main=args.local_process_index == 0,
+            is_node_main=read_rank_env().local_rank == 0,
             num_ranks=args.world_size,
             keep=args.save_total_limit,
             tokenizer=tokenizer,
@@ -246,6 +246,7 @@ def _build_trainer(arguments: Arguments, checkpoint: str | None) -> V2PETrainer:
         window=window,
         loss=LossOptions(data_args.loss_reduction, data_args.loss_reduction_all_gather, data_args.loss_kernel),
         shared_row=SharedRow(grid) if shares_rows(model_args) else None,
+        host_group=grid.host_group,
     )
     if model_args.keep_attention:
         trainer.add_callback(KeepAttention())

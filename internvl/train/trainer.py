@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate.utils import DummyOptim
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -67,11 +68,12 @@ class V2PETrainer(Trainer):
         window: Window,
         loss: LossOptions,
         shared_row: SharedRow | None = None,
+        host_group: dist.ProcessGroup | None = None,
     ):
         super().__init__(model=model, args=args)
         self.model_accepts_loss_kwargs = False  # the Trainer must not rescale by its own item count
         self.loader, self.writer, self.window = loader, writer, window
-        self.loss_options, self.shared_row = loss, shared_row
+        self.loss_options, self.shared_row, self.host_group = loss, shared_row, host_group
         folder = writer.output_dir if args.should_save else None
         self.bad_steps = BadSteps(args.nan_policy, limit=args.max_bad_steps, sources=window.sources, folder=folder)
         self._group_names: list[str] = []
@@ -190,7 +192,7 @@ class V2PETrainer(Trainer):
             # All ranks run the vision tower equally often, since ZeRO-3 gathers weights in each run.
             num_vit_batches=None
             if vit_batch_size is None
-            else agree_on_batches(len(inputs["pixel_values"]), vit_batch_size, device=self.args.device),
+            else agree_on_batches(len(inputs["pixel_values"]), vit_batch_size, group=self.host_group),
         )
         losses = None
         if is_chunked and refs is not None:
