@@ -21,6 +21,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.attention import activate_flash_attention_impl, list_flash_attention_impls
 
 from internvl.errors import ConfigError, MissingDependencyError
 from internvl.model.attention import send_borders
@@ -224,6 +225,28 @@ def check_flash_dtype(name: str, dtype: torch.dtype) -> None:
             f"attention kernel {name} takes bfloat16 or float16, got {str(dtype).removeprefix('torch.')}; "
             "pass --bf16 True (or --fp16 True)"
         )
+
+
+def activate_flash(name: str) -> None:
+    """Let torch's flash operators for CUDA run FlashAttention 3 or 4 (`FA3`, `FA4`) in this process.
+
+    They are packages of their own; every call of `cuda_flash`, and of the seam in internvl/model/attention.py, is then
+    theirs.
+
+    Raises:
+        ConfigError: Torch knows no implementation of that name.
+        MissingDependencyError: Its package cannot be imported.
+    """
+    known = list_flash_attention_impls()
+    if name not in known:
+        raise ConfigError(f"flash implementation {name!r}: expected one of {', '.join(known)}, or leave it out")
+    try:
+        activate_flash_attention_impl(name)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"flash implementation {name} cannot be imported ({error}); build the Hopper kernels of the flash-attention "
+            "repository (hopper/setup.py) for FA3, pip install flash-attn-4 for FA4, or leave it out"
+        ) from error
 
 
 def import_flash_attn() -> ModuleType:
