@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from .attention import AttentionFunction, Padding, attend, find_padding
 from .configuration_internvl_chat import InternLM2Config
+from .fused import CompiledOnCuda
 from .language_models import FinalLengthMixin
 from .rotary import Sequences, apply_rotary, build_query_scales, build_rotary_tables
 from .shapes import Float, Float32, Int, Num, Shaped
@@ -33,6 +34,8 @@ class InternLM2RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens hidden"]:  # noqa: D102
+        if hidden_states.is_cuda and hidden_states.dtype == self.weight.dtype:
+            return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)  # one kernel
         return _RMSNorm.apply(hidden_states, self.weight, self.eps)
 
 
@@ -137,12 +140,23 @@ class _GatedSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return gated_silu(gate, up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+        return gated_silu_backward(grad, *ctx.saved_tensors)
+
+
+@CompiledOnCuda
+def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    return F.silu(gate).mul_(up)
+
+
+@CompiledOnCuda
+def gated_silu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `gated_silu`."""
+    return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 
 class InternLM2DecoderLayer(GradientCheckpointingLayer):

@@ -244,8 +244,8 @@ def activate_flash(name: str) -> None:
         activate_flash_attention_impl(name)
     except ImportError as error:
         raise MissingDependencyError(
-            f"flash implementation {name} cannot be imported ({error}); build the Hopper kernels of the flash-attention "
-            "repository (hopper/setup.py) for FA3, pip install flash-attn-4 for FA4, or leave it out"
+            f"flash implementation {name} cannot be imported ({error}); build hopper/ of the flash-attention "
+            "repository for FA3, pip install flash-attn-4 for FA4, or leave it out"
         ) from error
 
 

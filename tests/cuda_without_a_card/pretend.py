@@ -107,6 +107,7 @@ class PretendedCuda(TorchDispatchMode):
         torch.cuda.get_device_capability = lambda device=None: (9, 0)
         F.scaled_dot_product_attention = self._choose_sdpa
         send_borders.cache_clear()  # those of another mode
+        torch.compiler.set_stance("force_eager")  # there is nothing to compile for
         return super().__enter__()
 
     def __exit__(
@@ -114,6 +115,7 @@ class PretendedCuda(TorchDispatchMode):
     ) -> None:
         threads, lifting, torch.cuda._lazy_init, torch.cuda.get_device_capability = self._leave
         F.scaled_dot_product_attention = _sdpa
+        torch.compiler.set_stance("default")
         threads.__exit__(kind, error, trace)
         torch._C._set_only_lift_cpu_tensors(lifting)
         super().__exit__(kind, error, trace)

@@ -1,11 +1,15 @@
 """What is run on a device that is not there. Every function is called in the worker, and returns plain numbers."""
 
 from collections.abc import Sequence
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from internvl.model.attention import _attend_documents, attend, send_borders
+from internvl.model.modeling_intern_vit import InternRMSNorm
+from internvl.model.modeling_internlm2 import InternLM2RMSNorm
 from internvl.parallel.grid import build_grid
 from internvl.parallel.ring import ring_attention
 from internvl.parallel.shared_row import SHARED_ATTENTION, register_shared_attention
@@ -127,3 +131,26 @@ def find_devices_of_fakes(borders: Sequence[int]) -> set[str]:
     torch.cuda.get_device_capability = capability
     send_borders.cache_clear()
     return found
+
+
+def compare_norms() -> list[float]:
+    """Largest difference of output and gradients between RMS norms on CUDA and on the CPU, decoder's and tower's."""
+    generator = torch.Generator().manual_seed(0)
+    states, grad = (torch.randn(2, 9, 32, generator=generator).bfloat16() for _ in range(2))
+    differences = []
+    for norm in (InternLM2RMSNorm(32, 1e-5), InternRMSNorm(32, 1e-5)):
+        norm = norm.bfloat16()
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
+        x = states.clone().requires_grad_()
+        expected = [norm(x), *torch.autograd.grad(norm(x), [x, norm.weight], grad)]
+        with PretendedCuda() as cuda:
+            moved = cuda.move(norm)
+            x = cuda.put(states).requires_grad_()
+            # Which a torch without CUDA takes apart before anybody sees it.
+            with patch.object(F, "rms_norm", wraps=F.rms_norm) as fused:
+                out = moved(x)
+            fused.assert_called_once()
+            grads = torch.autograd.grad(out, [x, moved.weight], cuda.put(grad))
+            results = [y.detach().cpu() for y in (out, *grads)]
+        differences += [float((a - b.detach()).abs().max()) for a, b in zip(results, expected, strict=True)]
+    return differences
