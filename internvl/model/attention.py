@@ -28,7 +28,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -187,6 +186,8 @@ def _attend_sequences(
     `lengths` are the numbers of queries and of keys of every sequence, in the order of the rows. The last query of a
     sequence sees its last key; queries without keys get 0.
     """
+    from torch.nn.attention.varlen import varlen_attn  # of torch 2.10: the CPU takes an older one
+
     query_borders, key_borders = (tuple(accumulate(numbers, initial=0)) for numbers in zip(*lengths, strict=True))
     q, k, v = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
     out = varlen_attn(

@@ -1,6 +1,9 @@
 """What is run on a device that is not there. Every function is called in the worker, and returns plain numbers."""
 
+import importlib.util
+import sys
 from collections.abc import Sequence
+from types import ModuleType
 from unittest.mock import patch
 
 import torch
@@ -11,6 +14,7 @@ from internvl.model.attention import _attend_documents, attend, send_borders
 from internvl.model.modeling_intern_vit import InternRMSNorm
 from internvl.model.modeling_internlm2 import InternLM2RMSNorm
 from internvl.parallel.grid import build_grid
+from internvl.parallel.kernels import FlashAttn
 from internvl.parallel.ring import ring_attention
 from internvl.parallel.shared_row import SHARED_ATTENTION, register_shared_attention
 from tests.model.tiny import VISUAL, document, tiny_model
@@ -154,3 +158,22 @@ def compare_norms() -> list[float]:
             results = [y.detach().cpu() for y in (out, *grads)]
         differences += [float((a - b.detach()).abs().max()) for a, b in zip(results, expected, strict=True)]
     return differences
+
+
+def run_flash_attn(interface: str, borders: tuple[int, ...] | None) -> tuple[tuple, tuple, list[tuple]]:
+    """Shapes of output, log-sum-exp (with dtype and device) and gradients, by flash-attn's own shape functions."""
+    sys.modules["flash_attn_2_cuda"] = ModuleType("flash_attn_2_cuda")  # the compiled kernels, which are not called
+    spec = importlib.util.spec_from_file_location("flash_attn_interface_of_sdist", interface)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    kernel = FlashAttn(module)
+    send_borders.cache_clear()
+    with FakeTensorMode():
+        options = {"device": "cuda", "dtype": torch.bfloat16}
+        q = torch.empty(64, 16, 128, **options)
+        k = torch.empty(40 if borders is None else 64, 8, 128, **options)
+        out, lse = kernel.forward(q, k, k, scale=0.1, borders=borders)
+        grads = kernel.backward(out, q, k, k, out, lse, scale=0.1, borders=borders)
+    send_borders.cache_clear()
+    return tuple(out.shape), (tuple(lse.shape), str(lse.dtype), lse.device.type), [tuple(grad.shape) for grad in grads]
