@@ -39,7 +39,6 @@ from internvl.data.records import Record, RecordFile
 from internvl.data.strides import StrideOptions
 from internvl.data.tiling import choose_grid
 from internvl.data.visuals import TileOptions
-from internvl.model.constants import IMAGENET_MEAN, IMAGENET_STD
 from internvl.model.conversation import get_conversation
 from internvl.model.registration import load_tokenizer
 from internvl.model.v2pe import stride_to_units
@@ -87,11 +86,9 @@ def cut_image(path: Path) -> list[Image.Image]:
 
 
 def transform_tile(tile: Image.Image) -> torch.Tensor:
-    """One tile as a normalised tensor, step by step."""
+    """One tile as a tensor of pixels, step by step; both pipelines leave it to the model to normalise them."""
     tile = tile.convert("RGB").resize((TILE, TILE), Image.Resampling.BICUBIC)
-    values = torch.from_numpy(np.array(tile, dtype=np.uint8)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
-    mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    return (values - mean) / std
+    return torch.from_numpy(np.array(tile, dtype=np.uint8)).permute(2, 0, 1).contiguous()
 
 
 def tokenize_pieces(tokenizer: Any, record: Record, tiles: list[int]) -> tuple[list[int], list[int]]:

@@ -29,6 +29,7 @@ need_checkpoint "$checkpoint"
 choose_python "$root"
 PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONPATH
+export_cuda_settings
 
 count_gpus() {
     if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then

@@ -49,6 +49,7 @@ root=$(cd "$(dirname -- "$0")/.." && pwd)
 cd "$root"
 choose_python "$root"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+export_cuda_settings
 
 if [ -z "${LAUNCHER:-}" ]; then
     LAUNCHER=pytorch

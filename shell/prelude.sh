@@ -117,6 +117,14 @@ print_command() {
     echo
 }
 
+# What torch reads at its start: memory that fits rows of any length; and the last collectives of every rank, written to
+# /tmp/nccl_trace_rank_* when one of them times out. What is set already stays.
+export_cuda_settings() {
+    export PYTORCH_CUDA_ALLOC_CONF="${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}"
+    export TORCH_NCCL_DUMP_ON_TIMEOUT="${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}"
+    export TORCH_FR_BUFFER_SIZE="${TORCH_FR_BUFFER_SIZE:-2000}"
+}
+
 run() { if [ -n "$dry_run" ]; then print_command "$@"; else "$@"; fi; } # COMMAND...
 
 finish() { # COMMAND...: the script's last one

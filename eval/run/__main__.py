@@ -56,6 +56,8 @@ def run(options: RunOptions, env: RankEnv) -> int:
     options, skipped = skip_missing(replace(options, settings=settings))
     jobs = plan_jobs(options)
     layer_devices = choose_layer_devices(options, env)
+    if settings.device != "cpu":
+        torch.cuda.set_device(layer_devices[0] if layer_devices else settings.device)  # or all open a context on GPU 0
     workers, parallel = join_workers(env, options)
     make_answer = partial(
         load_answerer,

@@ -3,8 +3,8 @@
     document 0      document 1          cu_seqlens
     [a b c d]       [e f g]      ->     [0 4 7]         input_ids  (1, 7)   a b c d e f g
 
-The borders of the documents travel as `cu_seqlens`. Besides `pixel_values` no entry is a float, since training
-frameworks cast floats to bf16.
+The borders of the documents travel as `cu_seqlens`. No entry is a float, since training frameworks cast floats to bf16;
+tiles are uint8, which the model normalises.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def collate_row(documents: Sequence[EncodedDocument]) -> Batch:
         documents: At least one.
 
     Returns:
-        input_ids and labels: int64 (1, tokens). cu_seqlens: int32 (documents + 1,). pixel_values: float32
+        input_ids and labels: int64 (1, tokens). cu_seqlens: int32 (documents + 1,). pixel_values: uint8
         (tiles, 3, S, S). image_flags: int64 (tiles,). image_strides: int64 (images,), units of 1/65536 positions.
     """
     if not documents:

@@ -58,6 +58,10 @@ class DecodedRow:
     batch: Batch
     damaged: tuple[Skip, ...]
 
+    def pin_memory(self) -> "DecodedRow":
+        """As a DataLoader asks for it: the batch in memory that a GPU copies from by itself."""
+        return replace(self, batch={name: value.pin_memory() for name, value in self.batch.items()})
+
 
 @dataclass(frozen=True)
 class LoadFailure:
@@ -203,16 +207,19 @@ def _with_blank_tiles(document: EncodedDocument, tiles: range) -> EncodedDocumen
     return replace(document, pixel_values=blank, image_flags=torch.ones(num_own, dtype=torch.int64))
 
 
-def read_in_workers(dataset: Dataset[Item], *, num_workers: int, prefetch: int) -> DataLoader[Item]:
+def read_in_workers(
+    dataset: Dataset[Item], *, num_workers: int, prefetch: int, pin_memory: bool = False
+) -> DataLoader[Item]:
     """The items of a data set in order, made by worker processes (0: by this process).
 
-    Each worker keeps `prefetch` items ready.
+    Each worker keeps `prefetch` items ready. With `pin_memory` they arrive in memory that a GPU copies from by itself.
     """
     return DataLoader(
         dataset,
         batch_size=None,
         num_workers=num_workers,
         prefetch_factor=prefetch if num_workers else None,
+        pin_memory=pin_memory,
         collate_fn=_keep,
         generator=torch.Generator(),  # a DataLoader draws a seed; torch's global generator must not notice
     )

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from internvl.data.prompt import Picture, load_pictures
@@ -44,7 +44,7 @@ class EncodedDocument:
 
     input_ids: Int64[Tensor, " tokens"]
     labels: Int64[Tensor, " tokens"]  # the ids of supervised tokens, -100 elsewhere
-    pixel_values: Float[Tensor, "tiles 3 size size"]  # of all images and frames in order (or those asked for)
+    pixel_values: UInt8[Tensor, "tiles 3 size size"]  # of all images and frames in order (or those asked for)
     image_flags: Int64[Tensor, " tiles"]  # 1 for every tile in `pixel_values`
     image_strides: Int64[Tensor, " images"]  # per image or frame, in units of 1/65536 positions
     tiles_per_image: tuple[int, ...]  # likewise
@@ -170,7 +170,7 @@ class SampleEncoder:
         rng: np.random.Generator,
         *,
         tiles: range | None = None,
-        out: Float[Tensor, "room 3 size size"] | None = None,
+        out: UInt8[Tensor, "room 3 size size"] | None = None,
     ) -> EncodedDocument:
         """Make the document.
 

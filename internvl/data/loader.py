@@ -25,6 +25,8 @@ from internvl.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+_PREFETCHED_ROWS = 2  # that each worker keeps ready
+
 
 class LoaderMark(NamedTuple):
     """Cursors of a rank's streams at some moment, and how many documents each of them had skipped."""
@@ -37,13 +39,19 @@ class TrainLoader:
     """Endless iterable over the batches of one rank."""
 
     def __init__(
-        self, plan: RowPlan, share: RankShare, ledger: SkipLedger, *, num_workers: int = 0, prefetch_rows: int = 2
+        self,
+        plan: RowPlan,
+        share: RankShare,
+        ledger: SkipLedger,
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
     ):
         self.plan = plan
         self.dataset = RowDataset(plan, share)
         self.ledger = ledger
         self.num_workers = num_workers
-        self.prefetch_rows = prefetch_rows
+        self.pin_memory = pin_memory
         self._cursors = dict.fromkeys(share.streams, STREAM_START)
         self._num_skipped = dict.fromkeys(share.streams, 0)
 
@@ -84,7 +92,10 @@ class TrainLoader:
         self.ledger.restore(num_seen, sum(self._num_skipped.values()))
 
     def __iter__(self) -> Iterator[Batch]:
-        for row in read_in_workers(self.dataset, num_workers=self.num_workers, prefetch=self.prefetch_rows):
+        rows = read_in_workers(
+            self.dataset, num_workers=self.num_workers, prefetch=_PREFETCHED_ROWS, pin_memory=self.pin_memory
+        )
+        for row in rows:
             if isinstance(row, LoadFailure):
                 raise row.error
             self._note(row)
@@ -121,7 +132,7 @@ def build_train_loader(
     *,
     share: RankShare | None = None,
     num_workers: int = 0,
-    prefetch_rows: int = 2,
+    pin_memory: bool = False,
     skipped_path: str | Path | None = None,
     max_skipped: float = 0.01,
 ) -> TrainLoader:
@@ -131,7 +142,7 @@ def build_train_loader(
         specs: Data sets, from `load_meta`.
         share: Streams and tiles of this rank; None for all of them.
         num_workers: Worker processes; 0 decodes in the training process. Does not change any batch.
-        prefetch_rows: Rows that each worker keeps ready.
+        pin_memory: Hand out batches in memory that a GPU copies from by itself; needs one.
         max_skipped: Share of skipped documents above which loading fails (once 100 documents were seen).
 
     Raises:
@@ -151,4 +162,4 @@ def build_train_loader(
             f"an epoch has {num_documents} documents for {num_streams} streams (data-parallel ranks x gradient "
             "accumulation steps), expected at least one per stream; add data, raise repeat_time, or use fewer"
         )
-    return TrainLoader(plan, share, ledger, num_workers=num_workers, prefetch_rows=prefetch_rows)
+    return TrainLoader(plan, share, ledger, num_workers=num_workers, pin_memory=pin_memory)

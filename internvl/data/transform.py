@@ -1,8 +1,8 @@
-"""Tiles to tensors: colour, optional JPEG noise or padding, resize, normalise; pillow and torch only.
+"""Tiles to tensors: colour, optional JPEG noise or padding, resize; pillow and torch only.
 
-    RGB -> [augment: JPEG re-encoding, quality 75..100] or [pad2square] -> bicubic resize -> [0, 1] -> (x - mean) / std
+    RGB -> [augment: JPEG re-encoding, quality 75..100] or [pad2square] -> bicubic resize -> uint8
 
-With both, only the augmentation applies, as in the public recipes.
+With both, only the augmentation applies, as in the public recipes. The model normalises (visual_features.py).
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
 from internvl.data.storage.pixels import open_picture, to_rgb
 from internvl.errors import ConfigError
-from internvl.model.constants import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, SIGLIP_MEAN, SIGLIP_STD
+from internvl.model.constants import PIXEL_STATISTICS
 
 NormalizeType = Literal["imagenet", "clip", "siglip"]
 JPEG_QUALITIES = (75, 100)
@@ -29,28 +29,21 @@ class TileTransform:
     """Turns the tiles of an image into the tensor that the vision tower takes."""
 
     image_size: int  # side of a tile in pixels
-    mean: tuple[float, float, float]  # mean per colour, in 0..1
-    std: tuple[float, float, float]  # standard deviation per colour
+    mean: tuple[float, float, float]  # mean per colour, in 0..1: what squares are padded with
     pad2square: bool = False  # paste a picture on a square of the mean colour instead of stretching it
     augment: bool = False  # re-encode every tile as JPEG at a random quality; needs `rng` in the call
 
     def __call__(
         self, tiles: Sequence[Image.Image], rng: np.random.Generator | None = None
-    ) -> Float[Tensor, "tiles 3 size size"]:
+    ) -> UInt8[Tensor, "tiles 3 size size"]:
         """Transform tiles of any size and mode; `rng` draws the JPEG qualities of an augmenting transform."""
-        return self.to_tensor(self.to_squares(tiles, rng))
+        return tiles_to_tensor(self.to_squares(tiles, rng))
 
     def to_squares(self, tiles: Sequence[Image.Image], rng: np.random.Generator | None = None) -> list[Image.Image]:
         """All steps on pictures: RGB tiles of `image_size` x `image_size` pixels."""
         if self.augment and rng is None:
             raise ValueError("an augmenting transform needs a generator; pass rng=")
         return [self._to_square(to_rgb(tile), rng) for tile in tiles]
-
-    def to_tensor(
-        self, squares: Sequence[Image.Image], *, out: Float[Tensor, "tiles 3 size size"] | None = None
-    ) -> Float[Tensor, "tiles 3 size size"]:
-        """Normalised tensor of the results of `to_squares`, of one image or of many; see `tiles_to_tensor`."""
-        return tiles_to_tensor(squares, mean=self.mean, std=self.std, out=out)
 
     def _to_square(self, tile: Image.Image, rng: np.random.Generator | None) -> Image.Image:
         if self.augment and rng is not None:
@@ -66,47 +59,33 @@ def build_transform(
     image_size: int, *, normalize_type: str = "imagenet", pad2square: bool = False, augment: bool = False
 ) -> TileTransform:
     """Make the transform of a run. Raises ConfigError unless `normalize_type` is `imagenet`, `clip` or `siglip`."""
-    statistics = {
-        "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
-        "clip": (CLIP_MEAN, CLIP_STD),
-        "siglip": (SIGLIP_MEAN, SIGLIP_STD),
-    }
-    if normalize_type not in statistics:
+    if normalize_type not in PIXEL_STATISTICS:
         raise ConfigError(
             f"normalize_type is {normalize_type!r}, expected one of {', '.join(get_args(NormalizeType))}; "
             "change --normalize_type"
         )
-    mean, std = statistics[normalize_type]
-    return TileTransform(image_size, mean=mean, std=std, pad2square=pad2square, augment=augment)
+    mean, _ = PIXEL_STATISTICS[normalize_type]
+    return TileTransform(image_size, mean=mean, pad2square=pad2square, augment=augment)
 
 
-def allocate_tiles(num_tiles: int, height: int, width: int) -> Float[Tensor, "tiles 3 height width"]:
+def allocate_tiles(num_tiles: int, height: int, width: int) -> UInt8[Tensor, "tiles 3 height width"]:
     """Memory for tiles, not initialised."""
     # numpy asks the system for large pages, torch does not; getting a tile's memory in small pages can take longer than
     # filling it (benchmarks/encode.py).
-    return torch.from_numpy(np.empty((num_tiles, 3, height, width), dtype=np.float32))
+    return torch.from_numpy(np.empty((num_tiles, 3, height, width), dtype=np.uint8))
 
 
 def tiles_to_tensor(
-    tiles: Sequence[Image.Image],
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    out: Float[Tensor, "tiles 3 height width"] | None = None,
-) -> Float[Tensor, "tiles 3 height width"]:
-    """Stack at least one RGB tile, all of one size, as float32: `(pixel / 255 - mean) / std`; into `out` if given."""
+    tiles: Sequence[Image.Image], *, out: UInt8[Tensor, "tiles 3 height width"] | None = None
+) -> UInt8[Tensor, "tiles 3 height width"]:
+    """Stack at least one RGB tile, all of one size, colour by colour; into `out` if given."""
     if not tiles:
         raise ValueError("no tiles to stack; expected at least one")
     if out is None:
         width, height = tiles[0].size
         out = allocate_tiles(len(tiles), height, width)
-    statistics = [*zip(np.asarray(mean, dtype=np.float32), np.asarray(std, dtype=np.float32), strict=True)]
     for tile, planes in zip(tiles, out.numpy(), strict=True):
-        for colour, plane, (centre, scale) in zip(tile.split(), planes, statistics, strict=True):
-            # One plane at a time stays in the processor's cache through all three steps.
-            np.divide(np.asarray(colour), np.float32(255), out=plane)
-            plane -= centre
-            plane /= scale
+        planes[...] = np.asarray(tile).transpose(2, 0, 1)
     return out
 
 

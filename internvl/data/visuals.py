@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from internvl.data.prompt import Picture, check_placeholders, list_frame_picture
 from internvl.data.records import Record
 from internvl.data.storage.pixels import Alpha
 from internvl.data.tiling import Tiling
-from internvl.data.transform import TileTransform, allocate_tiles, build_transform
+from internvl.data.transform import TileTransform, allocate_tiles, build_transform, tiles_to_tensor
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip, check_sampling, find_clip, read_video_info, sample_frames
 from internvl.errors import ConfigError, DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
@@ -90,9 +90,9 @@ class TileOptions:
         *,
         augment: bool,
         wanted: range,
-        out: Float[Tensor, "room 3 size size"] | None = None,
-    ) -> Float[Tensor, "tiles 3 size size"]:
-        """Decode the wanted ones of all tiles, float32; pictures without a wanted tile are not decoded.
+        out: UInt8[Tensor, "room 3 size size"] | None = None,
+    ) -> UInt8[Tensor, "tiles 3 size size"]:
+        """Decode the wanted ones of all tiles; pictures without a wanted tile are not decoded.
 
         Args:
             rng: Draws JPEG qualities; every picture has a generator of its own, so that they do not depend on `wanted`.
@@ -119,7 +119,7 @@ class TileOptions:
             sized.check_decoded(image)
             # All tiles of a picture draw, so that a wanted one is the same whichever others are wanted.
             squares = transform.to_squares(sized.picture.split(image), child)[own]
-            transform.to_tensor(squares, out=out[num_loaded : num_loaded + len(squares)])
+            tiles_to_tensor(squares, out=out[num_loaded : num_loaded + len(squares)])
             num_loaded += len(squares)
         return out[:num_tiles]
 

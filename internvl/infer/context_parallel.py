@@ -25,12 +25,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from einops import rearrange
-from jaxtyping import Bool, Float, Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Num, Shaped
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.utils import ModelOutput
 
 from internvl.errors import ConfigError, InternVLError, ParallelError
+from internvl.model.attention import Padding
 from internvl.model.caches import FilledStaticLayer, KeyCastingCache
 from internvl.model.chat import Arguments, GenerateOptions
 from internvl.model.finite_scores import RefuseNonFiniteScores
@@ -198,7 +199,7 @@ class ContextParallel:
         *,
         input_ids: Int64[Tensor, "batch length"],
         options: GenerateOptions,
-        pixel_values: Float[Tensor, "tiles 3 size size"] | None = None,
+        pixel_values: Num[Tensor, "tiles 3 size size"] | None = None,
         attention_mask: Shaped[Tensor, "batch length"] | None = None,
         visual_features: Tensor | ShardedFeatures | None = None,
         **generate_kwargs: Any,
@@ -282,7 +283,8 @@ class ContextParallel:
         if own:
             local = model.extract_feature(pixel_values[own.start : own.stop])
         else:
-            local = pixel_values.new_zeros(0, model.num_image_token, model.config.llm_config.hidden_size)
+            shape = (0, model.num_image_token, model.config.llm_config.hidden_size)
+            local = torch.zeros(shape, dtype=model.dtype, device=pixel_values.device)
         return ShardedFeatures(local, owners)
 
     def _take_features(
@@ -376,7 +378,7 @@ class ContextParallel:
         *,
         scaling: float,
         cu_seqlens: Tensor | None,
-        attention_mask: Tensor | None,
+        attention_mask: Padding | None,
     ) -> Float[Tensor, "1 heads queries head_dim"]:
         """`AttentionFunction` over the shares of all ranks; `key` and `value` are what this rank's cache returned."""
         assert cu_seqlens is None  # a prompt is one document

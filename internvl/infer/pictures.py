@@ -2,15 +2,15 @@
 
     Picture --(key: file, size, time, tiling)--> cache --(missing: decode, tile, vision tower)--> (tiles, T, D)
 
-Every picture passes the vision tower by itself, so that its features do not depend on its company and can serve any
-later prompt. Ranks that answer together encode some pictures each; the tile counts, which all of them need, come from
-file headers.
+Pictures pass the vision tower together, up to a number of tiles, and their features serve any later prompt: those of a
+picture do not depend on its company beyond rounding (a matrix product of more rows may add up in another order). Ranks
+that answer together encode some pictures each; the tile counts, which all of them need, come from file headers.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -24,6 +24,8 @@ from internvl.errors import DataError
 from internvl.infer.context_parallel import ContextParallel, ShardedFeatures, split_images
 from internvl.infer.feature_cache import FeatureCache
 from internvl.model.modeling_internvl_chat import InternVLChatModel
+
+_TILES_AT_ONCE = 16  # where the model's `vit_batch_size` says nothing
 
 
 class PictureEncoder:
@@ -103,14 +105,39 @@ class PictureEncoder:
                 missing[key] = picture
             else:
                 encoded[key] = features
-        loaded = load_pictures(list(missing.values()), alpha=self._alpha)
-        for (key, picture), image in zip(missing.items(), loaded, strict=True):
-            pixel_values = self._transform(picture.split(image)).to(self.model.device, self.model.dtype)
-            encoded[key] = self.model.extract_feature(pixel_values).cpu()
+        for (key, picture), features in zip(missing.items(), self._run_tower(missing.values()), strict=True):
+            encoded[key] = features
             # The key of a picture in memory is its address, which another one may have later.
             if not isinstance(picture.source, Image.Image):
-                self.cache.put(key, encoded[key])
+                self.cache.put(key, features)
         return [encoded[key] for key in keys]
+
+    def _run_tower(self, pictures: Iterable[Picture]) -> Iterator[Float[Tensor, "_tiles tokens dim"]]:
+        """Features of every picture, of several at a time."""
+        pictures = list(pictures)
+        images = load_pictures(pictures, alpha=self._alpha)
+        tiles = (self._transform(picture.split(image)) for picture, image in zip(pictures, images, strict=True))
+        for batch in group_tiles(tiles, max_tiles=self.model.vit_batch_size or _TILES_AT_ONCE):
+            pixels = torch.cat(batch)
+            if self.model.device.type == "cuda":
+                pixels = pixels.pin_memory().to(self.model.device, non_blocking=True)
+            features = self.model.extract_feature(pixels).cpu()
+            # A copy each, so that a picture that leaves the cache takes its memory along.
+            yield from (part.clone() for part in features.split([len(part) for part in batch]))
+
+
+def group_tiles(
+    pictures: Iterable[UInt8[Tensor, "_tiles 3 size size"]], *, max_tiles: int
+) -> Iterator[list[UInt8[Tensor, "_tiles 3 size size"]]]:
+    """Consecutive pictures with at most `max_tiles` tiles together; a picture with more is a group by itself."""
+    group: list[Tensor] = []
+    for tiles in pictures:
+        if group and sum(map(len, group)) + len(tiles) > max_tiles:
+            yield group
+            group = []
+        group.append(tiles)
+    if group:
+        yield group
 
 
 def make_key(picture: Picture) -> Hashable:

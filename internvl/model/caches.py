@@ -73,7 +73,8 @@ class KeyCastingCache(Cache):
     def _finish_copies(self) -> None:
         # Copies to main memory run on their own; `update` waits for them, reading the tensors directly must, too.
         if self.offloading:
-            torch.cuda.synchronize()
+            for device in {getattr(layer, "device", None) for layer in self.layers} - {None}:
+                torch.cuda.synchronize(device)
 
 
 class FilledStaticLayer(StaticLayer):

@@ -29,7 +29,7 @@ from .constants import IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_
 from .conversation import ConversationTokenizer, ImageMarkers
 from .errors import ConfigError
 from .finite_scores import RefuseNonFiniteScores
-from .shapes import Float, Int, Num, Shaped
+from .shapes import Int, Num, Shaped
 from .v2pe import next_position, positions_per_row
 
 try:
@@ -135,7 +135,7 @@ class ChatMixin(PreTrainedModel):
     def chat(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        pixel_values: Float[Tensor, "tiles 3 size size"] | None,
+        pixel_values: Num[Tensor, "tiles 3 size size"] | None,
         question: str,
         generation_config: Arguments | GenerationConfig | None,
         history: Sequence[tuple[str, str]] | None = None,
@@ -148,7 +148,7 @@ class ChatMixin(PreTrainedModel):
     def chat(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        pixel_values: Float[Tensor, "tiles 3 size size"] | None,
+        pixel_values: Num[Tensor, "tiles 3 size size"] | None,
         question: str,
         generation_config: Arguments | GenerationConfig | None,
         history: Sequence[tuple[str, str]] | None = None,
@@ -161,7 +161,7 @@ class ChatMixin(PreTrainedModel):
     def chat(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        pixel_values: Float[Tensor, "tiles 3 size size"] | None,
+        pixel_values: Num[Tensor, "tiles 3 size size"] | None,
         question: str,
         generation_config: Arguments | GenerationConfig | None,
         history: Sequence[tuple[str, str]] | None = None,
@@ -173,7 +173,8 @@ class ChatMixin(PreTrainedModel):
 
         Args:
             tokenizer: Tokenizer of the checkpoint.
-            pixel_values: Tiles of all images, those of earlier turns first; None without images.
+            pixel_values: Tiles of all images, those of earlier turns first: uint8, or normalised floats; None without
+                images.
             question: Text with one `<image>` per image; without any, `<image>` opens the first turn. Chat markers and
                 image tokens that stand literally in texts are neutralised.
             generation_config: Arguments of `generate`, as a dict or GenerationConfig; not changed.
@@ -204,7 +205,7 @@ class ChatMixin(PreTrainedModel):
     def batch_chat(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        pixel_values: Float[Tensor, "tiles 3 size size"] | None,
+        pixel_values: Num[Tensor, "tiles 3 size size"] | None,
         questions: Sequence[str],
         generation_config: Arguments | GenerationConfig | None,
         num_patches_list: Sequence[int] | None = None,
@@ -281,7 +282,7 @@ class ChatMixin(PreTrainedModel):
         if arguments.get("stop_strings") is not None:
             arguments.setdefault("tokenizer", tokenizer)
         generated = self.generate(
-            pixel_values=None if pixel_values is None else pixel_values.to(self.device, self.dtype),
+            pixel_values=None if pixel_values is None else pixel_values.to(self.device),
             input_ids=input_ids.to(self.device),
             attention_mask=mask.to(self.device),
             rope_pos_id_version=options.get("rope_pos_id_version"),
@@ -302,7 +303,7 @@ class ChatMixin(PreTrainedModel):
     @torch.no_grad()
     def generate(
         self,
-        pixel_values: Float[Tensor, "tiles 3 size size"] | None = None,
+        pixel_values: Num[Tensor, "tiles 3 size size"] | None = None,
         input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Shaped[Tensor, "batch length"] | None = None,
         visual_features: Any = None,

@@ -15,6 +15,7 @@ from typing import Any, cast, get_args
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlamaConfig, Phi3Config, PretrainedConfig, Qwen2Config, Qwen3Config
 
+from .constants import PIXEL_STATISTICS
 from .errors import CheckpointError, ConfigError
 from .scaling import TRAINED_ROPE_TYPES, check_logn_scaling, read_rope_scaling
 from .v2pe import RANDOM_STRIDES, check_stride, check_version
@@ -187,6 +188,7 @@ class InternVLChatConfig(_TolerantConfig):
     use_backbone_lora: int = 0
     use_llm_lora: int = 0
     pad2square: bool = False
+    normalize_type: str = "imagenet"  # mean and deviation of pixel values: `imagenet`, `clip` or `siglip`
     select_layer: int = -1  # hidden state of the vision tower that is used (-1: the last)
     force_image_size: int | None = None  # side of a tile in pixels; None: that of `vision_config`
     downsample_ratio: float | int = 0.5  # side ratio of pixel shuffle (0.5: four patches become one visual token)
@@ -218,6 +220,8 @@ class InternVLChatConfig(_TolerantConfig):
             raise ConfigError(f"downsample_ratio is {self.downsample_ratio!r}, expected more than 0 and at most 1")
         if self.ps_version not in ("v1", "v2"):
             raise ConfigError(f"ps_version must be 'v1' or 'v2', got {self.ps_version!r}")
+        if self.normalize_type not in PIXEL_STATISTICS:
+            raise ConfigError(f"normalize_type must be one of {[*PIXEL_STATISTICS]}, got {self.normalize_type!r}")
         self.vision_config = _vision_config(self.vision_config)
         self.llm_config = _llm_config(self.llm_config)
         self.rope_pos_id_random_strides = list(self.rope_pos_id_random_strides)

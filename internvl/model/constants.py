@@ -28,7 +28,9 @@ IGNORE_INDEX = -100  # label of a token that is not trained on
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-CLIP_MEAN = (0.4814546, 0.4578275, 0.40821073)
-CLIP_STD = (0.2686295, 0.2613025, 0.2757711)
-SIGLIP_MEAN = (0.5, 0.5, 0.5)
-SIGLIP_STD = (0.5, 0.5, 0.5)
+# Mean and standard deviation of pixel values in 0..1, per colour, by `normalize_type`.
+PIXEL_STATISTICS = {
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "clip": ((0.4814546, 0.4578275, 0.40821073), (0.2686295, 0.2613025, 0.2757711)),
+    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .attention import attend_fused
 from .configuration_internvl_chat import InternVisionConfig
 from .errors import ConfigError
 from .shapes import Float
@@ -25,6 +26,8 @@ class InternRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens hidden"]:  # noqa: D102
+        if hidden_states.is_cuda and hidden_states.dtype == self.weight.dtype:
+            return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)  # one kernel
         states = hidden_states.float()
         states = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * states.to(hidden_states.dtype)
@@ -118,7 +121,9 @@ class InternAttention(nn.Module):
         query, key, value = (
             states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for states in (query, key, value)
         )
-        out = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        scaling = query.shape[-1] ** -0.5
+        out = attend_fused(query, key, value, scaling=scaling, is_causal=False, dropout=dropout)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

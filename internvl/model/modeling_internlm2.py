@@ -16,8 +16,9 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from .attention import AttentionFunction, attend
+from .attention import AttentionFunction, Padding, attend, find_padding
 from .configuration_internvl_chat import InternLM2Config
+from .fused import CompiledOnCuda
 from .language_models import FinalLengthMixin
 from .rotary import Sequences, apply_rotary, build_query_scales, build_rotary_tables
 from .shapes import Float, Float32, Int, Num, Shaped
@@ -33,6 +34,8 @@ class InternLM2RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens hidden"]:  # noqa: D102
+        if hidden_states.is_cuda and hidden_states.dtype == self.weight.dtype:
+            return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)  # one kernel
         return _RMSNorm.apply(hidden_states, self.weight, self.eps)
 
 
@@ -88,7 +91,7 @@ class InternLM2Attention(nn.Module):
         hidden_states: Float[Tensor, "batch length hidden"],
         rotary: tuple[Float32[Tensor, "batch length half"], Float32[Tensor, "batch length half"]],
         cu_seqlens: Int[Tensor, " borders"] | None,
-        attention_mask: Shaped[Tensor, "batch keys"] | None,
+        padding: Padding | None,
         past_key_values: Cache | None,
         query_scale: Float32[Tensor, "#batch length"] | None = None,
         attention: AttentionFunction | None = None,
@@ -109,7 +112,7 @@ class InternLM2Attention(nn.Module):
             value,
             scaling=self.head_dim**-0.5,
             cu_seqlens=cu_seqlens,
-            attention_mask=attention_mask,
+            attention_mask=padding,
             query_scale=query_scale,
         )
         return self.wo(out.transpose(1, 2).flatten(2))
@@ -137,12 +140,23 @@ class _GatedSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return gated_silu(gate, up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+        return gated_silu_backward(grad, *ctx.saved_tensors)
+
+
+@CompiledOnCuda
+def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    return F.silu(gate).mul_(up)
+
+
+@CompiledOnCuda
+def gated_silu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `gated_silu`."""
+    return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 
 class InternLM2DecoderLayer(GradientCheckpointingLayer):
@@ -260,7 +274,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
             num_keys=num_keys,
         )
         hidden_states = inputs_embeds
-        context = (rotary, cu_seqlens, attention_mask, past_key_values, query_scale, attention)
+        context = (rotary, cu_seqlens, find_padding(attention_mask), past_key_values, query_scale, attention)
         for layer in self.layers:
             hidden_states = layer(hidden_states, *context)
         return BaseModelOutputWithPast(

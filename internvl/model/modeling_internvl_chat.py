@@ -245,7 +245,7 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
 
     def forward(
         self,
-        pixel_values: Float[Tensor, "tiles 3 height width"] | None = None,
+        pixel_values: Num[Tensor, "tiles 3 height width"] | None = None,
         input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Shaped[Tensor, "batch keys"] | None = None,
         position_ids: Num[Tensor, "*positions"] | None = None,
@@ -275,7 +275,7 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
         predictions: the losses of the group add up to that of the row.
 
         Args:
-            pixel_values: Tiles of all images in the order of the row.
+            pixel_values: Tiles of all images in the order of the row: uint8, or normalised floats.
             input_ids: Required: positions and visual tokens are found in them.
             attention_mask: 0 where padded.
             position_ids: Positions in natural units, one row or one per row of ids; no others are made then.

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from .fused import CompiledOnCuda
 from .scaling import TRAINED_ROPE_TYPES, read_logn_scaling, read_scaling_entry
 from .shapes import Float, Float32, Float64, Int, Int64, Num, Shaped
 from .v2pe import ordinary_positions
@@ -125,7 +126,8 @@ def _find_frequencies(
         )
         return plain_frequencies(bases, width), 1.0
     if kind == "default" or (kind == "linear" and config.model_type == "internlm2"):
-        return plain_frequencies(torch.tensor(base, dtype=torch.float64, device=device), width), 1.0
+        # torch.full fills on the device, torch.tensor would copy to it and wait.
+        return plain_frequencies(torch.full((), base, dtype=torch.float64, device=device), width), 1.0
     if kind == "yarn" and config.model_type == "internlm2":
         original_length = entry.get("original_max_position_embeddings", config.max_position_embeddings)
         frequencies, scale = yarn_frequencies(
@@ -203,19 +205,22 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotate(states, cos, sin, direction=1)
+        return rotate(states, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _rotate(grad, *ctx.saved_tensors, direction=-1), None, None
+        cos, sin = ctx.saved_tensors
+        return rotate(grad, cos, -sin), None, None
 
 
-def _rotate(states: Tensor, cos: Tensor, sin: Tensor, *, direction: int) -> Tensor:
+@CompiledOnCuda
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(a, b) -> (a cos - b sin, b cos + a sin) of the halves of the last axis, in float32."""
     states_float = states.float()
     swapped = states_float.roll(states.shape[-1] // 2, dims=-1)  # (b, a)
     rotated = torch.empty(states.shape, dtype=torch.float32, device=states.device)
     torch.mul(states_float, torch.cat([cos, cos], dim=-1), out=rotated)
-    rotated.addcmul_(swapped, torch.cat([-sin, sin], dim=-1), value=direction)
+    rotated.addcmul_(swapped, torch.cat([-sin, sin], dim=-1))
     return rotated.to(states.dtype)
 
 

@@ -7,7 +7,7 @@ and has to load without jaxtyping, which is the reason for the stand-ins.
 """
 
 try:
-    from jaxtyping import Bool, Float, Float32, Float64, Int, Int64, Num, Shaped
+    from jaxtyping import Bool, Float, Float32, Float64, Int, Int64, Num, Shaped, UInt8
 except ImportError:
 
     class _AnyShape:
@@ -16,6 +16,6 @@ except ImportError:
         def __class_getitem__(cls, parameters: tuple[type, str]) -> type:
             return parameters[0]
 
-    Bool = Float = Float32 = Float64 = Int = Int64 = Num = Shaped = _AnyShape  # type: ignore[assignment]
+    Bool = Float = Float32 = Float64 = Int = Int64 = Num = Shaped = UInt8 = _AnyShape  # type: ignore[assignment]
 
-__all__ = ["Bool", "Float", "Float32", "Float64", "Int", "Int64", "Num", "Shaped"]
+__all__ = ["Bool", "Float", "Float32", "Float64", "Int", "Int64", "Num", "Shaped", "UInt8"]

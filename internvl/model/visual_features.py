@@ -1,11 +1,15 @@
 """Visual features: tiles become visual tokens, and visual tokens take their places in the text.
 
-    tiles (n, 3, S, S) --ViT--> (n, 1+P, H) --pixel shuffle--> (n, T, 4H) --mlp1--> (n, T, D)
+    tiles (n, 3, S, S) --normalise--> --ViT--> (n, 1+P, H) --pixel shuffle--> (n, T, 4H) --mlp1--> (n, T, D)
+
+Tiles come as uint8 pixels, which are normalised here, on the model's device and a batch at a time: a quarter of the
+bytes of float32 in the data workers, in their queues and on the way to a GPU. Floats are taken as normalised already.
 
 A mixin of `InternVLChatModel`, which has the modules.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from .configuration_internvl_chat import InternVLChatConfig
+from .constants import PIXEL_STATISTICS
 from .errors import ConfigError
 from .modeling_intern_vit import InternVisionModel
-from .shapes import Bool, Float, Shaped
+from .shapes import Bool, Float, Float32, Num, Shaped, UInt8
 
 
 class VisualFeaturesMixin(PreTrainedModel):
@@ -27,7 +32,7 @@ class VisualFeaturesMixin(PreTrainedModel):
     vit_batch_size: int | None
 
     def extract_feature(
-        self, pixel_values: Float[Tensor, "tiles 3 height width"], *, num_batches: int | None = None
+        self, pixel_values: Num[Tensor, "tiles 3 height width"], *, num_batches: int | None = None
     ) -> Float[Tensor, "tiles tokens dim"]:
         """Visual tokens of tiles.
 
@@ -36,6 +41,7 @@ class VisualFeaturesMixin(PreTrainedModel):
         same. Zero tiles give zero features whose backward pass still reaches tower and projector.
 
         Args:
+            pixel_values: uint8, or normalised floats.
             num_batches: Run the tower at least this often, on blank tiles that contribute nothing. Every run gathers
                 sharded weights (ZeRO-3), so that all ranks must run it equally often.
 
@@ -60,7 +66,9 @@ class VisualFeaturesMixin(PreTrainedModel):
             return checkpoint(lambda tiles: self._project(self._run_tower(tiles)), tiles, use_reentrant=False)
         return checkpoint(self._project, self._run_tower(tiles), use_reentrant=False)
 
-    def _run_tower(self, tiles: Float[Tensor, "tiles 3 height width"]) -> Float[Tensor, "tiles patches hidden"]:
+    def _run_tower(self, tiles: Num[Tensor, "tiles 3 height width"]) -> Float[Tensor, "tiles patches hidden"]:
+        if tiles.dtype == torch.uint8:
+            tiles = normalize_tiles(tiles, self.config.normalize_type)
         return self.vision_model(tiles, select_layer=self.config.select_layer)[:, 1:]  # without the class token
 
     def _project(self, states: Float[Tensor, "tiles patches hidden"]) -> Float[Tensor, "tiles tokens dim"]:
@@ -84,6 +92,16 @@ class VisualFeaturesMixin(PreTrainedModel):
             size = self.config.image_size
             pixel_values = torch.zeros(0, 3, size, size, dtype=self.dtype, device=self.device)
         return self.extract_feature(pixel_values, num_batches=num_batches)
+
+
+def normalize_tiles(
+    tiles: UInt8[Tensor, "tiles 3 height width"], normalize_type: str = "imagenet"
+) -> Float32[Tensor, "tiles 3 height width"]:
+    """(pixel / 255 - mean) / std in float32, the same numbers on every device; statistics as in constants.py."""
+    # Filled on the device, which nobody waits for; dividing by a Python number, CUDA would multiply by its inverse.
+    fill = partial(torch.full, (1, 1, 1), dtype=torch.float32, device=tiles.device)
+    mean, std = (torch.cat([fill(value) for value in values]) for values in PIXEL_STATISTICS[normalize_type])
+    return tiles.to(torch.float32).div_(fill(255.0)).sub_(mean).div_(std)
 
 
 def pixel_shuffle(

@@ -144,6 +144,7 @@ class Grid:
     group: dist.ProcessGroup | None = None  # ranks that share this rank's row
     ring_group: dist.ProcessGroup | None = None  # ranks of this rank's ring
     ulysses_group: dist.ProcessGroup | None = None  # ranks that share this rank's heads
+    host_group: dist.ProcessGroup | None = None  # all ranks, over gloo: for numbers that no GPU should wait for
 
     @property
     def data_rank(self) -> int:
@@ -208,7 +209,8 @@ def build_grid(
     group = _own_group(shape.row_groups(), rank)
     ring_group = group if ulysses_degree == 1 else _own_group(shape.ring_groups(), rank)
     ulysses_group = group if shape.ring_size == 1 else _own_group(shape.ulysses_groups(), rank)
-    return Grid(shape, rank, group, ring_group, ulysses_group)
+    host_group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    return Grid(shape, rank, group, ring_group, ulysses_group, host_group)
 
 
 def check_heads(num_heads: int, num_kv_heads: int, *, ulysses_degree: int) -> None:

@@ -21,8 +21,10 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.attention import activate_flash_attention_impl, list_flash_attention_impls
 
 from internvl.errors import ConfigError, MissingDependencyError
+from internvl.model.attention import send_borders
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,28 @@ def check_flash_dtype(name: str, dtype: torch.dtype) -> None:
         )
 
 
+def activate_flash(name: str) -> None:
+    """Let torch's flash operators for CUDA run FlashAttention 3 or 4 (`FA3`, `FA4`) in this process.
+
+    They are packages of their own; every call of `cuda_flash`, and of the seam in internvl/model/attention.py, is then
+    theirs.
+
+    Raises:
+        ConfigError: Torch knows no implementation of that name.
+        MissingDependencyError: Its package cannot be imported.
+    """
+    known = list_flash_attention_impls()
+    if name not in known:
+        raise ConfigError(f"flash implementation {name!r}: expected one of {', '.join(known)}, or leave it out")
+    try:
+        activate_flash_attention_impl(name)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"flash implementation {name} cannot be imported ({error}); build hopper/ of the flash-attention "
+            "repository for FA3, pip install flash-attn-4 for FA4, or leave it out"
+        ) from error
+
+
 def import_flash_attn() -> ModuleType:
     """Return the module `flash_attn.flash_attn_interface`.
 
@@ -282,9 +306,7 @@ def _describe_pieces(q: Tensor, k: Tensor, borders: Borders) -> tuple[Tensor | N
         return None, None, len(q), len(k)
     blocks = Blocks(borders, borders) if isinstance(borders, tuple) else borders
     longest_q, longest_k = (max(b - a for a, b in pairwise(cuts)) for cuts in (blocks.queries, blocks.keys))
-    cum_seq_q, cum_seq_k = (
-        torch.tensor(cuts, dtype=torch.int32, device=q.device) for cuts in (blocks.queries, blocks.keys)
-    )
+    cum_seq_q, cum_seq_k = (send_borders(cuts, q.device) for cuts in (blocks.queries, blocks.keys))
     return cum_seq_q, cum_seq_k, longest_q, longest_k
 
 

@@ -116,19 +116,34 @@ def init_distributed(
         _use_deepspeed_without_compiler()
     if env.launcher == "none" and not use_deepspeed:
         return
-    _export(env)
-    if device == "cuda":
-        if env.local_rank >= torch.cuda.device_count():
-            raise ParallelError(
-                f"local rank {env.local_rank} has no GPU: this machine shows {torch.cuda.device_count()}; "
-                "start at most as many processes per machine as GPUs (GPUS_PER_NODE), or pass --use_cpu True"
-            )
-        torch.cuda.set_device(env.local_rank)
+    gpu = choose_gpu(env) if device == "cuda" else None
+    _export(env, local_rank=gpu if gpu is not None else env.local_rank)
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
     if not dist.is_initialized():
-        backend = "nccl" if device == "cuda" else "gloo"
+        backend = "gloo" if gpu is None else "nccl"
+        # Without its device a barrier would guess one from the global rank.
+        device_id = None if gpu is None else torch.device("cuda", gpu)
         with _explain_taken_port():
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device_id)
         logger.info("process group: %d processes, backend %s, launcher %s", env.world_size, backend, env.launcher)
+
+
+def choose_gpu(env: RankEnv) -> int:
+    """Number of this process's GPU: its local rank, or 0 where it sees one GPU only (`srun --gpus-per-task=1`).
+
+    Raises:
+        ParallelError: The process sees fewer GPUs than there are processes before it on its machine.
+    """
+    num_gpus = torch.cuda.device_count()
+    if num_gpus == 1:
+        return 0
+    if env.local_rank >= num_gpus:
+        raise ParallelError(
+            f"local rank {env.local_rank} has no GPU: this machine shows {num_gpus}; "
+            "start at most as many processes per machine as GPUs (GPUS_PER_NODE), or pass --use_cpu True"
+        )
+    return env.local_rank
 
 
 @contextmanager
@@ -245,10 +260,12 @@ def _count_local_tasks(environ: Mapping[str, str], world_size: int) -> int:
     return counts[_read_int(environ, "SLURM_NODEID", "slurm", default=0)]
 
 
-def _export(env: RankEnv) -> None:
+def _export(env: RankEnv, *, local_rank: int) -> None:
+    """Write the torchrun names; accelerate and DeepSpeed take `local_rank` as the number of a GPU."""
     os.environ.update(
+        LAUNCHER=env.launcher,  # whose own variables are read from now on
         RANK=str(env.rank),
-        LOCAL_RANK=str(env.local_rank),
+        LOCAL_RANK=str(local_rank),
         WORLD_SIZE=str(env.world_size),
         LOCAL_WORLD_SIZE=str(env.local_world_size),
     )

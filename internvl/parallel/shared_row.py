@@ -19,7 +19,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, Int64, Shaped
 from torch import Tensor
 
-from internvl.model.attention import register_attention
+from internvl.model.attention import Padding, register_attention
 from internvl.model.constants import IGNORE_INDEX
 from internvl.parallel.grid import Grid
 from internvl.parallel.predictions import send_predictions, take_share
@@ -110,7 +110,7 @@ def register_shared_attention(grid: Grid, *, kernel: str | None = None, name: st
         *,
         scaling: float,
         cu_seqlens: Int[Tensor, " borders"] | None,
-        attention_mask: Tensor | None,
+        attention_mask: Padding | None,
     ) -> Float[Tensor, "batch heads queries head_dim"]:
         if query.shape[0] != 1 or query.shape[2] != key.shape[2] or attention_mask is not None or cu_seqlens is None:
             raise ValueError(

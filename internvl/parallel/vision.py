@@ -100,8 +100,8 @@ def exchange_features(
     return exchange_rows(features, order, sent=sent, received=received, group=group)
 
 
-def agree_on_batches(num_tiles: int, vit_batch_size: int, *, device: torch.device | str = "cpu") -> int:
-    """Micro-batches (at least 1) of the vision tower that the busiest rank of the run needs. Collective over all ranks.
+def agree_on_batches(num_tiles: int, vit_batch_size: int, *, group: dist.ProcessGroup | None = None) -> int:
+    """Micro-batches (at least 1) of the vision tower that the busiest rank of the run needs. Collective over `group`.
 
     Under ZeRO-3 every call of the tower gathers its weights from all ranks, so all ranks must call it equally often.
     The result goes to `extract_feature` as `num_batches`.
@@ -109,11 +109,12 @@ def agree_on_batches(num_tiles: int, vit_batch_size: int, *, device: torch.devic
     Args:
         num_tiles: Tiles of this rank.
         vit_batch_size: Tiles per micro-batch.
-        device: Device of the backend, on which the number is sent.
+        group: All ranks, over gloo (`Grid.host_group`): the number stays on the host, and no GPU is waited for. None:
+            the default group.
     """
-    own = torch.tensor(max(-(-num_tiles // vit_batch_size), 1), device=device)
+    own = torch.tensor(max(-(-num_tiles // vit_batch_size), 1))
     if dist.is_initialized():
-        dist.all_reduce(own, dist.ReduceOp.MAX)
+        dist.all_reduce(own, dist.ReduceOp.MAX, group=group)
     return int(own)
 
 

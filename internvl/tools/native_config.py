@@ -16,6 +16,7 @@ from internvl.model.conversation import get_conversation
 _CHAT_FIELDS = (
     "template",
     "pad2square",
+    "normalize_type",
     "dynamic_image_size",
     "use_thumbnail",
     "dynamic_max_patch",

@@ -238,7 +238,7 @@ def _build_trainer(arguments: Arguments, checkpoint: str | None) -> V2PETrainer:
         writer=CheckpointWriter(
             Path(str(args.output_dir)),
             is_main=args.should_save,
-            is_node_main=args.local_process_index == 0,
+            is_node_main=read_rank_env().local_rank == 0,
             num_ranks=args.world_size,
             keep=args.save_total_limit,
             tokenizer=tokenizer,
@@ -248,6 +248,7 @@ def _build_trainer(arguments: Arguments, checkpoint: str | None) -> V2PETrainer:
         window=window,
         loss=LossOptions(data_args.loss_reduction, data_args.loss_reduction_all_gather, data_args.loss_kernel),
         shared_row=SharedRow(grid) if shares_rows(model_args) else None,
+        host_group=grid.host_group,
     )
     if model_args.keep_attention:
         trainer.add_callback(KeepAttention())
@@ -360,6 +361,7 @@ def _build_loader(
         rows,
         share=RankShare(range(first, first + num_own), TileShare(grid.group_rank, grid.group_size)),
         num_workers=training.dataloader_num_workers,
+        pin_memory=training.dataloader_pin_memory and has_cuda() and not training.use_cpu,
         skipped_path=training.skipped_path or Path(training.output_dir, "skipped.jsonl"),
         max_skipped=args.max_skipped,
     )

@@ -134,6 +134,7 @@ def _update_config(config: InternVLChatConfig, model_args: ModelArguments, data_
     config.template = data_args.conv_style
     for name in (
         *_TILING,
+        "normalize_type",
         "min_num_frame",
         "max_num_frame",
         "rope_pos_id_version",

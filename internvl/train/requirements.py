@@ -8,7 +8,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from internvl.errors import ConfigError, MissingDependencyError
-from internvl.parallel.kernels import select_kernel
+from internvl.parallel.kernels import activate_flash, select_kernel
 from internvl.parallel.ring import LIBRARY, import_library
 from internvl.train.arguments import DataTrainingArguments, ModelArguments, has_cuda, shares_rows
 from internvl.train.liger import import_liger_loss
@@ -50,6 +50,10 @@ def check_requirements(model: ModelArguments, data: DataTrainingArguments, train
         if device.type == "cpu":
             raise ConfigError("--loss_kernel liger needs a GPU; use --loss_kernel chunked")
         import_liger_loss()
+    if model.flash_impl is not None:
+        if device.type == "cpu":
+            raise ConfigError(f"--flash_impl {model.flash_impl} needs a GPU; leave it out")
+        activate_flash(model.flash_impl)
     if model.attn_kernel is not None:
         _check_kernel(model, device, torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None)
 

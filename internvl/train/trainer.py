@@ -11,8 +11,10 @@ It only connects hooks of transformers with small objects, each of which can be 
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate.utils import DummyOptim
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -50,6 +52,7 @@ class V2PETrainer(Trainer):
     #   _get_grad_norm    is asked once per step, before the optimiser's step: the moment to leave a bad step out
     #   _tr_loss          the running sum of losses, which a bad step is taken out of again
     #   _load_optimizer_and_scheduler   wrapped: afterwards the schedule of this run gives the learning rates
+    #   _prepare_input    wrapped: batches go to the GPU without waiting
     #   _save_checkpoint  wrapped, _get_output_dir: a checkpoint is written aside and renamed when it is complete
     #   _save_optimizer_and_scheduler   hands the large files of a checkpoint to the writer, which writes them later
     #   _save             writes weights; the public save_model gathers them from all ranks and calls it
@@ -68,11 +71,12 @@ class V2PETrainer(Trainer):
         window: Window,
         loss: LossOptions,
         shared_row: SharedRow | None = None,
+        host_group: dist.ProcessGroup | None = None,
     ):
         super().__init__(model=model, args=args)
         self.model_accepts_loss_kwargs = False  # the Trainer must not rescale by its own item count
         self.loader, self.writer, self.window = loader, writer, window
-        self.loss_options, self.shared_row = loss, shared_row
+        self.loss_options, self.shared_row, self.host_group = loss, shared_row, host_group
         folder = writer.output_dir if args.should_save else None
         self.bad_steps = BadSteps(args.nan_policy, limit=args.max_bad_steps, sources=window.sources, folder=folder)
         self._group_names: list[str] = []
@@ -170,6 +174,11 @@ class V2PETrainer(Trainer):
         world_sum = self.accelerator.reduce(own_sum, reduction="sum") if self.loss_options.all_gather else None
         return batches, scaled_denominator(own_sum, world_sum, self.accelerator.num_processes)
 
+    def _prepare_input(self, data: Tensor | Any) -> Tensor | Any:
+        if isinstance(data, Tensor) and data.is_pinned():
+            data = data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
     def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | None = None
     ) -> Tensor:
@@ -190,7 +199,7 @@ class V2PETrainer(Trainer):
             # All ranks run the vision tower equally often, since ZeRO-3 gathers weights in each run.
             num_vit_batches=None
             if vit_batch_size is None
-            else agree_on_batches(len(inputs["pixel_values"]), vit_batch_size, device=self.args.device),
+            else agree_on_batches(len(inputs["pixel_values"]), vit_batch_size, group=self.host_group),
         )
         losses = None
         if is_chunked and refs is not None:

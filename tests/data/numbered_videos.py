@@ -9,8 +9,6 @@ import av
 import numpy as np
 from PIL import Image
 
-from internvl.model.constants import IMAGENET_MEAN, IMAGENET_STD
-
 FRAME_RATE = 10
 
 
@@ -94,6 +92,5 @@ def read_numbers(pictures: Iterable[Any]) -> list[int]:
 
 
 def tile_pictures(tiles: Any) -> np.ndarray:
-    """Pixels, (tiles, height, width, 3) in 0 to 255, of normalised tiles."""
-    mean, std = (np.array(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return ((tiles.numpy() * std + mean) * 255).transpose(0, 2, 3, 1)
+    """Pixels, (tiles, height, width, 3)."""
+    return tiles.numpy().transpose(0, 2, 3, 1)

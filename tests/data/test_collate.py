@@ -13,7 +13,7 @@ def make_document(first: int, num_tokens: int, tiles_per_image: tuple[int, ...])
     return EncodedDocument(
         input_ids=ids,
         labels=torch.where(ids % 2 == 0, ids, -100),
-        pixel_values=torch.full((num_tiles, 3, 2, 2), float(first)),
+        pixel_values=torch.full((num_tiles, 3, 2, 2), first, dtype=torch.uint8),
         image_flags=torch.ones(num_tiles, dtype=torch.int64),
         image_strides=torch.tensor([first + i for i in range(len(tiles_per_image))], dtype=torch.int64),
         tiles_per_image=tiles_per_image,
@@ -30,10 +30,10 @@ def test_documents_are_joined_end_to_end_with_their_borders():
     assert batch["pixel_values"][:, 0, 0, 0].tolist() == [0, 0, 0, 20]
 
 
-def test_dtypes_hold_no_float_besides_pixels_even_without_images():
+def test_no_dtype_is_a_float_even_without_images():
     for documents in ([make_document(0, 4, (1,))], [make_document(0, 4, ())]):
         dtypes = {name: tensor.dtype for name, tensor in collate_row(documents).items()}
-        assert dtypes.pop("pixel_values") == torch.float32
+        assert dtypes.pop("pixel_values") == torch.uint8
         assert dtypes.pop("cu_seqlens") == torch.int32
         assert set(dtypes.values()) == {torch.int64}
     assert collate_row(documents)["pixel_values"].shape == (0, 3, 2, 2)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from internvl.data.cursor import merge_states
+from internvl.data.dataset import read_in_workers
 from internvl.data.encode import SampleEncoder
 from internvl.data.loader import build_train_loader
 from internvl.data.packing import PackingLimits
@@ -659,3 +660,14 @@ def test_shared_memory_without_room_ends_the_run(make_loader, make_source, make_
     monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
     with pytest.raises(ConfigError, match=r"/dev/shm\) has no room .*fewer workers"):
         next(iter(loader))
+
+
+def test_a_batch_is_pinned_whole_when_a_data_loader_asks(make_loader, make_source, make_lines, monkeypatch):
+    """A DataLoader pins what has a method for it; without a GPU it does not ask."""
+    loader = make_loader(make_source("a", make_lines(6)), pin_memory=True)
+    assert read_in_workers(loader.dataset, num_workers=0, prefetch=2, pin_memory=loader.pin_memory).pin_memory
+    row = next(iter(loader.dataset))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self + 1)
+    pinned = row.pin_memory()
+    assert (pinned.stream, pinned.planned) == (row.stream, row.planned)
+    assert all(torch.equal(pinned.batch[name], value + 1) for name, value in row.batch.items())

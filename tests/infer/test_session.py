@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from internvl.data.prompt import Picture
 from internvl.data.tiling import Tiling
 from internvl.errors import ConfigError, DataError
 from internvl.infer.question import Question
@@ -95,6 +96,20 @@ def test_text_only_questions_work(session):
     assert session.answer("no picture", max_new_tokens=2).num_tiles == 0
 
 
+@pytest.mark.parametrize(("vit_batch_size", "expected"), [(None, [15, 3]), (4, [3, 3, 3, 3, 3, 3]), (2, [3] * 6)])
+def test_pictures_pass_the_vision_tower_together(session, make_image, monkeypatch, vit_batch_size, expected):
+    """Six pictures of two tiles and a thumbnail each, whole pictures at a time; features as of each alone."""
+    paths = [make_image(f"{seed}.png", 56, 28, seed=seed) for seed in range(6)]
+    pictures = [Picture(path, tiling=session.pictures.tiling(4)) for path in paths]
+    alone = [session.pictures.encode([picture])[0] for picture in pictures]
+    session.release_memory()
+    calls = count_encoded(session, monkeypatch)
+    monkeypatch.setattr(session.model, "vit_batch_size", vit_batch_size)
+    together, tiles = session.pictures.encode(pictures)
+    assert (tiles, calls) == ([3] * 6, expected)
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
 def test_cached_features_give_the_same_answers_and_are_encoded_once(checkpoint, make_image, monkeypatch):
     paths = [make_image(f"{i}.png", 28 * (1 + i % 3), 28, seed=i) for i in range(4)]
     questions = [("<image>?", paths[:1]), ("<image><image>!", paths[:2]), ("a<image>b<image>c<image>", paths[1:])]
@@ -105,7 +120,8 @@ def test_cached_features_give_the_same_answers_and_are_encoded_once(checkpoint, 
         answers[mib] = [session.answer(q, p, max_new_tokens=8).text for q, p in questions * 2]
     assert answers[0] == answers[1]
     assert len(set(answers[0])) == len(questions)
-    assert (len(calls[0]), len(calls[1])) == (12, 4)
+    # Pictures of 1, 3, 4 and 1 tiles: each is encoded whenever it is shown, or once.
+    assert (sum(calls[0]), sum(calls[1])) == (2 * (1 + 4 + 8), 9)
 
 
 def test_an_image_used_twice_in_a_question_is_encoded_once(session, make_image, monkeypatch):

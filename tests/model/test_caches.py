@@ -1,9 +1,11 @@
 """Caches by name: equal answers for every decoder family, filled slices, float8 with room above its first tokens."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from internvl.model.caches import KV_CACHES, FilledStaticLayer, Fp8Layer, build_cache
+from internvl.model.caches import KV_CACHES, FilledStaticLayer, Fp8Layer, KeyCastingCache, build_cache
 from internvl.model.errors import ConfigError
 
 from .test_language_models import FAMILIES, NEVER, build
@@ -149,3 +151,14 @@ def test_offloading_answers_the_same_on_cuda(options):
     got = model.generate(**kwargs, **options, kv_cache="offloaded")
     assert torch.equal(got.sequences, expected.sequences)
     assert any(layer.keys.device.type == "cpu" for layer in got.past_key_values.layers)
+
+
+def test_copies_are_waited_for_on_the_devices_of_the_layers(monkeypatch):
+    """The current device may be another one."""
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited.append(device))
+    cache = KeyCastingCache()
+    cache.offloading = True
+    cache.layers = [SimpleNamespace(device="cuda:1"), SimpleNamespace(device="cuda:1"), SimpleNamespace()]
+    cache._finish_copies()
+    assert waited == ["cuda:1"]

@@ -1,12 +1,15 @@
 """The vision tower: positions for other tile sizes, hidden state, stochastic depth, and the tokens that leave it."""
 
+import numpy as np
 import pytest
 import torch
 
 from internvl.model.configuration_internvl_chat import InternVisionConfig, InternVLChatConfig
+from internvl.model.constants import PIXEL_STATISTICS
 from internvl.model.errors import ConfigError
 from internvl.model.modeling_intern_vit import DropPath, InternVisionModel, resize_position_embedding
 from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.model.visual_features import normalize_tiles
 
 from .tiny import tiny_config, tiny_model
 
@@ -109,3 +112,27 @@ def test_stochastic_depth_drops_whole_tiles_and_keeps_the_mean():
     assert out.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert torch.equal(out.amin(dim=(1, 2)), out.amax(dim=(1, 2)))
     assert out.mean().item() == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize("kind", PIXEL_STATISTICS)
+def test_pixels_are_normalised_as_the_public_code_does_step_by_step(kind):
+    """numpy's float32 arithmetic, bit for bit, for every value and colour."""
+    levels = torch.arange(256, dtype=torch.uint8)
+    tiles = torch.stack([levels, levels.flip(0), levels.roll(7)]).view(1, 3, 16, 16)
+    mean, std = (np.asarray(values, dtype=np.float32)[:, None, None] for values in PIXEL_STATISTICS[kind])
+    expected = (tiles[0].numpy() / np.float32(255) - mean) / std
+    assert expected.dtype == np.float32
+    assert np.array_equal(normalize_tiles(tiles, kind)[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("kind", ["imagenet", "siglip"])
+def test_pixels_give_the_features_of_normalised_tiles(kind):
+    model = tiny_model()
+    model.config.normalize_type = kind
+    pixels = torch.randint(0, 256, (3, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.extract_feature(pixels), model.extract_feature(normalize_tiles(pixels, kind)))
+
+
+def test_unknown_statistics_of_pixels_are_refused():
+    with pytest.raises(ConfigError, match="normalize_type must be one of"):
+        InternVLChatConfig(normalize_type="imagenette")

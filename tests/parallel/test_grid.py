@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -105,3 +106,15 @@ def test_heads_are_checked_before_training():
     check_heads(8, 2, ulysses_degree=4)
     with pytest.raises(ParallelError, match="--ulysses_degree 3 does not divide the 8 attention heads"):
         check_heads(8, 8, ulysses_degree=3)
+
+
+@pytest.mark.parametrize(("backend", "created"), [("nccl", ["gloo"]), ("gloo", [])])
+def test_numbers_of_the_host_have_a_group_that_no_gpu_waits_for(monkeypatch, backend, created):
+    made = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(dist, "new_group", lambda backend: made.append(backend))
+    build_grid()
+    assert made == created

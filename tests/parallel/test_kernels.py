@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from internvl.errors import ConfigError, MissingDependencyError
-from internvl.parallel.kernels import Blocks, CpuFlash, CudaFlash, FlashAttn, select_kernel
+from internvl.parallel.kernels import Blocks, CpuFlash, CudaFlash, FlashAttn, activate_flash, select_kernel
 from internvl.parallel.ring import import_library, merge_partial, ring_attention
 
 from .packed_attention import (
@@ -148,6 +148,14 @@ def test_a_missing_package_is_named_with_its_pip_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     with pytest.raises(MissingDependencyError, match="pip install flash-attn"):
         select_kernel("flash_attn", CUDA, torch.bfloat16)
+
+
+def test_other_flash_implementations_are_activated_by_name(monkeypatch):
+    with pytest.raises(ConfigError, match="flash implementation 'FA1': expected one of FA3, FA4"):
+        activate_flash("FA1")
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", None)
+    with pytest.raises(MissingDependencyError, match="flash implementation FA3 cannot be imported"):
+        activate_flash("FA3")
 
 
 def test_head_dims_that_flash_kernels_do_not_take_are_refused():

@@ -4,9 +4,11 @@ import sys
 import textwrap
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from internvl.errors import ParallelError
-from internvl.parallel.launch import RankEnv, find_free_port, read_rank_env
+from internvl.parallel.launch import RankEnv, choose_gpu, find_free_port, init_distributed, read_rank_env
 from tests.warm_python import warm_python
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
@@ -131,3 +133,38 @@ def test_deepspeed_on_cpu_needs_no_compiler(tmp_path):
     result = run_python(code, PATH=str(tmp_path), CXX="", TORCH_EXTENSIONS_DIR=str(extensions), DS_ACCELERATOR="cpu")
     assert result.returncode == 0, result.stderr[-2000:]
     assert not extensions.exists()
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "local_rank", "expected"), [(8, 0, 0), (8, 5, 5), (1, 0, 0), (1, 5, 0)], ids=["first", "sixth", *"ab"]
+)
+def test_a_process_that_sees_one_gpu_takes_it_whatever_its_local_rank(monkeypatch, num_gpus, local_rank, expected):
+    """Batch systems may show every task its own GPU, which is number 0 for all of them."""
+    calls = {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.update(set_device=device))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: calls.update(options, backend=backend))
+    variables = {
+        "SLURM_PROCID": str(8 + local_rank),
+        "SLURM_LOCALID": str(local_rank),
+        "SLURM_NTASKS": "16",
+        "SLURM_STEP_NUM_TASKS": "16",
+        "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+        "SLURM_NODEID": "1",
+        "MASTER_ADDR": "node1",
+        "MASTER_PORT": "29500",
+    }
+    monkeypatch.setattr(os, "environ", {**variables})
+    env = read_rank_env()
+    init_distributed(env, device="cuda")
+    assert (calls["set_device"], calls["device_id"]) == (expected, torch.device("cuda", expected))
+    assert calls["backend"] == "nccl"
+    # DeepSpeed and accelerate take LOCAL_RANK as the number of a GPU; our own place is still known.
+    assert os.environ["LOCAL_RANK"] == str(expected)
+    assert read_rank_env() == env
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ParallelError, match="local rank 3 has no GPU: this machine shows 2"):
+        choose_gpu(RankEnv(3, 3, 4, 4, "pytorch"))

@@ -55,6 +55,7 @@ REFUSED = [
     ({"attn_kernel": "cpu_flash"}, "has no effect without shared rows"),
     ({"loss_kernel": "liger"}, "liger needs a GPU"),
     ({"tf32": True}, "--tf32 True needs a GPU"),
+    ({"flash_impl": "FA3"}, "--flash_impl FA3 needs a GPU"),
 ]
 
 

@@ -219,3 +219,21 @@ def test_a_cpu_has_as_many_processes_as_share_a_row():
     assert "--nproc_per_node=1" in dry_run("launch.sh")
     assert "--nproc_per_node=2" in dry_run("launch.sh", CHUNK_NUM="2", NPROC="2")
     assert "--nproc_per_node=8" in dry_run("launch.sh", CHUNK_NUM="2", GPUS="8")
+
+
+def test_the_launch_scripts_export_what_torch_reads_at_its_start(tmp_path):
+    """Segments that grow with long rows, and a record of collectives that time out; what is set already stays."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nenv\n")
+    python.chmod(0o755)
+    common = {"PYTHON": str(python), "LAUNCHER": "none", "SUBMIT": "0"}
+    for script, arguments in (
+        (SHELL / "launch.sh", []),
+        (REPOSITORY / "scripts" / "evaluate.sh", [str(tmp_path), "x"]),
+    ):
+        lines = run(str(script), *arguments, **common, TORCH_FR_BUFFER_SIZE="7").stdout.splitlines()
+        assert {
+            "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
+            "TORCH_NCCL_DUMP_ON_TIMEOUT=1",
+            "TORCH_FR_BUFFER_SIZE=7",
+        } <= set(lines)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.run.__main__ import choose_layer_devices, main
+from eval.run.__main__ import choose_layer_devices, main, run
 from eval.run.options import RunOptions, parse_options
 from eval.score import main as score
 from internvl.errors import ConfigError
@@ -416,6 +416,27 @@ def test_options_may_be_written_with_either_dash():
     options = parse_options(command)
     assert (options.checkpoint, options.settings.max_num, options.data_root) == (Path("a-b"), 3, Path("d_e-f"))
     assert options.batch_size == 2
+
+
+@pytest.mark.parametrize(("more", "expected"), [((), "cuda:3"), (("--gpus_per_task", "2"), "cuda:6")])
+def test_a_process_opens_its_context_on_its_own_gpu(arguments, monkeypatch, more, expected):
+    """Processes that answer by themselves have no group on the GPU, which would choose one."""
+
+    class Stopped(Exception):
+        pass
+
+    def stop(*_):
+        raise Stopped
+
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr("eval.run.__main__.join_workers", stop)
+    options = parse_options([*replace(arguments, "--device", "cuda"), *more])
+    with pytest.raises(Stopped):
+        run(options, RankEnv(rank=3, local_rank=3, world_size=4, local_world_size=4))
+    assert chosen == [expected]
 
 
 def test_layers_go_to_the_gpus_of_their_process(monkeypatch, tmp_path):
