@@ -209,7 +209,7 @@ def build_grid(
     group = _own_group(shape.row_groups(), rank)
     ring_group = group if ulysses_degree == 1 else _own_group(shape.ring_groups(), rank)
     ulysses_group = group if shape.ring_size == 1 else _own_group(shape.ulysses_groups(), rank)
-    host_group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    host_group = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else dist.group.WORLD
     return Grid(shape, rank, group, ring_group, ulysses_group, host_group)
 
 

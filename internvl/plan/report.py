@@ -54,7 +54,7 @@ def _describe_rates(setting: Setting) -> str:
 def _describe_fusion(setting: Setting) -> str:
     forward, backward = FUSED_BYTES if setting.fused else UNFUSED_BYTES
     text = f"norms and rotary embeddings take {forward} bytes per number forward and {backward} backward"
-    return f"{text} (fused)" if setting.fused else f"{text} (not fused; --fused: {FUSED_BYTES[0]} and {FUSED_BYTES[1]})"
+    return f"{text} (fused)" if setting.fused else f"{text} (not fused)"
 
 
 def format_plan(plan: Plan) -> str:

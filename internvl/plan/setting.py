@@ -40,7 +40,7 @@ class Setting:
     prefill_chunk_size: int | None = option(None, "Tokens of the prompt that pass the decoders at a time; None: all")
     max_new_tokens: int = option(128, "Tokens of the answer")
     kv_cache: str = option("dynamic", "Where keys and values are kept, see internvl/model/caches.py")
-    fused: bool = option(False, "RMS norm, rotary embedding and SwiGLU are one kernel each")
+    fused: bool = option(True, "RMS norm, rotary embedding and SwiGLU are one kernel each")
     gpu: str = option("H100", "Card, see internvl/plan/cards.py")
     gpu_memory_gib: float | None = option(None, "Memory per GPU", absent="the card's")
     reserve_gib: float = option(6.0, "Part of it that fragments of the allocator take. An assumption")

@@ -10,7 +10,7 @@
 # Estimate for H100 80 GB, computed, not measured (assumed rates: internvl/plan/cards.py):
 #   python -m internvl.plan --model InternVL2-2B --max_packed_tokens 34000 --tiles 132 --gpus 32 --zero_stage 3 \
 #       --grad_checkpoint True
-#   25.3 GiB per GPU with 6 GiB reserve: fits; 4.4 s per step, 247,343 tokens/s
+#   25.3 GiB per GPU with 6 GiB reserve: fits; 4.0 s per step, 270,253 tokens/s
 set -eu
 . "$(dirname -- "$0")/../prelude.sh"
 cd "$(dirname -- "$0")/../.."

@@ -281,28 +281,28 @@ def test_traffic_between_products_by_hand():
     normed, wide, summed = 2 * 2048 + 2048 + 1024, 8192, 2 * 2048
     unfused = normed * (2 * 36 + 92) + wide * (2 * 10 + 22) + summed * 18
     fused = normed * (2 * 4 + 8) + wide * (2 * 6 + 10) + summed * 18
-    for setting, per_token in ((again, unfused), (replace(again, fused=True), fused)):
+    for setting, per_token in ((replace(again, fused=False), unfused), (again, fused)):
         part = training_work(MODEL, setting).parts["norms, rotary, SwiGLU"]
         assert (part.traffic, part.flops) == (tokens_layers * per_token, 0)
-    float32 = training_work(MODEL, replace(again, dtype="float32")).parts["norms, rotary, SwiGLU"]
+    float32 = training_work(MODEL, replace(again, dtype="float32", fused=False)).parts["norms, rotary, SwiGLU"]
     assert float32.traffic == 2 * tokens_layers * unfused
 
 
 @pytest.mark.parametrize(
     ("changes", "seconds"),
     [
-        ({"max_packed_tokens": 34000, "tiles": 132, "zero_stage": 3}, (4.2, 4.5)),
+        ({"max_packed_tokens": 34000, "tiles": 132, "zero_stage": 3}, (3.9, 4.2)),
         (
             {"max_packed_tokens": 262144, "tiles": 1024, "chunk_num": 8, "keep_attention": True, "vit_batch_size": 16},
-            (14.0, 15.0),
+            (13.5, 14.2),
         ),
     ],
 )
 def test_steps_of_the_recipes_on_32_h100(changes, seconds):
-    """A quarter less than a flat 400 TFLOP/s promised: utilisation is 22 to 23 %."""
+    """With fused kernels between the products; without them 4.4 and 14.1 s, 22 to 23 % of the peak."""
     plan = plan_cost(MODEL, Setting(gpus=32, grad_checkpoint=True, **changes))
     assert seconds[0] < plan.step_s < seconds[1]
-    assert 0.22 < plan.mfu < 0.24
+    assert 0.22 < plan.mfu < 0.25
 
 
 def test_ranks_of_a_group_share_the_work_of_a_row():
@@ -404,10 +404,10 @@ def test_command_prints_a_table_of_items(capsys):
     out = capsys.readouterr().out
     assert "optimizer states" in out
     assert "not measured" in out
-    assert "36 bytes per number forward and 92 backward (not fused; --fused: 4 and 8)" in out
+    assert "4 bytes per number forward and 8 backward (fused)" in out
     assert out.rstrip().endswith("fits")
-    assert main(["--grad_checkpoint", "True", "--tiles", "64", "--fused"]) == 0
-    assert "4 bytes per number forward and 8 backward (fused)" in capsys.readouterr().out
+    assert main(["--grad_checkpoint", "True", "--tiles", "64", "--fused", "False"]) == 0
+    assert "36 bytes per number forward and 92 backward (not fused)" in capsys.readouterr().out
 
 
 def test_command_says_what_to_change(capsys):
