@@ -150,6 +150,19 @@ def test_a_photograph_of_the_page_has_content_in_light_and_width(runs, tmp_path)
     assert filled.mean() > 0.2
 
 
+@pytest.mark.slow
+def test_a_page_about_many_questions_shows_some_of_them_and_counts_all(benchmark_root, record, saved_runs, tmp_path):
+    num = 5_000
+    benchmark_root.write("retrieval-text", [record(index) for index in range(num)])
+    responses = ["blue" if index % 3 else f"red {index}" for index in range(num)]
+    saved_runs.write(tmp_path / "runs", TASK, responses, data_root=benchmark_root.root, failures=range(0, num, 50))
+    assert score([str(tmp_path / "runs")]) == 0
+    page = make_page(tmp_path / "runs")
+    assert page.stat().st_size < 500_000
+    assert 0 < len(Cards(page.read_text()).states) < num / 10
+    assert {row.count for row in read_rows(page.with_suffix(".json"))} == {num}
+
+
 def test_json_rows_feed_the_comparison(runs):
     rows = read_rows(make_page(runs).with_suffix(".json"))
     [*differences] = compare_settings(rows, "v2pe_fix stride 16")
