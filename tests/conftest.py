@@ -43,3 +43,13 @@ def cache_of_its_own() -> Iterator[None]:
 def checked_calls() -> None:
     """Shapes are checked in every test anew."""
     start_checking()
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """What a test, or the code that it runs, does to the environment ends with it."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)

@@ -7,6 +7,7 @@ the test is in, after which the same functions see the same shapes again.
 import functools
 from collections.abc import Callable
 
+import torch
 from beartype import BeartypeConf, beartype
 from jaxtyping import config
 
@@ -22,16 +23,22 @@ def start_checking() -> None:
     config.update("jaxtyping_disable", False)
 
 
+def count_call() -> None:
+    """Check no further calls after the last one that is to be checked."""
+    global _left
+    _left -= 1
+    if not _left:
+        config.update("jaxtyping_disable", True)
+
+
 def check_calls(function: Callable[..., object]) -> Callable[..., object]:
     """The function with its annotations checked: the typechecker of jaxtyping's import hook."""
     checked = _annotated(function)
 
     @functools.wraps(checked)
     def counted(*args: object, **kwargs: object) -> object:
-        global _left
-        _left -= 1
-        if not _left:
-            config.update("jaxtyping_disable", True)
+        if not torch.compiler.is_compiling():  # or a graph would hold for one count only
+            count_call()
         return checked(*args, **kwargs)
 
     return counted
