@@ -64,9 +64,7 @@ class ModelArguments:
     attn_kernel: str | None = option(
         None, "What computes attention blocks of shared rows: cpu_flash, cuda_flash, flash_attn, ring_flash_attn."
     )
-    flash_impl: str | None = option(
-        None, "FA3 or FA4: run FlashAttention 3 or 4, from its own package, in place of torch's flash kernel (GPU)."
-    )
+    flash_impl: str | None = option(None, "FA3 or FA4: that package's kernels in place of torch's flash kernel (GPU).")
     vit_batch_size: int | None = option(
         None, "Tiles that pass the vision tower at a time, recomputed in the backward pass; bounds memory of long rows."
     )

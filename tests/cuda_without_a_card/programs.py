@@ -177,3 +177,15 @@ def run_flash_attn(interface: str, borders: tuple[int, ...] | None) -> tuple[tup
         grads = kernel.backward(out, q, k, k, out, lse, scale=0.1, borders=borders)
     send_borders.cache_clear()
     return tuple(out.shape), (tuple(lse.shape), str(lse.dtype), lse.device.type), [tuple(grad.shape) for grad in grads]
+
+
+def encode_tiles(vit_batch_size: int | None) -> Counts:
+    """Counts of the vision tower on seven tiles of pixels, forward and backward."""
+    pixels = torch.randint(0, 256, (7, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with PretendedCuda() as cuda:
+        model = load_model(cuda).train()
+        model.vit_batch_size = vit_batch_size
+        tiles = cuda.put(pixels)
+        cuda.restart()
+        model.extract_feature(tiles).sum().backward()
+        return cuda.counts

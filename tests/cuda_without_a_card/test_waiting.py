@@ -33,3 +33,9 @@ def test_a_further_layer_waits_for_nothing(without_a_card, name):
 def test_the_borders_of_a_row_are_sent_once_and_not_waited_for(without_a_card):
     steps = without_a_card(programs.train, 2, num_steps=2, is_ring=True)
     assert not [line for counts in steps for line in counts.copies if "kernels.py" in line or "attention.py" in line]
+
+
+@pytest.mark.parametrize("vit_batch_size", [None, 3])
+def test_tiles_are_normalised_and_encoded_without_waiting(without_a_card, vit_batch_size):
+    counts = without_a_card(programs.encode_tiles, vit_batch_size)
+    assert (counts.waits, counts.mixed.total(), counts.sdpa_shapes) == (0, 0, [])
