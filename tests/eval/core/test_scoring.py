@@ -8,6 +8,7 @@ from eval.core.scoring import (
     check_length_edges,
     score_by_length,
     score_predictions,
+    score_with_baselines,
     write_scores,
 )
 from eval.core.task import Scored, Task, Upload
@@ -111,6 +112,13 @@ def test_answers_that_cannot_be_scored_name_the_sample():
 
     with pytest.raises(EvalError, match=r"'x': cannot be scored \(TypeError: odd answer\)"):
         score_predictions(make_task(score_answer=refuse), [predict("a")], protocol="official")
+
+
+@pytest.mark.parametrize("chance", [{"a": 1}, "half", float("nan"), 1e-320])
+def test_a_damaged_chance_level_of_one_question_is_an_error_of_the_task(chance):
+    # The mean chance level leaves it out, since the other question has none.
+    with pytest.raises(EvalError, match="g/t: the baselines cannot be measured"):
+        score_with_baselines(make_task(), [predict("a", chance=chance), predict("a")], protocol="official")
 
 
 def test_damaged_metadata_is_an_error_of_the_task():
