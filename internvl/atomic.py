@@ -7,6 +7,7 @@ content and a temporary file. No other module of the project writes by renaming.
 import glob
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+_DRAFT = re.compile(r"\.(.+)\.[0-9a-f]{8}", re.DOTALL)
 
 
 @contextmanager
@@ -25,7 +28,7 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Random, since threads of one process, and processes of other nodes with the same number, may write the same file.
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # _DRAFT
     try:
         with draft.open("wb") as file:
             yield file
@@ -33,6 +36,15 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):
             draft.unlink()
+
+
+def find_drafts(folder: Path) -> dict[Path, list[Path]]:
+    """What killed processes left of files below a folder that only this process writes to: file -> its drafts."""
+    drafts: dict[Path, list[Path]] = {}
+    for path in folder.rglob(".*"):
+        if match := _DRAFT.fullmatch(path.name):
+            drafts.setdefault(path.with_name(match[1]), []).append(path)
+    return drafts
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -52,6 +52,17 @@ def read_folder(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_what_a_killed_run_left_is_removed_and_files_of_the_user_stay(tmp_path):
+    archive, out = write_tar(tmp_path / "a.tar.gz", FILES | {".kept.0123abcd": b"x"}), tmp_path / "out"
+    (out / "SET").mkdir(parents=True)
+    for name in ("SET/.SET.json.0123abcd", ".mine.0123abcd", "SET/.SET.json.txt"):
+        (out / name).write_text("half")
+    unpack([archive], out)
+    unpack([archive], out)
+    files = {"SET/SET.json", "SET/images/1.png", "top.txt", ".kept.0123abcd", ".mine.0123abcd", "SET/.SET.json.txt"}
+    assert set(read_folder(out)) == files
+
+
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip", "a.tar.bz2"])
 def test_files_arrive_with_their_content(tmp_path, name):
     modes = {"a.tar": "w", "a.tar.gz": "w:gz", "a.tar.bz2": "w:bz2"}
