@@ -41,7 +41,7 @@ def cache_of_its_own() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def checked_calls() -> None:
-    """Shapes are checked in every test anew."""
+    """Every test begins with checked shapes."""
     start_checking()
 
 

@@ -43,9 +43,7 @@ class ModelArguments:
 
     model_name_or_path: str | None = option(None, "InternVL2-format checkpoint folder to start from.")
     tokenizer_path: str | None = option(None, "Tokenizer folder; the checkpoint's own when not given.")
-    mlp_path: str | None = option(
-        None, "File with a state dict for the projector (mlp1), loaded over the checkpoint's."
-    )
+    mlp_path: str | None = option(None, "State dict file of the projector (mlp1), loaded over the checkpoint's.")
     freeze_llm: bool = option(False, "Do not train the language model.")
     freeze_backbone: bool = option(False, "Do not train the vision tower.")
     freeze_mlp: bool = option(False, "Do not train the projector.")
@@ -178,9 +176,7 @@ class TrainingArguments(transformers.TrainingArguments):
         "DECAY ** (L - i), the embeddings with DECAY ** (L + 1); 1: all alike.",
     )
     save_in_background: bool = option(
-        True,
-        "Train on while the files of a checkpoint are written, from a copy in main memory (weights and optimiser slice "
-        "of each rank); False: wait for the files.",
+        True, "Train on while a checkpoint's files are written, from a copy in main memory; False: wait for the files."
     )
     nan_policy: Literal["stop", "skip"] = option(
         "stop",

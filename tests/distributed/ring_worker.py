@@ -106,7 +106,7 @@ def measure(case: Case, dtype: torch.dtype, group: dist.ProcessGroup) -> dict[st
     real = [x[:num_real] for x in row]
     results = [x[:num_real] for x in results]
     if num_real == 0:
-        return {"error": 0.0, "alone": 0.0, "padding": padding}
+        return {"error": 0.0, "alone": 0.0, "mean_ratio": 0.0, "padding": padding}
     expected = attend_with_gradients(
         lambda q, k, v: reference_attention(q, k, v, list(case.lengths), scale), real, torch.float64
     )
@@ -115,12 +115,23 @@ def measure(case: Case, dtype: torch.dtype, group: dist.ProcessGroup) -> dict[st
         partial(ring_attention, group=None, **settings), [shard_row(x, rank=0, size=1) for x in real], dtype
     )
     alone = [x[:num_real] for x in alone]
-    return {"error": error(results, expected), "alone": error(alone, expected), "padding": padding}
+    return {
+        "error": error(results, expected),
+        "alone": error(alone, expected),
+        "mean_ratio": compare_errors(results, alone, expected),
+        "padding": padding,
+    }
 
 
 def error(results: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     """Largest difference, relative to the largest number (the inputs are of size 1; some gradients are 0)."""
     return max(float((a - b).abs().max() / b.abs().max().clamp_min(1)) for a, b in zip(results, expected, strict=True))
+
+
+def compare_errors(results: list[torch.Tensor], alone: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """Root mean square error of the results over that of one process, of the tensor where it is largest."""
+    errors = [((a - c).norm(), (b - c).norm()) for a, b, c in zip(results, alone, expected, strict=True)]
+    return max(float(error / of_one) if of_one > 0 else float(error > 0) for error, of_one in errors)
 
 
 def gather(local: torch.Tensor, group: dist.ProcessGroup, borders: list[int]) -> torch.Tensor:

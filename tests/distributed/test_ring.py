@@ -42,9 +42,10 @@ def test_float32_and_float64_are_exact(results):
 
 
 def test_half_precision_is_as_good_as_on_one_process(results):
-    """Kernels round: gradients of a key that several ranks read are rounded on each of them, and then summed."""
+    """The kernels of two ranks round the gradients of a key that both read: two roundings in the worst number."""
     cases = select(results, "bfloat16", "float16")
-    assert {name: e for name, e in cases.items() if not e["error"] < 2 * e["alone"] < 0.03} == {}
+    assert {name: e for name, e in cases.items() if not e["mean_ratio"] < 1.25} == {}
+    assert {name: e for name, e in cases.items() if not (e["error"] < 2 * e["alone"] and e["alone"] < 0.013)} == {}
 
 
 def test_large_scores_neither_overflow_nor_lose_more_than_on_one_process(results):
