@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -224,10 +225,11 @@ def kill_in_the_middle(process: subprocess.Popen[str], out: Path, delay_s: float
 
 
 def newest_change(out: Path) -> float:
-    newest = out.parent.stat().st_mtime
-    for path in out.parent.rglob("*"):
-        with suppress(FileNotFoundError):  # it is gone already
-            newest = max(newest, path.stat().st_mtime)
+    newest = 0.0
+    for folder, _, names in os.walk(out.parent):  # passes over folders that go away meanwhile
+        for path in (folder, *(os.path.join(folder, name) for name in names)):
+            with suppress(FileNotFoundError):
+                newest = max(newest, os.stat(path).st_mtime)
     return newest
 
 
