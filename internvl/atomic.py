@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -38,13 +38,12 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
             draft.unlink()
 
 
-def find_drafts(folder: Path) -> dict[Path, list[Path]]:
-    """What killed processes left of files below a folder that only this process writes to: file -> its drafts."""
-    drafts: dict[Path, list[Path]] = {}
-    for path in folder.rglob(".*"):
-        if match := _DRAFT.fullmatch(path.name):
-            drafts.setdefault(path.with_name(match[1]), []).append(path)
-    return drafts
+def remove_drafts(folder: Path, files: Collection[Path]) -> None:
+    """Remove what killed processes left of `files`, below a folder that only this process writes to."""
+    for path in [*folder.rglob(".*")]:
+        match = _DRAFT.fullmatch(path.name)
+        if match and path not in files and path.with_name(match[1]) in files:
+            path.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from eval.convert.files import place_inside
 from eval.core.output import open_result
-from internvl.atomic import find_drafts
+from internvl.atomic import remove_drafts
 from internvl.command import command
 from internvl.data.storage.archives import BoundedReader, open_tar
 from internvl.data.storage.member_names import decode_name, is_marked, read_tar_name, read_zip_name
@@ -106,7 +106,6 @@ def _check_encoding(name: str | None) -> None:
 
 def _unpack_one(parts: Sequence[Path], out: Path, name_encoding: str | None, *, is_zip: bool) -> int:
     names: dict[Path, str] = {}
-    drafts = find_drafts(out)
     with Joined(parts) as stream:
         for member, source in _read_zip(stream, name_encoding) if is_zip else _read_tar(stream, name_encoding):
             path = place_inside(member.name, out)
@@ -114,8 +113,7 @@ def _unpack_one(parts: Sequence[Path], out: Path, name_encoding: str | None, *, 
             if names.setdefault(path, name) != name:
                 raise DataError(f"the names {names[path]!r} and {name!r} mean the same file; pack the archive again")
             _write(member, source, path)
-    for draft in {draft for path in names for draft in drafts.get(path, ())} - names.keys():
-        draft.unlink(missing_ok=True)
+    remove_drafts(out, names.keys())
     return len(names)
 
 

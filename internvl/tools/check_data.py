@@ -14,6 +14,7 @@ Exit code: 0; 1 if more than --max_skipped of the records would be skipped; 2 if
 130 after Ctrl-C, when what was found until then has been reported.
 """
 
+import argparse
 import logging
 import math
 import os
@@ -35,6 +36,7 @@ from internvl.data.packing import PackingLimits
 from internvl.data.records import RecordFile
 from internvl.data.survey import SourceReport, Survey
 from internvl.errors import ConfigError
+from internvl.folder_owner import own_folder
 from internvl.model.constants import SPECIAL_TOKENS
 from internvl.model.conversation import get_conversation
 from internvl.model.loading import read_chat_config
@@ -131,6 +133,18 @@ def build_parser() -> HfArgumentParser:
     return parser
 
 
+def make_report(args: DataTrainingArguments, given: argparse.Namespace) -> Report:
+    """Check the data that the flags describe."""
+    num_workers = min(os.cpu_count() or 1, 8) if given.workers is None else given.workers
+    if num_workers < 0:
+        raise ConfigError(f"--workers {num_workers}: expected 0 or larger")
+    limits = PackingLimits(args.max_packed_tokens, args.num_images_expected) if args.use_packed_ds else None
+    specs = load_meta(given.meta, data_root=args.data_root)
+    encoder = make_encoder(args, model=given.model, tokenizer=given.tokenizer)
+    check = Survey(tuple(RecordFile(spec) for spec in specs), encoder, limits, given.seed, given.decode)
+    return check_all(check, args, num_workers=num_workers, is_exact=bool(given.model or given.tokenizer))
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Check, print, write.
 
@@ -140,17 +154,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     given = build_parser().parse_args(argv)
     values = {option.name: getattr(given, option.name) for option in fields(DataTrainingArguments)}
     args = DataTrainingArguments(**(values | {"meta_path": given.meta}))
-    num_workers = min(os.cpu_count() or 1, 8) if given.workers is None else given.workers
-    if num_workers < 0:
-        raise ConfigError(f"--workers {num_workers}: expected 0 or larger")
-    limits = PackingLimits(args.max_packed_tokens, args.num_images_expected) if args.use_packed_ds else None
-    specs = load_meta(given.meta, data_root=args.data_root)
-    encoder = make_encoder(args, model=given.model, tokenizer=given.tokenizer)
-    check = Survey(tuple(RecordFile(spec) for spec in specs), encoder, limits, given.seed, given.decode)
-    is_exact = bool(given.model or given.tokenizer)
-    report = check_all(check, args, num_workers=num_workers, is_exact=is_exact)
-    print(format_report(report, args))
-    write_report(report, args, given.out)
+    with own_folder(given.out, "internvl.tools.check_data"):
+        report = make_report(args, given)
+        print(format_report(report, args))
+        write_report(report, args, given.out)
     print(f"\n{given.out}: report.json, problems.jsonl, histograms.png")
     if not report.is_complete:
         return EXIT_INTERRUPTED

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from internvl.atomic import open_atomically, write_atomically
+from internvl.atomic import open_atomically, remove_drafts, write_atomically
 from internvl.data.survey import Problem, SourceReport
 from internvl.errors import ConfigError
 from internvl.train.arguments import DataTrainingArguments
@@ -194,18 +194,20 @@ def _group(problems: Sequence[Problem]) -> Mapping[str, list[Problem]]:
 
 
 def write_report(report: Report, args: DataTrainingArguments, folder: Path) -> None:
-    """Write report.json, problems.jsonl and histograms.png.
+    """Write report.json, problems.jsonl and histograms.png into a folder that the caller owns.
 
     Raises:
         ConfigError: The folder cannot be written.
     """
     summary = json.dumps(_summarise(report, args), indent=2, ensure_ascii=False)
     problems = (json.dumps(problem._asdict(), ensure_ascii=False) for problem in report.problems)
+    files = [folder / name for name in ("report.json", "problems.jsonl", "histograms.png")]
     try:
-        write_atomically(folder / "report.json", _encode([summary]))
-        write_atomically(folder / "problems.jsonl", _encode(problems))
-        with open_atomically(folder / "histograms.png") as file:
+        write_atomically(files[0], _encode([summary]))
+        write_atomically(files[1], _encode(problems))
+        with open_atomically(files[2]) as file:
             draw_histograms(report).savefig(file, format="png", dpi=120)
+        remove_drafts(folder, files)
     except OSError as error:
         raise ConfigError(f"--out {folder} cannot be written: {error}; choose another folder") from None
 
