@@ -22,6 +22,7 @@ from eval.run.options import RunOptions
 from eval.tasks.registry import GROUPS, select_tasks
 from internvl.command import command
 from internvl.errors import DataError, EvalError
+from internvl.parser import CommandParser
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ def describe_skipped(skipped: Sequence[DataState]) -> str:
 @command(go_on="start the same command again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 1 if something is missing, 2 for an error that the user can fix."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m eval.check_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("tasks", metavar="TASKS", help="names, groups or patterns, separated by commas; or all")

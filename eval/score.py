@@ -33,6 +33,7 @@ from internvl.command import command
 from internvl.data.natural_order import natural_key
 from internvl.errors import EvalError
 from internvl.folder_owner import own_folder
+from internvl.parser import CommandParser
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ def _read_named_settings(folder: Path) -> SavedSettings:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (2 for an error of the user's)."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m eval.score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="result folders of eval.run")

@@ -8,6 +8,7 @@ from internvl.model.errors import (
     InternVLError,
     MissingDependencyError,
     ParallelError,
+    did_you_mean,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "InternVLError",
     "MissingDependencyError",
     "ParallelError",
+    "did_you_mean",
 ]

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Start training: sh shell/launch.sh [--dry-run] FLAGS...     (FLAGS: internvl/train/internvl_chat_finetune.py --help)
+# Start training: sh shell/launch.sh [--dry-run] [FILE.yaml] FLAGS...   (internvl/train/internvl_chat_finetune.py --help)
 #
 #   LAUNCHER         slurm | pytorch | deepspeed | none (a single process; single means the same)
 #                                               default: slurm inside an allocation or with PARTITION, else pytorch
@@ -22,6 +22,13 @@
 # --dry-run prints the command and runs nothing.
 set -eu
 . "$(dirname -- "$0")/prelude.sh"
+
+config=
+case ${1:-} in
+*.yaml | *.yml | *.json)
+    config=$1
+    shift ;;
+esac
 
 # A flag decides over the variable, here as for the program.
 previous=
@@ -107,7 +114,7 @@ groups=$((GPUS / CHUNK_NUM))
 if [ $((groups * CHUNK_NUM)) -ne "$GPUS" ] || [ "$groups" -lt 1 ]; then
     die "$GPUS processes cannot share rows among CHUNK_NUM $CHUNK_NUM each; use a CHUNK_NUM that divides GPUS"
 fi
-[ "$CHUNK_NUM" = 1 ] || set -- "$@" --chunk_num "$CHUNK_NUM"
+if [ "$CHUNK_NUM" != 1 ] || [ -n "$config" ]; then set -- "$@" --chunk_num "$CHUNK_NUM"; fi
 PER_DEVICE_BATCH_SIZE=${PER_DEVICE_BATCH_SIZE:-1}
 BATCH_SIZE=${BATCH_SIZE:-$((groups * PER_DEVICE_BATCH_SIZE))}
 GRADIENT_ACC=$((BATCH_SIZE / PER_DEVICE_BATCH_SIZE / groups))
@@ -143,9 +150,9 @@ fi
 if [ "$SUBMIT" = 1 ] && [ "$LAUNCHER" != slurm ]; then
     # A step with one task per node, which starts this script again with the addresses that the job has by then.
     export GPUS GPUS_PER_NODE NNODES CHUNK_NUM BATCH_SIZE PER_DEVICE_BATCH_SIZE
-    set -- srun $tasks --kill-on-bad-exit=1 ${SRUN_ARGS:-} sh shell/launch.sh "$@"
+    set -- srun $tasks --kill-on-bad-exit=1 ${SRUN_ARGS:-} sh shell/launch.sh ${config:+"$config"} "$@"
 else
-    set -- internvl/train/internvl_chat_finetune.py \
+    set -- internvl/train/internvl_chat_finetune.py ${config:+"$config"} \
         --per_device_train_batch_size "$PER_DEVICE_BATCH_SIZE" --gradient_accumulation_steps "$GRADIENT_ACC" "$@"
     case $LAUNCHER in
     slurm)

@@ -24,6 +24,7 @@ from internvl.errors import ConfigError, MissingDependencyError
 from internvl.infer.flags import add_flags, from_options
 from internvl.infer.session import Session
 from internvl.infer.settings import InferenceSettings
+from internvl.parser import CommandParser
 
 try:
     from vlmeval.vlm.base import BaseModel
@@ -100,7 +101,7 @@ def register(name: str, **options: Any) -> None:
 @command(go_on="start the same command again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Register a model and start a script of VLMEvalKit; returns the exit code (2 for an error of the user's)."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m eval.bridges.vlmevalkit",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from internvl.folder_owner import own_folder
+from internvl.parser import CommandParser
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def run_converter(
         The exit code: 2 for an error that the user can fix.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"python -m eval.convert.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -41,6 +41,7 @@ from internvl.data.storage.member_names import decode_name, is_marked, read_tar_
 from internvl.data.storage.outage import is_system_fault
 from internvl.errors import ConfigError, DataError, InternVLError
 from internvl.folder_owner import own_folder
+from internvl.parser import CommandParser
 
 logger = logging.getLogger(__name__)
 
@@ -272,7 +273,7 @@ def _read_piece(source: IO[bytes]) -> bytes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 2 for an error that the user can fix."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m eval.convert.unpack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("archives", type=Path, nargs="+", metavar="ARCHIVE", help="zip, tar, tar.gz; parts of one")

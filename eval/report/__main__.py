@@ -30,6 +30,7 @@ from eval.score import read_checked_predictions
 from eval.tasks.registry import find_task
 from internvl.command import command
 from internvl.errors import ConfigError, InternVLError
+from internvl.parser import CommandParser
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def _read_samples(task: Task, result: TaskResult) -> dict[str, Sample]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (2 for an error of the user's)."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m eval.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

@@ -18,6 +18,7 @@ from eval.metrics.estimate import Estimate, average_estimates
 from eval.report.rows import ALL_LENGTHS, Row, order_lengths, read_rows
 from internvl.command import command
 from internvl.errors import EvalError
+from internvl.parser import CommandParser
 
 _CLEAR = 2.0  # standard errors; about 95 % of chance differences are smaller
 
@@ -113,7 +114,7 @@ def describe(differences: Sequence[Difference], reference: str) -> str:
 @command(go_on="start the same command again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (2 for an error of the user's)."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m eval.report.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("report", type=Path, help="the JSON file of eval.report")

@@ -16,7 +16,14 @@ from internvl.infer.flags import add_flags, at_least, check_flags, flag, from_ar
 from internvl.infer.session import check_batchable
 from internvl.infer.settings import DEFAULTS, GREEDY, InferenceSettings, Sampling
 from internvl.moved_names import EVALUATION_FLAGS, check_flag
+from internvl.parser import CommandParser
 
+# The options that --help shows.
+_OFTEN = {
+    "what is evaluated": ["list", "data_root", "limit", "out", "overwrite", "retry_failed"],
+    "positions": ["rope_pos_id_version", "rope_pos_id_stride", "rope_scaling"],
+    "speed and memory": ["batch_size", "ring_attn", "gpus_per_task", "prefill_chunk_size", "dtype", "device"],
+}
 _OPTION = re.compile(r"\A--[a-z][a-z_-]*")
 # A task chooses its frames; whether prompts are kept follows from --cache_mib.
 _NOT_ASKED = ("num_frames", "reuse_prefix")
@@ -154,9 +161,10 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m eval.run",
-        allow_abbrev=False,  # the scripts look for whole names
+        often=_OFTEN,
+        takes_config=True,
         description="Evaluate a checkpoint. A killed run continues when the same command is started again, also with "
         "another number of processes (torchrun or slurm tasks). Names of options may be written with - or _; "
         "docs/migration.md lists those of the public code.",

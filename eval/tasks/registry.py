@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from eval.core.result import explain_damage
 from eval.core.task import Task, TaskFamily
 from eval.tasks.questions import Results
-from internvl.errors import ConfigError
+from internvl.errors import ConfigError, did_you_mean
 from internvl.moved_names import TASKS as MOVED_TASKS
 
 PromptStyle = Literal["upstream", "official"]
@@ -132,5 +132,6 @@ def _describe_known(pattern: str) -> str:
     """The tasks of the pattern's group; all groups where there is no such group."""
     group = pattern.partition("/")[0]
     if group in GROUPS:
-        return f"known: {', '.join(list_task_names([group]))}"
-    return f"known groups: {', '.join(GROUPS)}; python -m eval.run --list prints all tasks"
+        known = list_task_names([group])
+        return f"known: {', '.join(known)}{did_you_mean(pattern, known)}"
+    return f"known groups: {', '.join(GROUPS)}; python -m eval.run --list prints all tasks{did_you_mean(group, GROUPS)}"

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from PIL import Image
@@ -38,6 +37,7 @@ from internvl.infer.session import Answer, Session
 from internvl.infer.settings import GREEDY, InferenceSettings, Sampling
 from internvl.model.constants import IMAGE_PLACEHOLDER
 from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, read_rank_env
+from internvl.parser import CommandParser
 
 _EPILOG = """\
 Images, then videos, then the text stand in front of the first question; images stand where it says <image> instead,
@@ -164,15 +164,15 @@ def _write_answer(text: str) -> None:
     sys.stdout.flush()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help explains)\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = _Parser(
+    parser = CommandParser(
         prog="python -m internvl.infer.chat",
+        often={
+            "question": ["image", "video", "text", "num_frames", "max_num", "max_new_tokens", "temperature", "verbose"],
+            "positions": ["rope_pos_id_version", "rope_pos_id_stride", "rope_scaling"],
+            "speed and memory": ["device", "kv_cache", "prefill_chunk_size"],
+        },
         description=__doc__,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .constants import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
-from .errors import ConfigError
+from .errors import ConfigError, did_you_mean
 from .shapes import Int64
 
 Role = Literal["user", "assistant"]
@@ -107,7 +107,8 @@ def get_conversation(name: str) -> Conversation:
         ConfigError: No such template.
     """
     if name not in _TEMPLATES:
-        raise ConfigError(f"unknown conversation template {name!r}; expected one of {sorted(_TEMPLATES)}")
+        guess = did_you_mean(name, _TEMPLATES)
+        raise ConfigError(f"unknown conversation template {name!r}{guess}; expected one of {sorted(_TEMPLATES)}")
     return _TEMPLATES[name]
 
 

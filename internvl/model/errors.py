@@ -1,5 +1,8 @@
 """Errors for users: each message says what was got, what was expected and what to change."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InternVLError(Exception):
     """Base of every error that this project raises on purpose."""
@@ -53,3 +56,10 @@ class MissingDependencyError(InternVLError):
 def summarise(error: BaseException) -> str:
     """Class and message of another library's error in one line, however many it has."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:1000]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`, did you mean 'packed'?`, to be put into an error about an unknown name; empty where none is near."""
+    by_letters = {word.lower().replace("-", "_"): word for word in reversed(list(known))}  # the first of two alike
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), by_letters, n=1)
+    return f", did you mean {by_letters[near[0]]!r}?" if near else ""

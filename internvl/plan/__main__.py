@@ -24,6 +24,7 @@ from internvl.command import command
 from internvl.errors import ConfigError
 from internvl.model.caches import KV_CACHES
 from internvl.options import describe_option
+from internvl.parser import CommandParser
 from internvl.plan.recipe import format_command
 from internvl.plan.released_models import RELEASED
 from internvl.plan.report import describe_plan, format_advice, format_overview, format_plan
@@ -45,11 +46,10 @@ _CHOICES = {"mode": ("train", "infer"), "dtype": ("bfloat16", "float32"), "kv_ca
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line: an option per field of `Setting` and of `Trained`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m internvl.plan",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--model", default="InternVL2-2B", help=f"checkpoint folder, config.json, or one of {', '.join(RELEASED)}"

@@ -7,6 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from internvl.parser import CommandParser
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -26,7 +28,7 @@ class Build(Protocol[SpecIn]):
 
 def make_parser(builder: str, description: str | None) -> argparse.ArgumentParser:
     """A parser with the options of all builders; `builder` is the name of the module, `description` its docstring."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"python -m {builder}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

@@ -33,6 +33,7 @@ from internvl.model.modeling_intern_vit import InternVisionModel
 from internvl.model.modeling_internlm2 import InternLM2ForCausalLM
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
+from internvl.parser import CommandParser
 from internvl.train.model_loading import load_projector
 
 logger = logging.getLogger(__name__)
@@ -150,7 +151,7 @@ def _load_decoder(folder: Path) -> PreTrainedModel:
 @command(go_on="start the same command again; nothing was left half-written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (2 for an error of the user's)."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m internvl.tools.assemble",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import cast
 
 from tqdm import tqdm
-from transformers import HfArgumentParser, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from internvl.command import command
 from internvl.data.encode import SampleEncoder
@@ -41,7 +41,7 @@ from internvl.model.constants import SPECIAL_TOKENS
 from internvl.model.conversation import get_conversation
 from internvl.model.loading import read_chat_config
 from internvl.tools.data_report import Report, format_report, write_report
-from internvl.train.arguments import DataTrainingArguments, ModelArguments
+from internvl.train.arguments import DataTrainingArguments, ModelArguments, TrainingParser
 from internvl.train.finetune import build_encoder
 from internvl.train.model_loading import count_visual_tokens, load_training_tokenizer, settle_flags
 
@@ -115,13 +115,12 @@ def make_encoder(args: DataTrainingArguments, *, model: str | None, tokenizer: s
     return build_encoder(args, tokenizer=loaded, num_image_token=count_visual_tokens(args, config))
 
 
-def build_parser() -> HfArgumentParser:
+def build_parser() -> TrainingParser:
     """The command line."""
-    parser = HfArgumentParser(
-        DataTrainingArguments,  # type: ignore[arg-type]
+    parser = TrainingParser(
+        DataTrainingArguments,
         prog="python -m internvl.tools.check_data",
         description=__doc__,
-        allow_abbrev=False,
     )
     parser.add_argument("meta", metavar="META", help="meta json of the run")
     parser.add_argument("--model", metavar="DIR", help="checkpoint that the run starts from")

@@ -26,6 +26,7 @@ from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
 from internvl.model.scaling import read_logn_scaling
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
+from internvl.parser import CommandParser
 from internvl.tools.conversion import convert_folder
 from internvl.tools.native_config import build_chat_config, build_native_config, check_exportable
 from internvl.tools.native_processor import write_processor
@@ -145,7 +146,7 @@ def _report_positions(config: InternVLChatConfig) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m internvl.tools.export_native",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

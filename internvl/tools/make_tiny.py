@@ -27,6 +27,7 @@ from internvl.model.conversation import get_conversation
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
 from internvl.options import describe_option, option
+from internvl.parser import CommandParser
 from internvl.synth.command import read_spec, run_builder
 from internvl.synth.folders import Facts, Origin, make_folders
 from internvl.synth.miniature.tiny_tokenizer import train_tokenizer
@@ -255,7 +256,7 @@ released model and knows nothing: it is what a fine-tuning run on a CPU starts f
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line: one option per field of `TinySpec`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"python -m {BUILDER}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("work_dirs/tiny"),

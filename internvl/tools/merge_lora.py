@@ -18,6 +18,7 @@ from internvl.errors import CheckpointError
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.loading import load_strictly, read_chat_config
 from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.parser import CommandParser
 from internvl.tools.conversion import convert_folder, read_state_dict
 from internvl.train.trainable import merge_lora
 
@@ -58,7 +59,7 @@ def merge_checkpoint(checkpoint: Path, out: Path, *, max_shard_size: str = "5GB"
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m internvl.tools.merge_lora",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,6 +1,5 @@
 """Names of the public code, as a page: `python -m internvl.tools.migration_page > docs/migration.md`."""
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -17,6 +16,7 @@ from internvl.moved_names import (
     TRAINING_FLAGS,
     Moved,
 )
+from internvl.parser import CommandParser
 
 _HEAD = """# From the public V2PE code to this one
 
@@ -67,7 +67,7 @@ def _describe_harmless(moved: Moved) -> str:
 @command(go_on="start the same command again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; prints the page."""
-    argparse.ArgumentParser(prog="python -m internvl.tools.migration_page", description=__doc__).parse_args(argv)
+    CommandParser(prog="python -m internvl.tools.migration_page", description=__doc__).parse_args(argv)
     print(write_page(), end="")
     return 0
 

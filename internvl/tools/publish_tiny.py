@@ -23,6 +23,7 @@ from pathlib import Path
 from internvl.atomic import stage_folders
 from internvl.command import command
 from internvl.errors import CheckpointError
+from internvl.parser import CommandParser
 
 CODE = Path(__file__).parents[1] / "model"
 DEFAULT_OUT = Path("pretrained", "InternVL2-Tiny")
@@ -162,7 +163,7 @@ Bars are red, blue, green, yellow, purple, black, pink or gray; a picture of 112
 @command(go_on="start the same command again; nothing was left half-written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m internvl.tools.publish_tiny",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import transformers
+import yaml
 from transformers import HfArgumentParser
 
 from internvl.data.storage.text import decode_text
@@ -31,6 +32,8 @@ from internvl.model.scaling import parse_rope_scaling
 from internvl.model.v2pe import RANDOM_STRIDES, check_stride, stride_to_units
 from internvl.moved_names import DEEPSPEED_CONFIGS, FIXED_TRAINING_FLAGS, TRAINING_FLAGS, check_flag
 from internvl.options import option
+from internvl.parser import CommandParser
+from internvl.shipped import find_shipped
 from internvl.train.parameter_groups import LearningRates
 
 if TYPE_CHECKING:
@@ -215,6 +218,32 @@ def take_flags(kind: type[Options], flags: object, **others: object) -> Options:
     return kind(**(named | others))
 
 
+class TrainingParser(CommandParser, HfArgumentParser):
+    """Makes options of dataclasses, as transformers does."""
+
+
+# The flags that --help shows.
+_OFTEN = {
+    "model and data": [
+        *("model_name_or_path", "output_dir", "overwrite_output_dir", "meta_path", "data_root", "conv_style"),
+        *("force_image_size", "dynamic_image_size", "max_dynamic_patch", "use_thumbnail", "max_num_frame"),
+    ],
+    "positions": [
+        *("rope_pos_id_version", "rope_pos_id_stride", "rope_pos_id_random_strides", "rope_scaling"),
+    ],
+    "rows": ["use_packed_ds", "max_seq_length", "max_packed_tokens", "num_images_expected", "loss_reduction"],
+    "what trains": ["freeze_llm", "freeze_backbone", "freeze_mlp", "use_llm_lora", "use_backbone_lora"],
+    "steps": [
+        *("learning_rate", "max_steps", "num_train_epochs", "gradient_accumulation_steps", "warmup_ratio"),
+        *("lr_scheduler_type", "save_steps", "save_total_limit", "logging_steps", "report_to", "run_name", "seed"),
+    ],
+    "memory and speed": [
+        *("bf16", "deepspeed", "grad_checkpoint", "chunk_num", "attn_type", "vit_batch_size"),
+        *("dataloader_num_workers",),
+    ],
+}
+
+
 class Arguments(NamedTuple):
     """What the command line says; `training` holds the fields of `TrainingArguments`, not yet built."""
 
@@ -224,32 +253,40 @@ class Arguments(NamedTuple):
 
 
 def parse_arguments(argv: Sequence[str]) -> Arguments:
-    """Read flags, or the one `.json` file that replaces them; touches no device and no process group.
+    """Read flags, after those of a config file in front of them; touches no device and no process group.
 
     Raises:
-        ConfigError: The json file is missing, not a json object, or has an unknown key; or a removed flag was given.
+        ConfigError: The config file is missing or malformed, or has an unknown key; or a removed flag was given.
         SystemExit: As argparse does for --help (0) and unknown or ill-typed flags (2).
     """
-    parser = HfArgumentParser(
-        (ModelArguments, DataTrainingArguments, TrainingArguments, RemovedArguments),  # type: ignore[arg-type]
+    parser = TrainingParser(
+        (ModelArguments, DataTrainingArguments, TrainingArguments, RemovedArguments),
         prog="internvl_chat_finetune.py",
-        description="Fine-tune an InternVL2 checkpoint with V2PE positions. A single FILE.json supplies all arguments.",
-        allow_abbrev=False,
+        usage="%(prog)s [FILE.yaml [KEY=VALUE ...]] [--FLAG VALUE ...]",
+        description="Fine-tune an InternVL2 checkpoint with V2PE positions.",
+        often=_OFTEN,
+        takes_config=True,
     )
-    if len(argv) == 1 and argv[0].endswith(".json"):
-        values = _read_json(Path(argv[0]))
-        known = {action.dest for action in parser._actions}
-        if unknown := sorted(set(values) - known):
-            raise ConfigError(f"{argv[0]}: unknown arguments {', '.join(unknown)}; see --help for all names")
-        given = parser.parse_args([])
-        vars(given).update(values)
-    else:
-        given = parser.parse_args(list(argv))
+    given = parser.parse_args(list(argv))
     _refuse_moved_flags(given)
     given.deepspeed = _find_deepspeed_config(given.deepspeed)
     training = {f.name: getattr(given, f.name) for f in fields(TrainingArguments) if f.init}
     model, data = take_flags(ModelArguments, given), take_flags(DataTrainingArguments, given)
     return Arguments(model, data, Namespace(**training))
+
+
+def write_config(arguments: Arguments) -> str:
+    """A config file with which `parse_arguments` gives the same: what differs from the defaults, but secrets."""
+    changed = {
+        name: value
+        for given, plain in zip(arguments, parse_arguments([]), strict=True)
+        for name, value in vars(given).items()
+        if value != vars(plain)[name] and not name.endswith("_token")
+    }
+    plain_values = json.loads(json.dumps(changed, default=str))
+    return "# The run of this folder, once more: v2pe train run.yaml --output_dir ANOTHER\n" + yaml.safe_dump(
+        plain_values, sort_keys=False, allow_unicode=True, width=1000
+    )
 
 
 def _refuse_moved_flags(given: Namespace) -> None:
@@ -262,10 +299,13 @@ def _refuse_moved_flags(given: Namespace) -> None:
 
 
 def _find_deepspeed_config(given: Any) -> Any:
-    """A file of the public code's name, where there is none, is ours with the same settings."""
-    if isinstance(given, str) and not Path(given).exists() and (moved := DEEPSPEED_CONFIGS.get(Path(given).name)):
-        return str(Path(__file__).parents[2] / str(moved.taken_as))
-    return given
+    """The file itself, or ours of that name (`zero3`), or ours with the settings of the public code's file."""
+    if not isinstance(given, str) or Path(given).exists():
+        return given
+    moved = DEEPSPEED_CONFIGS.get(Path(given).name)
+    name = Path(str(moved.taken_as)).stem if moved else given
+    ours = find_shipped("shell/deepspeed") / f"{name}.json"
+    return str(ours) if ours.is_file() else given
 
 
 def build_training_arguments(

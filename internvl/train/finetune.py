@@ -17,7 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from internvl.atomic import write_json
+from internvl.atomic import write_atomically, write_json
 from internvl.data.cursor import RESTART_HINT
 from internvl.data.encode import SampleEncoder, TextOptions
 from internvl.data.loader import TrainLoader, build_train_loader
@@ -44,6 +44,7 @@ from internvl.train.arguments import (
     take_flags,
     ulysses_degree_of,
     validate_arguments,
+    write_config,
 )
 from internvl.train.checkpoint.contents import POSITION_FILE, TOTALS_FILE, read_position
 from internvl.train.checkpoint.pickles import check_pickles
@@ -66,6 +67,7 @@ from internvl.train.run.preemption import (
     write_errors_once,
 )
 from internvl.train.run.record import (
+    CONFIG_FILE,
     RUN_FILE,
     SUMMARY_FILE,
     Ending,
@@ -146,6 +148,7 @@ def _record_run(arguments: Arguments, *, env: RankEnv, checkpoint: str | None, a
     device = name_device(use_cpu=training.use_cpu)
     run = describe_run(arguments._asdict(), env=env, data=data, device=device, attempt=attempt)
     write_json(Path(training.output_dir, RUN_FILE), run, default=to_json)
+    write_atomically(Path(training.output_dir, CONFIG_FILE), write_config(arguments))
 
 
 def _train(arguments: Arguments, *, checkpoint: str | None, journal: RunJournal, request: StopRequest) -> int:

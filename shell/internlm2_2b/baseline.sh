@@ -9,5 +9,6 @@
 #   25.3 GiB per GPU with 6 GiB reserve: fits; 4.0 s per step, 270,253 tokens/s
 set -eu
 . "$(dirname -- "$0")/../prelude.sh"
-export NAME="${NAME:-baseline}" ROPE_POS_ID_VERSION=default
-exec sh "$(dirname "$0")/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_32k.sh" "$@"
+export NAME="${NAME:-baseline}"
+export OUTPUT_DIR="${OUTPUT_DIR:-work_dirs/$NAME}"
+exec sh "$(dirname -- "$0")/../recipe.sh" internvl2_2b_baseline "$@"

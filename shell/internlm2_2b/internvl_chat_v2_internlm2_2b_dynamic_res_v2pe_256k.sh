@@ -20,15 +20,6 @@
 #   29.5 GiB per GPU with 6 GiB reserve: fits; 13.7 s per step, 76,497 tokens/s
 set -eu
 . "$(dirname -- "$0")/../prelude.sh"
-export NAME="${NAME:-$(basename "$0" .sh)}"
-export META_PATH="${META_PATH:-shell/data/annotation_train_256k.json}"
-export DEEPSPEED_CONFIG="${DEEPSPEED_CONFIG:-shell/deepspeed/zero1.json}"
-export MAX_TOKENS="${MAX_TOKENS:-262144}" MAX_TILES="${MAX_TILES:-1024}"
-export MAX_STEPS="${MAX_STEPS:-5000}" SAVE_STEPS="${SAVE_STEPS:-500}"
-export CHUNK_NUM="${CHUNK_NUM:-8}"
-check_counts 1 VIT_BATCH_SIZE
-exec sh "$(dirname "$0")/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_32k.sh" \
-    --attn_type ring \
-    --keep_attention True \
-    --vit_batch_size "${VIT_BATCH_SIZE:-16}" \
-    "$@"
+export NAME="${NAME:-$(basename "$0" .sh)}" CHUNK_NUM="${CHUNK_NUM:-8}"
+export OUTPUT_DIR="${OUTPUT_DIR:-work_dirs/$NAME}"
+exec sh "$(dirname -- "$0")/../recipe.sh" internvl2_2b_256k "$@"

@@ -17,14 +17,6 @@
 # (of one row; an optimiser step is eight)
 set -eu
 . "$(dirname -- "$0")/../prelude.sh"
-export NAME="${NAME:-$(basename "$0" .sh)}"
-export GPUS="${GPUS:-1}" BATCH_SIZE="${BATCH_SIZE:-8}"
-export DEEPSPEED_CONFIG="${DEEPSPEED_CONFIG:-shell/deepspeed/zero1.json}"
-export LEARNING_RATE="${LEARNING_RATE:-4e-5}"
-export MAX_STEPS="${MAX_STEPS:-2000}" SAVE_STEPS="${SAVE_STEPS:-200}"
-check_counts 1 VIT_BATCH_SIZE
-exec sh "$(dirname "$0")/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_32k.sh" \
-    --freeze_backbone True \
-    --use_llm_lora 16 \
-    --vit_batch_size "${VIT_BATCH_SIZE:-16}" \
-    "$@"
+export NAME="${NAME:-$(basename "$0" .sh)}" GPUS="${GPUS:-1}" BATCH_SIZE="${BATCH_SIZE:-8}"
+export OUTPUT_DIR="${OUTPUT_DIR:-work_dirs/$NAME}"
+exec sh "$(dirname -- "$0")/../recipe.sh" internvl2_2b_lora_24gb "$@"

@@ -11,7 +11,6 @@
 # (of one row; an optimiser step is eight)
 set -eu
 . "$(dirname -- "$0")/../prelude.sh"
-export NAME="${NAME:-$(basename "$0" .sh)}"
-export META_PATH="${META_PATH:-shell/data/annotation_train_128k.json}"
-export MAX_TOKENS="${MAX_TOKENS:-131072}" MAX_TILES="${MAX_TILES:-512}"
-exec sh "$(dirname "$0")/lora_24gb.sh" "$@"
+export NAME="${NAME:-$(basename "$0" .sh)}" GPUS="${GPUS:-1}" BATCH_SIZE="${BATCH_SIZE:-8}"
+export OUTPUT_DIR="${OUTPUT_DIR:-work_dirs/$NAME}"
+exec sh "$(dirname -- "$0")/../recipe.sh" internvl2_2b_lora_80gb "$@"

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from eval.core.output import write_result
 from internvl.command import command
+from internvl.parser import CommandParser
 from studies.miniature.cells import collect_cells, measure_digits, merge_cells, read_study, write_study
 from studies.miniature.figures import HEATMAPS, LINES, make_figures, write_figures
 from studies.miniature.page import render_study
@@ -72,7 +73,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m studies.miniature", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -20,6 +20,7 @@ SHOWN = {  # arguments and variables with which a script shows what it would run
     "scripts/evaluate.sh": (["ckpt", "pope"], {}),
     "scripts/evaluate_array.sh": (["ckpt", "pope"], {"PARTITION": "gpu"}),
     "scripts/suite.sh": (["vqa", "eval", "docvqa-val", "ckpt"], {}),
+    "shell/recipe.sh": (["internvl2_2b_32k"], {}),
     "shell/job.sh": (["srun", "echo"], {}),
     "shell/sbatch.sh": (["shell/job.sh", "srun"], {}),
     **{f"scripts/evaluate_{name}.sh": (["ckpt"], {}) for name in ("auto", "longvqa", "milebench", "mmniah", "video")},

@@ -15,6 +15,7 @@ from internvl.train.arguments import (
     build_training_arguments,
     parse_arguments,
     validate_arguments,
+    write_config,
 )
 from tests.train.tiny_run import ENTRY, clean_environment, flags
 from tests.warm_python import warm_python
@@ -80,9 +81,40 @@ def test_a_json_file_supplies_all_arguments(tmp_path):
     assert (data.rope_pos_id_stride, training.max_steps, model.freeze_llm) == (64, 3, False)
 
 
+def test_the_file_that_a_run_leaves_says_the_same(tmp_path):
+    words = [
+        "--rope_pos_id_random_strides",
+        "4",
+        "0.0625",
+        "--bf16",
+        "True",
+        "--learning_rate",
+        "5e-6",
+        "--hub_token",
+        "x",
+    ]
+    words += [
+        "--lr_scheduler_kwargs",
+        '{"num_decay_steps": 5, "min_lr_ratio": 0.1}',
+        "--output_dir",
+        "a b",
+        "--seed=-1",
+    ]
+    arguments = parse_arguments(words)
+    path = tmp_path / "run.yaml"
+    path.write_text(write_config(arguments))
+    assert "hub_token" not in path.read_text()
+    arguments.training.hub_token = None
+    assert parse_arguments([str(path)]) == arguments
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
-    [("{", "is not json"), ("[]", "expected a json object"), ('{"rope_stride": 1}', "unknown arguments rope_stride")],
+    [
+        ("{", "is not json"),
+        ("[]", "expected options"),
+        ('{"rope_stride": 1}', "unknown option 'rope_stride', did you mean"),
+    ],
 )
 def test_a_wrong_json_file_is_explained(tmp_path, content, match):
     path = tmp_path / "run.json"

@@ -29,6 +29,7 @@ from internvl.train.state_files import WRONG_CONTENT, read_state_file
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+CONFIG_FILE = "run.yaml"
 SUMMARY_FILE = "summary.json"
 
 _PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "flash-attn")

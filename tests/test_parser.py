@@ -1,0 +1,179 @@
+"""Command lines: short and whole help, errors of one line, config files, and `v2pe`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from internvl.cli import COMMANDS, find_command, write_completion
+from internvl.errors import ConfigError
+from internvl.model.errors import did_you_mean
+from internvl.parser import CommandParser
+from tests.warm_python import warm_python
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def parser():
+    made = CommandParser(prog="tool", often={"rates": ["rate"]}, takes_config=True)
+    made.add_argument("--rate", type=float, default=0.1, help="how fast")
+    made.add_argument("--names", nargs="+", default=[])
+    made.add_argument("--mode", choices=("packed", "ring"), default="ring", help="how rows are shared")
+    made.add_argument("--quiet", action="store_true")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["--rat", "1"],
+            "error: unrecognized arguments: --rat 1, did you mean '--rate'?; tool --help lists what it takes",
+        ),
+        (["--mode", "rign"], "did you mean 'ring'?"),
+        (["--rate", "fast"], "error: argument --rate: invalid float value: 'fast'; tool --help lists what it takes"),
+        (["--zzz"], "error: unrecognized arguments: --zzz; tool --help lists what it takes"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(parser, words, line, capsys):
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(words)
+    written = capsys.readouterr().err
+    assert end.value.code == 2
+    assert line in written
+    assert written.count("\n") == 1
+
+
+def test_help_has_two_lengths(parser, capsys):
+    texts = []
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as end:
+            parser.parse_args([option])
+        assert end.value.code == 0
+        texts.append(capsys.readouterr().out)
+    short, whole = texts
+    assert "--rate VALUE" in short
+    assert "--mode" not in short
+    assert "--help-all" in short
+    assert "how rows are shared" in whole
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+def test_a_config_file_says_what_flags_say(parser, suffix, tmp_path):
+    path = tmp_path / f"run{suffix}"
+    values = {"rate": 5e-6, "names": ["a", "b c"], "quiet": True, "mode": None}
+    path.write_text(json.dumps(values))
+    given = parser.parse_args([str(path), "mode=packed", "--rate", "0.5"])
+    assert vars(given) == {"rate": 0.5, "names": ["a", "b c"], "mode": "packed", "quiet": True}
+
+
+def test_yaml_values_are_what_they_look_like(parser, tmp_path):
+    """`no` is a word, and a number without a point is one."""
+    parser.add_argument("--save_strategy", default="yes")
+    parser.add_argument("--extra")
+    path = tmp_path / "run.yaml"
+    path.write_text("save_strategy: no\nrate: 1e-5\nnames: [1, 0.0625]\nextra: {steps: 5, ratio: 1e-1, name: off}\n")
+    given = parser.parse_args([str(path)])
+    assert (given.save_strategy, given.rate, given.names) == ("no", 1e-5, ["1", "0.0625"])
+    assert json.loads(given.extra) == {"steps": 5, "ratio": 0.1, "name": "off"}
+
+
+def test_a_file_inherits_by_name(parser, tmp_path):
+    (tmp_path / "plain.yaml").write_text("rate: 1\nmode: packed\nquiet: true\n")
+    (tmp_path / "middle.yaml").write_text("base: plain\nrate: 2\n")
+    (tmp_path / "mine.yaml").write_text("base: middle.yaml\nquiet: false\nmode: null\n")
+    given = parser.parse_args([str(tmp_path / "mine.yaml")])
+    assert (given.rate, given.mode, given.quiet) == (2, "ring", False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("raet: 1", "unknown option 'raet', did you mean 'rate'?"),
+        ("rate: [1, 2]", "rate takes one value"),
+        ("quiet: maybe", "expected true or false"),
+        ("rate: 1\nrate: 2", "says rate twice"),
+        ("- rate", "expected options and their values, got list"),
+        ("", "expected options and their values, got NoneType"),
+        ("rate: [", "is not YAML"),
+        ("base: mine", "files say `base` one after the other"),
+        ("base: internvl2_2b_23k", "did you mean 'internvl2_2b_32k'?"),
+        ("base: !!python/object/apply:os.getcwd []", "is not YAML"),
+    ],
+)
+def test_a_wrong_config_file_is_explained(parser, content, message, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as error:
+        parser.parse_args([str(path)])
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_names_that_are_near_are_suggested():
+    assert did_you_mean("Max-Steps", ["max_steps", "seed"]) == ", did you mean 'max_steps'?"
+    assert did_you_mean("xyz", ["max_steps"]) == ""
+
+
+# v2pe
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "did you mean 'train'?"),
+        (["data"], "it takes one of check, "),
+        (["data", "chekc"], "did you mean 'data check'?"),
+        (["zzz"], "v2pe has no command 'zzz'; v2pe --help lists them"),
+    ],
+)
+def test_an_unknown_command_is_explained(words, message):
+    with pytest.raises(ConfigError) as error:
+        find_command(words)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_it_takes(name):
+    """Under its own name, and with the help of `python -m`."""
+    command = [warm_python(), "-m", "internvl.cli", *name.split(), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: v2pe {name}")
+
+
+def test_processes_are_started_by_torchrun(monkeypatch):
+    from internvl import cli
+
+    started = []
+    monkeypatch.setattr(os, "execv", lambda path, words: started.append(words) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        cli.main(["eval", "--processes", "2", "--tasks", "pope"])
+    assert started[0][1:] == [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "eval.run", "--tasks", "pope")
+    ]
+    assert cli.main(["score", "--processes", "2"]) == 2
+    assert cli.main(["train", "--processes", "x"]) == 2
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_completes_commands_and_options(tmp_path, monkeypatch):
+    from internvl import cli
+
+    monkeypatch.setattr(cli, "list_flags", lambda name: ["--checkpoint", "--tasks"] if name == "eval" else [])
+    script = tmp_path / "v2pe.bash"
+    script.write_text(write_completion("bash"))
+
+    def complete(*words):
+        typed = f"COMP_WORDS=(v2pe {' '.join(words)}); COMP_CWORD={len(words)}"
+        line = f'source {script}; {typed}; _v2pe; echo "${{COMPREPLY[@]}}"'
+        return subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout.split()
+
+    assert complete("tra") == ["train"]
+    assert complete("data", "ch") == ["check"]
+    assert complete("eval", "--che") == ["--checkpoint"]
