@@ -49,12 +49,14 @@ for _kind, _pattern, _first in (
 
 
 def read_config(path: Path) -> dict[str, object]:
-    """The options of a file, those of its bases included.
+    """The options of a file, or else of the recipe of this name, those of its bases included.
 
     Raises:
         ConfigError: A file is missing or not a mapping, or bases go round in a circle.
     """
     layers: list[dict[str, object]] = []
+    if not path.exists() and (RECIPES / path).is_file():
+        path = RECIPES / path
     while len(layers) < _MAX_BASES:
         values = _read_mapping(path)
         base = values.pop(_BASE, None)

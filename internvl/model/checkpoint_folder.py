@@ -25,11 +25,12 @@ _WEIGHT_FILES = (("*.safetensors", "model.safetensors"), ("pytorch_model*.bin", 
 _JSON_FILES = ("*config.json", "*tokens*.json", "tokenizer.json", "vocab.json")
 _TEXT_FILES = ("merges.txt", "vocab.txt", "*.jinja")
 _LARGEST_JSON = _LARGEST_HEADER = 2**28  # bytes
+_SHIPPED = Path(__file__).parents[1] / "shipped"  # of an installed package
 _COPY_AGAIN = "copy or download the checkpoint again"
 
 
 def find_checkpoint(name: str | Path) -> Path:
-    """The folder of a checkpoint: itself, or that of a hub id in the hub's local cache.
+    """The folder of a checkpoint: itself, one that the package carries, or that of a hub id in the hub's local cache.
 
     Raises:
         CheckpointError: There is none.
@@ -37,6 +38,8 @@ def find_checkpoint(name: str | Path) -> Path:
     folder = Path(name)
     if (folder / "config.json").exists():
         return folder
+    if (_SHIPPED / folder / "config.json").exists():
+        return _SHIPPED / folder
     is_hub_id = _HUB_ID.fullmatch(str(name)) is not None
     if is_hub_id:
         try:

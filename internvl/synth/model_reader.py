@@ -17,6 +17,7 @@ from internvl.data.storage.media import read_image_size
 from internvl.data.tiling import Tiling
 from internvl.data.visuals import TileOptions
 from internvl.errors import CheckpointError, ConfigError
+from internvl.model.checkpoint_folder import find_checkpoint
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMAGE_PLACEHOLDER
 from internvl.model.registration import load_tokenizer
@@ -102,6 +103,7 @@ def load_model_reader(checkpoint: Path, max_num: int | None = None) -> ModelRead
         CheckpointError: The folder holds no InternVL2 checkpoint.
         ConfigError: The tile limit is below 1.
     """
+    checkpoint = find_checkpoint(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     if not (checkpoint / "config.json").is_file():
         raise CheckpointError(f"{checkpoint} holds no config.json; give an InternVL2 checkpoint")

@@ -96,8 +96,9 @@ def read_run_state(output_dir: str | Path) -> RunState | None:
     try:
         saved = read_state_file(path)
         problem = find_wrong_type(saved, get_type_hints(RunState))
-        if problem is None and not _CHECKPOINT.fullmatch(saved.get("checkpoint") or "checkpoint-0"):
-            problem = f"checkpoint is {saved['checkpoint']!r}, expected the name of a checkpoint folder"
+        checkpoint = saved.get("checkpoint")
+        if problem is None and checkpoint is not None and not _CHECKPOINT.fullmatch(checkpoint):
+            problem = f"checkpoint is {checkpoint!r}, expected the name of a checkpoint folder"
     except FileNotFoundError:
         return None
     except CheckpointError as error:
