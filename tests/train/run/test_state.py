@@ -20,8 +20,8 @@ def test_a_state_survives_writing(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"color": 1}', "[1]", '{"step": "3"}', '{"attempt": true}',
-                                     '{"checkpoint": "../x"}', '{"checkpoint": ""}', '{"status": "asleep"}', '{"step": NaN}',
-                                     '{"epochs": []}', "[" * 100_000])  # fmt: skip
+                                     '{"checkpoint": "../x"}', '{"checkpoint": ""}', '{"status": "asleep"}',
+                                     '{"step": NaN}', '{"epochs": []}', "[" * 100_000])  # fmt: skip
 def test_a_damaged_state_is_explained(tmp_path, content):
     (tmp_path / STATE_FILE).write_text(content)
     with pytest.raises(CheckpointError, match=r"^[^\n]*run_state.json is damaged.*delete it"):
