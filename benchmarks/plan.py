@@ -100,7 +100,7 @@ def make_batch(config: InternVLChatConfig, tokens: int, tiles: int) -> dict[str,
         "cu_seqlens": torch.tensor([0, tokens - tokens // 4, tokens]),
     }
     if tiles:
-        batch["pixel_values"] = torch.randn(tiles, 3, 224, 224)
+        batch["pixel_values"] = torch.randint(0, 256, (tiles, 3, 224, 224), dtype=torch.uint8)
     return batch
 
 

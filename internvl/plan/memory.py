@@ -118,8 +118,9 @@ def decoder_activations(model: ModelSizes, setting: Setting) -> Activations:
 def vision_activations(model: ModelSizes, setting: Setting) -> Activations:
     """What vision tower and projector keep, and what the tower's backward pass needs beside it.
 
-    With `vit_batch_size` nothing but tiles is kept (of a frozen tower its output), and a micro-batch's activations are
-    recomputed one after the other. With recomputation a layer keeps its input aH. Backward through the MLP has aI of
+    A patch convolution that trains keeps its input, 3 a S^2 for a tile of S x S pixels. With `vit_batch_size` nothing
+    but tiles is kept (of a frozen tower its output), and a micro-batch's activations are recomputed one after the
+    other. With recomputation a layer keeps its input aH. Backward through the MLP has aI of
     gradients beside 2 aH in the residual stream; the projector's activations are gone by then.
     """
     vision, trained, width = model.vision, setting.trained, setting.width
@@ -139,6 +140,7 @@ def vision_activations(model: ModelSizes, setting: Setting) -> Activations:
         layers, host = on_device * stream, (num_layers - on_device) * stream
         # The input that is kept is the first norm's (which casts it, if it is an RMS norm in bfloat16).
         working += (own if num_trained else adapted) - (stream if width == 4 or vision.norm_type == "layer_norm" else 0)
+    layers += width * _count_pixels(model) if trained.vision else 0
     projector = _projector_activations(model, setting)
     if setting.vit_batch_size is None:
         tiles = setting.local_tiles
@@ -155,11 +157,17 @@ def _projector_activations(model: ModelSizes, setting: Setting) -> int:
     return model.num_image_token * saved_by_projector(model, setting.width, trained=not trained.freeze_mlp)
 
 
-def _vision_forward(model: ModelSizes, setting: Setting) -> int:
-    """Bytes of the widest moment of a tower's layer in its forward pass, a (4H + 2I) per token of a micro-batch."""
+def vision_forward(model: ModelSizes, setting: Setting) -> int:
+    """Bytes of a micro-batch in the tower: normalised tiles in float32, and a (4H + 2I) per token of a layer."""
     vision = model.vision
     wide = 4 * vision.hidden_size + 2 * vision.intermediate_size
-    return setting.vit_tiles * (vision.num_patches + 1) * setting.width * wide
+    pixels = STATISTIC * _count_pixels(model)
+    return setting.vit_tiles * (pixels + (vision.num_patches + 1) * setting.width * wide)
+
+
+def _count_pixels(model: ModelSizes) -> int:
+    """Numbers in a tile: three colours."""
+    return 3 * model.vision.image_size**2
 
 
 def _stack(per_layer: int, num_layers: int, working: int, beside: int, *, offload: bool) -> Activations:
@@ -230,9 +238,8 @@ def model_states(model: ModelSizes, setting: Setting) -> tuple[int, int, int]:
 
 
 def batch_memory(model: ModelSizes, setting: Setting) -> int:
-    """The batch: tiles of this rank, and of the whole row ids, labels, positions, targets (8 bytes) and weights (4)."""
-    pixels = 3 * model.vision.image_size**2 * setting.width
-    return setting.local_tiles * pixels + setting.max_packed_tokens * (4 * 8 + 4)
+    """The batch: uint8 tiles of this rank; of the row ids, labels, positions, targets (8 bytes) and weights (4)."""
+    return setting.local_tiles * _count_pixels(model) + setting.max_packed_tokens * (4 * 8 + 4)
 
 
 def plan_training_memory(model: ModelSizes, setting: Setting) -> MemoryPlan:
@@ -252,7 +259,7 @@ def plan_training_memory(model: ModelSizes, setting: Setting) -> MemoryPlan:
     tables = model.decoder.table * setting.width if setting.trained.llm else 0
     embeddings = 2 * setting.local_tokens * setting.width * model.decoder.hidden_size + tables
     phases = {
-        "vision forward": {"vision activations": vision.kept + _vision_forward(model, setting)},
+        "vision forward": {"vision activations": vision.kept + vision_forward(model, setting)},
         "loss": {
             "decoder activations": decoder.kept,
             "vision activations": vision.kept,
@@ -302,7 +309,7 @@ def plan_inference_memory(model: ModelSizes, setting: Setting) -> MemoryPlan:
         **({"ring buffers": ring} if ring else {}),
     }
     phases = {
-        "vision": {"vision activations": _vision_forward(model, setting)},
+        "vision": {"vision activations": vision_forward(model, setting)},
         "prefill": {
             "decoder activations": chunk * width * (4 * decoder.hidden_size + 3 * decoder.intermediate_size)
             + STATISTIC * decoder.vocab_size,

@@ -17,7 +17,7 @@
 # Estimate for H100 80 GB, computed, not measured (assumed rates: internvl/plan/cards.py):
 #   python -m internvl.plan --model InternVL2-2B --max_packed_tokens 262144 --tiles 1024 --gpus 32 \
 #       --zero_stage 1 --grad_checkpoint True --chunk_num 8 --keep_attention True --vit_batch_size 16
-#   29.5 GiB per GPU with 6 GiB reserve: fits; 13.7 s per step, 76,497 tokens/s
+#   29.4 GiB per GPU with 6 GiB reserve: fits; 13.7 s per step, 76,497 tokens/s
 set -eu
 . "$(dirname -- "$0")/../prelude.sh"
 export NAME="${NAME:-$(basename "$0" .sh)}" CHUNK_NUM="${CHUNK_NUM:-8}"

@@ -13,7 +13,7 @@
 # Estimate for RTX 4090, computed, not measured (assumed rates: internvl/plan/cards.py):
 #   python -m internvl.plan --model InternVL2-2B --max_packed_tokens 34000 --tiles 132 --gpus 1 --zero_stage 1 \
 #       --grad_checkpoint True --vit_batch_size 16 --freeze_backbone True --use_llm_lora 16 --gpu RTX-4090
-#   19.5 GiB per GPU with 6 GiB reserve: fits; 11.0 s per step, 3,102 tokens/s
+#   19.4 GiB per GPU with 6 GiB reserve: fits; 11.0 s per step, 3,102 tokens/s
 # (of one row; an optimiser step is eight)
 set -eu
 . "$(dirname -- "$0")/../prelude.sh"

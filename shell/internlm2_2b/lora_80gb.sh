@@ -7,7 +7,7 @@
 # Estimate for H100 80 GB, computed, not measured (assumed rates: internvl/plan/cards.py):
 #   python -m internvl.plan --model InternVL2-2B --max_packed_tokens 131072 --tiles 512 --gpus 1 --zero_stage 1 \
 #       --grad_checkpoint True --vit_batch_size 16 --freeze_backbone True --use_llm_lora 16
-#   43.5 GiB per GPU with 6 GiB reserve: fits; 29.6 s per step, 4,431 tokens/s
+#   43.2 GiB per GPU with 6 GiB reserve: fits; 29.6 s per step, 4,431 tokens/s
 # (of one row; an optimiser step is eight)
 set -eu
 . "$(dirname -- "$0")/../prelude.sh"

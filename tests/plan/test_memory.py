@@ -22,10 +22,9 @@ from internvl.parallel.shared_row import register_shared_attention
 from internvl.plan.activations import (
     saved_beside_layers,
     saved_by_decoder_layer,
-    saved_by_projector,
     saved_by_vision_layer,
 )
-from internvl.plan.memory import communication_buffers
+from internvl.plan.memory import batch_memory, communication_buffers, vision_activations, vision_forward
 from internvl.plan.released_models import RELEASED
 from internvl.plan.setting import Setting
 from internvl.plan.sizes import Trained, count_parameters, extract_sizes, read_sizes
@@ -47,6 +46,12 @@ FAMILIES = {
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "head_dim": 16},
     "phi3": {"architectures": ["Phi3ForCausalLM"], "pad_token_id": 0},
 }
+
+
+def tile_setting(dtype, **frozen):
+    return Setting(
+        max_packed_tokens=64, tiles=TILES, dtype=str(dtype).removeprefix("torch."), gpus=1, trained=Trained(**frozen)
+    )
 
 
 def chat_config(family="internlm2", tower="layer_norm"):
@@ -299,18 +304,26 @@ def test_vision_layer_saves_what_the_formula_says(tower, dtype, keep):
     assert count_saved(lambda: layer(states), layer) == TILES * 17 * predicted
 
 
-@pytest.mark.parametrize("trained", [True, False])
-def test_tiles_projector_and_tower_save_what_the_formula_says(trained):
+@pytest.mark.parametrize("dtype", WIDTHS)
+@pytest.mark.parametrize("frozen", [{}, {"freeze_mlp": True}, {"freeze_backbone": True}])
+def test_tiles_projector_and_tower_save_what_the_formula_says(frozen, dtype):
     config = chat_config()
-    model = InternVLChatModel(config).train()
-    model.mlp1.requires_grad_(trained)
-    sizes, pixels = extract_sizes("tiny", config), torch.randn(TILES, 3, 28, 28)
-    predicted = (
-        TILES * 17 * sizes.vision.num_layers * saved_by_vision_layer(sizes.vision, 4)
-        + TILES * sizes.num_image_token * saved_by_projector(sizes, 4, trained=trained)
-        + pixels.untyped_storage().nbytes()
-    )
+    model = InternVLChatModel(config).to(dtype).train()
+    select_trainable(model, ModelArguments(**frozen))
+    pixels = torch.randint(0, 256, (TILES, 3, 28, 28), dtype=torch.uint8)
+    predicted = vision_activations(extract_sizes("tiny", config), tile_setting(dtype, **frozen)).kept
     assert count_saved(lambda: model.extract_feature(pixels), model) == predicted
+
+
+@pytest.mark.parametrize("dtype", WIDTHS)
+def test_tiles_travel_as_uint8_and_are_normalised_in_float32(dtype):
+    config, setting = chat_config(), tile_setting(dtype)
+    model, sizes = InternVLChatModel(config).to(dtype).eval(), extract_sizes("tiny", config)
+    pixels = torch.randint(0, 256, (TILES, 3, 28, 28), dtype=torch.uint8)
+    assert batch_memory(sizes, setting) == pixels.nbytes + setting.max_packed_tokens * 36
+    with torch.no_grad(), PeakCounter(pixels, *model.parameters()) as counter:
+        model.extract_feature(pixels)
+    assert counter.peak == pytest.approx(vision_forward(sizes, setting), rel=0.1)
 
 
 @pytest.mark.parametrize("supervised", [3, TOKENS])

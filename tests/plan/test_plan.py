@@ -153,7 +153,7 @@ def test_offloading_moves_bytes_to_main_memory():
 
 def test_nothing_is_kept_for_a_decoder_without_gradient():
     only_head = Trained(freeze_backbone=True, freeze_mlp=True, freeze_llm=True, unfreeze_lm_head=True)
-    plan = memory(replace(ROW, trained=only_head))
+    plan = memory(replace(ROW, trained=only_head, vit_batch_size=16))
     assert plan.phase == "loss"
     assert plan.items["decoder activations"] == plan.items["vision activations"] == 0
 
