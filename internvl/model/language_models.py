@@ -173,12 +173,7 @@ def build_native_decoder(config: PreTrainedConfig) -> PreTrainedModel:
         ConfigError: Unknown architecture, or a sliding attention window that the model would use.
     """
     model_class = native_class(check_architecture(config))
-    window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "use_sliding_window", True) and window < config.max_position_embeddings:
-        raise ConfigError(
-            f"llm_config.sliding_window is {window}, below max_position_embeddings {config.max_position_embeddings}: "
-            "sliding attention is not available; set sliding_window to null if the model was trained without it"
-        )
+    check_window(config)
     if not is_registered(config._attn_implementation):
         config._attn_implementation = DEFAULT_ATTENTION
     decoder = model_class(config)
@@ -186,6 +181,16 @@ def build_native_decoder(config: PreTrainedConfig) -> PreTrainedModel:
     decoder.model.register_forward_pre_hook(_note_sequences, with_kwargs=True)
     decoder.model.register_forward_hook(_forget_sequences, with_kwargs=True, always_call=True)
     return decoder
+
+
+def check_window(config: PreTrainedConfig) -> None:
+    """Raise ConfigError if a config asks for a sliding attention window that the model would use."""
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True) and window < config.max_position_embeddings:
+        raise ConfigError(
+            f"llm_config.sliding_window is {window}, below max_position_embeddings {config.max_position_embeddings}: "
+            "sliding attention is not available; set sliding_window to null if the model was trained without it"
+        )
 
 
 def check_architecture(config: PreTrainedConfig) -> str:

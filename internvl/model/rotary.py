@@ -29,9 +29,6 @@ from .scaling import TRAINED_ROPE_TYPES, read_logn_scaling, read_scaling_entry
 from .shapes import Float, Float32, Float64, Int, Int64, Num, Shaped
 from .v2pe import ordinary_positions
 
-# Scalings whose frequencies depend on the final length of a sequence.
-_BY_LENGTH = ("dynamic", "longrope")
-
 
 @dataclass(frozen=True)
 class Sequences:
@@ -75,10 +72,8 @@ def scaling_in_use(config: PreTrainedConfig, position_ids: Num[Tensor, "batch le
 
 def exceeds_training(config: PreTrainedConfig, position_ids: Num[Tensor, "batch length"], sequences: Sequences) -> bool:
     """Whether a sequence is so long that its frequencies differ from those of short ones."""
-    kind = scaling_in_use(config, position_ids)
-    if kind not in _BY_LENGTH:
-        return False
-    return bool((sequences.lengths_of_tokens(position_ids) > _unscaled_length(config, kind)).any())
+    limit = unscaled_length(config, scaling_in_use(config, position_ids))
+    return limit is not None and bool((sequences.lengths_of_tokens(position_ids) > limit).any())
 
 
 def build_rotary_tables(
@@ -92,10 +87,8 @@ def build_rotary_tables(
             that cached keys keep theirs while the sequence grows.
     """
     kind = scaling_in_use(config, position_ids)
-    lengths = sequences.lengths_of_tokens(position_ids) if kind in _BY_LENGTH else None
-    frequencies, scale = _find_frequencies(config, kind, lengths, position_ids.device)
-    if kind == "linear" and config.model_type == "internlm2":
-        position_ids = position_ids.to(torch.float64) / read_scaling_entry(config)["factor"]
+    lengths = None if unscaled_length(config, kind) is None else sequences.lengths_of_tokens(position_ids)
+    frequencies, scale = find_frequencies(config, kind, lengths=lengths, device=position_ids.device)
     return rotary_tables(position_ids, frequencies, scale=scale)
 
 
@@ -107,10 +100,22 @@ def rotary_tables(
     return (angles.cos() * scale).to(torch.float32), (angles.sin() * scale).to(torch.float32)
 
 
-def _find_frequencies(
-    config: PreTrainedConfig, kind: str, lengths: Int64[Tensor, "*row"] | None, device: torch.device
+def find_frequencies(
+    config: PreTrainedConfig,
+    kind: str,
+    *,
+    lengths: Int64[Tensor, "*row"] | None = None,
+    device: torch.device | None = None,
 ) -> tuple[Float64[Tensor, "*row half"], float]:
-    """Inverse frequencies, one set or one per entry of `lengths`, and the factor of the tables."""
+    """Inverse frequencies of a scaling, and the factor of the tables.
+
+    Args:
+        config: Of the decoder.
+        kind: From `scaling_in_use`.
+        lengths: Final lengths of sequences, for one set of frequencies each; None: one set, that of sequences up to
+            `unscaled_length`.
+        device: Of the result.
+    """
     entry = read_scaling_entry(config)
     # Decoders of transformers keep the base in the entry, and may rotate a part of the head only.
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -125,9 +130,11 @@ def _find_frequencies(
             head_dim=width,
         )
         return plain_frequencies(bases, width), 1.0
-    if kind == "default" or (kind == "linear" and config.model_type == "internlm2"):
+    is_linear = kind == "linear" and config.model_type == "internlm2"
+    if kind in ("default", "dynamic") or is_linear:
         # torch.full fills on the device, torch.tensor would copy to it and wait.
-        return plain_frequencies(torch.full((), base, dtype=torch.float64, device=device), width), 1.0
+        frequencies = plain_frequencies(torch.full((), base, dtype=torch.float64, device=device), width)
+        return (frequencies / entry["factor"] if is_linear else frequencies), 1.0
     if kind == "yarn" and config.model_type == "internlm2":
         original_length = entry.get("original_max_position_embeddings", config.max_position_embeddings)
         frequencies, scale = yarn_frequencies(
@@ -137,18 +144,18 @@ def _find_frequencies(
     # The families of transformers were trained with, and are compared to, transformers' own formulas.
     compute = ROPE_INIT_FUNCTIONS[kind]
     frequencies, scale = compute(config, device)
-    if lengths is not None:
-        limit = _unscaled_length(config, kind)
+    limit = unscaled_length(config, kind)
+    if lengths is not None and limit is not None:
         long_frequencies, _ = compute(config, device, seq_len=limit + 1)
         frequencies = torch.where((lengths > limit).unsqueeze(-1), long_frequencies, frequencies)
     return frequencies.double(), scale
 
 
-def _unscaled_length(config: PreTrainedConfig, kind: str) -> int:
-    """Tokens up to which a sequence has the frequencies of short ones."""
+def unscaled_length(config: PreTrainedConfig, kind: str) -> int | None:
+    """Tokens up to which a sequence has the frequencies of short ones; None: they are the same at any length."""
     if kind == "dynamic":
         return config.max_position_embeddings
-    return read_scaling_entry(config)["original_max_position_embeddings"]
+    return read_scaling_entry(config)["original_max_position_embeddings"] if kind == "longrope" else None
 
 
 def plain_frequencies(base: Float64[Tensor, "*row"], width: int) -> Float64[Tensor, "*row half"]:
