@@ -40,6 +40,7 @@ ALLOWED = {
     },
     "internvl/infer": {
         "internvl.infer",
+        "internvl.atomic",
         "internvl.data",
         "internvl.parallel",
         "internvl.command",

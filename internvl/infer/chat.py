@@ -4,7 +4,7 @@
     python -m internvl.infer.chat --checkpoint DIR --video clip.mp4 --num_frames 16 "What happens?"
     python -m internvl.infer.chat --checkpoint DIR --text report.txt "What does it conclude?"
     echo "Who are you?" | python -m internvl.infer.chat --checkpoint DIR -
-    python -m internvl.infer.chat --checkpoint DIR --image a.png            # a conversation; /reset, /quit
+    python -m internvl.infer.chat --checkpoint DIR --image a.png            # a conversation; /help
     torchrun --nproc_per_node 4 -m internvl.infer.chat --checkpoint DIR --text book.txt "Who is the gardener?"
 
 The answer goes to standard output as it comes, everything else to standard error. Several processes (torchrun, srun)
@@ -15,7 +15,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,144 +23,28 @@ from transformers.utils import logging as transformers_logging
 
 from internvl.command import command
 from internvl.data.prompt import check_placeholders
-from internvl.data.storage.media import MediaPath, stamp_media
+from internvl.data.storage.media import stamp_media
 from internvl.data.storage.remote import find_scheme
 from internvl.data.storage.text import decode_text, read_text, unify_line_ends
-from internvl.data.video import VIDEO_PLACEHOLDER, read_video_info
-from internvl.errors import DataError, InternVLError
+from internvl.data.video import read_video_info
+from internvl.errors import DataError
 from internvl.infer.checkpoint import check_checkpoint
 from internvl.infer.context_parallel import ContextParallel, build_context_parallel
 from internvl.infer.flags import add_flags, from_arguments
-from internvl.infer.question import Turn
-from internvl.infer.session import Answer, Session
-from internvl.infer.settings import GREEDY, InferenceSettings, Sampling
-from internvl.model.constants import IMAGE_PLACEHOLDER
+from internvl.infer.session import Session
+from internvl.infer.settings import InferenceSettings, Sampling
+from internvl.infer.terminal import Chat, Opening
 from internvl.parallel.launch import RankEnv, finish_distributed, init_distributed, read_rank_env
 from internvl.parser import CommandParser
 
 _EPILOG = """\
 Images, then videos, then the text stand in front of the first question; images stand where it says <image> instead,
 videos where it says <video>, each kind in the order of the command line. A video is a file or a folder of frames.
-Without a question a conversation starts: /reset forgets what was said (images, videos and text come with the next
-question again), /quit or Ctrl-D ends it, Ctrl-C cuts an answer short.
+Without a question a conversation starts: /help lists its commands (/image, /video, /text, /stride, /system, /clear,
+/save, /quit), Ctrl-D ends it, Ctrl-C cuts an answer short.
 """
 # Settings that the command chooses itself: one conversation at a time has nothing to keep for other questions.
 _NOT_ASKED = ("dtype", "cache_mib", "reuse_prefix")
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What comes with the first question."""
-
-    images: tuple[MediaPath, ...] = ()  # image files or URLs
-    text: str | None = None  # long context; None: none
-    videos: tuple[MediaPath, ...] = ()  # video files, folders of frames, or URLs
-
-    def compose(self, question: str) -> str:
-        """The first user message: images, videos, text, question, a line break between them.
-
-        Images are put in front only when the question does not place them itself, and so are videos. Placeholders
-        inside the text are text.
-        """
-        parts = []
-        for placeholder, files in ((IMAGE_PLACEHOLDER, self.images), (VIDEO_PLACEHOLDER, self.videos)):
-            if placeholder not in question:
-                parts += [placeholder] * len(files)
-        if self.text is not None:
-            parts.append(self.text.replace(IMAGE_PLACEHOLDER, "< image>").replace(VIDEO_PLACEHOLDER, "< video>"))
-        return "\n".join([*parts, question])
-
-
-class Chat:
-    """A conversation on a session that writes answers to standard output.
-
-    Of ranks that answer together all have the same conversation; the first one alone reads and writes.
-
-    Args:
-        session: The loaded model.
-        opening: What comes with the first question.
-        max_new_tokens: Limit of every answer in tokens.
-        sampling: How tokens are chosen.
-        verbose: Write sizes to standard error after every answer.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        opening: Opening,
-        *,
-        max_new_tokens: int,
-        sampling: Sampling = GREEDY,
-        verbose: bool = False,
-    ):
-        self.session, self.opening, self.verbose = session, opening, verbose
-        self.parallel = session.context_parallel or ContextParallel(None)
-        self.max_new_tokens, self.sampling = max_new_tokens, sampling
-        self.history: list[Turn] = []
-
-    def ask(self, question: str) -> Answer:
-        """Answer one question; it and the answer join the history.
-
-        Raises:
-            InternVLError: As of `Session.answer`; the history stays as it was.
-        """
-        prompt = question if self.history else self.opening.compose(question)
-        videos = self.opening.videos
-        answer = self.session.answer(
-            prompt,
-            self.opening.images,
-            videos=videos,
-            history=self.history,
-            max_new_tokens=self.max_new_tokens,
-            sampling=self.sampling,
-            on_text=_write_answer if self.parallel.is_first else None,
-        )
-        self.history.append((prompt, answer.text))
-        if not self.parallel.is_first:
-            return answer
-        _write_answer("\n")
-        if self.verbose:
-            tiles = f"{answer.num_frames} frames, {answer.num_tiles} tiles" if videos else f"{answer.num_tiles} tiles"
-            sys.stderr.write(
-                f"{answer.num_prompt_tokens} tokens in the prompt, {answer.num_new_tokens} in the answer, "
-                f"{tiles}, last position {answer.last_position:g}, {answer.seconds:.2f} seconds\n"
-            )
-        return answer
-
-    def talk(self) -> None:
-        """Ask what is typed, line by line, until `/quit` or the end of the input."""
-        while True:
-            line = self.parallel.share(_read_line() if self.parallel.is_first else None)
-            if line == "/quit":
-                return
-            if line == "/reset":
-                self.history.clear()
-                continue
-            if not line:
-                continue
-            try:
-                self.ask(line)
-            except InternVLError as error:  # on all ranks, see ContextParallel.fail_together
-                if self.parallel.is_first:
-                    sys.stderr.write(f"error: {error}\n")
-            except KeyboardInterrupt:
-                if self.parallel.size > 1:  # the others are in the middle of an answer
-                    raise
-                _write_answer("\n")
-
-
-def _read_line() -> str:
-    """What was typed; `/quit` for the end of the input."""
-    try:
-        return input("> ").strip()
-    except (EOFError, KeyboardInterrupt):
-        _write_answer("\n")
-        return "/quit"
-
-
-def _write_answer(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def build_parser() -> argparse.ArgumentParser:

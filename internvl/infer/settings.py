@@ -34,8 +34,12 @@ _LOSSY_CACHE = ("kv_cache", "prefill_chunk_size")
 _ALWAYS_TOLD = ("rope_pos_id_version", "rope_pos_id_stride", "dtype")
 
 
-def _read_stride(text: str) -> int | float:
-    """A stride from text; fractions are allowed."""
+def read_stride(text: str) -> int | float:
+    """A stride from text; fractions are allowed.
+
+    Raises:
+        ConfigError: Another text.
+    """
     try:
         stride = float(Fraction(text))
         return int(stride) if stride.is_integer() else stride
@@ -67,7 +71,7 @@ class InferenceSettings:
     rope_pos_id_stride: int | float | None = flag(
         None,
         "positions that one tile spans, such as 64, 0.25 or 1/16; default: the checkpoint's own",
-        read=_read_stride,
+        read=read_stride,
         metavar="STRIDE",
     )
     dtype: str | None = flag(

@@ -1,6 +1,8 @@
 """The chat command: composing questions, conversations, errors on one line."""
 
 import io
+import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -9,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from internvl.errors import ConfigError
-from internvl.infer import chat
-from internvl.infer.chat import Chat, Opening, main
+from internvl.infer import terminal
+from internvl.infer.chat import main
 from internvl.infer.session import Session
 from internvl.infer.settings import Sampling
+from internvl.infer.terminal import Chat, Opening
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from tests.data.numbered_videos import write_video
 from tests.warm_python import warm_python
@@ -192,7 +195,7 @@ def test_a_conversation_keeps_its_video(run, asked, monkeypatch, tmp_path):
 
 def test_tokens_are_written_as_they_come(checkpoint, monkeypatch):
     written = []
-    monkeypatch.setattr(chat, "_write_answer", written.append)
+    monkeypatch.setattr(terminal, "_write_answer", written.append)
     answer = Chat(Session.from_pretrained(checkpoint, device="cpu"), Opening(), max_new_tokens=30).ask("what?")
     assert "".join(written) == answer.text + "\n"
     assert len(written) > 3
@@ -200,13 +203,55 @@ def test_tokens_are_written_as_they_come(checkpoint, monkeypatch):
 
 def test_a_conversation_has_a_history_until_it_is_reset(run, asked, monkeypatch, make_image):
     path = make_image("a.png")
-    talk(monkeypatch, "first?", "", "second?", "/reset", "third?", "/quit", "never?")
+    talk(monkeypatch, "first?", "", "second?", "/clear", "third?", "/quit", "never?")
     code, _, err = run("--image", path)
     assert (code, err) == (0, "")
     assert [call[0] for call in asked] == ["<image>\nfirst?", "second?", "<image>\nthird?"]
     assert [len(call[2]) for call in asked] == [0, 1, 0]
     assert asked[1][2][0][0] == "<image>\nfirst?"
     assert all(call[1] == [str(path)] for call in asked)
+
+
+def test_pictures_and_texts_may_come_with_later_questions(run, asked, monkeypatch, make_image, tmp_path):
+    first, later = make_image("a.png"), make_image("b c.png")
+    (tmp_path / "notes.txt").write_text("notes")
+    commands = [f"/image '{later}'", f"/text {tmp_path / 'notes.txt'}"]
+    talk(monkeypatch, "first?", *commands, "second?", "third?", "/quit")
+    code, _, err = run("--image", first)
+    assert (code, err) == (0, "")
+    assert [call[0] for call in asked] == ["<image>\nfirst?", "<image>\nnotes\nsecond?", "third?"]
+    assert [call[1] for call in asked] == [[str(first)], *[[str(first), str(later)]] * 2]
+
+
+def test_a_question_that_fails_leaves_what_waits_for_it(run, asked, monkeypatch, make_image):
+    talk(monkeypatch, f"/image {make_image('a.png')}", "<image> <image>?", "what?", "/quit")
+    assert run()[0] == 0
+    assert [call[0] for call in asked] == ["<image> <image>?", "<image>\nwhat?"]
+
+
+def test_positions_change_between_two_questions(run, asked, monkeypatch, make_image):
+    commands = ["/stride default", "one?", "/clear", "/stride 1/4", "one?", "/stride", "/stride x", "two?", "/quit"]
+    talk(monkeypatch, *commands)
+    code, _, err = run("--image", make_image("a.png"), "--verbose")
+    assert code == 0
+    ends = [float(end) for end in re.findall(r"last position ([\d.]+)", err)]
+    assert [call[3].get("rope_pos_id_stride") for call in asked] == [None, 0.25, 0.25]
+    assert ends[1] < ends[0]
+    assert "positions v2pe_fix, stride 0.25" in err
+    assert "expected a number such as 64, 0.25 or 1/16, got 'x'" in err
+
+
+def test_a_conversation_is_saved_and_its_commands_explain_themselves(run, asked, monkeypatch, tmp_path):
+    out = tmp_path / "talk.json"
+    talk(monkeypatch, "/system Be brief.", "what?", f"/save {out}", "/help", "/sav x", "/image", "/quit")
+    code, _, err = run()
+    assert code == 0
+    saved = json.loads(out.read_text())
+    assert [turn["question"] for turn in saved["turns"]] == ["what?"]
+    assert saved["system_message"] == asked[0][3]["system_message"] == "Be brief."
+    assert "pictures of the next question" in err
+    assert "error: no command /sav, did you mean 'save'?; /help lists them" in err
+    assert "error: /image needs the name of a file" in err
 
 
 def test_a_conversation_goes_on_after_an_error_and_ends_with_its_input(run, asked, monkeypatch):
@@ -269,4 +314,4 @@ def test_help_explains(run):
     code, out, _ = run("--help")
     assert code == 0
     named = ("--image", "--video", "--num_frames", "--text", "--rope_pos_id_stride", "1/16")
-    assert all(word in out for word in (*named, "/reset", "/quit", "<image>", "<video>"))
+    assert all(word in out for word in (*named, "/clear", "/quit", "<image>", "<video>"))
