@@ -230,14 +230,14 @@ def test_a_question_that_fails_leaves_what_waits_for_it(run, asked, monkeypatch,
 
 
 def test_positions_change_between_two_questions(run, asked, monkeypatch, make_image):
-    commands = ["/stride default", "one?", "/clear", "/stride 1/4", "one?", "/stride", "/stride x", "two?", "/quit"]
+    commands = ["/stride default", "one?", "/clear", "/stride 64", "one?", "/stride", "/stride x", "two?", "/quit"]
     talk(monkeypatch, *commands)
     code, _, err = run("--image", make_image("a.png"), "--verbose")
     assert code == 0
     ends = [float(end) for end in re.findall(r"last position ([\d.]+)", err)]
-    assert [call[3].get("rope_pos_id_stride") for call in asked] == [None, 0.25, 0.25]
-    assert ends[1] < ends[0]
-    assert "positions v2pe_fix, stride 0.25" in err
+    assert [call[3].get("rope_pos_id_stride") for call in asked] == [None, 64, 64]
+    assert ends[1] > ends[0]
+    assert "positions v2pe_fix, stride 64" in err
     assert "expected a number such as 64, 0.25 or 1/16, got 'x'" in err
 
 
