@@ -20,12 +20,16 @@ from .conversation import Conversation, get_conversation
 _RESERVED_PIECES = {"<|im_end|>": "[UNUSED_TOKEN_145]", "<|im_start|>": "[UNUSED_TOKEN_146]"}
 
 
-def write_chat_template(conversation: Conversation) -> str:
+def write_chat_template(conversation: Conversation, *, image: str = IMG_CONTEXT_TOKEN, opening: str = "") -> str:
     """A Jinja template that renders chat messages as `conversation.render` does.
 
     A system message in front replaces the template's own; after it come `user` and `assistant` turns. A content is a
-    text, or a list of `{"type": "text", "text": ...}`, `{"type": "image"}` and `{"type": "video"}`; a picture becomes
-    the visual token on a line of its own, for transformers' processor to multiply.
+    text, or a list of `{"type": "text", "text": ...}`, `{"type": "image"}` and `{"type": "video"}`.
+
+    Args:
+        conversation: The template.
+        image: What a picture becomes, on a line of its own: the visual token, which transformers' processor multiplies.
+        opening: Text before everything else, for readers that add no `bos_token` to rendered text.
     """
     system, message, user, assistant, separator = (
         json.dumps(text, ensure_ascii=False)
@@ -37,9 +41,11 @@ def write_chat_template(conversation: Conversation) -> str:
             conversation.separator,
         )
     )
+    start = f"{{{{- {json.dumps(opening)} -}}}}" if opening else ""
     return (
+        f"{start}"
         "{%- macro text(content) -%}{%- if content is string -%}{{- content -}}{%- else -%}{%- for part in content -%}"
-        f"{{%- if part['type'] == 'image' -%}}{{{{- '{IMG_CONTEXT_TOKEN}\\n' -}}}}"
+        f"{{%- if part['type'] == 'image' -%}}{{{{- '{image}\\n' -}}}}"
         "{%- elif part['type'] == 'video' -%}{{- '<video>\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}"
         "{%- endfor -%}{%- endif -%}{%- endmacro -%}"
         "{%- set has_system = messages and messages[0]['role'] == 'system' -%}"

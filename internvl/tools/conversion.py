@@ -3,6 +3,7 @@
 A folder appears under its final name only when it is complete; nothing is ever written into a folder that holds files.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from internvl.atomic import stage_folders
 from internvl.errors import CheckpointError, ConfigError
 from internvl.folder_owner import own_folder
 from internvl.infer.checkpoint import check_checkpoint
+from internvl.model.checkpoint_folder import list_weights
 
 # Files that belong to a checkpoint besides weights and config; training state is not copied.
 _COMPANIONS = (
@@ -59,6 +61,21 @@ def convert_folder(source: Path, out: Path, *, model_type: str) -> Iterator[Path
             for path in {path for pattern in _COMPANIONS for path in source.glob(pattern) if path.is_file()}:
                 if not (folder / path.name).exists():
                     shutil.copyfile(path, folder / path.name)
+
+
+def link_weights(source: Path, folder: Path) -> None:
+    """Put a checkpoint's weight files into a folder, as further names of the same files where the disk allows it.
+
+    Files of a checkpoint are replaced and never written into, so neither folder changes with the other.
+
+    Raises:
+        CheckpointError: There are none, or one is missing.
+    """
+    for path in [*list_weights(source), *source.glob("*.index.json")]:
+        try:
+            os.link(path.resolve(), folder / path.name)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(path, folder / path.name)
 
 
 def read_state_dict(folder: Path) -> dict[str, Tensor]:

@@ -20,7 +20,6 @@ from internvl.command import command
 from internvl.errors import CheckpointError, ConfigError
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMG_CONTEXT_TOKEN
-from internvl.model.conversation import get_conversation
 from internvl.model.loading import load_strictly, read_chat_config
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
@@ -29,7 +28,7 @@ from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
 from internvl.parser import CommandParser
 from internvl.tools.conversion import convert_folder
 from internvl.tools.native_config import build_chat_config, build_native_config, check_exportable
-from internvl.tools.native_processor import write_processor
+from internvl.tools.native_processor import list_end_tokens, write_processor
 from internvl.tools.native_weights import from_native_state, to_native_state
 
 logger = logging.getLogger(__name__)
@@ -107,9 +106,7 @@ def _add_processor(native: PreTrainedModel, checkpoint: Path, folder: Path, conf
         logger.warning("the export has no processor, and AutoProcessor will not load it: %s", error)
         return
     assert native.generation_config is not None
-    stop_token = get_conversation(config.template or "internlm2-chat").stop_token
-    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(stop_token)]
-    native.generation_config.eos_token_id = sorted({end for end in ends if end is not None})
+    native.generation_config.eos_token_id = list_end_tokens(config, tokenizer)
     native.generation_config.pad_token_id = tokenizer.pad_token_id
 
 

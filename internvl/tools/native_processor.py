@@ -42,9 +42,7 @@ def write_processor(folder: Path, config: InternVLChatConfig, tokenizer: PreTrai
     Raises:
         ConfigError: transformers has no tokenizer that gives the same ids.
     """
-    if isinstance(tokenizer, InternLM2Tokenizer):
-        tokenizer = to_fast_tokenizer(tokenizer)
-    tokenizer.init_kwargs.pop("auto_map", None)
+    tokenizer = to_portable_tokenizer(tokenizer)
     others = [token for token in tokenizer.extra_special_tokens if token not in _NAMED_TOKENS.values()]
     tokenizer.add_special_tokens({"extra_special_tokens": others})
     tokenizer._set_model_specific_special_tokens(_NAMED_TOKENS)
@@ -96,6 +94,25 @@ def _describe_pixels(config: InternVLChatConfig) -> dict[str, Any]:
         "rescale_factor": 1 / 255,
         "size": {"height": config.image_size, "width": config.image_size},
     }
+
+
+def to_portable_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer that gives the same ids and needs no code beside its files.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if isinstance(tokenizer, InternLM2Tokenizer):
+        tokenizer = to_fast_tokenizer(tokenizer)
+    tokenizer.init_kwargs.pop("auto_map", None)
+    return tokenizer
+
+
+def list_end_tokens(config: InternVLChatConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids at which an answer ends: the end of the text, and the template's own."""
+    stop_token = get_conversation(config.template or "internlm2-chat").stop_token
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(stop_token)]
+    return sorted({end for end in ends if end is not None})
 
 
 def to_fast_tokenizer(slow: InternLM2Tokenizer) -> PreTrainedTokenizerFast:
