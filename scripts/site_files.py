@@ -16,9 +16,10 @@ SHOWN = (
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The files of the site; what themes and plugins add comes later."""
+    """The files of the site: these, and what the theme and plugins bring."""
     root = Path(config.config_file_path).parent
-    paths = {path for pattern in SHOWN for path in root.glob(pattern) if path.is_file()}
-    return Files(
-        [File.generated(config, str(path.relative_to(root)), abs_src_path=str(path)) for path in sorted(paths)]
-    )
+    shown = {path for pattern in SHOWN for path in root.glob(pattern) if path.is_file()}
+    brought = [file for file in files if file.src_dir != config.docs_dir]
+    for path in sorted(shown):
+        brought.append(File.generated(config, str(path.relative_to(root)), abs_src_path=str(path)))
+    return Files(brought)
