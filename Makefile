@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 # That run tests at a time; each takes a core and a gigabyte.
 PROCESSES ?= 2
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
@@ -12,7 +13,7 @@ FAST ?= tests/eval/core tests/eval/metrics tests/plan tests/model/test_v2pe.py t
 	$(filter-out %_loader.py %_labels.py %_video.py %_video_opening.py, $(wildcard tests/data/test_*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint type bench clean
+.PHONY: help setup demo test test-fast test-all lint type docs bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +26,10 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml setup.py
 	$(BIN)/python -m pip install -r requirements.txt -r requirements-dev.txt
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e . || $(BIN)/python -m pip install --no-deps -e .
 	touch $(STAMP)
+
+$(DOCS_STAMP): $(STAMP) requirements-docs.txt
+	$(BIN)/python -m pip install -r requirements-docs.txt
+	touch $(DOCS_STAMP)
 
 setup: $(STAMP)  ## create .venv and install everything
 
@@ -46,6 +51,9 @@ lint: $(STAMP)  ## check style and formatting
 
 type: $(STAMP)  ## check types
 	$(BIN)/mypy internvl eval studies
+
+docs: $(DOCS_STAMP)  ## build the documentation site (work_dirs/site/index.html); a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 bench: $(STAMP)  ## run the benchmarks (results are printed; see benchmarks/)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -284,7 +284,9 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
             labels: -100 where not supervised.
             use_cache: Make a cache when none is given, and return it.
             cu_seqlens: Document borders of a packed row (batch of one).
-            image_strides, rope_pos_id_version, rope_pos_id_stride: See `build_positions`.
+            image_strides: See `build_positions`.
+            rope_pos_id_version: See `build_positions`.
+            rope_pos_id_stride: See `build_positions`.
             visual_features: From `extract_feature`, instead of `pixel_values`.
             rope_lengths: See `InternLM2Model.forward` (made here for a shared row).
             loss_weight: Weight of every label (see loss.py); None: 1 each.

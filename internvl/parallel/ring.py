@@ -57,7 +57,8 @@ def ring_attention(
     Args:
         q: This rank's shard by `shards.shard_row` with the same borders: as many tokens on every rank, an even number
             (any number where one rank holds the row).
-        k, v: Keys and values of the same tokens in the same dtype; heads is a multiple of kv_heads.
+        k: Keys of the same tokens in the same dtype; heads is a multiple of kv_heads.
+        v: Values, likewise.
         cu_seqlens: Borders of the documents of the WHOLE row, one more than documents, the same on all ranks. Tokens
             after the last border are padding. Best on the CPU: a tensor on a GPU makes every call wait for it.
         group: The ranks that share the row; None means that this process holds all of it.
