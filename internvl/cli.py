@@ -35,6 +35,7 @@ COMMANDS = {
     "score": Command("eval.score", "scores from saved predictions"),
     "compare": Command("eval.report.compare", "two evaluations, question by question"),
     "export native": Command("internvl.tools.export_native", "a checkpoint for transformers' own InternVL classes"),
+    "export vllm": Command("internvl.tools.export_vllm", "a checkpoint for vLLM with our plug-in"),
     "merge": Command("internvl.tools.merge_lora", "adapters into the weights"),
     "assemble": Command("internvl.tools.assemble", "a checkpoint from a vision tower and a language model"),
     "tiny": Command("internvl.tools.make_tiny", "a small checkpoint with random weights"),
