@@ -30,9 +30,10 @@ from eval.report.overview import format_results
 from eval.report.plots import write_task_plots
 from eval.report.summary import write_summary
 from eval.run.answering import load_answerer
+from eval.run.endpoint import Endpoint, EndpointAnswerer
 from eval.run.options import RunOptions, parse_options
 from eval.run.planning import choose_folder, choose_positions, plan_jobs
-from eval.run.queue import Job, Workers, run_jobs
+from eval.run.queue import Answer, Job, Workers, run_jobs
 from internvl.command import command
 from internvl.errors import ConfigError
 from internvl.infer.checkpoint import check_checkpoint
@@ -51,30 +52,25 @@ def run(options: RunOptions, env: RankEnv) -> int:
 
     Raises InternVLError as `eval.run.planning` and `eval.run.queue` do.
     """
-    config = check_checkpoint(options.checkpoint)
-    settings = choose_positions(options.settings, config).on_device(env)
-    options, skipped = skip_missing(replace(options, settings=settings))
+    endpoint = open_endpoint(options)
+    if endpoint is None:
+        assert options.checkpoint is not None
+        settings = choose_positions(options.settings, check_checkpoint(options.checkpoint)).on_device(env)
+        options = replace(options, settings=settings)
+    options, skipped = skip_missing(options)
     jobs = plan_jobs(options)
-    layer_devices = choose_layer_devices(options, env)
-    if settings.device != "cpu":
-        torch.cuda.set_device(layer_devices[0] if layer_devices else settings.device)  # or all open a context on GPU 0
-    workers, parallel = join_workers(env, options)
-    make_answer = partial(
-        load_answerer,
-        options.checkpoint,
-        settings,
-        sampling=options.sampling,
-        context_parallel=parallel,
-        layer_devices=layer_devices,
-    )
-    _share_cores(settings, env)
+    if endpoint is None:
+        workers, make_answer, batch_size = *join_model(options, env), options.batch_size
+    else:
+        workers, _ = join_workers(env, options)
+        make_answer, batch_size = partial(EndpointAnswerer, endpoint), options.endpoint_requests
     with own_folder_together(choose_folder(options), "eval.run"):
         predictions = run_jobs(
             jobs,
             make_answer,
             workers=workers,
             overwrite=options.overwrite,
-            batch_size=options.batch_size,
+            batch_size=batch_size,
             retry_failed=options.retry_failed,
         )
         if predictions is None:
@@ -83,6 +79,33 @@ def run(options: RunOptions, env: RankEnv) -> int:
     if skipped:
         print(describe_skipped(skipped))
     return report_failures(jobs, predictions, max_failed=options.max_failed)
+
+
+def open_endpoint(options: RunOptions) -> Endpoint | None:
+    """The server that is asked, which is there and has the model; None: a checkpoint is asked."""
+    if options.endpoint is None:
+        return None
+    endpoint = Endpoint(options.endpoint, str(options.model), options.settings, options.sampling)
+    endpoint.check()
+    return endpoint
+
+
+def join_model(options: RunOptions, env: RankEnv) -> tuple[Workers, Callable[[], Answer]]:
+    """The workers of the run, and what loads the checkpoint for this one."""
+    settings, layer_devices = options.settings, choose_layer_devices(options, env)
+    if settings.device != "cpu":
+        torch.cuda.set_device(layer_devices[0] if layer_devices else settings.device)  # or all open a context on GPU 0
+    workers, parallel = join_workers(env, options)
+    _share_cores(settings, env)
+    assert options.checkpoint is not None
+    return workers, partial(
+        load_answerer,
+        options.checkpoint,
+        settings,
+        sampling=options.sampling,
+        context_parallel=parallel,
+        layer_devices=layer_devices,
+    )
 
 
 def _share_cores(settings: InferenceSettings, env: RankEnv) -> None:

@@ -121,7 +121,7 @@ class _Answerer:
                     f"{task.name}, sample {sample.id}: out of memory on one of the processes that answer together; it "
                     "counts as wrong, and the same command continues with the others (with more processes per group "
                     "or a smaller --prefill_chunk_size, --retry_failed asks it again)",
-                    Prediction.failed(sample, "out of memory"),
+                    [Prediction.failed(sample, "out of memory")],
                 ) from error
         return None, None
 

@@ -20,7 +20,17 @@ from internvl.parser import CommandParser
 
 # The options that --help shows.
 _OFTEN = {
-    "what is evaluated": ["list", "data_root", "limit", "out", "overwrite", "retry_failed"],
+    "what is evaluated": [
+        "checkpoint",
+        "endpoint",
+        "model",
+        "list",
+        "data_root",
+        "limit",
+        "out",
+        "overwrite",
+        "retry_failed",
+    ],
     "positions": ["rope_pos_id_version", "rope_pos_id_stride", "rope_scaling"],
     "speed and memory": ["batch_size", "ring_attn", "gpus_per_task", "prefill_chunk_size", "dtype", "device"],
 }
@@ -38,12 +48,22 @@ def _check_share(name: str, value: float) -> None:
 class RunOptions:
     """One evaluation run; each field's help explains it. Raises ConfigError for values out of range or in conflict."""
 
-    checkpoint: Path = flag(MISSING, "folder of the model", read=Path)
     tasks: str = flag(MISSING, f"comma-separated names, groups or patterns; groups: {', '.join(GROUPS)}")
+    checkpoint: Path | None = flag(None, "folder of the model", read=Path)
     settings: InferenceSettings = DEFAULTS  # how the model answers
     sampling: Sampling = GREEDY  # how it chooses tokens
     data_root: Path | None = flag(
         None, f"folder of the benchmarks, looked at before {', '.join(DATA_FOLDERS)}", read=Path
+    )
+    endpoint: str | None = flag(
+        None,
+        "address of a server with OpenAI's chat completions that is asked in place of a checkpoint, such as "
+        "http://127.0.0.1:8000; its key is read from OPENAI_API_KEY",
+        metavar="URL",
+    )
+    model: str | None = flag(None, "with --endpoint: name of the model there", metavar="NAME")
+    endpoint_requests: int = flag(
+        8, "with --endpoint: questions that are asked at the same time (%(default)s)", read=int, check=at_least(1)
     )
     limit: int | None = flag(None, "first N samples of every task only", read=int, check=at_least(1))
     out: Path | None = flag(
@@ -109,6 +129,15 @@ class RunOptions:
     def __post_init__(self) -> None:
         """Refuse wrong values and combinations."""
         check_flags(self)
+        if (self.checkpoint is None) == (self.endpoint is None):
+            raise ConfigError("give either --checkpoint, or --endpoint and --model, and not both")
+        if (self.model is None) != (self.endpoint is None):
+            raise ConfigError("--endpoint and --model belong together: the server, and which of its models")
+        if self.endpoint is not None and (self.ring_attn or self.gpus_per_task or self.batch_size > 1):
+            raise ConfigError(
+                "--endpoint: how the server computes is its own affair; leave --ring_attn, --gpus_per_task and "
+                "--batch_size out (--endpoint_requests are asked at the same time)"
+            )
         if self.batch_size > 1:
             check_batchable(self.settings.kv_cache, is_shared=self.ring_attn)
             if not self.sampling.is_greedy:

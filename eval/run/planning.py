@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from eval.core.data_root import DataRoot, find_annotation, find_data_root
 from eval.core.predictions import PredictionStore
 from eval.core.task import Task
+from eval.run.endpoint import SENT_SETTINGS
 from eval.run.options import RunOptions
 from eval.run.queue import Job, check_jobs
 from eval.tasks.registry import select_tasks
@@ -19,6 +21,7 @@ from internvl.model.v2pe import check_stride, stride_to_units
 
 logger = logging.getLogger(__name__)
 
+_FILE_NAME = re.compile(r"[^\w.-]+")
 DEFAULT_VERSION = "default"  # ordinary positions, unless version or stride are asked for
 
 
@@ -54,12 +57,13 @@ def choose_positions(settings: InferenceSettings, config: Mapping[str, object]) 
 def choose_folder(options: RunOptions) -> Path:
     """The result folder: the given one, or one inside the checkpoint that is named after the positions."""
     settings = options.settings
+    default = options.checkpoint or Path("work_dirs", "eval", _FILE_NAME.sub("-", str(options.model)))
     suffix = "" if settings.rope_pos_id_stride is None else f"_{settings.rope_pos_id_stride}"
     if settings.rope_scaling is not None:
         suffix += "_" + str(settings.rope_scaling).replace(":", "-")
     if settings.logn_scaling is not None:
         suffix += f"_logn-{settings.logn_scaling}"
-    return options.out or options.checkpoint / f"eval_{settings.chosen_version or DEFAULT_VERSION}{suffix}"
+    return options.out or default / f"eval_{settings.chosen_version or DEFAULT_VERSION}{suffix}"
 
 
 def plan_jobs(options: RunOptions) -> list[Job]:
@@ -75,7 +79,11 @@ def plan_jobs(options: RunOptions) -> list[Job]:
         task.fetch_missing(data_root)
         for file in task.files:
             find_annotation(file, data_root, source=task.source)
-    checkpoint = fingerprint_checkpoint(options.checkpoint)
+    checkpoint = None if options.checkpoint is None else fingerprint_checkpoint(options.checkpoint)
+    if checkpoint is None and (forced := [task.name for task in tasks if task.write_gold is not None]):
+        raise ConfigError(
+            f"{', '.join(forced)}: teacher forcing needs the model itself; use --checkpoint, or other tasks"
+        )
     jobs = [_plan_job(task, options, data_root, checkpoint=checkpoint) for task in tasks]
     check_jobs(jobs, fail_missing=options.fail_missing)
     if not options.overwrite:
@@ -91,7 +99,16 @@ def _hash_files(paths: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _plan_job(task: Task, options: RunOptions, data_root: DataRoot, *, checkpoint: str) -> Job:
+def _describe_model(options: RunOptions, checkpoint: str | None) -> dict[str, str | int | float | bool | None]:
+    """What answers depend on besides the question and how tokens are chosen."""
+    if checkpoint is not None:
+        # A --max_num takes the place of the task's.
+        return {"checkpoint": checkpoint, **options.settings.fingerprint()}
+    asked = vars(options.settings)
+    return {"model": options.model, **{name: asked[name] for name in SENT_SETTINGS if asked[name] is not None}}
+
+
+def _plan_job(task: Task, options: RunOptions, data_root: DataRoot, *, checkpoint: str | None) -> Job:
     optional = [path for path in (data_root / file for file in task.optional_files) if path.is_file()]
     settings = {
         "task": task.name,
@@ -101,11 +118,13 @@ def _plan_job(task: Task, options: RunOptions, data_root: DataRoot, *, checkpoin
         "max_num": task.max_num,
         "max_new_tokens": task.max_new_tokens,
         **({} if task.num_frames is None else {"num_frames": task.num_frames}),
-        "checkpoint": checkpoint,
-        **options.settings.fingerprint(),  # a --max_num takes the place of the task's
+        **_describe_model(options, checkpoint),
         **options.sampling.fingerprint(),
     }
-    info = {"checkpoint": str(options.checkpoint.absolute()), "data_root": str(data_root)}
+    where = {"endpoint": str(options.endpoint)}
+    if options.checkpoint is not None:
+        where = {"checkpoint": str(options.checkpoint.absolute())}
+    info = {**where, "data_root": str(data_root)}
     samples = task.read_samples(data_root)[: options.limit]
     store = PredictionStore(
         choose_folder(options) / task.name,

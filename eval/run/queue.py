@@ -32,11 +32,11 @@ UNITS_PER_RANK = 32  # at least, unless single questions cost more: so far apart
 
 
 class LastAnswerError(EvalError):
-    """This process cannot go on, but `prediction`, of the only question it was asked, is to be written first."""
+    """This process cannot go on, but `predictions`, of some of the questions it was asked, are to be written first."""
 
-    def __init__(self, message: str, prediction: Prediction):
+    def __init__(self, message: str, predictions: Sequence[Prediction]):
         super().__init__(message)
-        self.prediction = prediction
+        self.predictions = predictions
 
 
 Answer = Callable[[Task, Sequence[Sample]], Sequence[Prediction]]
@@ -260,7 +260,8 @@ def _answer_batch(
     try:
         predictions = answer(jobs[job].task, [_find(jobs, place) for place in batch])
     except LastAnswerError as error:
-        writers[job].append(error.prediction)
+        for prediction in error.predictions:
+            writers[job].append(prediction)
         raise
     if is_writer:
         for prediction in predictions:

@@ -166,7 +166,7 @@ def test_a_process_of_a_group_leaves_a_failed_prediction_and_ends(load, samples,
     generate(ON_GPU, lambda arguments: True)
     with pytest.raises(LastAnswerError, match="sample s1: out of memory on one of the processes") as error:
         answer(TASK, samples[1:2])
-    assert (error.value.prediction.id, error.value.prediction.failure) == ("s1", "out of memory")
+    assert (error.value.predictions[0].id, error.value.predictions[0].failure) == ("s1", "out of memory")
 
 
 def test_other_errors_end_the_run(load, samples, generate):

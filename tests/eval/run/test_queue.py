@@ -297,7 +297,7 @@ def test_what_a_process_has_to_say_before_it_ends_is_written(tmp_path):
     job = make_job(tmp_path)
 
     def run_out_of_memory(task, samples):
-        raise LastAnswerError("out of memory", Prediction.failed(samples[0], "out of memory"))
+        raise LastAnswerError("out of memory", [Prediction.failed(samples[0], "out of memory")])
 
     for member in (1, 0):  # any process of a group, and more than one of them
         workers = Workers(0, 1, member=member, share=lambda units: plan([job]))

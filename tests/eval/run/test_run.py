@@ -442,7 +442,7 @@ def test_a_process_opens_its_context_on_its_own_gpu(arguments, monkeypatch, more
 def test_layers_go_to_the_gpus_of_their_process(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    options = RunOptions(tmp_path, "mm_niah", InferenceSettings(device="cuda"), gpus_per_task=3)
+    options = RunOptions("mm_niah", tmp_path, InferenceSettings(device="cuda"), gpus_per_task=3)
     env = RankEnv(rank=3, local_rank=1, world_size=4, local_world_size=2)
     assert choose_layer_devices(options, env) == ["cuda:3", "cuda:4", "cuda:5"]
     assert choose_layer_devices(replace_field(options, ring_attn=True), env) == []
