@@ -13,7 +13,7 @@ FAST ?= tests/eval/core tests/eval/metrics tests/plan tests/model/test_v2pe.py t
 	$(filter-out %_loader.py %_labels.py %_video.py %_video_opening.py, $(wildcard tests/data/test_*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-all lint type docs bench clean
+.PHONY: help setup demo test test-fast test-all lint type docs bench gpu-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ docs: $(DOCS_STAMP)  ## build the documentation site (work_dirs/site/index.html)
 
 bench: $(STAMP)  ## run the benchmarks (results are printed; see benchmarks/)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+gpu-check: $(STAMP)  ## run what only a GPU can show, in 10 minutes (docs/gpu.md); without one tiny, on the CPU
+	$(BIN)/python -m benchmarks.gpu_check
 
 clean:  ## remove what was built or trained here (keeps .venv)
 	rm -rf work_dirs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

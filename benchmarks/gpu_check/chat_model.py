@@ -59,16 +59,17 @@ class Row:
 
 
 def make_row(config: InternVLChatConfig, tokens: int, device: torch.device, *, document: int | None = None) -> Row:
-    """Documents of `document` tokens (None: one document); a tile in every two tiles' worth of tokens."""
+    """Documents of equal length, at most `document` tokens (None: one); a tile in every two tiles' worth of tokens."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(10, config.llm_config.vocab_size, (1, tokens), generator=generator)
-    visual = config.num_image_token
-    num_tiles = 0
-    for first in range(0, tokens - 2 * visual + 1, 2 * visual):
-        ids[0, first + 1 : first + 1 + visual] = VISUAL
-        num_tiles += 1
-    size = (num_tiles, 3, config.image_size, config.image_size)
+    visual, period = config.num_image_token, 2 * config.num_image_token
+    starts = range(1, tokens - period + 2, period)
+    for first in starts:
+        ids[0, first : first + visual] = VISUAL
+    size = (len(starts), 3, config.image_size, config.image_size)
     pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
-    borders = torch.tensor([*range(0, tokens, document or tokens), tokens])
+    num_documents = -(-tokens // (document or tokens))
+    cuts = [i * tokens // num_documents // period * period for i in range(num_documents)]  # no tile is cut
+    borders = torch.tensor([*cuts, tokens])
     labels = ids.masked_fill(ids == VISUAL, -100)
     return Row(*(x.to(device) for x in (ids, labels, pixels, borders)))

@@ -41,7 +41,7 @@ def run(job: Job) -> Iterator[Row]:
     ours = build_model(job)
     models = {"this project": ours, "transformers": build_native(ours)}
     for model in models.values():
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable()
     works: dict[str, tuple[int, Callable[..., torch.Tensor]]] = {
         "forward and backward": (TOKENS[job.is_tiny], train),
         "prefill": (PROMPT_TOKENS[job.is_tiny], prefill),
@@ -74,7 +74,7 @@ def compare(job: Job, models: dict, row: ModelRow, work: Callable[..., torch.Ten
         yield {
             **result,
             "tokens/s": row.num_tokens / measured.seconds,
-            "s": measured.seconds,
+            "seconds": measured.seconds,
             "peak beside weights GiB": peak,
             "result": results[-1],
         }

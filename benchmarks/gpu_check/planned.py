@@ -40,8 +40,8 @@ def describe(measured: Measured, plan: Plan, job: Job) -> Row:
     return {
         "tokens/s": plan.setting.max_packed_tokens / measured.seconds,
         "MFU %": 100 * flops / (card.peak.matmul_tflops * 1e12) if card else None,
-        "s": measured.seconds,
-        "planned s": plan.cost.step_s if card else None,
+        "seconds": measured.seconds,
+        "planned seconds": plan.cost.step_s if card else None,
         "peak GiB": None if measured.peak_bytes is None else measured.peak_bytes / GIB,
         "planned GiB": plan.memory.total / GIB,
     }

@@ -23,7 +23,8 @@ def main() -> None:
             part = import_module(f"benchmarks.gpu_check.{name}")
             for row in part.run(Job(device, time.monotonic() + float(seconds))):
                 file.write(json.dumps({"row": row}) + "\n")
-                print("   ", ", ".join(f"{key} {_show(value)}" for key, value in row.items()), flush=True)
+                cells = (f"{key} {_show(value)}" for key, value in row.items() if value is not None)
+                print("   ", ", ".join(cells), flush=True)
             end = {"state": "done"}
         except Skipped as reason:
             end = {"state": "skipped", "reason": str(reason)}
