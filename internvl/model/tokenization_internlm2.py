@@ -20,7 +20,9 @@ from .conversation import Conversation, get_conversation
 _RESERVED_PIECES = {"<|im_end|>": "[UNUSED_TOKEN_145]", "<|im_start|>": "[UNUSED_TOKEN_146]"}
 
 
-def write_chat_template(conversation: Conversation, *, image: str = IMG_CONTEXT_TOKEN, opening: str = "") -> str:
+def write_chat_template(
+    conversation: Conversation, *, image: str = IMG_CONTEXT_TOKEN, video: str = "<video>", opening: str = ""
+) -> str:
     """A Jinja template that renders chat messages as `conversation.render` does.
 
     A system message in front replaces the template's own; after it come `user` and `assistant` turns. A content is a
@@ -28,7 +30,8 @@ def write_chat_template(conversation: Conversation, *, image: str = IMG_CONTEXT_
 
     Args:
         conversation: The template.
-        image: What a picture becomes, on a line of its own: the visual token, which transformers' processor multiplies.
+        image: What a picture becomes, on a line of its own: by default what transformers' processor replaces.
+        video: The same for a video.
         opening: Text before everything else, for readers that add no `bos_token` to rendered text.
     """
     system, message, user, assistant, separator = (
@@ -45,8 +48,9 @@ def write_chat_template(conversation: Conversation, *, image: str = IMG_CONTEXT_
     return (
         f"{start}"
         "{%- macro text(content) -%}{%- if content is string -%}{{- content -}}{%- else -%}{%- for part in content -%}"
-        f"{{%- if part['type'] == 'image' -%}}{{{{- '{image}\\n' -}}}}"
-        "{%- elif part['type'] == 'video' -%}{{- '<video>\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}"
+        f"{{%- if part['type'] == 'image' -%}}{{{{- {json.dumps(image)} + '\\n' -}}}}"
+        f"{{%- elif part['type'] == 'video' -%}}{{{{- {json.dumps(video)} + '\\n' -}}}}"
+        "{%- else -%}{{- part['text'] -}}{%- endif -%}"
         "{%- endfor -%}{%- endif -%}{%- endmacro -%}"
         "{%- set has_system = messages and messages[0]['role'] == 'system' -%}"
         f"{{{{- {system} + (text(messages[0]['content']) if has_system else {message}) + {separator} -}}}}"

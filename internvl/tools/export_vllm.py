@@ -25,7 +25,7 @@ from internvl.errors import ConfigError
 from internvl.infer.flags import add_flags, from_arguments
 from internvl.infer.settings import InferenceSettings
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
-from internvl.model.constants import IMAGE_PLACEHOLDER
+from internvl.model.constants import IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
 from internvl.model.conversation import get_conversation
 from internvl.model.language_models import check_architecture, check_window
 from internvl.model.loading import read_chat_config
@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 # Names that the plug-in registers (integrations/vllm/v2pe_vllm/__init__.py).
 ARCHITECTURE, MODEL_TYPE = "V2PEInternVLChatModel", "v2pe_internvl_chat"
+# Where the plug-in puts visual tokens (integrations/vllm/v2pe_vllm/processor.py).
+_IMAGE = f"{IMG_START_TOKEN}{IMG_CONTEXT_TOKEN}{IMG_END_TOKEN}"
+_VIDEO = f"Frame1: {IMG_START_TOKEN}{IMG_END_TOKEN}"
 # Settings that a server has for good; others belong to a request, or to vLLM.
 _FLAGS = ("rope_pos_id_version", "rope_pos_id_stride", "rope_scaling", "max_num")
 # What vLLM's InternVL does with pictures and features, and this project can do in other ways.
@@ -75,7 +78,8 @@ def export_checkpoint(
         # vLLM turns rendered chats into ids without the tokens that a tokenizer puts in front.
         tokenizer.chat_template = write_chat_template(
             get_conversation(config.template or "internlm2-chat"),
-            image=IMAGE_PLACEHOLDER,
+            image=_IMAGE,
+            video=_VIDEO,
             opening=str(tokenizer.decode(tokenizer("")["input_ids"])),
         )
         tokenizer.save_pretrained(folder)

@@ -99,8 +99,7 @@ def test_chats_become_the_ids_of_this_project_without_code(checkpoint, tmp_path)
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
-    assert "<|im_start|>user\n<image>\nwhat is it?<|im_end|>" in text
-    ids = tokenizer(text.replace("<image>", "<img><IMG_CONTEXT></img>"), add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     conversation = ConversationTokenizer(load_tokenizer(checkpoint), "internlm2-chat")
     expected = conversation.encode_prompt("<image>\nwhat is it?")
     assert ids == [token for piece in expected for token in piece.ids]
