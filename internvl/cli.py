@@ -30,6 +30,7 @@ COMMANDS = {
     "train": Command("internvl.train.internvl_chat_finetune", "fine-tune a checkpoint: flags, or RECIPE.yaml", True),
     "eval": Command("eval.run", "evaluate a checkpoint on benchmarks", True),
     "chat": Command("internvl.infer.chat", "ask a checkpoint in the terminal", True),
+    "serve": Command("internvl.serve", "OpenAI-compatible server with a chat page"),
     "plan": Command("internvl.plan", "memory and time of a job, before it runs"),
     "report": Command("eval.report", "one page from several evaluations"),
     "score": Command("eval.score", "scores from saved predictions"),

@@ -1,0 +1,13 @@
+// Numbers as people read them.
+
+/** With separators and at most two digits after the point: 12,345.68. */
+export function formatNumber(value) {
+  return value.toLocaleString("en", { maximumFractionDigits: 2 });
+}
+
+/** How far a token advances: 1, 1/16 for the inverse of a whole number, else three digits. */
+export function formatStep(step) {
+  const inverse = 1 / step;
+  if (step < 1 && Number.isInteger(inverse)) return `1/${inverse}`;
+  return String(Number(step.toPrecision(3)));
+}

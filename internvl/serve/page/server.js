@@ -1,0 +1,99 @@
+// The server as the page sees it: which model it has, and streamed answers. Keeps the API key of this tab.
+
+import { readEvents } from "./sse.js";
+
+const KEY = "v2pe-api-key";
+const LARGE_BODY_BYTES = 8e6;
+
+/** What the server refused, in words for the person who asked. */
+export class ServerError extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+export class Server {
+  #askForKey;
+
+  /** @param {(reason: string) => Promise<string | null>} askForKey called when the server wants a key; null gives up */
+  constructor(askForKey) {
+    this.#askForKey = askForKey;
+  }
+
+  /** The model that is served: `{id, v2pe: {versions, tokens_per_tile, max_tiles, ...}}`. */
+  async model() {
+    const response = await this.#fetch("v1/models");
+    return (await response.json()).data[0];
+  }
+
+  /**
+   * Asks one question and yields the answer as it comes: `{text}` with new words, `{reason, v2pe}` at the end of the
+   * answer, `{usage}` with the token counts.
+   */
+  async *answer(request, signal) {
+    const body = JSON.stringify({
+      ...request,
+      stream: true,
+      stream_options: { include_usage: true },
+      return_positions: true,
+    });
+    const response = await this.#fetch("v1/chat/completions", { method: "POST", body, signal });
+    let reason = null;
+    for await (const data of readEvents(response.body)) {
+      if (data === "[DONE]") break;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new ServerError(chunk.error.message);
+      const choice = chunk.choices?.[0];
+      if (choice?.delta?.content) yield { text: choice.delta.content };
+      if (choice?.finish_reason) {
+        reason = choice.finish_reason;
+        yield { reason, v2pe: chunk.v2pe };
+      }
+      if (chunk.usage) yield { usage: chunk.usage };
+    }
+    if (!reason) throw new ServerError("The connection ended before the answer did.");
+  }
+
+  async #fetch(path, options = {}) {
+    for (;;) {
+      const key = sessionStorage.getItem(KEY);
+      const headers = { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
+      const response = await reach(path, { ...options, headers });
+      if (response.ok) return response;
+      const reason = await refusal(response);
+      const newKey = response.status === 401 ? await this.#askForKey(reason) : null;
+      if (newKey === null) throw new ServerError(explain(response.status, reason), response.status);
+      sessionStorage.setItem(KEY, newKey);
+    }
+  }
+}
+
+async function reach(path, options) {
+  try {
+    return await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    const megabytes = Math.round((options.body?.length ?? 0) / 1e6);
+    throw new ServerError(
+      (options.body?.length ?? 0) > LARGE_BODY_BYTES
+        ? `The connection broke while ${megabytes} MB were sent: too much for the server, or it is away.`
+        : "The server does not answer. Is it still running?",
+    );
+  }
+}
+
+async function refusal(response) {
+  const text = await response.text();
+  try {
+    return JSON.parse(text).error.message;
+  } catch {
+    return text.slice(0, 300) || response.statusText; // a proxy before the server answers in its own words
+  }
+}
+
+function explain(status, reason) {
+  if (status === 429) return `The server is busy; ask again in a moment. (${reason})`;
+  if (status === 413) return `Too large for the server; remove a picture. (${reason})`;
+  return `${reason} (${status})`;
+}
