@@ -1,4 +1,4 @@
-"""What all scripts of shell/, scripts/ and studies/ have in common: --help, --dry-run, and one rule for their variables."""
+"""What all scripts have in common: --help, --dry-run, and one rule for their variables."""
 
 import os
 import random
