@@ -43,6 +43,14 @@ ALLOWED = {
         "internvl.errors",
         "internvl.model",
     },
+    "internvl/serve": {
+        "internvl.serve",
+        "internvl.infer",
+        "internvl.data",
+        "internvl.command",
+        "internvl.errors",
+        "internvl.model",
+    },
     "eval/metrics": {"eval.metrics", "internvl.errors"},
     "eval/core": {
         "eval.core",

@@ -44,14 +44,10 @@ class _Kept:
 
 
 class KeptPrefix:
-    """The cache of one prompt between two questions.
+    """The cache of one prompt between two questions."""
 
-    `rope_pos_id_version` holds for all prompts.
-    """
-
-    def __init__(self, model: InternVLChatModel, rope_pos_id_version: str):
+    def __init__(self, model: InternVLChatModel):
         self._model = model
-        self._is_possible = not _depends_on_length(model, rope_pos_id_version)
         self._kept: _Kept | None = None
 
     def clear(self) -> None:
@@ -75,7 +71,8 @@ class KeptPrefix:
             tiles: Of every image.
         """
         kept, self._kept = self._kept, None
-        if kept is None:
+        # Integers are ordinary positions, which the decoder may scale otherwise than V2PE positions of equal value.
+        if kept is None or kept.position_ids.dtype != position_ids.dtype:
             return KeyCastingCache()
         length = min(input_ids.shape[1] - 1, kept.input_ids.shape[1])
         same = (input_ids[:, :length] == kept.input_ids[:, :length]) & (
@@ -100,7 +97,7 @@ class KeptPrefix:
         keys: Sequence[Hashable],
     ) -> None:
         """Remember the cache of a prompt that was answered; what it holds after the prompt is not used."""
-        if self._is_possible:
+        if not _depends_on_length(self._model, is_v2pe=position_ids.is_floating_point()):
             self._kept = _Kept(cache, input_ids, position_ids, keys)
 
 
@@ -119,10 +116,10 @@ def _count_equal(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     return count
 
 
-def _depends_on_length(model: InternVLChatModel, version: str) -> bool:
+def _depends_on_length(model: InternVLChatModel, *, is_v2pe: bool) -> bool:
     """Whether rotary frequencies of a token change with the length of what follows it."""
     config = model.config.llm_config
-    if config.model_type == "internlm2" and version != "default":
+    if config.model_type == "internlm2" and is_v2pe:
         return False  # V2PE positions are not scaled, or by linear and yarn, which are the same for any length
     scaling = (config.rope_scaling if config.model_type == "internlm2" else config.rope_parameters) or {}
     return scaling.get("type", scaling.get("rope_type")) not in _LENGTH_FREE_SCALINGS

@@ -36,6 +36,8 @@ class Question:
     # tiles per image, one limit for all or one per image; None: the session's
     max_num: int | Sequence[int] | None = None
     num_frames: int | None = None  # frames per video; None: the session's
+    rope_pos_id_version: str | None = None  # visual positions; None: the session's, `v2pe_fix` with a stride
+    rope_pos_id_stride: int | float | None = None  # positions that one tile spans; None: the session's
     history: Sequence[Turn] = ()  # earlier questions, with their `<image>`, and answers
     system_message: str | None = None  # replaces the template's own
     # one `<image>` stands for all images together, whose tiles form one block; without videos and history
@@ -78,6 +80,15 @@ def tokenizer_errors() -> Iterator[None]:
         raise DataError(f"the tokenizer cannot take the text ({type(error).__name__}: {error})") from error
 
 
+def _check_length(num_tokens: int, num_tiles: int, max_tokens: int) -> None:
+    if num_tokens > max_tokens:
+        raise DataError(
+            f"the prompt has {num_tokens} tokens, {num_tiles} tiles included, expected at most {max_tokens}; "
+            "shorten the text, or give fewer pictures or tiles",
+            kind="length",
+        )
+
+
 class QuestionEncoder:
     """Reads and encodes what questions show, and writes their prompts.
 
@@ -90,13 +101,19 @@ class QuestionEncoder:
     def __init__(self, pictures: PictureEncoder, conversation: ConversationTokenizer, settings: InferenceSettings):
         self.pictures, self.conversation, self.settings = pictures, conversation, settings
 
-    def encode(self, question: Question) -> EncodedQuestion:
+    def encode(self, question: Question, *, max_tokens: int | None = None) -> EncodedQuestion:
         """Encode one question.
 
+        Args:
+            question: With everything that it shows.
+            max_tokens: Limit of the prompt, compared before any picture is decoded; None: no limit.
+
         Raises:
-            ConfigError: A limit out of range.
-            DataError: Another number of `<image>` or `<video>` than of images or videos, or one that cannot be read.
+            ConfigError: A limit out of range, or positions that do not fit together.
+            DataError: Another number of `<image>` or `<video>` than of images or videos, one that cannot be read, or
+                a prompt over the limit.
         """
+        settings = self.settings.with_positions(question.rope_pos_id_version, question.rope_pos_id_stride)
         num_frames = self.settings.num_frames if question.num_frames is None else question.num_frames
         if num_frames < 1:
             raise ConfigError(f"num_frames is {num_frames}, expected at least 1")
@@ -113,20 +130,24 @@ class QuestionEncoder:
             (*earlier, prompt), placed = asked, images
         else:
             (*earlier, prompt), placed = place_pictures(asked, images, frames)
-        features, tiles_per_image = self.pictures.encode(placed)
-        if question.is_joined:
-            tiles_per_image = [sum(tiles_per_image)]
-
         history = [(text, answer) for text, (_, answer) in zip(earlier, question.history, strict=True)]
         with tokenizer_errors():
             pieces = self.conversation.encode_prompt(prompt, history=history, system_message=question.system_message)
         model = self.pictures.model
+        if max_tokens is not None:
+            num_tiles = sum(picture.count_tiles() for picture in placed)
+            num_text = sum(token != self.conversation.image_token_id for piece in pieces for token in piece.ids)
+            _check_length(num_text + num_tiles * model.num_image_token, num_tiles, max_tokens)
+        features, tiles_per_image = self.pictures.encode(placed)
+        if question.is_joined:
+            tiles_per_image = [sum(tiles_per_image)]
+
         ids, _ = self.conversation.join(pieces, tiles_per_image, num_image_token=model.num_image_token)
         input_ids = ids.unsqueeze(0).to(model.device)
         position_ids = model.build_positions(
             input_ids,
-            rope_pos_id_version=self.settings.rope_pos_id_version,
-            rope_pos_id_stride=self.settings.rope_pos_id_stride,
+            rope_pos_id_version=settings.rope_pos_id_version,
+            rope_pos_id_stride=settings.rope_pos_id_stride,
         )
         keys: list[Hashable] = []
         if self.settings.reuse_prefix:  # a picture in memory is equal to no other, not even to one at its address

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Int64
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from internvl.data.prompt import ImageSource
 from internvl.errors import ConfigError
@@ -34,6 +34,7 @@ from internvl.infer.layer_split import split_over_devices
 from internvl.infer.pictures import PictureEncoder
 from internvl.infer.prefix import KeptPrefix, check_reusable
 from internvl.infer.question import EncodedQuestion, Question, QuestionEncoder
+from internvl.infer.rows import FollowRows, RecordLogprobs, Request, Row
 from internvl.infer.settings import DEFAULTS, GREEDY, InferenceSettings, Sampling
 from internvl.infer.stream import TextStream, decode_answer
 from internvl.model.conversation import ConversationTokenizer
@@ -96,7 +97,7 @@ class Session:
         self._prefix: KeptPrefix | None = None
         if settings.reuse_prefix:
             check_reusable(settings.kv_cache, is_shared=context_parallel is not None)
-            self._prefix = KeptPrefix(model, str(settings.rope_pos_id_version))
+            self._prefix = KeptPrefix(model)
         self.pictures = PictureEncoder(
             model,
             max_cache_bytes=settings.cache_mib * 2**20,
@@ -214,6 +215,39 @@ class Session:
         rows = self._generate(encoded, max_new_tokens=max_new_tokens, **GREEDY.generate_options()).tolist()
         seconds = (time.perf_counter() - start) / len(questions)
         return [self._read_answer(prompt, ids, seconds=seconds) for prompt, ids in zip(encoded, rows, strict=True)]
+
+    @torch.inference_mode()
+    def answer_rows(self, requests: Sequence[Request], *, sampling: Sampling = GREEDY) -> list[Row]:
+        """Answer encoded prompts at once, each with its own limit, stop texts and cancellation.
+
+        Args:
+            requests: One or more, whose prompts are all on ordinary positions, or all on V2PE positions.
+            sampling: How tokens are chosen; a seed stands for all of them together.
+
+        Returns:
+            The finished rows.
+
+        Raises:
+            ConfigError: Several prompts where one at a time can be answered.
+            CheckpointError: The model's output is NaN or infinite.
+        """
+        if len(requests) > 1:
+            check_batchable(self.settings.kv_cache, is_shared=self.context_parallel is not None)
+        rows = [
+            Row(request, self.tokenizer, stop_ids=self._stop_ids, stop_text=self._stop_text) for request in requests
+        ]
+        logprobs = None if all(request.num_top is None for request in requests) else RecordLogprobs()
+        options = sampling.generate_options()
+        if logprobs is not None:
+            options["logits_processor"] = LogitsProcessorList([logprobs, *(sampling.logits_processor or [])])
+        with _seeded(sampling.seed, self.model.device):
+            self._generate(
+                [request.prompt for request in requests],
+                max_new_tokens=max(request.max_new_tokens for request in requests),
+                stopping_criteria=StoppingCriteriaList([FollowRows(rows, logprobs)]),
+                **options,
+            )
+        return rows
 
     def release_memory(self) -> None:
         """Forget the features of images and the keys and values that are kept for later questions."""

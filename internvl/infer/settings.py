@@ -178,6 +178,19 @@ class InferenceSettings:
         max_num = config.max_dynamic_patch if self.max_num is None else self.max_num
         return replace(self, rope_pos_id_version=version, rope_pos_id_stride=stride, max_num=max_num)
 
+    def with_positions(self, version: str | None, stride: int | float | None) -> "InferenceSettings":
+        """The same with the positions that a question asks for; a stride alone asks for `v2pe_fix`.
+
+        Raises:
+            ConfigError: An unknown version, or one that does not fit the stride.
+        """
+        if version is None and stride is None:
+            return self
+        version = version or "v2pe_fix"
+        stride = self.rope_pos_id_stride if stride is None else stride
+        check_stride(version, stride)
+        return replace(self, rope_pos_id_version=version, rope_pos_id_stride=stride)
+
     def fingerprint(self) -> dict[str, str | int | float | bool | None]:
         """What answers depend on, as an evaluation's settings.json has it.
 

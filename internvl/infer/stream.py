@@ -38,6 +38,7 @@ class TextStream(BaseStreamer):
         on_text: Called with every new piece of text, never an empty one.
         stop_ids: Ids that end an answer.
         stop_text: Ends an answer, too, when a model spells it.
+        more_stops: Further texts that end an answer, of which they are no part.
     """
 
     def __init__(
@@ -47,10 +48,11 @@ class TextStream(BaseStreamer):
         *,
         stop_ids: Collection[int],
         stop_text: str,
+        more_stops: Sequence[str] = (),
     ):
         self._tokenizer, self._on_text = tokenizer, on_text
-        self._stop_ids, self._stop_text = stop_ids, stop_text
-        self._has_stopped = False
+        self._stop_ids, self._stop_texts = stop_ids, (stop_text, *more_stops)
+        self.has_stopped = False  # by one of the ids or texts
         self._num_written = 0
         # All text = the settled one + that of the window without its first characters, which are settled already.
         self._settled, self._num_shared = "", 0
@@ -61,12 +63,13 @@ class TextStream(BaseStreamer):
         if value.ndim > 1:
             return
         for token_id in value.tolist():
-            self._has_stopped = self._has_stopped or token_id in self._stop_ids
-            if self._has_stopped:
+            self.has_stopped = self.has_stopped or token_id in self._stop_ids
+            if self.has_stopped:
                 return
             self._window.append(token_id)
             text = self._text()
-            self._write(_cut_unfinished(text, self._stop_text))
+            self.has_stopped = any(stop in text for stop in self._stop_texts)
+            self._write(text if self.has_stopped else _cut_unfinished(text, self._stop_texts))
             if len(self._window) > _MAX_WINDOW:
                 self._shorten_window(text)
 
@@ -78,7 +81,8 @@ class TextStream(BaseStreamer):
         return self._settled + _decode(self._tokenizer, self._window)[self._num_shared :]
 
     def _write(self, text: str) -> None:
-        new = text.split(self._stop_text)[0].strip()[self._num_written :]
+        end = min(text.find(stop) % (len(text) + 1) for stop in self._stop_texts)  # -1, not found, is its length
+        new = text[:end].strip()[self._num_written :]
         if new:
             self._num_written += len(new)
             self._on_text(new)
@@ -95,8 +99,13 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _cut_unfinished(text: str, stop_text: str) -> str:
-    """Text without an end that may become another character or the stop text."""
+def _cut_unfinished(text: str, stop_texts: Sequence[str]) -> str:
+    """Text without an end that may become another character or one of the stop texts."""
     text = text.rstrip(_REPLACEMENT)
+    return text[: len(text) - max(_count_begun(text, stop) for stop in stop_texts)]
+
+
+def _count_begun(text: str, stop_text: str) -> int:
+    """How many characters at the end of a text may be the beginning of a stop text."""
     lengths = range(min(len(stop_text) - 1, len(text)), 0, -1)
-    return text[: len(text) - next((n for n in lengths if text.endswith(stop_text[:n])), 0)]
+    return next((length for length in lengths if text.endswith(stop_text[:length])), 0)

@@ -7,10 +7,14 @@ A fetched file is stored under the sha256 of its URL, in hex, as in the folders 
 It is never fetched again; delete it when the file at the URL has changed. So what is stored has to be what was asked
 for: a whole file, no page that says why there is none. Servers are not trusted: time and size have limits, and a
 redirect leads to http or https only.
+
+Where the URL itself comes from a stranger, `download` keeps nothing, and connects to public addresses only. The address
+that is checked is the one that is connected to, at every redirect, so no name can change its meaning in between.
 """
 
 import hashlib
 import http.client
+import ipaddress
 import re
 import socket
 import threading
@@ -18,7 +22,9 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -39,14 +45,25 @@ _STORES = {
 }
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _TIMEOUT_S = 30  # of one step, such as waiting for the next bytes
-_TOTAL_TIMEOUT_S = 300.0  # of a file
-_MAX_BYTES = 4 << 30  # of a file
 _PIECE_BYTES = 1 << 20
 _LOOKED_AT_BYTES = 512  # to see whether a file is text
 _NUM_ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.5  # doubled after every attempt
 _HEADERS = {"User-Agent": "internvl"}
+_IPV6_UNICAST = ipaddress.ip_network("2000::/3")
 _SAFE_IN_URLS = "%/:=&?~#+!$,;'@()*[]"
+
+
+@dataclass(frozen=True)
+class WebLimits:
+    """What a download may cost, and where it may lead."""
+
+    max_bytes: int = 4 << 30
+    total_s: float = 300.0
+    is_public: bool = False  # only to addresses of the public internet, and through no proxy
+
+
+_LIMITS = WebLimits()
 
 
 def find_scheme(text: str) -> str | None:
@@ -85,23 +102,39 @@ def fetch_file(url: str) -> Path:
     if is_cached(path):
         return path
     check_scheme(url)
-    deadline = _Deadline(_TOTAL_TIMEOUT_S)
     try:
-        with _open_web(url, deadline) if is_web(find_scheme(url)) else _open_store(url) as source:
+        with _deadline(_LIMITS) as deadline, _open(url, deadline) as source:
             _store(url, source, path, deadline)
-    finally:
-        deadline.cancel()
+    except DataError as error:
+        raise DataError(
+            f"{error}; correct the URL, or store the file under the sha256 of its URL in a folder and set http_root in "
+            "the meta file",
+            kind="download",
+        ) from error
     return path
+
+
+def download(url: str, file: IO[bytes], limits: WebLimits) -> None:
+    """Write what an http or https URL holds to a file.
+
+    Raises:
+        DataError: Another scheme, it cannot be fetched, or leads where the limits forbid; nothing was sent there.
+        OSError: The file cannot be written.
+    """
+    if not is_web(find_scheme(url)):
+        raise _unreachable(url, "it is no http or https URL")
+    with _deadline(limits) as deadline, _open_web(url, deadline) as source:
+        _copy(url, source, file, deadline)
 
 
 class _Deadline:
     """Ends connections after some time: a server that sends a byte now and then never meets a socket's time limit."""
 
-    def __init__(self, seconds: float):
-        self.seconds = seconds
+    def __init__(self, limits: WebLimits):
+        self.limits = limits
         self.is_over = False
         self._sockets: list[socket.socket] = []
-        self._timer = threading.Timer(seconds, self._end)
+        self._timer = threading.Timer(limits.total_s, self._end)
         self._timer.daemon = True
         self._timer.start()
 
@@ -118,6 +151,15 @@ class _Deadline:
 
     def cancel(self) -> None:
         self._timer.cancel()
+
+
+@contextmanager
+def _deadline(limits: WebLimits) -> Iterator[_Deadline]:
+    deadline = _Deadline(limits)
+    try:
+        yield deadline
+    finally:
+        deadline.cancel()
 
 
 def _store(url: str, source: BinaryIO, path: Path, deadline: _Deadline) -> None:
@@ -137,13 +179,13 @@ def _copy(url: str, source: BinaryIO, file: IO[bytes], deadline: _Deadline) -> N
         if num_bytes == 0:
             _check_head(url, piece[:_LOOKED_AT_BYTES])
         num_bytes += len(piece)
-        if num_bytes + (getattr(source, "length", None) or 0) > _MAX_BYTES:
-            raise _unreachable(url, f"it has more than {_MAX_BYTES:,} bytes")
+        if num_bytes + (getattr(source, "length", None) or 0) > deadline.limits.max_bytes:
+            raise _unreachable(url, f"it has more than {deadline.limits.max_bytes:,} bytes")
         if deadline.is_over:
             break
         file.write(piece)
     if deadline.is_over:
-        raise _unreachable(url, f"it is not complete after {deadline.seconds:.0f} s")
+        raise _unreachable(url, f"it is not complete after {deadline.limits.total_s:.0f} s")
     if num_bytes == 0:
         raise _unreachable(url, "it is empty")
     expected = getattr(source, "length", None)
@@ -167,11 +209,11 @@ def _check_head(url: str, head: bytes) -> None:
 
 
 def _unreachable(url: str, cause: object) -> DataError:
-    return DataError(
-        f"{url} cannot be fetched: {cause}; correct the URL, or store the file under the sha256 of its URL in a folder "
-        "and set http_root in the meta file",
-        kind="download",
-    )
+    return DataError(f"{url:.300} cannot be fetched: {cause}", kind="download")
+
+
+def _open(url: str, deadline: _Deadline) -> BinaryIO:
+    return _open_web(url, deadline) if is_web(find_scheme(url)) else _open_store(url)
 
 
 def _open_web(url: str, deadline: _Deadline) -> BinaryIO:
@@ -194,14 +236,16 @@ def _open_web(url: str, deadline: _Deadline) -> BinaryIO:
             cause = error
         if deadline.is_over:
             break
-    raise _unreachable(url, f"no answer after {deadline.seconds:.0f} s" if deadline.is_over else cause) from cause
+    raise _unreachable(
+        url, f"no answer after {deadline.limits.total_s:.0f} s" if deadline.is_over else cause
+    ) from cause
 
 
 def _build_opener(deadline: _Deadline) -> urllib.request.OpenerDirector:
     """What opens http and https, also where a redirect leads; urllib's own opens ftp too."""
     opener = urllib.request.OpenerDirector()
     for handler in (
-        urllib.request.ProxyHandler(),
+        urllib.request.ProxyHandler({} if deadline.limits.is_public else None),
         urllib.request.UnknownHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPRedirectHandler(),
@@ -236,6 +280,8 @@ def _connect(
 ) -> http.client.HTTPConnection:
     """A connection that ends at the deadline."""
     connection = kind(host, timeout=timeout)
+    if deadline.limits.is_public:
+        connection._create_connection = _connect_to_public  # type: ignore[attr-defined]
     connect = connection.connect
 
     def connect_and_watch() -> None:
@@ -244,6 +290,28 @@ def _connect(
 
     connection.connect = connect_and_watch  # type: ignore[method-assign]
     return connection
+
+
+def _connect_to_public(
+    address: tuple[str, int], timeout: float, source_address: tuple[str, int] | None = None
+) -> socket.socket:
+    """Like `socket.create_connection`, but ValueError where a name means any address that is not public."""
+    host, port = address
+    found = [place[4][0] for place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    if private := [ip for ip in found if not _is_public(str(ip))]:
+        raise ValueError(f"{host} is {private[0]}, which is not an address of the public internet")
+    for ip in found[:-1]:
+        with suppress(OSError):
+            return socket.create_connection((str(ip), port), timeout, source_address)
+    return socket.create_connection((str(found[-1]), port), timeout, source_address)
+
+
+def _is_public(ip: str) -> bool:
+    address = ipaddress.ip_address(ip)
+    # Other ranges of IPv6, 6to4 and Teredo carry an IPv4 address, which may be a private one.
+    if address.version == 6 and (address not in _IPV6_UNICAST or address.sixtofour or address.teredo):
+        return False
+    return address.is_global and not address.is_multicast
 
 
 def _open_store(url: str) -> BinaryIO:

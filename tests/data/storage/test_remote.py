@@ -19,7 +19,7 @@ from internvl.data.records import parse_record
 from internvl.data.storage import remote
 from internvl.data.storage.media import load_image, read_image_size
 from internvl.data.storage.outage import is_system_fault
-from internvl.data.storage.remote import fetch_file
+from internvl.data.storage.remote import WebLimits, download, fetch_file
 from internvl.data.video import load_frames, read_video_info
 from internvl.errors import ConfigError, DataError, MissingDependencyError
 from tests.data.conftest import conversation
@@ -181,7 +181,7 @@ def drip(part: str):
 
 @pytest.mark.parametrize("part", ["head", "body"])
 def test_a_server_that_drips_bytes_costs_limited_time(server, cache, monkeypatch, part):
-    monkeypatch.setattr(remote, "_TOTAL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(remote, "_LIMITS", WebLimits(total_s=0.3))
     server.answers["/a.png"] = drip(part)
     start = time.monotonic()
     with pytest.raises(DataError, match=r"a\.png cannot be fetched: (no answer|it is not complete) after 0 s"):
@@ -192,7 +192,7 @@ def test_a_server_that_drips_bytes_costs_limited_time(server, cache, monkeypatch
 
 @pytest.mark.parametrize("is_announced", [True, False])
 def test_a_body_that_is_too_large_is_refused(server, cache, monkeypatch, is_announced):
-    monkeypatch.setattr(remote, "_MAX_BYTES", 3 << 20)
+    monkeypatch.setattr(remote, "_LIMITS", WebLimits(max_bytes=3 << 20))
 
     def answer(handler):
         handler.send_response(200)
@@ -266,3 +266,62 @@ def test_a_cache_that_cannot_be_written_ends_the_run(server, tmp_path, monkeypat
     monkeypatch.setenv("INTERNVL_CACHE", str(tmp_path / "no_folder"))
     with pytest.raises(ConfigError, match="set INTERNVL_CACHE to a folder that can be written"):
         load_image(f"{server.url}/a.png")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0x7f000001", "2130706433"])
+def test_public_downloads_never_connect_to_this_machine(server, tmp_path, host):
+    server.files["/a.png"] = b"\x89PNG\0"
+    with (tmp_path / "a.png").open("wb") as file, pytest.raises(DataError, match="not an address of the public"):
+        download(f"http://{host}:{server.server_port}/a.png", file, WebLimits(is_public=True))
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("ip", "is_public"),
+    [
+        *((ip, True) for ip in ("8.8.8.8", "2001:4860:4860::8888")),
+        *((ip, False) for ip in ("10.0.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "::1", "::")),
+        *(
+            (ip, False)
+            for ip in ("fd00::1", "fe80::1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:a00:1::", "::7f00:1")
+        ),
+    ],
+)
+def test_addresses_that_lead_into_a_private_network_are_not_public(ip, is_public):
+    assert remote._is_public(ip) is is_public
+
+
+def test_public_downloads_use_no_proxy(server, tmp_path, monkeypatch):
+    """A proxy of this machine would reach what this machine must not."""
+    monkeypatch.setenv("http_proxy", server.url)
+    with (tmp_path / "a.png").open("wb") as file, pytest.raises(DataError, match="not an address of the public"):
+        download("http://127.0.0.1:1/a.png", file, WebLimits(is_public=True))
+    assert server.asked == []
+
+
+def test_downloads_are_not_kept_and_respect_their_own_limit(server, cache, tmp_path):
+    server.files["/a.png"] = b"\x89PNG\0" + bytes(100)
+    with (tmp_path / "a.png").open("wb") as file:
+        download(f"{server.url}/a.png", file, WebLimits(max_bytes=200))
+        with pytest.raises(DataError, match="more than 50 bytes"):
+            download(f"{server.url}/a.png", file, WebLimits(max_bytes=50))
+    assert (tmp_path / "a.png").read_bytes()[:105] == server.files["/a.png"]
+    assert not cache.exists()
+
+
+def test_public_downloads_follow_no_redirect_to_a_private_address(server, tmp_path, monkeypatch):
+    """The first address passes as public here; the one that it leads to does not."""
+    monkeypatch.setattr(remote, "_is_public", lambda ip: ip == "127.0.0.1")
+
+    def answer(handler):
+        handler.send_response(302)
+        handler.send_header("Location", f"http://127.0.0.2:{server.server_port}/a.png")
+        handler.end_headers()
+
+    server.answers["/redirect"] = answer
+    with (
+        (tmp_path / "a.png").open("wb") as file,
+        pytest.raises(DataError, match=r"127\.0\.0\.2, which"),
+    ):
+        download(f"{server.url}/redirect", file, WebLimits(is_public=True))
+    assert server.asked == ["/redirect"]
