@@ -1,5 +1,5 @@
 #!/bin/sh
-# What every script of shell/ and scripts/ begins with: it is read with `. shell/prelude.sh`, and does nothing by itself.
+# What every script of shell/, scripts/ and studies/ begins with: it is read with `. shell/prelude.sh`, and does nothing by itself.
 #
 #   --help       among the arguments of a script: prints the comment at its top and ends
 #   --dry-run    is taken out of the arguments: commands are printed and not run; DRY_RUN=1 means the same

@@ -5,6 +5,7 @@
 #   sh studies/miniature/run.sh --quick          # one seed, two methods; minutes
 #   SEEDS="0 1" METHODS="default rnd_image" sh studies/miniature/run.sh
 #   sh studies/miniature/run.sh                  # everything; hours
+#   sh studies/miniature/run.sh --dry-run        # prints the commands and runs nothing
 #
 # Every step whose result file exists is skipped and an interrupted evaluation continues: start it again at any time, or with
 # other SEEDS and METHODS. Several seeds run at the same time, one process each, and write to WORK/seed_S.log.
@@ -46,20 +47,14 @@
 #   NPROC         processes; a step has two rows for any number    (1; 2 if JOBS is 1)
 #   PYTHON        interpreter                                      (.venv/bin/python, else python3)
 set -eu
+. "$(dirname -- "$0")/../../shell/prelude.sh"
 
 case ${1:-} in
     '') quick=0 ;;
     --quick) quick=1 ;;
-    -h | --help)
-        sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$0"
-        exit 0
-        ;;
-    *)
-        echo "error: $1 is not known, expected --quick, --help or nothing" >&2
-        exit 2
-        ;;
+    *) die "$(show "$1") is not known, expected --quick, --dry-run, --help or nothing" ;;
 esac
-cd "$(dirname "$0")/../.."
+cd "$(dirname -- "$0")/../.."
 
 if [ "$quick" -eq 1 ]; then
     : "${WORK:=work_dirs/miniature_quick}" "${SEEDS=0}" "${METHODS=default rnd_image}"
@@ -91,16 +86,15 @@ if [ -z "${JOBS:-}" ]; then
     esac
 fi
 if [ "$JOBS" -gt 1 ]; then : "${NPROC:=1}"; else : "${NPROC:=2}"; fi
-if [ -z "${PYTHON:-}" ]; then
-    if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
-fi
+if [ -n "$dry_run" ]; then JOBS=1; fi # one list of commands
+choose_python "$PWD"
 BATCH_SIZE=2 # rows per optimiser step, whatever NPROC is
 export PYTHON NPROC BATCH_SIZE
 export TOKENIZERS_PARALLELISM=false TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore
 # The environment may set these for single runs; here they are what a method says.
 unset OUT STRIDE TASKS MODEL_PATH META_PATH OUTPUT_DIR ROPE_POS_ID_VERSION RANDOM_STRIDES DATA_ORDER MAX_STEPS \
     DECAY_STEPS || true
-mkdir -p "$WORK"
+run mkdir -p "$WORK"
 start=$(date +%s)
 if [ -n "$SEED_LOG" ]; then
     exec 3>&1 >>"$SEED_LOG" 2>&1
@@ -114,18 +108,13 @@ step() {
     printf '\n%s\n' "$line"
     echo "$line" >&3
 }
-die() {
-    echo "error: $*" >&2
-    exit 2
-}
-
 # Tiles at 1x are 32, so these edges in tokens part the lengths 1x, 2x, 4x, 8x, 16x and 32x; studies/miniature/cells.py knows them.
 length_bins="100 250 450 800 1600 3200"
 
 make_test() { # folder, seed, filler sentences, items, lengths
     # Lists of words on purpose, here and below.
     # shellcheck disable=SC2086
-    "$PYTHON" -m internvl.synth.miniature --out "$1" --tokenizer "$WORK/tokenizer" --name study --seed "$2" \
+    run "$PYTHON" -m internvl.synth.miniature --out "$1" --tokenizer "$WORK/tokenizer" --name study --seed "$2" \
         --filler_sentences "$3" "$3" --train --num_items "$4" --factors $5
 }
 
@@ -185,22 +174,24 @@ evaluate() { # checkpoint, result folder, data root, module, flags...
     if [ "$NPROC" -gt 1 ]; then
         set -- -m torch.distributed.run --standalone --nproc_per_node="$NPROC" "$@"
     fi
-    "$PYTHON" "$@"
-    touch "$out/done"
+    run "$PYTHON" "$@"
+    run touch "$out/done"
 }
 
 all_questions=mm_niah/retrieval-text-test,mm_niah/retrieval-image-test,mm_niah/reasoning-image-test
 digit_questions=mm_niah/retrieval-image-test,mm_niah/reasoning-image-test
 
+made= # the last one; a dry run leaves no folder
 # Stage 1: rounds of training with ordinary positions until both digits are read at 1x.
 make_stage1() { # seed, result folder, flags of make_tiny...
     seed=$1
     stage=$2
     shift 2
-    if [ -d "$stage" ]; then
+    if [ -d "$stage" ] || [ "$stage" = "$made" ]; then
         echo "$stage: already trained"
         return
     fi
+    made=$stage
     previous=
     round=1
     while :; do
@@ -215,14 +206,14 @@ make_stage1() { # seed, result folder, flags of make_tiny...
         evaluate "$current" "$current/gate" "$WORK/gate" eval.run --tasks "$digit_questions" \
             --rope_pos_id_version default --rope_scaling none
         code=0
-        "$PYTHON" -m studies.miniature check "$current/gate" --goal "$GOAL" || code=$?
+        run "$PYTHON" -m studies.miniature check "$current/gate" --goal "$GOAL" || code=$?
         if [ "$code" -gt 1 ]; then exit "$code"; fi
         if [ "$code" -eq 0 ] || [ "$round" -ge "$MAX_ROUNDS" ]; then break; fi
         previous=$current
         round=$((round + 1))
     done
     echo "$stage: $round round(s)"
-    mv "$current" "$stage"
+    run mv "$current" "$stage"
 }
 
 make_method() { # seed, method
@@ -267,7 +258,7 @@ for evaluation in $EVALUATIONS $BASELINES $ABLATIONS; do flags_of "$evaluation";
 
 make_tests() {
     step "test data: $WORK/data, $WORK/gate"
-    "$PYTHON" -m internvl.tools.make_tiny --out "$WORK/tokenizer"
+    run "$PYTHON" -m internvl.tools.make_tiny --out "$WORK/tokenizer"
     make_test "$WORK/data" 0 1 "$NUM_ITEMS" "$LENGTHS"
     make_test "$WORK/gate" 1000 1 "$NUM_ITEMS" 1
     for evaluation in $ABLATIONS; do
@@ -287,7 +278,7 @@ study_seed() {
     data_root=$home/data
     step "seed $seed: training data of stage 2: $data_root"
     # shellcheck disable=SC2086
-    "$PYTHON" -m internvl.synth.miniature --out "$data_root" --tokenizer "$WORK/tokenizer" --name study_long \
+    run "$PYTHON" -m internvl.synth.miniature --out "$data_root" --tokenizer "$WORK/tokenizer" --name study_long \
         --seed "$seed" --filler_sentences 0 1 --train $STAGE2_DATA --num_items 0
     case " $ABLATION_SEEDS " in
         *" $seed "*) ablated=1 ;;
@@ -318,8 +309,7 @@ study_seed() {
     if [ -n "$folders" ]; then
         step "seed $seed: report: $home/index.html"
         # shellcheck disable=SC2086
-        "$PYTHON" -m eval.report $folders --out "$home/index.html" --samples 3 --title "V2PE in miniature, seed $seed" \
-            >/dev/null
+        run "$PYTHON" -m eval.report $folders --out "$home/index.html" --samples 3 --title "V2PE in miniature, seed $seed"
     fi
 }
 
@@ -341,10 +331,10 @@ fi
 if [ -z "$SEEDS" ]; then exit 0; fi
 
 step "tables and figures of what is finished in $WORK"
-"$PYTHON" -m studies.miniature collect "$WORK" --out "$WORK/miniature.json"
-"$PYTHON" -m studies.miniature draw "$WORK/miniature.json" --out "$WORK/figures"
-"$PYTHON" -m studies.miniature tables "$WORK/miniature.json"
+run "$PYTHON" -m studies.miniature collect "$WORK" --out "$WORK/miniature.json"
+run "$PYTHON" -m studies.miniature draw "$WORK/miniature.json" --out "$WORK/figures"
+run "$PYTHON" -m studies.miniature tables "$WORK/miniature.json"
 echo
-"$PYTHON" -m studies.miniature page "$WORK/miniature.json" --out "$WORK/index.html"
+run "$PYTHON" -m studies.miniature page "$WORK/miniature.json" --out "$WORK/index.html"
 echo "data    $WORK/miniature.json"
 echo "$(($(date +%s) - start)) s"

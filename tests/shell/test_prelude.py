@@ -1,4 +1,4 @@
-"""What all scripts of shell/ and scripts/ have in common: --help, --dry-run, and one rule for their variables."""
+"""What all scripts have in common: --help, --dry-run, and one rule for their variables."""
 
 import os
 import random
@@ -13,7 +13,9 @@ import pytest
 from tests.train.tiny_run import REPOSITORY, clean_environment
 
 SCRIPTS = sorted(
-    str(path.relative_to(REPOSITORY)) for part in ("shell", "scripts") for path in (REPOSITORY / part).rglob("*.sh")
+    str(path.relative_to(REPOSITORY))
+    for part in ("shell", "scripts", "studies")
+    for path in (REPOSITORY / part).rglob("*.sh")
 )
 INTERPRETERS = [name for name in ("dash", "bash") if shutil.which(name)]
 SHOWN = {  # arguments and variables with which a script shows what it would run
@@ -45,7 +47,7 @@ def test_help_is_the_head_of_the_script_and_runs_nothing(script, tmp_path):
     assert head is not None
     text = re.sub(r"^# ?", "", head[1], flags=re.MULTILINE)
     for interpreter in INTERPRETERS:
-        for arguments in (["--help"], ["-h"], ["ckpt", "--help"]):
+        for arguments in (["--help"], ["-h"], ["ckpt", "--help"], ["--dry-run", "--help"]):
             result = start(script, *arguments, interpreter=interpreter, cwd=tmp_path, GPUS="none")
             assert (result.returncode, result.stdout, result.stderr) == (0, text, "")
     assert os.listdir(tmp_path) == []
