@@ -7,7 +7,7 @@ from pathlib import Path
 from eval.core.result import Settings, TaskResult
 
 # Settings that are added to a label where two results differ in them.
-_DISTINGUISHING = ("checkpoint", "max_num", "prompts", "dtype", "kv_cache")
+_DISTINGUISHING = ("checkpoint", "model", "max_num", "prompts", "dtype", "kv_cache")
 
 
 def label_setting(settings: Settings) -> str:

@@ -23,6 +23,7 @@ from internvl.infer.checkpoint import check_checkpoint
 from internvl.infer.flags import add_flags, from_arguments
 from internvl.infer.session import Session
 from internvl.infer.settings import InferenceSettings
+from internvl.parser import CommandParser
 from internvl.serve.app import build_app
 from internvl.serve.options import ServerOptions
 
@@ -31,8 +32,14 @@ logger = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m internvl.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = CommandParser(
+        prog="python -m internvl.serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        often={
+            "server": ["host", "port", "api_key", "allowed_media_root", "max_prompt_tokens", "max_batch", "timeout_s"],
+            "model": ["rope_pos_id_version", "rope_pos_id_stride", "max_num", "dtype", "device"],
+        },
     )
     parser.add_argument("checkpoint", type=Path, help="folder of the model")
     add_flags(parser, ServerOptions)
