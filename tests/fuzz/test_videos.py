@@ -10,7 +10,7 @@ from internvl.errors import DataError
 from tests.data.numbered_videos import write_gif, write_video
 from tests.fuzz.mutations import list_damaged, time_limit
 
-SUFFIXES = (".mp4", ".mkv", ".avi", ".gif", ".webp")
+SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".gif", ".webp")
 LONGEST_S = 20
 
 
