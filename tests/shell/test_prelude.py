@@ -21,6 +21,7 @@ INTERPRETERS = [name for name in ("dash", "bash") if shutil.which(name)]
 SHOWN = {  # arguments and variables with which a script shows what it would run
     "scripts/evaluate.sh": (["ckpt", "pope"], {}),
     "scripts/evaluate_array.sh": (["ckpt", "pope"], {"PARTITION": "gpu"}),
+    "scripts/gather_wheels.sh": (["wheels"], {}),
     "scripts/suite.sh": (["vqa", "eval", "docvqa-val", "ckpt"], {}),
     "shell/recipe.sh": (["internvl2_2b_32k"], {}),
     "shell/job.sh": (["srun", "echo"], {}),
@@ -64,7 +65,7 @@ def test_a_dry_run_prints_commands_and_runs_nothing(script, tmp_path):
     ]
     assert [result.returncode for result in results] == [0] * len(results), results[0].stderr
     (shown,) = {re.sub(r"\b\d+ s\b", "", result.stdout) for result in results}
-    commands = ("internvl/train/internvl_chat_finetune.py", "eval.run", "sbatch", "srun")
+    commands = ("internvl/train/internvl_chat_finetune.py", "eval.run", "sbatch", "srun", "pip")
     assert any(word in commands for word in shlex.split(shown, comments=False))
     assert "--dry-run" not in shown
     assert os.listdir(tmp_path) == []
