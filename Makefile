@@ -13,7 +13,7 @@ FAST ?= tests/eval/core tests/eval/metrics tests/plan tests/model/test_v2pe.py t
 	$(filter-out %_loader.py %_labels.py %_video.py %_video_opening.py, $(wildcard tests/data/test_*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-all lint type docs bench gpu-check clean
+.PHONY: help setup demo test test-fast test-all test-vllm lint type docs bench gpu-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ test-fast: $(STAMP)  ## run those of a minute, for the time between two edits, o
 
 test-all: $(STAMP)  ## run all tests that this machine can run, slow ones too
 	$(PYTEST) --durations=15
+
+test-vllm: $(STAMP)  ## serve tiny checkpoints in vLLM on the CPU and compare (integrations/vllm; installs 3 GB there)
+	PYTHON=$(CURDIR)/$(BIN)/python VLLM_PYTHON=$(PYTHON) sh integrations/vllm/test.sh
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .
