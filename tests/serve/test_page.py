@@ -99,7 +99,7 @@ def test_a_picture_is_asked_about_and_the_answer_streams(page, server):
     expect(answer).to_have_text("A red square.")
 
     figures = page.locator(".answer dl")
-    expect(figures).to_contain_text(re.compile(r"Prompt\s*542 tokens\s*Answer\s*3 tokens\s*Tiles\s*2"))
+    expect(figures).to_contain_text(re.compile(r"Prompt tokens\s*542\s*Answer tokens\s*3\s*Tiles\s*2"))
     expect(figures).to_contain_text(re.compile(r"Last position\s*157\s*Time\s*0.41 s"))
     expect(page.locator(".answer h3")).to_have_text("v2pe_fix, stride 64")
     sent = server.questions[0]
@@ -132,7 +132,7 @@ def test_the_slider_moves_the_last_position(page, server):
 
 
 def test_a_typed_stride_is_sent_and_moves_the_slider(page, server):
-    page.get_by_label("Stride, typed").first.fill("0.5")
+    page.get_by_label("Typed").first.fill("0.5")
     expect(page.locator("#first-choice output")).to_contain_text("advances 1/512")
     assert page.locator("#first-choice input[type=range]").input_value() == "0"
     ask(page, "What is this?", picture())
@@ -141,17 +141,17 @@ def test_a_typed_stride_is_sent_and_moves_the_slider(page, server):
 
 def test_an_impossible_stride_is_not_sent_and_is_pointed_at(page, server):
     page.get_by_label("Question", exact=True).fill("What is this?")
-    page.get_by_label("Stride, typed").first.fill("-4")
+    page.get_by_label("Typed").first.fill("-4")
     page.locator("summary").click()  # closes the settings
     page.get_by_role("button", name="Send").click()
-    expect(page.get_by_label("Stride, typed").first).to_be_focused()
+    expect(page.get_by_label("Typed").first).to_be_focused()
     assert server.questions == []
     expect(page.get_by_label("Question", exact=True)).to_have_value("What is this?")
 
 
 def test_default_positions_take_no_stride(page, server):
     page.get_by_label("Version").first.select_option("default")
-    expect(page.get_by_label("Stride, typed").first).to_be_disabled()
+    expect(page.get_by_label("Typed").first).to_be_disabled()
     ask(page, "What is this?", picture())
     assert server.questions[0]["rope_pos_id_version"] == "default"
     assert server.questions[0]["rope_pos_id_stride"] is None
@@ -202,13 +202,13 @@ def test_the_strip_shows_and_tells_how_far_tokens_advance(page):
     ask(page, "What are these?", picture(), picture("other.png", "blue"))
     legend = page.locator(".legend li").all_inner_texts()
     assert legend == [
-        "Text: 50 tokens advance 1 each, 50 positions",
-        "Picture 1: 512 tokens advance 1/16 each, 32 positions",
-        "Picture 2: 512 tokens advance 1/16 each, 32 positions",
+        "Text: 50 tokens × 1 = 50 positions",
+        "Picture 1: 512 tokens × 1/16 = 32 positions",
+        "Picture 2: 512 tokens × 1/16 = 32 positions",
     ]
-    expect(page.locator("figcaption")).to_have_text("1,074 tokens take 114 positions")
+    expect(page.locator("figcaption")).to_have_text("1,074 tokens on 114 positions (one line for 20 tokens)")
     titles = page.locator(".band title").all_text_contents()
-    assert titles[1] == "Picture 1: 512 tokens advance 1/16 each, 32 positions: 10 to 42"
+    assert titles[1] == "Picture 1: 512 tokens × 1/16 = 32 positions: 10 to 42"
     colours = {page.locator(".band").nth(band).get_attribute("class") for band in (1, 3)}
     assert len(colours) == 2
 
@@ -217,7 +217,7 @@ def test_many_pictures_share_a_row_of_the_legend(page):
     ask(page, "What are these?", *(picture(f"{number}.png") for number in range(9)))
     rows = page.locator(".legend li").all_inner_texts()
     assert len(rows) == 2
-    assert rows[1].startswith("9 pictures or frames: 4,608 tokens advance 1/4 each")
+    assert rows[1].startswith("9 pictures or frames: 4,608 tokens × 1/4 = 1,152 positions")
 
 
 @pytest.mark.parametrize(
@@ -254,9 +254,9 @@ def test_an_answer_that_breaks_off_keeps_its_words_and_can_be_tried_again(page, 
     server.replies.append(Reply(break_off="out of memory"))
     ask(page, "What is this?", picture())
     expect(page.locator(".answer .text")).to_have_text("A red square.")
-    expect(page.locator(".answer .problem")).to_have_text("out of memory")
+    expect(page.locator(".answer .note")).to_have_text("out of memory")
     page.get_by_role("button", name="Try again").click()
-    expect(page.locator(".answer .problem")).to_be_hidden()
+    expect(page.locator(".answer .note")).to_be_hidden()
     expect(page.locator(".answer .text")).to_have_text("A red square.")
     assert server.questions[0] == server.questions[1]
 
@@ -265,7 +265,7 @@ def test_one_of_two_compared_answers_may_fail_alone(page, server):
     server.replies.extend([Reply(status=429, message="queue is full"), Reply()])
     page.get_by_label("Compare two strides").check()
     ask(page, "What is this?")
-    expect(page.locator(".answer .problem:visible")).to_have_count(1)
+    expect(page.locator(".answer .note:visible")).to_have_count(1)
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".answer figure:visible")).to_have_count(2)
 
@@ -276,7 +276,7 @@ def test_stop_keeps_what_came_and_leaves_the_server(page, server):
     page.get_by_role("button", name="Send").click()
     expect(page.locator(".answer .text")).to_have_text("A")
     page.get_by_role("button", name="Stop").click()
-    expect(page.locator(".answer .problem")).to_have_text("Stopped.")
+    expect(page.locator(".answer .note")).to_have_text("Stopped.")
     assert server.clients_that_left.wait(5)
     ask(page, "And now?")
     assert server.questions[-1]["messages"][1] == {"role": "assistant", "content": "A "}
