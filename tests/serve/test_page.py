@@ -1,28 +1,19 @@
 """The chat page in a real headless Chromium, against a server that answers as the test says."""
 
-import io
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 
 import pytest
-from PIL import Image
 
+from tests.serve.browser import ask, attach, expect, last_position, open_browser, open_page, picture, set_slider
 from tests.serve.scripted_server import Reply, ScriptedServer
-
-playwright = pytest.importorskip("playwright.sync_api", reason="the chat page is tested with playwright, not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the chat page is tested in Chromium, which is not installed")
-expect = playwright.expect
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -35,48 +26,8 @@ def server() -> Iterator[ScriptedServer]:
 
 @pytest.fixture
 def page(browser, server) -> Iterator:
-    """The chat page, opened. Errors on its console and requests to other places fail the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(5000)
-    page = context.new_page()
-    complaints, elsewhere = [], []
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda sent: None if sent.url.startswith((server.url, "data:")) else elsewhere.append(sent.url))
-    page.goto(server.url)
-    expect(page.locator("#model")).to_have_text("Scripted-2B")
-    yield page
-    context.close()
-    # Chromium itself reports every answer that is an error and every connection that fails.
-    assert [text for text in complaints if not text.startswith("Failed to load resource")] == []
-    assert elsewhere == []
-
-
-def picture(name: str = "square.png", colour: str = "red") -> dict:
-    file = io.BytesIO()
-    Image.new("RGB", (40, 30), colour).save(file, "PNG")
-    return {"name": name, "mimeType": "image/png", "buffer": file.getvalue()}
-
-
-def attach(page, *files: dict) -> None:
-    page.locator("#files").set_input_files(list(files))
-
-
-def ask(page, question: str, *files: dict) -> None:
-    """Asks and waits for the end of the answer."""
-    if files:
-        attach(page, *files)
-    page.get_by_label("Question", exact=True).fill(question)
-    page.get_by_role("button", name="Send").click()
-    expect(page.get_by_role("button", name="Send")).to_be_visible()
-
-
-def last_position(page, answer: int = -1) -> str:
-    return page.locator("[data-fact=last-position] dd").nth(answer).inner_text()
-
-
-def set_slider(page, place: str, step: int) -> None:
-    page.locator(f"{place} input[type=range]").fill(str(step))
+    with open_page(browser, server.url) as page:
+        yield page
 
 
 def media(question: dict) -> list[str]:
@@ -112,7 +63,7 @@ def test_a_picture_is_asked_about_and_the_answer_streams(page, server):
 
 def test_follow_up_turns_carry_earlier_pictures_and_answers(page, server):
     ask(page, "What is this?", picture())
-    ask(page, "And this?", picture("other.png", "blue"))
+    ask(page, "And this?", picture("other.png"))
     ask(page, "Which came first?")
     roles = [message["role"] for message in server.questions[-1]["messages"]]
     assert roles == ["user", "assistant", "user", "assistant", "user"]
@@ -199,7 +150,7 @@ def test_each_compared_answer_continues_with_its_own_history(page, server):
 
 def test_the_strip_shows_and_tells_how_far_tokens_advance(page):
     set_slider(page, "#first-choice", 4)
-    ask(page, "What are these?", picture(), picture("other.png", "blue"))
+    ask(page, "What are these?", picture(), picture("other.png"))
     legend = page.locator(".legend li").all_inner_texts()
     assert legend == [
         "Text: 50 tokens × 1 = 50 positions",
