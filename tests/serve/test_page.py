@@ -1,28 +1,19 @@
 """The chat page in a real headless Chromium, against a server that answers as the test says."""
 
-import io
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 
 import pytest
-from PIL import Image
 
+from tests.serve.browser import ask, attach, expect, last_position, open_browser, open_page, picture, set_slider
 from tests.serve.scripted_server import Reply, ScriptedServer
-
-playwright = pytest.importorskip("playwright.sync_api", reason="the chat page is tested with playwright, not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the chat page is tested in Chromium, which is not installed")
-expect = playwright.expect
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -35,48 +26,8 @@ def server() -> Iterator[ScriptedServer]:
 
 @pytest.fixture
 def page(browser, server) -> Iterator:
-    """The chat page, opened. Errors on its console and requests to other places fail the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(5000)
-    page = context.new_page()
-    complaints, elsewhere = [], []
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda sent: None if sent.url.startswith((server.url, "data:")) else elsewhere.append(sent.url))
-    page.goto(server.url)
-    expect(page.locator("#model")).to_have_text("Scripted-2B")
-    yield page
-    context.close()
-    # Chromium itself reports every answer that is an error and every connection that fails.
-    assert [text for text in complaints if not text.startswith("Failed to load resource")] == []
-    assert elsewhere == []
-
-
-def picture(name: str = "square.png", colour: str = "red") -> dict:
-    file = io.BytesIO()
-    Image.new("RGB", (40, 30), colour).save(file, "PNG")
-    return {"name": name, "mimeType": "image/png", "buffer": file.getvalue()}
-
-
-def attach(page, *files: dict) -> None:
-    page.locator("#files").set_input_files(list(files))
-
-
-def ask(page, question: str, *files: dict) -> None:
-    """Asks and waits for the end of the answer."""
-    if files:
-        attach(page, *files)
-    page.get_by_label("Question", exact=True).fill(question)
-    page.get_by_role("button", name="Send").click()
-    expect(page.get_by_role("button", name="Send")).to_be_visible()
-
-
-def last_position(page, answer: int = -1) -> str:
-    return page.locator("[data-fact=last-position] dd").nth(answer).inner_text()
-
-
-def set_slider(page, place: str, step: int) -> None:
-    page.locator(f"{place} input[type=range]").fill(str(step))
+    with open_page(browser, server.url) as page:
+        yield page
 
 
 def media(question: dict) -> list[str]:
@@ -99,7 +50,7 @@ def test_a_picture_is_asked_about_and_the_answer_streams(page, server):
     expect(answer).to_have_text("A red square.")
 
     figures = page.locator(".answer dl")
-    expect(figures).to_contain_text(re.compile(r"Prompt\s*542 tokens\s*Answer\s*3 tokens\s*Tiles\s*2"))
+    expect(figures).to_contain_text(re.compile(r"Prompt tokens\s*542\s*Answer tokens\s*3\s*Tiles\s*2"))
     expect(figures).to_contain_text(re.compile(r"Last position\s*157\s*Time\s*0.41 s"))
     expect(page.locator(".answer h3")).to_have_text("v2pe_fix, stride 64")
     sent = server.questions[0]
@@ -112,7 +63,7 @@ def test_a_picture_is_asked_about_and_the_answer_streams(page, server):
 
 def test_follow_up_turns_carry_earlier_pictures_and_answers(page, server):
     ask(page, "What is this?", picture())
-    ask(page, "And this?", picture("other.png", "blue"))
+    ask(page, "And this?", picture("other.png"))
     ask(page, "Which came first?")
     roles = [message["role"] for message in server.questions[-1]["messages"]]
     assert roles == ["user", "assistant", "user", "assistant", "user"]
@@ -132,7 +83,7 @@ def test_the_slider_moves_the_last_position(page, server):
 
 
 def test_a_typed_stride_is_sent_and_moves_the_slider(page, server):
-    page.get_by_label("Stride, typed").first.fill("0.5")
+    page.get_by_label("Typed").first.fill("0.5")
     expect(page.locator("#first-choice output")).to_contain_text("advances 1/512")
     assert page.locator("#first-choice input[type=range]").input_value() == "0"
     ask(page, "What is this?", picture())
@@ -141,17 +92,17 @@ def test_a_typed_stride_is_sent_and_moves_the_slider(page, server):
 
 def test_an_impossible_stride_is_not_sent_and_is_pointed_at(page, server):
     page.get_by_label("Question", exact=True).fill("What is this?")
-    page.get_by_label("Stride, typed").first.fill("-4")
+    page.get_by_label("Typed").first.fill("-4")
     page.locator("summary").click()  # closes the settings
     page.get_by_role("button", name="Send").click()
-    expect(page.get_by_label("Stride, typed").first).to_be_focused()
+    expect(page.get_by_label("Typed").first).to_be_focused()
     assert server.questions == []
     expect(page.get_by_label("Question", exact=True)).to_have_value("What is this?")
 
 
 def test_default_positions_take_no_stride(page, server):
     page.get_by_label("Version").first.select_option("default")
-    expect(page.get_by_label("Stride, typed").first).to_be_disabled()
+    expect(page.get_by_label("Typed").first).to_be_disabled()
     ask(page, "What is this?", picture())
     assert server.questions[0]["rope_pos_id_version"] == "default"
     assert server.questions[0]["rope_pos_id_stride"] is None
@@ -199,16 +150,16 @@ def test_each_compared_answer_continues_with_its_own_history(page, server):
 
 def test_the_strip_shows_and_tells_how_far_tokens_advance(page):
     set_slider(page, "#first-choice", 4)
-    ask(page, "What are these?", picture(), picture("other.png", "blue"))
+    ask(page, "What are these?", picture(), picture("other.png"))
     legend = page.locator(".legend li").all_inner_texts()
     assert legend == [
-        "Text: 50 tokens advance 1 each, 50 positions",
-        "Picture 1: 512 tokens advance 1/16 each, 32 positions",
-        "Picture 2: 512 tokens advance 1/16 each, 32 positions",
+        "Text: 50 tokens × 1 = 50 positions",
+        "Picture 1: 512 tokens × 1/16 = 32 positions",
+        "Picture 2: 512 tokens × 1/16 = 32 positions",
     ]
-    expect(page.locator("figcaption")).to_have_text("1,074 tokens take 114 positions")
+    expect(page.locator("figcaption")).to_have_text("1,074 tokens on 114 positions (one line for 20 tokens)")
     titles = page.locator(".band title").all_text_contents()
-    assert titles[1] == "Picture 1: 512 tokens advance 1/16 each, 32 positions: 10 to 42"
+    assert titles[1] == "Picture 1: 512 tokens × 1/16 = 32 positions: 10 to 42"
     colours = {page.locator(".band").nth(band).get_attribute("class") for band in (1, 3)}
     assert len(colours) == 2
 
@@ -217,7 +168,7 @@ def test_many_pictures_share_a_row_of_the_legend(page):
     ask(page, "What are these?", *(picture(f"{number}.png") for number in range(9)))
     rows = page.locator(".legend li").all_inner_texts()
     assert len(rows) == 2
-    assert rows[1].startswith("9 pictures or frames: 4,608 tokens advance 1/4 each")
+    assert rows[1].startswith("9 pictures or frames: 4,608 tokens × 1/4 = 1,152 positions")
 
 
 @pytest.mark.parametrize(
@@ -254,9 +205,9 @@ def test_an_answer_that_breaks_off_keeps_its_words_and_can_be_tried_again(page, 
     server.replies.append(Reply(break_off="out of memory"))
     ask(page, "What is this?", picture())
     expect(page.locator(".answer .text")).to_have_text("A red square.")
-    expect(page.locator(".answer .problem")).to_have_text("out of memory")
+    expect(page.locator(".answer .note")).to_have_text("out of memory")
     page.get_by_role("button", name="Try again").click()
-    expect(page.locator(".answer .problem")).to_be_hidden()
+    expect(page.locator(".answer .note")).to_be_hidden()
     expect(page.locator(".answer .text")).to_have_text("A red square.")
     assert server.questions[0] == server.questions[1]
 
@@ -265,7 +216,7 @@ def test_one_of_two_compared_answers_may_fail_alone(page, server):
     server.replies.extend([Reply(status=429, message="queue is full"), Reply()])
     page.get_by_label("Compare two strides").check()
     ask(page, "What is this?")
-    expect(page.locator(".answer .problem:visible")).to_have_count(1)
+    expect(page.locator(".answer .note:visible")).to_have_count(1)
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".answer figure:visible")).to_have_count(2)
 
@@ -276,7 +227,7 @@ def test_stop_keeps_what_came_and_leaves_the_server(page, server):
     page.get_by_role("button", name="Send").click()
     expect(page.locator(".answer .text")).to_have_text("A")
     page.get_by_role("button", name="Stop").click()
-    expect(page.locator(".answer .problem")).to_have_text("Stopped.")
+    expect(page.locator(".answer .note")).to_have_text("Stopped.")
     assert server.clients_that_left.wait(5)
     ask(page, "And now?")
     assert server.questions[-1]["messages"][1] == {"role": "assistant", "content": "A "}

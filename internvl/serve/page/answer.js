@@ -1,7 +1,7 @@
 // One answer of a turn: the text as it comes, its figures and its strip.
 
-import { formatNumber } from "./numbers.js";
-import { describeBands, drawStrip, findBands, findExtent, summarise } from "./strip.js";
+import { formatCount, formatNumber } from "./numbers.js";
+import { describeBands, drawStrip, findBands, findExtent, findLineSpacing, summarise } from "./strip.js";
 import { clone } from "./templates.js";
 
 export class Answer {
@@ -29,7 +29,7 @@ export class Answer {
     this.#complete = false;
     this.#bands = null;
     this.element.setAttribute("aria-busy", "true");
-    this.#find("figure").hidden = this.#find(".problem").hidden = this.retryButton.hidden = true;
+    this.#find("figure").hidden = this.#find(".note").hidden = this.retryButton.hidden = true;
     this.#find(".text").textContent = "";
   }
 
@@ -54,13 +54,13 @@ export class Answer {
       if (reason === "length") this.#note("The answer was cut at its longest length.");
     }
     if (v2pe) this.#showFigures(v2pe);
-    if (usage) this.#setFact("answer", `${formatNumber(usage.completion_tokens)} tokens`);
+    if (usage) this.#setFact("answer", formatNumber(usage.completion_tokens));
   }
 
   /** Ends an answer that was stopped or that failed. */
   fail(problem) {
     this.problem = problem;
-    this.#note(problem);
+    this.#note(problem, "problem");
     this.retryButton.hidden = false;
   }
 
@@ -79,13 +79,12 @@ export class Answer {
   #showFigures(v2pe) {
     this.#find("h3").textContent = label(v2pe);
     this.#find("figure").hidden = false;
-    this.#setFact("prompt", `${formatNumber(v2pe.prompt_tokens)} tokens`);
+    this.#setFact("prompt", formatNumber(v2pe.prompt_tokens));
     this.#setFact("tiles", formatNumber(v2pe.tiles));
     this.#setFact("frames", v2pe.frames ? formatNumber(v2pe.frames) : "");
     this.#setFact("last-position", formatNumber(v2pe.last_position));
     this.#setFact("seconds", `${formatNumber(v2pe.seconds)} s`);
     this.#bands = findBands(v2pe.spans, v2pe.frames);
-    this.#find("figcaption").textContent = summarise(this.#bands);
     this.#find(".legend").replaceChildren(
       ...describeBands(this.#bands).map(({ colour, text }) => {
         const row = document.createElement("li");
@@ -98,9 +97,12 @@ export class Answer {
 
   #drawStrip() {
     const place = this.#find(".strip");
-    if (this.#bands && place.clientWidth) {
-      place.replaceChildren(drawStrip(this.#bands, this.#extent ?? this.extent, place.clientWidth));
-    }
+    if (!this.#bands || !place.clientWidth) return;
+    const scale = [this.#extent ?? this.extent, place.clientWidth];
+    const spacing = findLineSpacing(...scale);
+    const lines = `one line for ${spacing === 1 ? "each token" : formatCount(spacing, "token")}`;
+    place.replaceChildren(drawStrip(this.#bands, ...scale));
+    this.#find("figcaption").textContent = `${summarise(this.#bands)} (${lines})`;
   }
 
   #setFact(name, value) {
@@ -109,9 +111,10 @@ export class Answer {
     fact.querySelector("dd").textContent = value;
   }
 
-  #note(text) {
-    const note = this.#find(".problem");
+  #note(text, kind = "") {
+    const note = this.#find(".note");
     note.hidden = false;
+    note.className = `note ${kind}`;
     note.textContent = text;
   }
 

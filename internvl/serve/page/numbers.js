@@ -11,3 +11,8 @@ export function formatStep(step) {
   if (step < 1 && Number.isInteger(inverse)) return `1/${inverse}`;
   return String(Number(step.toPrecision(3)));
 }
+
+/** A count with its noun: 1 token, 2,048 tokens. */
+export function formatCount(value, noun) {
+  return `${formatNumber(value)} ${noun}${value === 1 ? "" : "s"}`;
+}

@@ -5,14 +5,14 @@
 //                 \        \ _________________________________/       /
 //     positions  |--text--|-----|--text--|
 
-import { formatNumber, formatStep } from "./numbers.js";
+import { formatCount, formatNumber, formatStep } from "./numbers.js";
 
 const MARGIN = { left: 66, right: 14 };
 const TOP = { axis: 24, bar: 26, end: 40 };
 const BOTTOM = { bar: 88, axis: 104 };
 const HEIGHT = 124;
 const LABEL_PX = 56;
-const LINE_PX = 7;
+const LINE_PX = 10;
 const NUM_COLOURS = 6;
 const MOST_IN_LEGEND = 6;
 
@@ -51,15 +51,20 @@ export function findExtent(bands) {
  * @param {number} width in CSS pixels
  */
 export function drawStrip(bands, extent, width) {
-  const perUnit = (width - MARGIN.left - MARGIN.right) / extent;
+  const perUnit = pixelsPerUnit(extent, width);
   const x = (value) => MARGIN.left + value * perUnit;
   const last = bands.at(-1);
   return svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT, role: "img", "aria-label": summarise(bands) }, [
     ...bands.map((band) => drawBand(band, x)),
-    svg("path", { class: "advances", d: followTokens(bands, x, roundUp(LINE_PX / perUnit)) }),
+    svg("path", { class: "advances", d: followTokens(bands, x, findLineSpacing(extent, width)) }),
     ...drawRuler("tokens", last.tokens[1], x, TOP.axis, -1, perUnit),
     ...drawRuler("positions", last.positions[1], x, BOTTOM.axis, 1, perUnit),
   ]);
+}
+
+/** How many tokens there are from one line to the next. */
+export function findLineSpacing(extent, width) {
+  return roundUp(LINE_PX / pixelsPerUnit(extent, width));
 }
 
 /** Rows of the legend: `{colour, text}` for text and each picture, or for all pictures together if they are many. */
@@ -76,15 +81,19 @@ export function describeBands(bands) {
 /** One sentence: how many positions the tokens of a prompt take. */
 export function summarise(bands) {
   const { tokens, positions } = bands.at(-1);
-  return `${formatNumber(tokens[1])} tokens take ${formatNumber(positions[1])} positions`;
+  return `${formatCount(tokens[1], "token")} on ${formatCount(positions[1], "position")}`;
+}
+
+function pixelsPerUnit(extent, width) {
+  return (width - MARGIN.left - MARGIN.right) / extent;
 }
 
 function describe(name, bands) {
   const tokens = bands.reduce((sum, band) => sum + band.tokens[1] - band.tokens[0], 0);
   const positions = bands.reduce((sum, band) => sum + band.positions[1] - band.positions[0], 0);
   const steps = new Set(bands.map(({ step }) => formatStep(step)));
-  const each = steps.size === 1 ? ` advance ${[...steps]} each` : "";
-  return `${name}: ${formatNumber(tokens)} tokens${each}, ${formatNumber(positions)} positions`;
+  const each = steps.size === 1 ? ` × ${[...steps]}` : "";
+  return `${name}: ${formatCount(tokens, "token")}${each} = ${formatCount(positions, "position")}`;
 }
 
 function drawBand(band, x) {
