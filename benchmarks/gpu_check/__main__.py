@@ -20,6 +20,7 @@ from benchmarks.gpu_check.page import PAGE, RESULTS, Result, describe_result, dr
 from internvl.atomic import write_atomically, write_json
 from internvl.command import command
 from internvl.errors import ConfigError
+from internvl.parser import CommandParser
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def run_parts(names: Sequence[str], minutes: float, result: Result, path: Path) 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m benchmarks.gpu_check",
         description=benchmarks.gpu_check.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

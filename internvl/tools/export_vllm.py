@@ -34,6 +34,7 @@ from internvl.model.rotary import find_frequencies, scaling_in_use, unscaled_len
 from internvl.model.scaling import apply_rope_scaling, read_logn_scaling, read_scaling_entry
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer, write_chat_template
 from internvl.model.v2pe import stride_to_units
+from internvl.parser import CommandParser
 from internvl.tools.conversion import convert_folder, link_weights
 from internvl.tools.native_processor import list_end_tokens, to_portable_tokenizer
 
@@ -219,7 +220,7 @@ def _portable_fields(config: PreTrainedConfig) -> dict[str, Any]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m internvl.tools.export_vllm",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from eval.run.__main__ import choose_layer_devices, main, run
 from eval.run.options import RunOptions, parse_options
@@ -391,6 +392,21 @@ def test_groups_that_answer_together_give_the_predictions_of_one_process(argumen
         assert len(read_lines(files[1])) == 8
     assert len(list(shared.rglob("parts/*-of-0002.jsonl"))) == 4
     assert main([*replace(arguments, "--out", str(shared)), *options]) == 0
+
+
+def test_two_ranks_whose_weights_are_nan_fail_every_question_and_say_so(arguments, checkpoint, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["language_model.model.norm.weight"].fill_(float("nan"))
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    process = start(replace(arguments, "--checkpoint", str(broken)), *torchrun)
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == 1, err  # of torchrun, for our 3
+    assert out.count("8 of 8 questions FAILED") == 2
+    lines = read_lines(tmp_path / "out/mm_niah/retrieval-text-test/predictions.jsonl")
+    assert all("NaN or infinite" in line["failure"] for line in lines)
 
 
 @pytest.mark.parametrize(
