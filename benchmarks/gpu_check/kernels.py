@@ -102,9 +102,10 @@ def compare_fused(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[st
     generator = torch.Generator().manual_seed(5)
     states, other = (torch.randn(1, 300, 256, generator=generator).to(device, dtype).double() for _ in "ab")
     angles = torch.rand(1, 300, 128, generator=generator).to(device) * 100
-    norm = InternLM2RMSNorm(256, 1e-6).to(device)
+    norm = InternLM2RMSNorm(256, 1e-6)
+    norm.weight = torch.nn.Parameter(torch.ones(256, dtype=dtype, device=device))
     functions = {
-        "rms_norm": (lambda x, _: norm.to(x.dtype)(x), lambda x, _: F.rms_norm(x, (256,), eps=1e-6)),
+        "rms_norm": (lambda x, _: norm(x), lambda x, _: F.rms_norm(x, (256,), eps=1e-6)),
         "swiglu": (gated_silu, lambda x, y: F.silu(x) * y),
         "rotate": (lambda x, _: rotate(x, angles.cos(), angles.sin()), lambda x, _: rotate_in_float64(x, angles)),
     }

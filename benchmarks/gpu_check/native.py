@@ -97,7 +97,7 @@ def train(model: torch.nn.Module, row: ModelRow) -> torch.Tensor:
     return loss.detach()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def prefill(model: torch.nn.Module, row: ModelRow) -> torch.Tensor:
     """The largest logit of the last token, with a cache made on the way."""
     out = model.eval()(input_ids=row.input_ids, use_cache=True, logits_to_keep=1, **take_tiles(model, row))
