@@ -28,7 +28,7 @@ FENCED = re.compile(
 )
 INDENTED = re.compile(r"\n\n    (?:\w+=\S+ )*(?:python3? |sh |pip |hf |v2pe |make )")
 DRY = 'sh() { command sh "$@" --dry-run; }\n'
-LINKED = (*"benchmarks docs eval examples internvl pretrained scripts shell studies tests README.md".split(),)
+LINKED = (*["benchmarks", "docs", "eval", "examples", "internvl", "pretrained", "scripts", "shell", "studies", "tests", "README.md"],)
 
 
 class Block(NamedTuple):

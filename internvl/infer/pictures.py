@@ -23,9 +23,8 @@ from internvl.data.video import VideoClip, choose_frames
 from internvl.errors import DataError
 from internvl.infer.context_parallel import ContextParallel, ShardedFeatures, split_images
 from internvl.infer.feature_cache import FeatureCache
+from internvl.model.constants import TILES_AT_ONCE
 from internvl.model.modeling_internvl_chat import InternVLChatModel
-
-_TILES_AT_ONCE = 16  # where the model's `vit_batch_size` says nothing
 
 
 class PictureEncoder:
@@ -117,7 +116,7 @@ class PictureEncoder:
         pictures = list(pictures)
         images = load_pictures(pictures, alpha=self._alpha)
         tiles = (self._transform(picture.split(image)) for picture, image in zip(pictures, images, strict=True))
-        for batch in group_tiles(tiles, max_tiles=self.model.vit_batch_size or _TILES_AT_ONCE):
+        for batch in group_tiles(tiles, max_tiles=self.model.vit_batch_size or TILES_AT_ONCE):
             pixels = torch.cat(batch)
             if self.model.device.type == "cuda":
                 pixels = pixels.pin_memory().to(self.model.device, non_blocking=True)

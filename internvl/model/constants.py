@@ -24,6 +24,7 @@ SPECIAL_TOKENS = (
 )
 
 IMAGE_PLACEHOLDER = "<image>"  # stands for one image in a prompt or an annotation
+TILES_AT_ONCE = 16  # pass the vision tower at a time at inference, where `vit_batch_size` says nothing
 IGNORE_INDEX = -100  # label of a token that is not trained on
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from internvl.errors import ConfigError
 from internvl.model.caches import KV_CACHES
+from internvl.model.constants import TILES_AT_ONCE
 from internvl.options import option
 from internvl.parallel.grid import GridShape, check_heads
 from internvl.plan.cards import Card, Rates, read_card
@@ -33,7 +34,9 @@ class Setting:
     zero_stage: int = option(1, "DeepSpeed ZeRO, 0 to 3")
     grad_checkpoint: bool = option(False, "Recompute layers in the backward pass")
     keep_attention: bool = option(False, "Keep outputs of attention over several ranks although layers are recomputed")
-    vit_batch_size: int | None = option(None, "Tiles that the vision tower sees at a time; None: all")
+    vit_batch_size: int | None = option(
+        None, f"Tiles that the vision tower sees at a time; None: all in training, {TILES_AT_ONCE} to answer"
+    )
     offload_optimizer: bool = option(False, "Optimiser states in main memory")
     offload_activations: bool = option(False, "Inputs of recomputed layers in main memory")
     mlp_tile_tokens: int | None = option(None, "Tokens that pass a decoder MLP at a time; None: all")
@@ -140,7 +143,8 @@ class Setting:
     @property
     def vit_tiles(self) -> int:
         """Tiles that pass the vision tower at a time."""
-        return min(self.local_tiles, self.vit_batch_size or self.local_tiles)
+        unset = self.local_tiles if self.mode == "train" else TILES_AT_ONCE
+        return min(self.local_tiles, self.vit_batch_size or unset)
 
 
 def check_setting(model: ModelSizes, setting: Setting) -> None:

@@ -10,7 +10,7 @@
 # Estimate for H100 80 GB, computed, not measured (assumed rates: internvl/plan/cards.py):
 #   python -m internvl.plan --model InternVL2-2B --mode infer --max_packed_tokens 1228800 --tiles 4800 --gpus 8 \
 #       --chunk_num 8 --prefill_chunk_size 65536
-#   44.9 GiB per GPU with 6 GiB reserve: fits; 70.8 s per prefill, 17,353 tokens/s
+#   30.6 GiB per GPU with 6 GiB reserve: fits; 70.8 s per prefill, 17,353 tokens/s
 set -eu
 . "$(dirname -- "$0")/../prelude.sh"
 cd "$(dirname -- "$0")/../.."
