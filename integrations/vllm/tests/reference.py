@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from internvl.data.video import VideoClip
+from internvl.infer.checkpoint import load_checkpoint
 from internvl.infer.question import Question
 from internvl.infer.session import Session
 from internvl.infer.settings import InferenceSettings
@@ -34,7 +35,6 @@ TINY = ROOT / "pretrained" / "InternVL2-Tiny"
 NUM_NEW_TOKENS = 6
 MAX_MODEL_LEN = 512
 NUM_FRAMES = 5
-SERVER_STRIDE = 1  # of the exports; other strides come with the requests
 SIZES = {"wide": (224, 112), "square": (168, 168), "small": (56, 56), "tall": (56, 168)}  # 8, 9, 1 and 3 tiles
 # Decoders beside the checkpoint's own, with random weights; between them all that the rotary embedding has to take.
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e4}
@@ -60,7 +60,7 @@ class Request:
     """A question at one stride."""
 
     name: str
-    stride: float | None  # None: ordinary positions
+    stride: float
     images: tuple[str, ...] = ()  # names of SIZES
     has_video: bool = False
     history: tuple[tuple[str, str], ...] = ()
@@ -156,17 +156,14 @@ def main(out: Path) -> None:
     found = {}
     for name, decoder in DECODERS.items():
         checkpoint = make_checkpoint(out / name / "checkpoint", decoder)
-        for stride in (1, 1 / 16) if name == "internlm2" else (1,):
+        for stride in (1, 1 / 16) if name == "internlm2" else (1,):  # others come with the requests
             settings = InferenceSettings(rope_pos_id_stride=stride)
             export_checkpoint(
                 checkpoint, out / name / f"stride_{stride:g}", settings=settings, max_model_len=MAX_MODEL_LEN
             )
+        model, tokenizer = load_checkpoint(checkpoint, InferenceSettings(device="cpu", dtype="float32"))
         found[name] = [
-            compute_reference(
-                Session.from_pretrained(checkpoint, rope_pos_id_stride=request.stride, device="cpu", dtype="float32"),
-                request,
-                out / "pictures",
-            )
+            compute_reference(Session(model, tokenizer, rope_pos_id_stride=request.stride), request, out / "pictures")
             for request in REQUESTS
         ]
     export_checkpoint(TINY, out / "internlm2" / "default", settings=InferenceSettings(rope_pos_id_version="default"))
