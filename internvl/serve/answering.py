@@ -71,12 +71,23 @@ class Answering:
         self._labels: dict[Path, str] = {}
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._job: Job | None = None
+        self._reading: asyncio.Task[Question] | None = None
         self._departure: asyncio.Task[None] | None = None
+        self._is_closed = False
         self._held = ExitStack()  # what is given back at the end
         self._held.callback(self._leave)
 
     def close(self) -> None:
         """End the request, however far it is; what is still generated for it stops at the next token."""
+        self._is_closed = True
+        if self._reading is None or self._reading.done():
+            self._held.close()
+        else:  # a thread cannot be cancelled: what it may still take has to be given back, too
+            self._reading.add_done_callback(self._close_after_reading)
+
+    def _close_after_reading(self, reading: asyncio.Task[Question]) -> None:
+        if not reading.cancelled():
+            reading.exception()  # there is nobody who wants to know
         self._held.close()
 
     def _leave(self) -> None:
@@ -100,7 +111,8 @@ class Answering:
         content = await self._in_time(_read_body(self._http, limit=self._service.options.max_body_mib * 2**20))
         self._departure = asyncio.create_task(_wait_for_departure(self._http))
         try:
-            question = await self._in_time(run_in_threadpool(self._read, content))
+            self._reading = asyncio.create_task(run_in_threadpool(self._read, content))
+            question = await self._in_time(_wait(self._reading))
         except InternVLError as error:
             raise from_exception(error) from error
         self._job = self._build_job(question)
@@ -139,7 +151,7 @@ class Answering:
         )
         conversation = read_conversation(body.messages)
         self._check_number(conversation.media)
-        paths = self._held.enter_context(self._service.media.hold(conversation.media))
+        paths = self._held.enter_context(self._service.media.hold(conversation.media, time_left=self._time_left))
         self._labels = {path: medium.label for path, medium in zip(paths, conversation.media, strict=True)}
         kinds = [medium.kind for medium in conversation.media]
         return Question(
@@ -153,6 +165,10 @@ class Answering:
             history=conversation.history,
             system_message=conversation.system_message,
         )
+
+    def _time_left(self) -> float:
+        """Seconds; none for a request that nobody waits for."""
+        return 0.0 if self._is_closed else self._service.options.timeout_s - self.seconds
 
     def _check_number(self, media: Sequence[Medium]) -> None:
         num_frames = self.body.num_frames or self.settings.num_frames
@@ -192,13 +208,12 @@ class Answering:
 
     async def _in_time(self, work: Coroutine[object, object, T]) -> T:
         """The result of a step, if it comes before the time limit and before the client leaves."""
-        limit = self._service.options.timeout_s
         step = asyncio.create_task(work)
         waited_for: set[asyncio.Task[T] | asyncio.Task[None]] = {step}
         if self._departure is not None:
             waited_for.add(self._departure)
         try:
-            await asyncio.wait(waited_for, timeout=limit - self.seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waited_for, timeout=self._time_left(), return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not step.done():
                 step.cancel()
@@ -206,7 +221,13 @@ class Answering:
             return step.result()
         if self._departure is not None and self._departure.done():
             raise ApiError(499, "the client has left")
+        limit = self._service.options.timeout_s
         raise ApiError(504, f"no answer after {limit:g} s; ask for less, or try again later", code="timeout")
+
+
+async def _wait(task: asyncio.Task[T]) -> T:
+    """The result of a task that goes on when nobody waits for it any more."""
+    return await asyncio.shield(task)
 
 
 async def _read_body(http: HttpRequest, *, limit: int) -> bytes:

@@ -17,9 +17,9 @@ import tempfile
 import threading
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -64,7 +64,6 @@ class MediaFolder:
         self._lock = threading.Lock()
         self._web = WebLimits(
             max_bytes=options.max_media_mib * 2**20,
-            total_s=min(_MAX_FETCH_S, options.timeout_s),
             is_public=not options.allow_private_addresses,
         )
 
@@ -73,8 +72,12 @@ class MediaFolder:
         self._folder.cleanup()
 
     @contextmanager
-    def hold(self, media: Sequence[Medium]) -> Iterator[list[Path]]:
+    def hold(self, media: Sequence[Medium], *, time_left: Callable[[], float]) -> Iterator[list[Path]]:
         """Files of media, in order, for the time of a request.
+
+        Args:
+            media: Pictures and videos.
+            time_left: Seconds that fetching may still take.
 
         Raises:
             ApiError: One is not allowed, cannot be had, is too large, or is no picture or video.
@@ -82,14 +85,16 @@ class MediaFolder:
         held: list[Path] = []
         try:
             for medium in media:
-                held.append(self._find(medium))
+                held.append(self._find(medium, seconds=min(_MAX_FETCH_S, time_left())))
                 self._check(medium, held[-1])
             yield held
         finally:
             for path in held:
                 self._release(path)
 
-    def _find(self, medium: Medium) -> Path:
+    def _find(self, medium: Medium, *, seconds: float) -> Path:
+        if seconds <= 0:
+            raise ApiError(504, f"{medium.label}: no time is left to read it", code="timeout", param=medium.param)
         scheme = medium.url.partition(":")[0].lower()
         if scheme == "file":
             return self._find_local(medium)
@@ -99,7 +104,7 @@ class MediaFolder:
             raise _refuse(medium, "expected an http, https or data URL, or a file URL below the allowed folder")
         content = io.BytesIO()
         try:
-            download(medium.url, content, self._web)
+            download(medium.url, content, replace(self._web, total_s=seconds))
         except DataError as error:
             raise ApiError(400, str(error), code="download", param=medium.param) from error
         return self._keep(content.getvalue())

@@ -277,3 +277,36 @@ def test_pictures_at_http_urls_are_fetched_where_that_is_allowed(tiny, media_roo
 def test_errors_are_json(client):
     answer = httpx2.post(f"{client.base_url}chat/completions", json={"model": "tiny", "messages": "?"})
     assert json.loads(answer.text)["error"]["param"] == "messages"
+
+
+def test_a_client_that_leaves_while_its_pictures_are_fetched_leaves_nothing(tiny):
+    """The thread that fetches cannot be stopped; what it takes afterwards is given back."""
+    release, asked = threading.Event(), threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.set()
+            release.wait(10)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(base64.b64decode(to_data_url(make_picture()).partition(",")[2]))
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever).start()
+    try:
+        with run_server(tiny, allow_private_addresses=True) as client:
+            url = f"http://127.0.0.1:{server.server_port}/a.png"
+            with pytest.raises(openai.APITimeoutError):
+                ask(client.with_options(timeout=0.5), say(show(url), "?"))
+            assert asked.wait(5)
+            assert read_metric(client, "v2pe_open_requests") == 1
+            release.set()
+            wait_for(lambda: read_metric(client, "v2pe_open_requests") == 0)
+            assert read_metric(client, "v2pe_prompt_tokens_total") == 0
+    finally:
+        release.set()
+        server.shutdown()
+        server.server_close()
