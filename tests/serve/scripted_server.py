@@ -22,6 +22,7 @@ class Reply:
     status: int = 200
     message: str = ""
     break_off: str | None = None  # an error within the stream, after the words
+    is_cut: bool = False  # the connection breaks after the words
     go_on: threading.Event | None = None
 
 
@@ -97,6 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
+        if reply.is_cut:
+            self.send_header("Content-Length", "1000000")  # more than comes
         self.end_headers()
         for number, word in enumerate(reply.words):
             self._event({"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]})
@@ -104,6 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b": still here\n\n")
         if reply.break_off:
             self._event({"error": {"message": reply.break_off, "type": "server_error", "param": None, "code": None}})
+            return
+        if reply.is_cut:
             return
         end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "v2pe": describe_prompt(question)}
         self._event(end)

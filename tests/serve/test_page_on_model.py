@@ -67,6 +67,6 @@ def test_frames_of_a_video_are_counted_and_named(page, tmp_path):
 def test_a_picture_over_the_limit_is_told_and_the_question_stays(page):
     noise = np.random.default_rng(0).integers(0, 256, (700, 900, 3), dtype=np.uint8)  # does not compress: 1.9 MB
     ask(page, "What is this?", picture("noise.png", Image.fromarray(noise)))
-    expect(page.get_by_role("alert")).to_contain_text("Too large for the server")
+    expect(page.get_by_role("alert")).to_contain_text("more than 1 MiB; send smaller pictures, or fewer (413)")
     expect(page.get_by_label("Question", exact=True)).to_have_value("What is this?")
     expect(page.locator("#attachments img")).to_have_attribute("alt", "noise.png")

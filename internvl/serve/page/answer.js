@@ -54,7 +54,7 @@ export class Answer {
       if (reason === "length") this.#note("The answer was cut at its longest length.");
     }
     if (v2pe) this.#showFigures(v2pe);
-    if (usage) this.#setFact("answer", formatNumber(usage.completion_tokens));
+    if (usage) this.#setFact("answer", formatCount(usage.completion_tokens, "token"));
   }
 
   /** Ends an answer that was stopped or that failed. */
@@ -79,7 +79,7 @@ export class Answer {
   #showFigures(v2pe) {
     this.#find("h3").textContent = label(v2pe);
     this.#find("figure").hidden = false;
-    this.#setFact("prompt", formatNumber(v2pe.prompt_tokens));
+    this.#setFact("prompt", formatCount(v2pe.prompt_tokens, "token"));
     this.#setFact("tiles", formatNumber(v2pe.tiles));
     this.#setFact("frames", v2pe.frames ? formatNumber(v2pe.frames) : "");
     this.#setFact("last-position", formatNumber(v2pe.last_position));

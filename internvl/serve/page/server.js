@@ -4,14 +4,11 @@ import { readEvents } from "./sse.js";
 
 const KEY = "v2pe-api-key";
 const LARGE_BODY_BYTES = 8e6;
-
-/** What the server refused, in words for the person who asked. */
-export class ServerError extends Error {
-  constructor(message, status) {
-    super(message);
-    this.status = status;
-  }
-}
+const BROKEN = "The connection broke before the answer ended.";
+const PROXY_WORDS = {
+  413: "the question is too large; remove a picture",
+  429: "the server is busy; ask again in a moment",
+};
 
 export class Server {
   #askForKey;
@@ -29,7 +26,7 @@ export class Server {
 
   /**
    * Asks one question and yields the answer as it comes: `{text}` with new words, `{reason, v2pe}` at the end of the
-   * answer, `{usage}` with the token counts.
+   * answer, `{usage}` with the token counts. Throws an Error in words for the person who asked, as all methods do.
    */
   async *answer(request, signal) {
     const body = JSON.stringify({
@@ -40,10 +37,10 @@ export class Server {
     });
     const response = await this.#fetch("v1/chat/completions", { method: "POST", body, signal });
     let reason = null;
-    for await (const data of readEvents(response.body)) {
+    for await (const data of untilBroken(readEvents(response.body))) {
       if (data === "[DONE]") break;
       const chunk = JSON.parse(data);
-      if (chunk.error) throw new ServerError(chunk.error.message);
+      if (chunk.error) throw new Error(chunk.error.message);
       const choice = chunk.choices?.[0];
       if (choice?.delta?.content) yield { text: choice.delta.content };
       if (choice?.finish_reason) {
@@ -52,7 +49,7 @@ export class Server {
       }
       if (chunk.usage) yield { usage: chunk.usage };
     }
-    if (!reason) throw new ServerError("The connection ended before the answer did.");
+    if (!reason) throw new Error(BROKEN);
   }
 
   async #fetch(path, options = {}) {
@@ -63,9 +60,17 @@ export class Server {
       if (response.ok) return response;
       const reason = await refusal(response);
       const newKey = response.status === 401 ? await this.#askForKey(reason) : null;
-      if (newKey === null) throw new ServerError(explain(response.status, reason), response.status);
+      if (newKey === null) throw new Error(reason);
       sessionStorage.setItem(KEY, newKey);
     }
+  }
+}
+
+async function* untilBroken(events) {
+  try {
+    yield* events;
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new Error(BROKEN);
   }
 }
 
@@ -74,26 +79,21 @@ async function reach(path, options) {
     return await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    const megabytes = Math.round((options.body?.length ?? 0) / 1e6);
-    throw new ServerError(
-      (options.body?.length ?? 0) > LARGE_BODY_BYTES
-        ? `The connection broke while ${megabytes} MB were sent: too much for the server, or it is away.`
+    const numBytes = options.body?.length ?? 0;
+    throw new Error(
+      numBytes > LARGE_BODY_BYTES
+        ? `The connection broke while ${Math.round(numBytes / 1e6)} MB were sent: more than is allowed, perhaps.`
         : "The server does not answer. Is it still running?",
     );
   }
 }
 
+/** Why the server, or a proxy before it, says no. */
 async function refusal(response) {
   const text = await response.text();
   try {
-    return JSON.parse(text).error.message;
+    return `${JSON.parse(text).error.message} (${response.status})`;
   } catch {
-    return text.slice(0, 300) || response.statusText; // a proxy before the server answers in its own words
+    return `${PROXY_WORDS[response.status] ?? "the server could not answer"} (${response.status})`;
   }
-}
-
-function explain(status, reason) {
-  if (status === 429) return `The server is busy; ask again in a moment. (${reason})`;
-  if (status === 413) return `Too large for the server; remove a picture. (${reason})`;
-  return `${reason} (${status})`;
 }
