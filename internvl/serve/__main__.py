@@ -8,6 +8,7 @@ requests finish for `--grace_s` seconds.
 """
 
 import argparse
+import asyncio
 import logging
 import socket
 import sys
@@ -23,10 +24,26 @@ from internvl.infer.checkpoint import check_checkpoint
 from internvl.infer.flags import add_flags, from_arguments
 from internvl.infer.session import Session
 from internvl.infer.settings import InferenceSettings
+from internvl.serve.answering import Service
 from internvl.serve.app import build_app
 from internvl.serve.options import ServerOptions
 
 logger = logging.getLogger(__name__)
+
+_MORE_GRACE_S = 5  # for requests that are still being received
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which waits for open requests when it is stopped, and after some time stops the engine, too."""
+
+    def __init__(self, config: uvicorn.Config, *, grace_s: float):
+        super().__init__(config)
+        self._grace_s = grace_s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        service: Service = self.config.app.state.service  # type: ignore[union-attr]
+        asyncio.get_running_loop().call_later(self._grace_s, service.engine.stop)
+        await super().shutdown(sockets)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,15 +74,15 @@ def _run(arguments: argparse.Namespace) -> None:
         if not options.is_local and options.key is None:
             logger.warning("anyone who reaches %s may ask: there is no --api_key", options.host)
         config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, lifespan="on")
-        config.timeout_graceful_shutdown = int(options.grace_s)
-        uvicorn.Server(config).run(sockets=[listener])
+        config.timeout_graceful_shutdown = int(options.grace_s) + _MORE_GRACE_S
+        _Server(config, grace_s=options.grace_s).run(sockets=[listener])
 
 
 @command(go_on="start the same command again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     transformers_logging.disable_progress_bar()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     _run(build_parser().parse_args(argv))
     return 0
 

@@ -19,6 +19,7 @@ from internvl.infer.question import EncodedQuestion, Question
 from internvl.infer.rows import Request, Row, TokenLogprobs
 from internvl.infer.session import Session
 from internvl.infer.settings import Sampling
+from internvl.serve.errors import ApiError
 from internvl.serve.metrics import Metrics
 from internvl.serve.options import ServerOptions
 
@@ -99,6 +100,10 @@ class Job:
         self.send(Piece(choice, text, logprobs))
 
 
+def _stopping() -> ApiError:
+    return ApiError(503, "the server is being stopped; try again later", code="stopping")
+
+
 class Engine:
     """Answers jobs in the order of their arrival.
 
@@ -129,16 +134,25 @@ class Engine:
     def submit(self, job: Job) -> None:
         """Answer a job when its turn comes."""
         with self._changed:
+            if self._is_closing:
+                self._fail(job, _stopping())
+                return
             self._waiting.append(job)
             self._changed.notify()
 
-    def close(self) -> None:
-        """Cancel what runs and waits, and end the thread."""
+    def stop(self) -> None:
+        """Fail what runs and waits; generation ends at the next token, and the thread with it."""
         with self._changed:
             self._is_closing = True
             for job in [*self._waiting, *self._running]:
                 job.is_cancelled = True
+                self._fail(job, _stopping())
+            self._waiting = []
             self._changed.notify()
+
+    def close(self) -> None:
+        """Stop, and wait until the model is free."""
+        self.stop()
         self._thread.join()
 
     def _run(self) -> None:
