@@ -22,7 +22,7 @@ from tests.test_docs import PAGES, ROOT
 from tests.warm_python import warm_python
 
 FENCED = re.compile(
-    r"(?:^ *<!-- (?P<marker>.*?) -->\n)?"
+    r"(?:^ *<!-- (?P<marker>[^\n]*) -->\n)?"
     r"^(?P<indent> *)```(?P<kind>bash|sh|console|python)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
