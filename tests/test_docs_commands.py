@@ -1,11 +1,11 @@
-"""Every block of commands or Python in the documentation runs here, or the comment above it says who runs it, or why not.
+"""Every block of commands or Python in the documentation runs here, or the comment above it says why not.
 
     <!-- not run: REASON -->         what it needs is not here
     <!-- run by: FILE::TEST -->      another test runs it
     <!-- dry run -->                 scripts get --dry-run
 
-The blocks of a page run one after the other in a folder that looks like the repository. CKPT, and what `make demo` leaves
-behind, is the tiny model there.
+The blocks of a page run one after the other in a folder that looks like the repository. CKPT is
+the tiny model there.
 """
 
 import os
@@ -17,18 +17,21 @@ from textwrap import dedent
 from typing import NamedTuple
 
 import pytest
-from PIL import Image
 
 from tests.test_docs import PAGES, ROOT
 from tests.warm_python import warm_python
 
 FENCED = re.compile(
-    r"(?:^ *<!-- (?P<marker>.*?) -->\n)?^(?P<indent> *)```(?P<kind>bash|sh|console|python)\n(?P<text>.*?)^(?P=indent)```$",
+    r"(?:^ *<!-- (?P<marker>[^\n]*) -->\n)?"
+    r"^(?P<indent> *)```(?P<kind>bash|sh|console|python)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
 INDENTED = re.compile(r"\n\n    (?:\w+=\S+ )*(?:python3? |sh |pip |hf |v2pe |make )")
 DRY = 'sh() { command sh "$@" --dry-run; }\n'
-LINKED = (*["benchmarks", "docs", "eval", "examples", "internvl", "pretrained", "scripts", "shell", "studies", "tests", "README.md"],)
+LINKED = (
+    *("benchmarks", "docs", "eval", "examples", "internvl", "pretrained"),
+    *("scripts", "shell", "studies", "tests", "README.md"),
+)
 
 
 class Block(NamedTuple):
@@ -40,7 +43,10 @@ class Block(NamedTuple):
 
 
 def read_blocks(page: Path) -> list[Block]:
-    return [Block(found["kind"], dedent(found["text"]), found["marker"] or "") for found in FENCED.finditer(page.read_text())]
+    return [
+        Block(found["kind"], dedent(found["text"]), found["marker"] or "")
+        for found in FENCED.finditer(page.read_text())
+    ]
 
 
 def is_run(block: Block) -> bool:
@@ -71,13 +77,7 @@ def folder(tmp_path):
     """A folder like the repository, with what commands of the documentation name."""
     for part in LINKED:
         (tmp_path / part).symlink_to(ROOT / part)
-    tiny = ROOT / "pretrained" / "InternVL2-Tiny"
-    pictures = tmp_path / "work_dirs/demo/data/benchmark/MM-NIAH/mm_niah_test/images/needle"
-    for place in ("CKPT", "work_dirs/demo/finetune"):
-        shutil.copytree(tiny, tmp_path / place)
-    pictures.mkdir(parents=True)
-    for picture in (pictures / "00000.png", tmp_path / "picture.png"):
-        Image.new("RGB", (112, 56), "red").save(picture)
+    shutil.copytree(ROOT / "pretrained" / "InternVL2-Tiny", tmp_path / "CKPT")
     programs = tmp_path / ".bin"
     programs.mkdir()
     for program, words in {"python": "", "v2pe": "-m internvl.cli"}.items():
@@ -86,7 +86,15 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run, read_blocks(page)))], ids=name)
+TRAINING = ("docs/your_data.md", "docs/resume.md")
+RUNNING = [page for page in PAGES if any(map(is_run, read_blocks(page)))]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] if name(page) in TRAINING else []) for page in RUNNING],
+    ids=list(map(name, RUNNING)),
+)
 def test_the_blocks_of_a_page_run(page, folder):
     for block in filter(is_run, read_blocks(page)):
         if block.kind == "console":
