@@ -10,7 +10,7 @@ from internvl.errors import DataError
 from tests.data.numbered_videos import write_gif, write_video
 from tests.fuzz.mutations import list_damaged, time_limit
 
-SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".gif", ".webp")
+SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".ts", ".gif", ".webp")
 LONGEST_S = 20
 
 
@@ -19,12 +19,17 @@ def quiet():
     logging.getLogger("libav").setLevel(logging.CRITICAL)
 
 
+def _write(path):
+    if path.suffix in (".gif", ".webp"):
+        return write_gif(path, 8)
+    return write_video(path, 8, codec="libvpx" if path.suffix == ".webm" else "mpeg4")
+
+
 @pytest.mark.filterwarnings("ignore")  # about what is damaged
 @pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_damaged_videos_are_pictures_or_errors(tmp_path, suffix, count):
-    write = write_gif if suffix in (".gif", ".webp") else write_video
-    whole = write(tmp_path / f"whole{suffix}", 8).read_bytes()
+    whole = _write(tmp_path / f"whole{suffix}").read_bytes()
     num_read, errors = 0, []
     for number, content in enumerate([whole, *list_damaged(whole, seed=2, count=count)]):
         path = tmp_path / f"{number}{suffix}"
