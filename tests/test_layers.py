@@ -53,6 +53,7 @@ ALLOWED = {
         "internvl.infer",
         "internvl.data",
         "internvl.command",
+        "internvl.parser",
         "internvl.errors",
         "internvl.model",
     },
