@@ -95,7 +95,10 @@ def _place_media(message: Message, place: str) -> tuple[str, list[Medium]]:
 
 def _places_itself(text: str, media: Sequence[Medium]) -> bool:
     num_images = sum(medium.kind == "image" for medium in media)
-    return (text.count(IMAGE_PLACEHOLDER), text.count(VIDEO_PLACEHOLDER)) == (num_images, len(media) - num_images)
+    num_videos = len(media) - num_images
+    # Without videos <video> is text: a tag of web pages.
+    has_all_videos = not num_videos or text.count(VIDEO_PLACEHOLDER) == num_videos
+    return text.count(IMAGE_PLACEHOLDER) == num_images and has_all_videos
 
 
 def _neutralise(text: str) -> str:
