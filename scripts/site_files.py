@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 
 SHOWN = (
     *("*.md", "LICENSE", "docs/**/*", "examples/*", "benchmarks/results/*.md", "dataset/README.md"),
-    *("pretrained/README.md", "pretrained/*/README.md"),
+    *("pretrained/README.md", "pretrained/*/README.md", "integrations/*/README.md"),
     *("internvl/**/*.py", "eval/**/*.py"),  # pages link to source files
 )
 
