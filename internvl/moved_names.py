@@ -197,7 +197,7 @@ SCRIPTS: dict[str, Moved] = {
     "internvl/train/internvl_chat_pretrain.py": Moved(_OTHER_TRAINING),
     "internvl/train/internvl_chat_dpo.py": Moved(_OTHER_TRAINING),
     "internvl/train/internvl_chat_mpo.py": Moved(_OTHER_TRAINING),
-    "internvl/serve/model_worker.py": Moved("is not part of this project; `python -m internvl.infer.chat` answers"),
+    "internvl/serve/model_worker.py": Moved("is `python -m internvl.serve CKPT`, with OpenAI's chat completions"),
 }
 
 _UNPATCHED = "is not needed: we patch no other library; rows are made in internvl.data, shared in internvl.parallel"
@@ -208,7 +208,6 @@ MODULES: dict[str, Moved] = {
     "internvl.v2pe_utils": Moved("is `internvl.model.v2pe`"),
     "internvl.compression": Moved("is not available: an abandoned experiment"),
     "internvl.patch": Moved(_UNPATCHED),
-    "internvl.serve": Moved("is not part of this project; `internvl.infer.chat` answers in a terminal"),
     "internvl.model.internvl_chat": Moved(
         "is `internvl.model.modeling_internvl_chat`, `internvl.model.configuration_internvl_chat` and "
         "`internvl.model.modeling_intern_vit`"

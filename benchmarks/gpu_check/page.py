@@ -24,6 +24,7 @@ _NO_RESULTS = (
 )
 _INTRODUCTION = """# A check of your GPUs
 
+<!-- run by: tests/benchmarks/test_gpu_check.py::test_every_part_runs_without_a_card -->
 ```bash
 make gpu-check          # python -m benchmarks.gpu_check: at most 10 minutes
 ```
@@ -46,6 +47,7 @@ card without ZeRO. MFU counts the FLOPs of forward and backward pass, without re
 
 On a machine with network, the same operating system and the same Python:
 
+<!-- dry run -->
 ```bash
 sh scripts/gather_wheels.sh wheels --cuda       # requirements.txt, requirements-dev.txt, requirements-cuda.txt
 ```

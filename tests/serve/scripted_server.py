@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -109,6 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._event({"error": {"message": reply.break_off, "type": "server_error", "param": None, "code": None}})
             return
         if reply.is_cut:
+            time.sleep(0.5)  # a browser that meets the end at once may throw the words away
             return
         end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "v2pe": describe_prompt(question)}
         self._event(end)
