@@ -19,7 +19,7 @@ from internvl.parser import name_command
 
 
 class Command(NamedTuple):
-    """What stands behind a name."""
+    """A command: where it is, and what it does."""
 
     module: str
     summary: str
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def find_command(words: Sequence[str]) -> tuple[str, list[str]]:
-    """The longest name at the beginning of a command line, and the words behind it.
+    """The command that a command line begins with, and its words.
 
     Raises:
         ConfigError: There is no such command.

@@ -43,7 +43,6 @@ from internvl.train.arguments import (
     shares_rows,
     take_flags,
     ulysses_degree_of,
-    validate_arguments,
     write_config,
 )
 from internvl.train.checkpoint.contents import POSITION_FILE, TOTALS_FILE, read_position
@@ -84,6 +83,7 @@ from internvl.train.state_files import WRONG_CONTENT
 from internvl.train.step_loss import LossOptions
 from internvl.train.trainable import select_trainable
 from internvl.train.trainer import V2PETrainer
+from internvl.train.validation import validate_arguments
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from internvl.train.arguments import (
     TrainingArguments,
     build_training_arguments,
     parse_arguments,
-    validate_arguments,
     write_config,
 )
+from internvl.train.validation import validate_arguments
 from tests.train.tiny_run import ENTRY, clean_environment, flags
 from tests.warm_python import warm_python
 
