@@ -82,7 +82,10 @@ def _run(arguments: argparse.Namespace) -> None:
             logger.warning("anyone who reaches %s may ask: there is no --api_key", options.host)
         config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, lifespan="on")
         config.timeout_graceful_shutdown = int(options.grace_s) + _MORE_GRACE_S
-        _Server(config, grace_s=options.grace_s).run(sockets=[listener])
+        server = _Server(config, grace_s=options.grace_s)
+        server.run(sockets=[listener])
+        if server.started:  # it ends by a signal only, and asyncio may swallow the Ctrl-C that uvicorn raises again
+            raise KeyboardInterrupt
 
 
 @command(go_on="start the same command again")
