@@ -2,7 +2,7 @@
 
     data:image/png;base64,...   decoded   -+
     https://host/a.png          fetched   -+->  a file named by its content, removed with the last request that has it
-    file:///root/a.png                     -->  the file itself, below the allowed folder once links are followed
+    file:///data/a.png                     -->  the file itself, below the allowed folder once links are followed
 
 A name that follows from the content lets the caches of features and prefixes know a picture again.
 """
