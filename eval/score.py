@@ -29,7 +29,7 @@ from eval.report.plots import write_task_plots
 from eval.report.summary import write_summary
 from eval.run.judging import NO_JUDGE, JudgeOptions, judge_predictions
 from eval.run.options import add_scoring_arguments
-from eval.tasks.registry import find_task
+from eval.tasks.registry import find_saved_task
 from internvl.command import command
 from internvl.data.natural_order import natural_key
 from internvl.errors import EvalError
@@ -61,7 +61,7 @@ def score_folder(
     """
     saved = _read_named_settings(folder)
     settings = saved.settings
-    task = find_task(settings.task, prompts=settings.prompts)
+    task = find_saved_task(settings, saved.info)
     if settings.task_version not in (None, task.version):
         logger.warning(
             "%s holds predictions of version %s of %s, which is at version %s now: prompts or decoding differ",

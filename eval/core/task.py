@@ -48,6 +48,8 @@ class Task:
     aggregate: Callable[[Sequence[Scored], Sequence[int] | None], JsonObject] = lambda scored, edges: {}
     # choices that are part of the prompt's identity, such as the prompt style
     details: JsonObject = field(default_factory=dict)
+    # where a benchmark of the user's own is described, which answers do not depend on
+    info: Mapping[str, str] = field(default_factory=dict)
     more_files: tuple[Path, ...] = ()  # further files below the data root that samples are read from
     optional_files: tuple[Path, ...] = ()  # likewise, but samples can be read without them
     uploads: tuple[Upload, ...] = ()  # files for the benchmark's server

@@ -11,9 +11,10 @@ from eval.core.data_root import FOLDERS as DATA_FOLDERS
 from eval.core.scoring import check_length_edges
 from eval.run.judging import NO_JUDGE, JudgeOptions
 from eval.tasks.registry import GROUPS, PROMPT_STYLES, list_task_names
+from eval.tasks.scorers import describe_scorers
 from internvl.errors import ConfigError
 from internvl.infer.context_parallel import check_shareable
-from internvl.infer.flags import add_flags, at_least, check_flags, flag, from_arguments, one_of
+from internvl.infer.flags import add_flags, at_least, check_flags, flag, from_arguments
 from internvl.infer.session import check_batchable
 from internvl.infer.settings import DEFAULTS, GREEDY, InferenceSettings, Sampling
 from internvl.moved_names import EVALUATION_FLAGS, check_flag
@@ -26,6 +27,7 @@ _OFTEN = {
         "endpoint",
         "model",
         "list",
+        "list_scorers",
         "data_root",
         "limit",
         "out",
@@ -49,7 +51,10 @@ def _check_share(name: str, value: float) -> None:
 class RunOptions:
     """One evaluation run; each field's help explains it. Raises ConfigError for values out of range or in conflict."""
 
-    tasks: str = flag(MISSING, f"comma-separated names, groups or patterns; groups: {', '.join(GROUPS)}")
+    tasks: str = flag(
+        MISSING,
+        f"comma-separated names, groups, patterns, or YAML files of own benchmarks; groups: {', '.join(GROUPS)}",
+    )
     checkpoint: Path | None = flag(None, "folder of the model", read=Path)
     settings: InferenceSettings = DEFAULTS  # how the model answers
     sampling: Sampling = GREEDY  # how it chooses tokens
@@ -73,9 +78,8 @@ class RunOptions:
     )
     prompts: str = flag(
         "upstream",
-        "whose prompts and answer limits (%(default)s)",
-        check=one_of(PROMPT_STYLES),
-        metavar=f"{{{','.join(PROMPT_STYLES)}}}",
+        "whose prompts and answer limits (%(default)s), or a style of an own benchmark",
+        metavar=f"{{{','.join(PROMPT_STYLES)},STYLE}}",
     )
     protocol: str | None = flag(
         None,
@@ -155,7 +159,9 @@ def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
 
     A malformed number ends the process with argparse's own message.
     """
-    words = sys.argv[1:] if argv is None else argv
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and Path(words[0]).is_dir():  # v2pe eval CKPT
+        words.insert(0, "--checkpoint")
     arguments = _build_parser().parse_args([_OPTION.sub(_name_option, word) for word in words])
     settings, sampling = from_arguments(InferenceSettings, arguments), from_arguments(Sampling, arguments)
     judging = from_arguments(JudgeOptions, arguments)
@@ -174,6 +180,14 @@ class _ListTasks(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
         print("\n".join(list_task_names()))
+        parser.exit()
+
+
+class _ListScorers(argparse.Action):
+    """Prints the scorers of own benchmarks with their options and ends the process."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
+        print(describe_scorers())
         parser.exit()
 
 
@@ -206,6 +220,9 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     add_flags(parser, RunOptions)
     parser.add_argument("--list", action=_ListTasks, nargs=0, help="print the names of all tasks and end")
+    parser.add_argument(
+        "--list_scorers", action=_ListScorers, nargs=0, help="print the scorers of own benchmarks and end"
+    )
     add_flags(parser, InferenceSettings, leave_out=_NOT_ASKED)
     add_flags(parser, Sampling)
     add_flags(parser, JudgeOptions)

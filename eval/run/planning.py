@@ -124,7 +124,7 @@ def _plan_job(task: Task, options: RunOptions, data_root: DataRoot, *, checkpoin
     where = {"endpoint": str(options.endpoint)}
     if options.checkpoint is not None:
         where = {"checkpoint": str(options.checkpoint.absolute())}
-    info = {**where, "data_root": str(data_root)}
+    info = {**where, "data_root": str(data_root), **task.info}
     samples = task.read_samples(data_root)[: options.limit]
     store = PredictionStore(
         choose_folder(options) / task.name,
