@@ -7,6 +7,7 @@ starts training on several machines. `v2pe completion bash` prints what a shell 
 """
 
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -55,10 +56,12 @@ COMMANDS = {
     "data videomme": Command("eval.convert.videomme", "Video-MME's published files"),
     "data questions": Command("eval.convert.vqa", "published files of VQA benchmarks"),
 }
+_OPTION_LINE = re.compile(r"^ +(-\S+(?: \S+)*)", re.MULTILINE)  # of a help, up to what it says
+_FLAG = re.compile(r"--\w[\w-]*")
 # `completion words` answers for all of them; the last word that it gets is the one that is being typed.
 _BASH = """\
 _v2pe() {
-  local words="$(v2pe completion words "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)"
+  local words="$(v2pe completion words "${COMP_WORDS[@]:1:$COMP_CWORD}" 2>/dev/null)"
   COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))
 }
 complete -o default -F _v2pe v2pe"""
@@ -189,8 +192,7 @@ def _ask_for_flags(module: str) -> list[str]:
     for option in ("--help-all", "--help"):
         done = subprocess.run([sys.executable, "-m", module, option], capture_output=True, text=True, check=False)
         if done.returncode == 0:
-            words = (word.strip("[],.") for line in done.stdout.splitlines() for word in line.split()[:3])
-            return sorted({word for word in words if word.startswith("--")})
+            return sorted({flag for line in _OPTION_LINE.findall(done.stdout) for flag in _FLAG.findall(line)})
     return []
 
 
