@@ -105,6 +105,8 @@ class Prediction:
     last_position: float  # rotary position of the last prompt token
     seconds: float  # time from question to answer. Questions of a batch get equal shares of its time
     failure: str | None = None  # why there is no response (the question counts as wrong); None when there is one
+    # A judge's score of the response, in 0..1; None: not judged. It is saved beside the predictions, not with them.
+    verdict: float | None = None
 
     @classmethod
     def failed(cls, sample: Sample, reason: str, *, seconds: float = 0.0) -> "Prediction":
@@ -116,5 +118,5 @@ class Prediction:
         return replace(self, seconds=0.0) == replace(other, seconds=0.0)
 
     def to_record(self) -> dict[str, object]:
-        """A JSON object; `parse_record(Prediction, ...)` is its inverse."""
-        return asdict(self)
+        """A JSON object; `parse_record(Prediction, ...)` is its inverse. The verdict is left out."""
+        return {name: value for name, value in asdict(self).items() if name != "verdict"}

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval.core.data_root import read_data_root
+from eval.core.judge import read_judged
 from eval.core.output import write_result
 from eval.core.result import PREDICTIONS_NAME, TaskResult, find_results, read_settings
 from eval.core.sample import Sample
@@ -60,7 +61,9 @@ def _collect_task(name: str, runs: Mapping[str, TaskResult], *, limit: int, thum
     first = next(iter(runs.values()))
     task = find_task(name, prompts=first.settings.prompts)
     predictions = {
-        label: read_checked_predictions(result.folder, read_settings(result.folder))
+        label: read_judged(
+            task.judge, read_checked_predictions(result.folder, read_settings(result.folder)), result.folder
+        )
         for label, result in runs.items()
         if (result.folder / PREDICTIONS_NAME).is_file()
     }

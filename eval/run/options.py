@@ -9,6 +9,7 @@ from pathlib import Path
 
 from eval.core.data_root import FOLDERS as DATA_FOLDERS
 from eval.core.scoring import check_length_edges
+from eval.run.judging import NO_JUDGE, JudgeOptions
 from eval.tasks.registry import GROUPS, PROMPT_STYLES, list_task_names
 from internvl.errors import ConfigError
 from internvl.infer.context_parallel import check_shareable
@@ -52,6 +53,7 @@ class RunOptions:
     checkpoint: Path | None = flag(None, "folder of the model", read=Path)
     settings: InferenceSettings = DEFAULTS  # how the model answers
     sampling: Sampling = GREEDY  # how it chooses tokens
+    judging: JudgeOptions = NO_JUDGE  # who scores what no rule can
     data_root: Path | None = flag(
         None, f"folder of the benchmarks, looked at before {', '.join(DATA_FOLDERS)}", read=Path
     )
@@ -156,7 +158,8 @@ def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
     words = sys.argv[1:] if argv is None else argv
     arguments = _build_parser().parse_args([_OPTION.sub(_name_option, word) for word in words])
     settings, sampling = from_arguments(InferenceSettings, arguments), from_arguments(Sampling, arguments)
-    return from_arguments(RunOptions, arguments, settings=settings, sampling=sampling)
+    judging = from_arguments(JudgeOptions, arguments)
+    return from_arguments(RunOptions, arguments, settings=settings, sampling=sampling, judging=judging)
 
 
 def _name_option(option: re.Match[str]) -> str:
@@ -187,6 +190,7 @@ class _MovedOption(argparse.Action):
 def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that choose how saved predictions become numbers."""
     add_flags(parser, RunOptions, only=("protocol", "length_bins"))
+    add_flags(parser, JudgeOptions)
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -204,6 +208,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action=_ListTasks, nargs=0, help="print the names of all tasks and end")
     add_flags(parser, InferenceSettings, leave_out=_NOT_ASKED)
     add_flags(parser, Sampling)
+    add_flags(parser, JudgeOptions)
     parser.set_defaults(seed=0)
     for name in (name for name, moved in EVALUATION_FLAGS.items() if moved.taken_as is None):
         parser.add_argument(f"--{name}", action=_MovedOption, nargs="?", const=True, help=argparse.SUPPRESS)
