@@ -27,7 +27,7 @@ ODD_NAMES = ("", "$x", "\ud83d", "official")
 
 def report_and_compare(run):
     yield report, [str(run), "--out", str(run / "page.html"), "--samples", "2"]
-    yield compare, [str(run / "page.json"), "--baseline", "v2pe_fix stride 64"]
+    yield compare, [str(run / "page.json"), "--baseline", "V2PE stride 64"]
 
 
 def read_run(run):
@@ -36,7 +36,7 @@ def read_run(run):
 
 
 def compare_only(run):
-    yield compare, [str(run / "page.json"), "--baseline", "v2pe_fix stride 64"]
+    yield compare, [str(run / "page.json"), "--baseline", "V2PE stride 64"]
 
 
 def use_study(run):
