@@ -40,6 +40,11 @@ class _Report:
     folders: list[str]  # of every result
     names: list[str]  # of their runs
 
+    def __post_init__(self) -> None:
+        """Refuse a file in which results have no run."""
+        if len(self.names) != len(self.folders) or not self.names:
+            raise DataError(f"{len(self.folders)} folders and {len(self.names)} names, expected a name for each")
+
 
 def read_runs(paths: Sequence[Path], given: Sequence[str] | None = None) -> tuple[list[TaskResult], list[str]]:
     """Results below folders, or of a page.json, and the names of their runs.

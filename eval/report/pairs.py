@@ -63,7 +63,8 @@ def _compare(tasks: Mapping[str, AnsweredTask], reference: str, run: str) -> lis
         for name, task in tasks.items()
         if reference in task.runs and (scores := _pair_scores(task.runs[reference], task.runs.get(run, {})))
     }
-    pairs, at_length = [], {}
+    pairs: list[Pair] = []
+    at_length: dict[str, list[list[tuple[float, float]]]] = {}
     for name, scores in shared.items():
         pairs.append(
             Pair(
@@ -88,9 +89,9 @@ def _compare(tasks: Mapping[str, AnsweredTask], reference: str, run: str) -> lis
 
 def _pair_scores(reference: Mapping[str, ScoredAnswer], run: Mapping[str, ScoredAnswer]) -> Changes:
     return {
-        sample_id: (answer.score, run[sample_id].score)
+        sample_id: (answer.score, other.score)
         for sample_id, answer in reference.items()
-        if sample_id in run and answer.score is not None and run[sample_id].score is not None
+        if (other := run.get(sample_id)) is not None and answer.score is not None and other.score is not None
     }
 
 

@@ -54,7 +54,7 @@ def draw_heatmap(grid: DepthGrid, *, title: str, xlabel: str = "context length i
                 low, high = wilson_interval(value, count)
                 text = f"{value:.2f}\n{low:.2f}-{high:.2f}\nn {count}"
             color = "white" if count and abs(value - 0.5) > 0.38 else "black"
-            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6, color=color)
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=color)
     axes.set_xticks(
         [place + 0.5 for place in range(len(columns))], [_escape(grid.lengths[c]) for c in columns], fontsize=8
     )

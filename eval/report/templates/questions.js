@@ -23,6 +23,7 @@ class Questions {
       (view.show === "all" || card.states.split(" ").includes(view.show)) &&
       ["length", "depth"].every(name => !view[name] || card[name] === escape(view[name])) &&
       (!words || (card.text ??= readText(card.html)).includes(words)));
+    this.box.closest("section").hidden = view.isPart && !this.fitting.length;
     this.box.replaceChildren(this.end);
     this.next = 0;
     this.grow();
@@ -54,6 +55,8 @@ function read() {
   }
   if (find.value !== view.find) find.value = view.find;
   for (const button of buttons) button.setAttribute("aria-pressed", button.value === view.show);
+  view.isPart = view.show !== "all" || Object.keys(view).some(name => name !== "show" && view[name]);
+  document.body.classList.toggle("part", view.isPart);
   const shown = lists.reduce((sum, list) => sum + list.show(view), 0);
   count.textContent = `${shown.toLocaleString("en")} of ${total.toLocaleString("en")} questions`;
 }

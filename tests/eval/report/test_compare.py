@@ -105,7 +105,7 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path, capsys):
     assert main(runs[:1]) == 2
     assert "no other run shares scored questions with 'default positions'" in capsys.readouterr().err
     path = tmp_path / "page.json"
-    for content in ("[]", "{", '{"folders": [1], "names": []}', "{}"):
+    for content in ("[]", "{", '{"folders": [1], "names": []}', "{}", '{"folders": ["a", "b"], "names": ["x"]}'):
         path.write_text(content)
         assert main([str(path)]) == 2
         assert f"{path} is no report of eval.report" in capsys.readouterr().err
