@@ -11,12 +11,13 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
 from eval.core.baselines import name_gold
 from eval.core.records import JsonObject
-from eval.core.sample import EnlargedImage, Gold, PackedImage, Prediction, Sample
+from eval.core.sample import Gold, Prediction, Sample
 from eval.core.scoring import score_prediction
 from eval.core.task import Task
 from internvl.data.storage.media import load_image
@@ -230,7 +231,7 @@ def _show_media(sample: Sample, thumbnails: Thumbnails) -> list[Picture]:
         caption = "" if num_images == 1 else f"{index + 1} of {num_images}"
         source = sample.images[index]
         try:
-            image = source.open() if isinstance(source, (PackedImage, EnlargedImage)) else load_image(source)
+            image = load_image(source) if isinstance(source, Path) else source.open()
             pictures.append(Picture(caption, thumbnails.make(image)))
         except InternVLError as error:
             logger.warning("sample %s: %s", sample.id, error)
