@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 # Settings that all tasks of one run share.
 RUN_SETTINGS = (
     *("checkpoint", "rope_pos_id_version", "rope_pos_id_stride", "rope_scaling", "logn_scaling"),
-    *("dtype", "kv_cache"),
+    *("dtype", "kv_cache", "ablate"),
 )
 
 

@@ -40,6 +40,7 @@ class Settings:
     rope_pos_id_stride: float | None = None  # positions that one tile spans; None unless the stride is fixed
     rope_scaling: str | None = None  # scaling of rotary positions, such as `yarn:4`; None: the checkpoint's own
     logn_scaling: float | None = None  # training length of log-n scaling; None: the checkpoint's own
+    ablate: str | None = None  # what was done to the pictures (`eval.core.ablation`); None: nothing
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,19 @@ class EnlargedImage:
         return image.resize((image.width * self.factor, image.height * self.factor), Image.Resampling.BILINEAR)
 
 
-SampleImage: TypeAlias = Path | PackedImage | EnlargedImage
+@dataclass(frozen=True)
+class BlankImage:
+    """A grey picture, in the place of one that an ablation does not show."""
+
+    width: int
+    height: int
+
+    def open(self) -> Image.Image:
+        """The picture in RGB."""
+        return Image.new("RGB", (self.width, self.height), "gray")
+
+
+SampleImage: TypeAlias = Path | PackedImage | EnlargedImage | BlankImage
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,9 @@ class Sample:
 
 def show_transparency(images: Sequence[SampleImage], alpha: Alpha) -> tuple[SampleImage, ...]:
     """The same pictures with their transparent parts shown so. (Files are left to the session.)"""
-    return tuple(image if isinstance(image, Path) else replace(image, alpha=alpha) for image in images)
+    return tuple(
+        replace(image, alpha=alpha) if isinstance(image, PackedImage | EnlargedImage) else image for image in images
+    )
 
 
 def check_answers(samples: Sequence[Sample], *, source: Path) -> None:

@@ -23,11 +23,18 @@ from eval.core.result import SCORES_NAME, LengthBin, TaskResult, explain_damage,
 from eval.core.sample import Prediction
 from eval.core.task import Scored, Task
 from eval.metrics.estimate import estimate_mean
+from eval.metrics.mm_niah import DEPTH_STEP, NUM_DEPTHS, Grid, build_grid, format_length
 from eval.metrics.protocol import read_protocol
 from internvl.errors import ConfigError, EvalError, MissingDependencyError
 
 logger = logging.getLogger(__name__)
 
+# Left edges of bins in tokens, those of MM-NIAH and further ones.
+LENGTH_EDGES = (
+    *(1000, 2000, 4000, 8000, 12_000, 16_000, 24_000, 32_000, 40_000, 48_000, 64_000),
+    *(128_000, 256_000, 512_000),
+)
+LONG_CONTEXT = 8000  # tokens; tasks whose questions are all shorter get bins only where they are asked for
 _REMEDY = "its gold answer or metadata is damaged: answer it again with eval.run"
 
 
@@ -52,6 +59,34 @@ def score_by_length(scored: Sequence[Scored], edges: Sequence[int]) -> list[dict
         )
         rows.append(asdict(row))
     return rows
+
+
+def score_by_place(scored: Sequence[Scored], edges: Sequence[int] | None) -> dict[str, object]:
+    """`by_length`, and with `metadata["placed_depth"]` of all questions `by_depth_and_length` (a `DepthGrid`).
+
+    Nothing where lengths are not known, or all short and no `edges` given.
+    """
+    lengths = [item.metadata.get("context_length") for item in scored]
+    if None in lengths or (edges is None and max(lengths) < LONG_CONTEXT):
+        return {}
+    edges = edges or LENGTH_EDGES
+    places: dict[str, object] = {"by_length": score_by_length(scored, edges)}
+    depths = [item.metadata.get("placed_depth") for item in scored]
+    if None not in depths:
+        rows = zip(lengths, depths, (item.score for item in scored), strict=True)
+        places["by_depth_and_length"] = describe_grid(build_grid(rows, edges))
+    return places
+
+
+def describe_grid(grid: Grid) -> dict[str, object]:
+    """A `DepthGrid` as a JSON object, with the sums of squares that standard errors are made from."""
+    return {
+        "lengths": [f"<{format_length(grid.edges[0])}", *map(format_length, grid.edges)],
+        "depths": [round(cell * DEPTH_STEP, 1) for cell in range(NUM_DEPTHS)],
+        "score_sums": grid.score_sums,
+        "square_sums": grid.square_sums,
+        "counts": grid.counts,
+    }
 
 
 def mean_chance(metadata: Sequence[JsonObject]) -> float | None:
@@ -88,6 +123,7 @@ def score_predictions(
         return {
             **vars(estimate_mean([item.score for item in scored])),
             **counts,
+            **score_by_place(scored, length_edges),
             **task.aggregate(scored, length_edges),
         }
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from eval.core.ablation import ABLATIONS, NO_ABLATION
 from eval.core.data_root import FOLDERS as DATA_FOLDERS
 from eval.core.scoring import check_length_edges
 from eval.run.judging import NO_JUDGE, JudgeOptions
@@ -30,6 +31,7 @@ _OFTEN = {
         "list_scorers",
         "data_root",
         "limit",
+        "ablate",
         "out",
         "overwrite",
         "retry_failed",
@@ -74,7 +76,14 @@ class RunOptions:
     )
     limit: int | None = flag(None, "first N samples of every task only", read=int, check=at_least(1))
     out: Path | None = flag(
-        None, "result folder; default: CHECKPOINT/eval_VERSION[_STRIDE][_SCALING][_logn-TOKENS]", read=Path
+        None, "result folder; default: CHECKPOINT/eval_VERSION[_STRIDE][_SCALING][_logn-TOKENS][_ABLATION]", read=Path
+    )
+    ablate: str = flag(
+        NO_ABLATION,
+        "ask without what pictures show, to see whether they matter: no_image (grey ones of the same size), text_only, "
+        "or shuffled_images (those of another question of the task, drawn with --seed)",
+        check=one_of(ABLATIONS),
+        metavar=f"{{{','.join(ABLATIONS)}}}",
     )
     prompts: str = flag(
         "upstream",
@@ -88,7 +97,7 @@ class RunOptions:
     )
     length_bins: tuple[int, ...] | None = flag(
         None,
-        "left edges of context-length bins (MM-NIAH)",
+        "left edges of context-length bins; default: the task's own, and none for tasks of short contexts",
         read=int,
         check=lambda name, value: check_length_edges(value),
         metavar="TOKENS",

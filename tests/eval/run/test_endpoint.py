@@ -1,6 +1,7 @@
 """Evaluation through a server: what is sent, what is asked again, what is refused, and that nothing is lost."""
 
 import base64
+import io
 import json
 from types import SimpleNamespace
 
@@ -32,6 +33,22 @@ def arguments(server, benchmark_root, record, tmp_path):
         "--endpoint", server.url, "--model", "tiny", "--tasks", "mm_niah/retrieval-text-test",
         "--data-root", str(benchmark_root.root), "--out", str(tmp_path / "out"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ablation", ["no_image", "text_only", "shuffled_images"])
+def test_a_server_is_asked_without_what_pictures_show(server, arguments, benchmark_root, record, ablation):
+    images = benchmark_root.root / "MM-NIAH" / "mm_niah_test" / "images"
+    benchmark_root.write("retrieval-text", [{**record(i), "images_list": [f"{i}.png"]} for i in range(2)])
+    assert main([*arguments, "--limit", "1", "--ablate", ablation]) == 0
+    *pictures, text = server.requests[0]["messages"][0]["content"]
+    contents = [base64.b64decode(part["image_url"]["url"].partition(",")[2]) for part in pictures]
+    if ablation == "text_only":
+        assert contents == []
+        assert "<image>" not in text["text"]
+    elif ablation == "no_image":
+        assert Image.open(io.BytesIO(contents[0])).getcolors() == [(28 * 28, (128, 128, 128))]
+    else:
+        assert contents == [(images / "1.png").read_bytes()]
 
 
 def read_predictions(tmp_path):
