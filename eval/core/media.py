@@ -16,7 +16,7 @@ def list_media(sample: Sample) -> Iterator[tuple[str, Path]]:
     for image in sample.images:
         if isinstance(image, FrameImage):
             yield "video", image.path
-        elif not isinstance(image, PackedImage):
+        elif isinstance(image, Path | EnlargedImage):
             yield "image", image.path if isinstance(image, EnlargedImage) else image
     for video in sample.videos:
         yield "video", Path(video.path)

@@ -359,6 +359,11 @@ def write_mlvu(root: Path) -> None:
         if file == "2_needle":  # as published: an answer that is not among the candidates
             records.append({**records[0], "answer": "Green", "duration": 7200})
         write_json(root / f"MLVU/json/{file}.json", records)
+    for name, file in mlvu.FREE_FILES.items():
+        write_video(root / f"MLVU/video/{file}/s.mp4")
+        record = {"video": "s.mp4", "duration": 6000.0, "question": "Please describe it.", "answer": "A man runs."}
+        points = {"scoring_points": ["A man", "runs"]} if name == "sub_scene" else {}
+        write_json(root / f"MLVU/json/{file}.json", [{**record, **points, "question_type": name}] * 2)
     write_video(root / "MLVU_Test/video/t.mp4")
     hidden = {"video": "t.mp4", "duration": 90, "question": "What?", "candidates": [*"abcdef"]}
     ids = [{**hidden, "question_id": f"AR_{index}", "question_type": "anomaly_reco"} for index in (0, 1)]

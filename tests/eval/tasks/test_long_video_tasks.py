@@ -5,6 +5,7 @@ import json
 import pytest
 
 from eval.check_data import main as check_data
+from eval.core.sample import Prediction
 from eval.metrics import videomme_v2, vnbench
 from eval.run.__main__ import main
 from eval.score import main as score
@@ -16,6 +17,7 @@ from internvl.data.video import VideoInfo
 from internvl.errors import ConfigError, DataError, EvalError
 from internvl.infer.session import Session
 from tests.eval import published
+from tests.eval.run.chat_server_double import Server, answer
 
 GROUPS = ("longvideobench", "mlvu", "lvbench", "vnbench", "videomme_v2")
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -211,6 +213,70 @@ def test_mlvu_test_set_is_written_for_its_server(videos):
         {"question_id": "AR_0", "question_type": "anomaly_reco", "option": "B"},
         {"question_id": "AR_1", "question_type": "anomaly_reco", "option": "f"},
     ]
+
+
+REPLY = 'Good. {"score_accuracy": 4, "score_relevance": 5, "total_score": 9}'
+
+
+def test_mlvu_asks_a_judge_about_points_and_references(videos):
+    root = videos("mlvu")
+    scene, summary = (find_task(f"mlvu/{name}") for name in ("sub_scene", "summary"))
+    (first, *_), (other, *_) = (root.read(task.name) for task in (scene, summary))
+    assert first.prompt == f"<video>\n{mlvu.FREE_SYSTEM}\nPlease describe it."
+    asked = [
+        task.judge.write_prompt(Prediction(s.id, "He runs.", s.answer, s.metadata, 1, 1, 0.0, 0.0))
+        for task, s in ((scene, first), (summary, other))
+    ]
+    assert asked == [
+        "Question: Please describe it.\nPoints:\n- A man\n- runs\nAnswer: He runs.",
+        "Reference summary: A man runs.\nSummary: He runs.",
+    ]
+    assert '{"score_accuracy": X, "score_relevance": Y, "total_score": Z}' in scene.judge.system
+    assert scene.judge.read_verdict(REPLY, first.answer) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("reply", ["", "A fine answer.", REPLY.replace("4", "40"), REPLY.replace("4", "four")])
+def test_mlvu_takes_no_verdict_from_other_replies(reply):
+    with pytest.raises(ValueError, match=r"expected two scores|could not convert"):
+        find_task("mlvu/sub_scene").judge.read_verdict(reply, {})
+
+
+def test_mlvu_has_no_score_without_its_judge(videos):
+    numbers = videos("mlvu").evaluate("mlvu/summary", ["x", "y"])["results"]["official"]
+    assert (numbers["score"], numbers["needs_judge"]) == (None, "mlvu-summary")
+
+
+def test_mlvu_judged_average_is_that_of_both_tasks():
+    def judge(first):
+        scores = {"sub_scene": first, "summary": 0.25}
+        return {
+            name: {"results": {"official": {"score": value, "stderr": value and 0.1, "count": 4}}}
+            for name, value in scores.items()
+        }
+
+    assert mlvu.FAMILY.summarise(judge(0.75))["g_avg"]["official"]["score"] == 0.5
+    assert mlvu.FAMILY.summarise(judge(None)) == {}
+
+
+def test_mlvu_is_judged_through_the_command(checkpoint, published_root, tmp_path):
+    server = Server(model="wise")
+    server.behave = lambda body, number: (200, answer(REPLY))
+    command = ["--checkpoint", str(checkpoint), "--tasks", "mlvu/sub_scene-2frames", "--data-root", str(published_root),
+               "--device", "cpu", "--out", str(tmp_path), "--judge", server.url, "--judge_model", "wise"]  # fmt: skip
+    assert main(command) == 0
+    server.close()
+    content = json.loads((tmp_path / "mlvu/sub_scene-2frames/scores.json").read_text())
+    numbers = content["results"]["official"]
+    assert (numbers["score"], numbers["out_of_ten"]) == (pytest.approx(0.9), pytest.approx(9))
+    assert numbers["by_duration"][">60 min"]["count"] == 2
+    assert (content["judge"]["rule"], content["judge"]["version"]) == ("mlvu-sub-scene", 1)
+
+
+def test_mlvu_refuses_a_scene_without_points(videos):
+    root = videos("mlvu")
+    change(root.root / "MLVU/json/8_sub_scene.json", scoring_points=[])
+    with pytest.raises(DataError, match="scoring_points is missing or empty"):
+        root.read("mlvu/sub_scene")
 
 
 # LVBench, VNBench ---------------------------------------------------------------------------------------------------
