@@ -12,7 +12,7 @@ from PIL import Image
 from eval.core.records import JsonObject
 from internvl.data.storage.media import load_image
 from internvl.data.storage.pixels import Alpha, open_picture, picture_errors, to_rgb
-from internvl.data.video import VideoClip
+from internvl.data.video import VideoClip, load_frames
 from internvl.errors import DataError
 
 # A gold answer: a JSON value in the form that the scorer of its task takes.
@@ -53,6 +53,20 @@ class EnlargedImage:
 
 
 @dataclass(frozen=True)
+class FrameImage:
+    """A frame of a video file, for prompts in which frames and texts take turns."""
+
+    path: Path
+    frame: int  # its number, from 0
+    alpha: Alpha = "white"
+
+    def open(self) -> Image.Image:
+        """The frame in RGB. Raises DataError if it cannot be read."""
+        (picture,) = load_frames(self.path, [self.frame], alpha=self.alpha)
+        return picture
+
+
+@dataclass(frozen=True)
 class BlankImage:
     """A grey picture, in the place of one that an ablation does not show."""
 
@@ -64,7 +78,7 @@ class BlankImage:
         return Image.new("RGB", (self.width, self.height), "gray")
 
 
-SampleImage: TypeAlias = Path | PackedImage | EnlargedImage | BlankImage
+SampleImage: TypeAlias = Path | PackedImage | EnlargedImage | FrameImage | BlankImage
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ class Sample:
 
     id: str  # unique within its task
     prompt: str  # user message with one `<image>` per image and one `<video>` per video, in order
-    images: tuple[SampleImage, ...]  # image files, or pictures from inside the annotation file
+    images: tuple[SampleImage, ...]  # image files, pictures from inside the annotation file, or frames
     answer: Gold  # the gold answer; None where it is not public
     # JSON values that scoring and reports need later (context length, depth, chance level, ...).
     metadata: JsonObject = field(default_factory=dict)

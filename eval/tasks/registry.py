@@ -36,6 +36,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "longvqa": ("longvqa",),
     "mvbench": ("mvbench",),
     "videomme": ("videomme",),
+    "videomme_v2": ("videomme_v2",),
+    "longvideobench": ("longvideobench",),
+    "mlvu": ("mlvu",),
+    "lvbench": ("lvbench",),
+    "vnbench": ("vnbench",),
 }
 
 

@@ -164,6 +164,7 @@ SUITES = {
     "evaluate_milebench.sh": ("eval_milebench", "milebench"),
     "evaluate_longvqa.sh": ("eval_longvqa", "longvqa/*-32k"),
     "evaluate_video.sh": ("eval_video", "mvbench,videomme"),
+    "evaluate_long_video.sh": ("eval_long_video", "longvideobench,mlvu,lvbench,vnbench,videomme_v2"),
 }
 every_script = pytest.mark.parametrize("script", SUITES)
 
@@ -184,7 +185,7 @@ def test_a_script_evaluates_its_tasks_that_have_data_into_the_folder_of_the_stri
     names = {task.name for task in select_tasks(value_of(command, "--tasks"))}
     assert (
         len(names)
-        == {"auto": 11, "mmniah": 6, "mmniah_long": 4, "milebench": 29, "longvqa": 17, "video": 22}[
+        == {"auto": 11, "mmniah": 6, "mmniah_long": 4, "milebench": 29, "longvqa": 17, "video": 22, "long_video": 19}[
             script.removeprefix("evaluate_").removesuffix(".sh")
         ]
     )
@@ -218,6 +219,7 @@ def test_every_script_runs_on_slurm_and_shows_its_usage(run_script, script):
         ("evaluate_milebench.sh", "ALFRED milebench/TQA-combined-1", "milebench/ALFRED,milebench/TQA-combined-1"),
         ("evaluate_longvqa.sh", "chartqa,gqa-64k", "longvqa/chartqa-32k,longvqa/gqa-64k"),
         ("evaluate_video.sh", "mvbench/action_count", "mvbench/action_count"),
+        ("evaluate_long_video.sh", "lvbench/test-128frames", "lvbench/test-128frames"),
     ],
 )
 def test_tasks_that_are_asked_for_must_have_their_data(run_script, script, tasks, expected):
@@ -365,7 +367,7 @@ def test_every_benchmark_runs_end_to_end(script, checkpoint, published_root, tmp
     names = [task["task"] for task in summary["tasks"]]
     assert (
         len(names)
-        == {"auto": 11, "mmniah": 6, "mmniah_long": 4, "milebench": 29, "longvqa": 34, "video": 22}[
+        == {"auto": 11, "mmniah": 6, "mmniah_long": 4, "milebench": 29, "longvqa": 34, "video": 22, "long_video": 19}[
             script.removeprefix("evaluate_").removesuffix(".sh")
         ]
     )

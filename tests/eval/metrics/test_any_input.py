@@ -8,8 +8,11 @@ from eval.metrics import (
     anls,
     choice,
     exact,
+    longvideobench,
     longvqa,
+    lvbench,
     milebench,
+    mlvu,
     mm_niah,
     mmmu,
     mvbench,
@@ -17,6 +20,8 @@ from eval.metrics import (
     relaxed,
     seed,
     videomme,
+    videomme_v2,
+    vnbench,
     vqa,
     wtq,
 )
@@ -69,6 +74,11 @@ LETTER_SCORERS = {
     **name_all("mmmu", by_protocol(mmmu.score, options=OPTIONS)),
     **name_all("seed", by_protocol(seed.score)),
     "videomme": videomme.score,
+    "videomme_v2": videomme_v2.score,
+    "longvideobench": longvideobench.score,
+    "lvbench": lvbench.score,
+    "mlvu": mlvu.score,
+    "vnbench": vnbench.score,
 }
 OTHER_SCORERS = {
     "gqa": lambda response: exact.score_gqa("dog", response),

@@ -8,7 +8,7 @@ import pytest
 from eval.check_data import check_task
 from eval.core.data_root import DataRoot
 from eval.tasks.registry import find_task
-from tests.eval.published import write_mmmu, write_videomme
+from tests.eval.published import VIDEO, write_mmmu
 from tests.public_layout import lay_out_public_data
 
 WRONG = (None, 7, [], {}, [None], "", "x", 1.5, True)
@@ -29,6 +29,10 @@ FILES = {
     "milebench/TQA": ("dataset/benchmark/MileBench/TQA/TQA.json", "data"),
     "mmmu/val": ("dataset/benchmark/MMMU/validation.jsonl", None),
     "videomme/test": ("dataset/benchmark/Video-MME/videomme.json", None),
+    "longvideobench/val": ("dataset/benchmark/LongVideoBench/lvb_val.json", None),
+    "mlvu/needle": ("dataset/benchmark/MLVU/json/2_needle.json", None),
+    "lvbench/test": ("dataset/benchmark/LVBench/video_info.meta.jsonl", None),
+    "vnbench/test": ("dataset/benchmark/VNBench/VNBench-main-4try.json", None),
     "longvqa/chartqa-32k": ("dataset/val/long_vqa_32k/val_long_vqa_chartqa_16_32.jsonl", None),
 }
 
@@ -38,7 +42,8 @@ def laid_out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     lay_out_public_data(folder)
     write_mmmu(folder / "dataset/benchmark")
-    write_videomme(folder / "dataset/benchmark")
+    for write in VIDEO:
+        write(folder / "dataset/benchmark")
     return folder
 
 
