@@ -32,6 +32,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "ccbench": ("ccbench",),
     "milebench": ("milebench",),
     "longvqa": ("longvqa",),
+    "mmlongbench": ("mmlongbench",),
     "mvbench": ("mvbench",),
     "videomme": ("videomme",),
 }

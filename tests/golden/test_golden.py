@@ -19,6 +19,7 @@ from eval.metrics import (
     milebench,
     mm_niah,
     mmbench,
+    mmlongbench,
     mmmu,
     mvbench,
     pope,
@@ -65,7 +66,7 @@ def test_every_file_is_used():
 
 
 def test_all_files_are_here():
-    assert len(list(Path(__file__).parent.glob("*.json"))) == 31
+    assert len(list(Path(__file__).parent.glob("*.json"))) == 38
 
 
 # One picture, short answers -----------------------------------------------------------------------------------------
@@ -534,3 +535,48 @@ def test_videomme_table():
             if entry["official"]
         }
         assert printed == expected, title
+
+
+# Long documents -----------------------------------------------------------------------------------------------------
+
+MMLONGBENCH = {
+    "mmlongbench_contains": mmlongbench.score_contained,
+    "mmlongbench_yes_no": mmlongbench.score_yes_no,
+    "mmlongbench_counts": mmlongbench.score_counts,
+    "mmlongbench_letter": mmlongbench.score_letter,
+    "mmlongbench_label": mmlongbench.score_label,
+    "mmlongbench_summary": mmlongbench.score_summary,
+    "mmlongbench_document": mmlongbench.score_document,
+}
+
+
+def list_mmlongbench(name):
+    """(gold answer as our rule takes it, case) of a file."""
+    for case in load(name)["cases"]:
+        more = {key: case[key] for key in ("default", "format") if key in case}
+        yield {"text": case["answer"], **more} if more else case["answer"], case
+
+
+@pytest.mark.parametrize("name", MMLONGBENCH)
+def test_mmlongbench_answers(name):
+    for answer, case in list_mmlongbench(name):
+        said = case["prediction"]
+        # On purpose: an empty answer is wrong, and so is what ends the published script with an error.
+        is_wrong = not said.strip() or is_error(case["expected"])
+        expected = 0 if is_wrong else pytest.approx(case["expected"])
+        assert mmlongbench.score(answer, said, rule=name.removeprefix("mmlongbench_")) == expected, case["id"]
+
+
+@pytest.mark.parametrize("name", MMLONGBENCH)
+def test_mmlongbench_rules(name):
+    for answer, case in list_mmlongbench(name):
+        if not is_error(case["expected_direct"]):
+            assert MMLONGBENCH[name](answer, case["prediction"]) == pytest.approx(case["expected_direct"]), case["id"]
+
+
+@pytest.mark.parametrize("name", [name for name in MMLONGBENCH if name != "mmlongbench_yes_no"])
+def test_mmlongbench_prefixes(name):
+    golden = load(name)
+    prefix = golden["notes"].removeprefix("prefix: ")
+    for case in golden["cases"]:
+        assert mmlongbench.parse(case["prediction"], prefix) == case["expected_parsed"], case["id"]

@@ -11,6 +11,7 @@ from eval.metrics import (
     longvqa,
     milebench,
     mm_niah,
+    mmlongbench,
     mmmu,
     mvbench,
     pope,
@@ -70,7 +71,26 @@ LETTER_SCORERS = {
     **name_all("seed", by_protocol(seed.score)),
     "videomme": videomme.score,
 }
+MMLONGBENCH_GOLDS = {
+    "contains": ["red", "Paris"],
+    "yes_no": {"text": "No", "default": 1},
+    "counts": [2, 1],
+    "letter": 3,
+    "label": 7,
+    "summary": "Costs rose.",
+}
+DOCUMENT_GOLDS = {"Integer": "5", "Float": "2.5", "String": "page 3", "List": '["a b", 12, "x@y.org"]', "None": "None"}
 OTHER_SCORERS = {
+    **{
+        f"mmlongbench {rule}": lambda response, rule=rule, gold=gold: mmlongbench.score(gold, response, rule=rule)
+        for rule, gold in MMLONGBENCH_GOLDS.items()
+    },
+    **{
+        f"mmlongbench {kind}": lambda response, gold={"text": text, "format": kind}: mmlongbench.score(
+            gold, response, rule="document"
+        )
+        for kind, text in DOCUMENT_GOLDS.items()
+    },
     "gqa": lambda response: exact.score_gqa("dog", response),
     "pope": lambda response: pope.score("no", response),
     "milebench choice": lambda response: milebench.score("Paris", response, rule="choice", choices=TEXTS),

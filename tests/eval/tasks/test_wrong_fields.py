@@ -9,6 +9,7 @@ from eval.check_data import check_task
 from eval.core.data_root import DataRoot
 from eval.tasks.registry import find_task
 from tests.eval.published import write_mmmu, write_videomme
+from tests.eval.published_documents import write_mmlongbench
 from tests.public_layout import lay_out_public_data
 
 WRONG = (None, 7, [], {}, [None], "", "x", 1.5, True)
@@ -29,6 +30,12 @@ FILES = {
     "milebench/TQA": ("dataset/benchmark/MileBench/TQA/TQA.json", "data"),
     "mmmu/val": ("dataset/benchmark/MMMU/validation.jsonl", None),
     "videomme/test": ("dataset/benchmark/Video-MME/videomme.json", None),
+    "mmlongbench/infoseek-8k": ("dataset/benchmark/MMLongBench/mmlb_data/vrag/infoseek_K8_dep3.jsonl", None),
+    "mmlongbench/counting-image-8k": (
+        "dataset/benchmark/MMLongBench/mmlb_data/NIAH/counting-image_test_K8_dep3.jsonl",
+        None,
+    ),
+    "mmlongbench/mmlongdoc-8k": ("dataset/benchmark/MMLongBench/mmlb_data/documentQA/mmlongdoc_K8.jsonl", None),
     "longvqa/chartqa-32k": ("dataset/val/long_vqa_32k/val_long_vqa_chartqa_16_32.jsonl", None),
 }
 
@@ -39,6 +46,7 @@ def laid_out(tmp_path_factory):
     lay_out_public_data(folder)
     write_mmmu(folder / "dataset/benchmark")
     write_videomme(folder / "dataset/benchmark")
+    write_mmlongbench(folder / "dataset/benchmark", (8,))
     return folder
 
 
