@@ -14,7 +14,7 @@ from internvl.errors import DataError
 def list_media(sample: Sample) -> Iterator[tuple[str, Path]]:
     """(`image` or `video`, path) of every file of a sample. A video may be a folder of frames."""
     for image in sample.images:
-        if not isinstance(image, PackedImage):
+        if isinstance(image, Path | EnlargedImage):
             yield "image", image.path if isinstance(image, EnlargedImage) else image
     for video in sample.videos:
         yield "video", Path(video.path)

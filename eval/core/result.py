@@ -40,6 +40,7 @@ class Settings:
     rope_pos_id_stride: float | None = None  # positions that one tile spans; None unless the stride is fixed
     rope_scaling: str | None = None  # scaling of rotary positions, such as `yarn:4`; None: the checkpoint's own
     logn_scaling: float | None = None  # training length of log-n scaling; None: the checkpoint's own
+    ablate: str | None = None  # what was done to the pictures (`eval.core.ablation`); None: nothing
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Scores:
     numbers: JsonObject = field(metadata={KEY: WHOLE})  # the stored object, for what only the task itself knows
     by_length: tuple[LengthBin, ...] = ()  # bins of context lengths, from short to long; empty where the task has none
     by_depth_and_length: DepthGrid | None = None  # of tasks about needles
+    needs_judge: str | None = None  # the rule of a judge that has yet to score the answers
     # What answers get that do not look at the question; None without public answers.
     baselines: Baselines | None = field(default=None, metadata={KEY: "floors"})
 

@@ -52,7 +52,19 @@ class EnlargedImage:
         return image.resize((image.width * self.factor, image.height * self.factor), Image.Resampling.BILINEAR)
 
 
-SampleImage: TypeAlias = Path | PackedImage | EnlargedImage
+@dataclass(frozen=True)
+class BlankImage:
+    """A grey picture, in the place of one that an ablation does not show."""
+
+    width: int
+    height: int
+
+    def open(self) -> Image.Image:
+        """The picture in RGB."""
+        return Image.new("RGB", (self.width, self.height), "gray")
+
+
+SampleImage: TypeAlias = Path | PackedImage | EnlargedImage | BlankImage
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,9 @@ class Sample:
 
 def show_transparency(images: Sequence[SampleImage], alpha: Alpha) -> tuple[SampleImage, ...]:
     """The same pictures with their transparent parts shown so. (Files are left to the session.)"""
-    return tuple(image if isinstance(image, Path) else replace(image, alpha=alpha) for image in images)
+    return tuple(
+        replace(image, alpha=alpha) if isinstance(image, PackedImage | EnlargedImage) else image for image in images
+    )
 
 
 def check_answers(samples: Sequence[Sample], *, source: Path) -> None:
@@ -105,6 +119,8 @@ class Prediction:
     last_position: float  # rotary position of the last prompt token
     seconds: float  # time from question to answer. Questions of a batch get equal shares of its time
     failure: str | None = None  # why there is no response (the question counts as wrong); None when there is one
+    # A judge's score of the response, in 0..1; None: not judged. It is saved beside the predictions, not with them.
+    verdict: float | None = None
 
     @classmethod
     def failed(cls, sample: Sample, reason: str, *, seconds: float = 0.0) -> "Prediction":
@@ -116,5 +132,5 @@ class Prediction:
         return replace(self, seconds=0.0) == replace(other, seconds=0.0)
 
     def to_record(self) -> dict[str, object]:
-        """A JSON object; `parse_record(Prediction, ...)` is its inverse."""
-        return asdict(self)
+        """A JSON object; `parse_record(Prediction, ...)` is its inverse. The verdict is left out."""
+        return {name: value for name, value in asdict(self).items() if name != "verdict"}

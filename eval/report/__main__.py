@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval.core.data_root import read_data_root
+from eval.core.judge import read_judged
 from eval.core.output import write_result
 from eval.core.result import PREDICTIONS_NAME, TaskResult, find_results, read_settings
 from eval.core.sample import Sample
@@ -27,7 +28,7 @@ from eval.report.page import render_page
 from eval.report.rows import format_csv, tabulate, tabulate_averages
 from eval.report.tables import format_averages, format_comparison, format_table
 from eval.score import read_checked_predictions
-from eval.tasks.registry import find_task
+from eval.tasks.registry import find_saved_task
 from internvl.command import command
 from internvl.errors import ConfigError, InternVLError
 from internvl.parser import CommandParser
@@ -58,9 +59,11 @@ def collect_all_cards(results: Sequence[TaskResult], *, limit: int, picture_mib:
 
 def _collect_task(name: str, runs: Mapping[str, TaskResult], *, limit: int, thumbnails: Thumbnails) -> list[Card]:
     first = next(iter(runs.values()))
-    task = find_task(name, prompts=first.settings.prompts)
+    task = find_saved_task(first.settings, first.info)
     predictions = {
-        label: read_checked_predictions(result.folder, read_settings(result.folder))
+        label: read_judged(
+            task.judge, read_checked_predictions(result.folder, read_settings(result.folder)), result.folder
+        )
         for label, result in runs.items()
         if (result.folder / PREDICTIONS_NAME).is_file()
     }

@@ -40,7 +40,8 @@ class LabelledResult:
     def facts(self) -> dict[str, object]:
         """Everything that is known about how the result was made."""
         result = self.result
-        return {"source": result.source, **result.settings.values, **result.info, "folder": result.folder}
+        judge = {f"judge: {name}": value for name, value in result.content.get("judge", {}).items()}
+        return {"source": result.source, **result.settings.values, **result.info, **judge, "folder": result.folder}
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def _describe(results: Sequence[TaskResult]) -> str:
 
 def _format_score(scores: Scores) -> str:
     estimate = scores.estimate
+    if scores.needs_judge:
+        return "needs a judge"
     return "no public answers" if estimate is None else f"{estimate.score:.3f} ±{estimate.stderr:.3f}"
 
 

@@ -37,6 +37,7 @@ def _summarise_task(result: TaskResult) -> dict[str, object]:
         "protocol": result.protocol,
         "score": headline.score,
         "stderr": headline.stderr,
+        "needs_judge": headline.needs_judge,
         "count": headline.count,
         "num_failed": headline.num_failed,
         "num_empty": headline.num_empty,

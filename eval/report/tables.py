@@ -19,9 +19,9 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def format_cell(row: Row) -> str:
-    """`0.925 ±0.019 (n 200)`; the count alone where no answer is public."""
+    """`0.925 ±0.019 (n 200)`; the count alone where no answer is public, or a judge has yet to score."""
     if row.accuracy is None or row.stderr is None:
-        return f"no answers (n {row.count})"
+        return f"{'needs a judge' if row.needs_judge else 'no answers'} (n {row.count})"
     return format_estimate(Estimate(row.accuracy, row.stderr, row.count))
 
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from eval.core.ablation import NO_ABLATION, ablate, describe_ablation
 from eval.core.data_root import DataRoot, find_annotation, find_data_root
 from eval.core.predictions import PredictionStore
+from eval.core.sample import Sample
 from eval.core.task import Task
 from eval.run.endpoint import SENT_SETTINGS
 from eval.run.options import RunOptions
@@ -16,7 +18,7 @@ from eval.run.queue import Job, check_jobs
 from eval.tasks.registry import select_tasks
 from internvl.errors import ConfigError
 from internvl.infer.checkpoint import fingerprint_checkpoint
-from internvl.infer.settings import InferenceSettings
+from internvl.infer.settings import DEFAULTS, InferenceSettings
 from internvl.model.v2pe import check_stride, stride_to_units
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,8 @@ def choose_folder(options: RunOptions) -> Path:
         suffix += "_" + str(settings.rope_scaling).replace(":", "-")
     if settings.logn_scaling is not None:
         suffix += f"_logn-{settings.logn_scaling}"
+    if options.ablate != NO_ABLATION:
+        suffix += f"_{options.ablate}"
     return options.out or default / f"eval_{settings.chosen_version or DEFAULT_VERSION}{suffix}"
 
 
@@ -108,6 +112,17 @@ def _describe_model(options: RunOptions, checkpoint: str | None) -> dict[str, st
     return {"model": options.model, **{name: asked[name] for name in SENT_SETTINGS if asked[name] is not None}}
 
 
+def _note_length(sample: Sample) -> Sample:
+    """The sample with the length of its context, estimated where the benchmark does not say it, for scores by length.
+
+    It belongs to the question, unlike the number of tokens of a prompt, so that it is the same in all runs and known of
+    failed questions.
+    """
+    if sample.metadata.get("context_length") is not None or not sample.cost:
+        return sample
+    return replace(sample, metadata={**sample.metadata, "context_length": round(sample.cost)})
+
+
 def _plan_job(task: Task, options: RunOptions, data_root: DataRoot, *, checkpoint: str | None) -> Job:
     optional = [path for path in (data_root / file for file in task.optional_files) if path.is_file()]
     settings = {
@@ -120,12 +135,19 @@ def _plan_job(task: Task, options: RunOptions, data_root: DataRoot, *, checkpoin
         **({} if task.num_frames is None else {"num_frames": task.num_frames}),
         **_describe_model(options, checkpoint),
         **options.sampling.fingerprint(),
+        **describe_ablation(options.ablate, options.sampling.seed),
     }
     where = {"endpoint": str(options.endpoint)}
     if options.checkpoint is not None:
         where = {"checkpoint": str(options.checkpoint.absolute())}
-    info = {**where, "data_root": str(data_root)}
-    samples = task.read_samples(data_root)[: options.limit]
+    info = {**where, "data_root": str(data_root), **task.info}
+    samples = ablate(
+        [_note_length(sample) for sample in task.read_samples(data_root)],
+        options.ablate,
+        num_frames=task.num_frames or DEFAULTS.num_frames,
+        limit=options.limit,
+        seed=options.sampling.seed or 0,
+    )
     store = PredictionStore(
         choose_folder(options) / task.name,
         settings,

@@ -23,7 +23,7 @@ from eval.core.data_root import Root, find_media
 from eval.core.fields import parse_rows
 from eval.core.records import read_records
 from eval.core.sample import Sample
-from eval.core.scoring import score_by_length
+from eval.core.scoring import describe_grid, score_by_length
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import mm_niah as metric
 from eval.metrics.estimate import Estimate, average_estimates
@@ -149,13 +149,7 @@ def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> d
     grid = metric.build_grid(rows, edges)
     return {
         "by_length": score_by_length(scored, edges),
-        "by_depth_and_length": {
-            "lengths": [f"<{metric.format_length(edges[0])}", *map(metric.format_length, edges)],
-            "depths": [round(cell * metric.DEPTH_STEP, 1) for cell in range(metric.NUM_DEPTHS)],
-            "score_sums": grid.score_sums,
-            "square_sums": grid.square_sums,
-            "counts": grid.counts,
-        },
+        "by_depth_and_length": describe_grid(grid),
         "published_form": metric.summarise_grid(grid),
     }
 

@@ -131,7 +131,7 @@ def put_images_first(question: str, num_images: int) -> str:
 
 
 def estimate_cost(text: str, num_tiles: int) -> float:
-    """Rough number of prompt tokens. It orders the queue (long prompts first) and nothing else."""
+    """Rough number of prompt tokens: orders the queue, and bins scores by length where a benchmark has no lengths."""
     return num_tiles * TOKENS_PER_TILE + len(text) / CHARACTERS_PER_TOKEN
 
 

@@ -67,11 +67,11 @@ def test_what_this_machine_cannot_do_is_refused(check, changes, message):
 
 @pytest.mark.slow
 def test_processes_write_one_line_together_and_load_nothing(checkpoint, meta, tmp_path):
-    arguments = flags(checkpoint, meta, tmp_path / "out", report_to="wandb")
+    arguments = flags(checkpoint, meta, tmp_path / "out", report_to="swanlab")
     result = launch(ENTRY, arguments, num_processes=2)
     assert result.returncode != 0
     assert result.stderr.count("error: ") == 1, tail(result)
-    assert "error: --report_to wandb: the package is not installed" in result.stderr
+    assert "error: --report_to swanlab: the package is not installed" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

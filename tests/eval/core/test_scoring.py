@@ -48,6 +48,22 @@ def test_chance_is_the_mean_and_unknown_when_one_is_missing():
     assert score_predictions(make_task(), [*known, predict("a")], protocol="official")["chance"] is None
 
 
+def test_tasks_of_long_questions_have_bins_of_length_and_depth_and_short_ones_where_asked():
+    long = [predict("a", context_length=n, placed_depth=d) for n, d in ((500, 0.1), (9000, 0.5), (9000, 1.0))]
+    numbers = score_predictions(make_task(), long, protocol="official")
+    assert [(row["low"], row["high"], row["count"]) for row in numbers["by_length"]] == [
+        (None, 1000, 1), (8000, 12000, 2),
+    ]  # fmt: skip
+    grid = numbers["by_depth_and_length"]
+    assert (grid["counts"][0], grid["counts"][4]) == ((1, 0, 0, 0, 0), (0, 0, 1, 0, 1))
+    short = [predict("a", context_length=500), predict("b", context_length=700)]
+    assert "by_length" not in score_predictions(make_task(), short, protocol="official")
+    asked = score_predictions(make_task(), short, protocol="official", length_edges=(600,))
+    assert [row["score"] for row in asked["by_length"]] == [1.0, 0.0]
+    assert "by_depth_and_length" not in asked
+    assert "by_length" not in score_predictions(make_task(), [*long, predict("a")], protocol="official")
+
+
 def test_length_bins_are_right_open_and_keep_short_and_long():
     scored = [Scored(float(n % 2), {"context_length": n, "chance": 0.5}) for n in (50, 100, 199, 200, 900)]
     rows = score_by_length(scored, (100, 200, 400))

@@ -111,6 +111,21 @@ def test_default_folder_is_named_after_the_positions(arguments, checkpoint, tmp_
     assert {path.name for path in copy.glob("eval_*")} == {"eval_default", "eval_v2pe_fix_2"}
 
 
+@pytest.mark.parametrize(("ablation", "sees_tiles"), [("text_only", False), ("no_image", True)])
+def test_an_ablation_names_the_folder_and_is_a_setting_of_the_result(
+    arguments, checkpoint, tmp_path, ablation, sees_tiles
+):
+    place = arguments.index("--out")
+    copy = shutil.copytree(checkpoint, tmp_path / "model")
+    command = replace(arguments[:place] + arguments[place + 2 :], "--checkpoint", str(copy))
+    assert main([*command, "--limit", "1", "--ablate", ablation]) == 0
+    folder = copy / f"eval_default_{ablation}" / "mm_niah" / "retrieval-text-test"
+    assert json.loads((folder / "settings.json").read_text())["settings"]["ablate"] == ablation
+    [line] = read_lines(folder / "predictions.jsonl")
+    assert (line["num_tiles"] > 0) == sees_tiles
+    assert line["metadata"]["context_length"] == 100
+
+
 def test_rope_scaling_names_folder_and_table_and_reaches_the_model(
     arguments, checkpoint, tmp_path, capsys, monkeypatch
 ):
@@ -152,6 +167,7 @@ def test_the_checkpoints_own_stride_is_used(arguments, checkpoint, tmp_path):
         (["--dtype", "bfloat16"], "dtype: saved 'float32', asked 'bfloat16'"),
         (["--kv_cache", "quantized"], "kv_cache: saved None, asked 'quantized'"),
         (["--rope_scaling", "yarn:4"], "rope_scaling: saved None, asked 'yarn:4'"),
+        (["--ablate", "no_image"], "ablate: saved None, asked 'no_image'"),
     ],
 )
 def test_other_settings_are_refused_until_overwritten(arguments, tmp_path, capsys, extra, difference):
