@@ -15,7 +15,7 @@ from eval.tasks.registry import GROUPS, PROMPT_STYLES, list_task_names
 from eval.tasks.scorers import describe_scorers
 from internvl.errors import ConfigError
 from internvl.infer.context_parallel import check_shareable
-from internvl.infer.flags import add_flags, at_least, check_flags, flag, from_arguments
+from internvl.infer.flags import add_flags, at_least, check_flags, flag, from_arguments, one_of
 from internvl.infer.session import check_batchable
 from internvl.infer.settings import DEFAULTS, GREEDY, InferenceSettings, Sampling
 from internvl.moved_names import EVALUATION_FLAGS, check_flag
