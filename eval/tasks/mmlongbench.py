@@ -22,11 +22,11 @@ import numpy as np
 
 from eval.core.data_root import Root, find_media
 from eval.core.fields import parse_record, parse_rows
-from eval.core.records import iterate_records, read_json
+from eval.core.records import JsonObject, iterate_records, read_json
 from eval.core.sample import Sample
 from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import mmlongbench as metric
-from eval.metrics.estimate import Estimate, average_estimates, estimate_groups
+from eval.metrics.estimate import Estimate, average_estimates
 from eval.metrics.protocol import Protocol
 from eval.tasks import mmlongbench_prompts as prompts
 from eval.tasks.questions import Results, estimate_cost, find_numbers
@@ -38,7 +38,6 @@ IMAGES = Path("MMLongBench", "mmlb_image")
 LENGTHS = {f"{length}k": length for length in (8, 16, 32, 64, 128)}  # thousands of tokens
 MAX_NUM = 4
 SEED = 42
-_DEPTH_STEP = 0.1
 
 
 @dataclass(frozen=True)
@@ -203,20 +202,12 @@ def _build(
     )
 
 
-def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None, *, rule: metric.Rule) -> dict[str, object]:
-    """Scores by depth of the needle, and for yes and no the published tables' number."""
-    by_depth = [
-        (math.ceil(item.metadata["placed_depth"] / _DEPTH_STEP) * _DEPTH_STEP, item.score)
-        for item in scored
-        if "placed_depth" in item.metadata
-    ]
-    numbers: dict[str, object] = {}
-    if by_depth:
-        numbers["by_depth"] = {f"{depth:.1f}": mean for depth, mean in sorted(estimate_groups(by_depth).items())}
-    if rule == "yes_no":
-        share = math.fsum(item.score for item in scored) / len(scored)
-        numbers["mirrored_score"] = max(share, 1 - share)
-    return numbers
+def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None, *, rule: metric.Rule) -> JsonObject:
+    """For yes and no the number of the published tables, which show what is below one half mirrored."""
+    if rule != "yes_no":
+        return {}
+    share = math.fsum(item.score for item in scored) / len(scored)
+    return {"mirrored_score": max(share, 1 - share)}
 
 
 def find_annotation(chosen: _Set, length: str) -> Path:

@@ -35,6 +35,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "milebench": ("milebench",),
     "longvqa": ("longvqa",),
     "mmlongbench": ("mmlongbench",),
+    "mmlongbench_doc": ("mmlongbench_doc",),
+    "longdocurl": ("longdocurl",),
+    "slidevqa": ("slidevqa",),
     "mvbench": ("mvbench",),
     "videomme": ("videomme",),
 }

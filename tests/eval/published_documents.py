@@ -25,6 +25,69 @@ def write_mmlongbench(root: Path, lengths=(8, 16, 32, 64, 128), *, num=3) -> Non
         _write_pages(folder, f"K{length}", pages, documents, num)
 
 
+def write_documents(root: Path) -> None:
+    """All of these benchmarks; MMLongBench at its shortest length."""
+    write_mmlongbench(root, (8,))
+    for write in (write_mmlongbench_doc, write_longdocurl, write_slidevqa):
+        write(root)
+
+
+def write_mmlongbench_doc(root: Path) -> None:
+    """A question of every format about two documents of twelve pages and one."""
+    folder = root / "MMLongBench-Doc"
+    for index in range(12):
+        write_image(folder / f"pages/report.v2/page-{index + 1}.png", seed=index)
+    write_image(folder / "pages/one/page-1.png")
+    rows = (
+        ("report.v2.pdf", "5", "Int", "[3]", "['Chart']"),
+        ("report.v2.pdf", "2.5%", "Float", "[3, 12]", "['Table', 'Chart']"),
+        ("report.v2.pdf", "Red car", "Str", "[12]", "['Figure']"),
+        ("one.pdf", "['White', '10%']", "List", "[1]", "['Pure-text (Plain-text)']"),
+        ("one.pdf", "Not answerable", "None", "[]", "[]"),
+    )
+    keys = ("doc_id", "answer", "answer_format", "evidence_pages", "evidence_sources")
+    records = [dict(zip(keys, row, strict=True)) for row in rows]
+    write_json(
+        folder / "samples.json",
+        [{**record, "doc_type": "Guidebook", "question": f"What is it, {i}?"} for i, record in enumerate(records)],
+    )
+
+
+def write_longdocurl(root: Path) -> None:
+    """A question of every format about three pages out of many."""
+    for index in (41, 42, 43):
+        write_image(root / f"LongDocURL/pdf_pngs/4000-4999/4055/4055915_{index}.png", seed=index)
+    answers = ((5, "Integer"), ("2.5 kg", "Float"), ("Merger Transaction", "String"), ("['a b', 'c d']", "List"))
+    answers += ((["page one", "page two"], "List"), ("Not answerable", "None"))
+    records = [
+        {"question_id": f"free_{i}", "doc_no": "4055915", "total_pages": 84, "start_end_idx": [42, 44],
+         "question_type": "calculate", "question": f"What is it, {i}?", "answer": answer, "detailed_evidences": "",
+         "evidence_pages": [42, 44][: i % 2 + 1], "evidence_sources": ["Table", "Text"][: i % 2 + 1],
+         "answer_format": kind, "task_tag": ("Reasoning", "Locating")[i % 2],
+         "images": [f"/data/pdf_pngs/4000-4999/4055/4055915_{page}.png" for page in (41, 42, 43)],
+         "pdf_path": "/data/4055915.pdf"}
+        for i, (answer, kind) in enumerate(answers)
+    ]  # fmt: skip
+    write_lines(root / "LongDocURL/LongDocURL_public.jsonl", records)
+
+
+def write_slidevqa(root: Path) -> None:
+    """Three questions about a deck of twenty slides."""
+    names = [f"deck-{index}-1024.jpg" for index in range(1, 21)]
+    answers = (("12 cars", [2]), ("Paris", [1, 20]), (7, [20]))
+    for split in ("dev", "test"):
+        for index, name in enumerate(names):
+            write_image(root / f"SlideVQA/images/{split}/a-deck/{name}", seed=index)
+        records = [
+            {"deck_name": "a-deck", "deck_url": "https://x/a-deck", "qa_id": i, "answer": answer,
+             "image_urls": [f"https://image.x/95/{name}" for name in names], "arithmetic_expression": "None",
+             "question": "In which town, or how many cars?", "evidence_pages": pages,
+             "reasoning_type": "Single-Hop", "answer_type": "Single-Span"}
+            for i, (answer, pages) in enumerate(answers)
+        ]  # fmt: skip
+        write_lines(root / f"SlideVQA/annotations/qa/{split}.jsonl", records)
+
+
 def _write_rag(folder: Path, length: str, images: list[str], num: int) -> None:
     for name, depths in (("infoseek", 3), ("viquae", 6)):
         records = [

@@ -157,6 +157,7 @@ def test_missing_arguments_show_the_usage(run_script, script, arguments):
     assert "usage:" in error
 
 
+PAGE_TASKS = "mmlongbench_doc/test,longdocurl/test,slidevqa/test"
 SUITES = {
     "evaluate_auto.sh": ("eval_origin", None),
     "evaluate_mmniah.sh": ("eval_mm_niah", None),
@@ -164,7 +165,10 @@ SUITES = {
     "evaluate_milebench.sh": ("eval_milebench", "milebench"),
     "evaluate_longvqa.sh": ("eval_longvqa", "longvqa/*-32k"),
     "evaluate_video.sh": ("eval_video", "mvbench,videomme"),
-    "evaluate_documents.sh": ("eval_documents", ",".join(f"mmlongbench/*-{k}k" for k in (8, 16, 32, 64, 128))),
+    "evaluate_documents.sh": (
+        "eval_documents",
+        f"{PAGE_TASKS}," + ",".join(f"mmlongbench/*-{length}k" for length in (8, 16, 32, 64, 128)),
+    ),
 }
 every_script = pytest.mark.parametrize("script", SUITES)
 
@@ -185,7 +189,7 @@ def test_a_script_evaluates_its_tasks_that_have_data_into_the_folder_of_the_stri
     names = {task.name for task in select_tasks(value_of(command, "--tasks"))}
     assert (
         len(names)
-        == {"auto": 11, "mmniah": 6, "mmniah_long": 4, "milebench": 29, "longvqa": 17, "video": 22, "documents": 95}[
+        == {"auto": 11, "mmniah": 6, "mmniah_long": 4, "milebench": 29, "longvqa": 17, "video": 22, "documents": 98}[
             script.removeprefix("evaluate_").removesuffix(".sh")
         ]
     )
@@ -240,7 +244,7 @@ def test_longvqa_takes_one_or_several_lengths(run_script):
 
 def test_documents_take_one_or_several_lengths(run_script):
     _, command, _ = run_script("evaluate_documents.sh", "ckpt", GROUP="8,128")
-    assert value_of(command, "--tasks") == "mmlongbench/*-8k,mmlongbench/*-128k"
+    assert value_of(command, "--tasks") == f"{PAGE_TASKS},mmlongbench/*-8k,mmlongbench/*-128k"
     code, command, error = run_script("evaluate_documents.sh", "ckpt", GROUP="4")
     assert (code, command) == (2, [])
     assert "GROUP is '4', expected 8, 16, 32, 64 or 128" in error

@@ -13,6 +13,7 @@ import pytest
 from eval.metrics import (
     anls,
     choice,
+    documents,
     due,
     exact,
     longvqa,
@@ -25,6 +26,7 @@ from eval.metrics import (
     pope,
     relaxed,
     seed,
+    slidevqa,
     videomme,
     vqa,
     wtq,
@@ -66,7 +68,7 @@ def test_every_file_is_used():
 
 
 def test_all_files_are_here():
-    assert len(list(Path(__file__).parent.glob("*.json"))) == 38
+    assert len(list(Path(__file__).parent.glob("*.json"))) == 41
 
 
 # One picture, short answers -----------------------------------------------------------------------------------------
@@ -580,3 +582,38 @@ def test_mmlongbench_prefixes(name):
     prefix = golden["notes"].removeprefix("prefix: ")
     for case in golden["cases"]:
         assert mmlongbench.parse(case["prediction"], prefix) == case["expected_parsed"], case["id"]
+
+
+DOCUMENT_RULES = {"mmlongbench_doc": documents.score_mmlongbench_doc, "longdocurl": documents.score_longdocurl}
+
+
+def score_published(case):
+    """0 for a case on which the published code ends with an error, as its own scripts count it."""
+    return 0.0 if is_error(case["expected"]) else case["expected"]
+
+
+@pytest.mark.parametrize("name", DOCUMENT_RULES)
+def test_document_answers(name):
+    for case in load(name)["cases"]:
+        score = DOCUMENT_RULES[name](case["answer"], case["prediction"], kind=case["answer_format"])
+        assert score == pytest.approx(score_published(case)), case["id"]
+
+
+def test_document_f1():
+    golden = load("mmlongbench_doc")
+    for group, (_, f1) in golden["aggregate"].items():
+        cases = [case for case in golden["cases"] if group in ("all", case["answer_format"])]
+        rows = [(case["answer"], case["prediction"], score_published(case)) for case in cases]
+        assert documents.measure_f1(rows) == pytest.approx(f1), group
+
+
+@each("slidevqa")
+def test_slidevqa_answers(case):
+    answer = {"text": case["answer"], "question": case["question"]}
+    if is_error(case["expected"]):
+        # On purpose: the published script ends on a question with `how many` or `which` at its end.
+        assert slidevqa.score(answer, case["answer"]) == 1
+    else:
+        assert slidevqa.normalise(case["prediction"], case["question"]) == case["normalized"]
+        assert slidevqa.score(answer, case["prediction"]) == pytest.approx(case["expected"])
+        assert slidevqa.score_exact(answer, case["prediction"]) == case["expected_em"]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from eval.metrics import (
     anls,
     choice,
+    documents,
     exact,
     longvqa,
     milebench,
@@ -17,6 +18,7 @@ from eval.metrics import (
     pope,
     relaxed,
     seed,
+    slidevqa,
     videomme,
     vqa,
     wtq,
@@ -80,7 +82,14 @@ MMLONGBENCH_GOLDS = {
     "summary": "Costs rose.",
 }
 DOCUMENT_GOLDS = {"Integer": "5", "Float": "2.5", "String": "page 3", "List": '["a b", 12, "x@y.org"]', "None": "None"}
+DOCUMENT_RULES = {"mmlongbench_doc": documents.score_mmlongbench_doc, "longdocurl": documents.score_longdocurl}
 OTHER_SCORERS = {
+    **{
+        f"{name} {kind}": lambda response, rule=rule, kind=kind: rule("['a', 'b']", response, kind=kind)
+        for name, rule in DOCUMENT_RULES.items()
+        for kind in documents.FORMATS
+    },
+    "slidevqa": lambda response: slidevqa.score({"text": "Paris", "question": "which town?"}, response),
     **{
         f"mmlongbench {rule}": lambda response, rule=rule, gold=gold: mmlongbench.score(gold, response, rule=rule)
         for rule, gold in MMLONGBENCH_GOLDS.items()

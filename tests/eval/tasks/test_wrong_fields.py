@@ -9,7 +9,7 @@ from eval.check_data import check_task
 from eval.core.data_root import DataRoot
 from eval.tasks.registry import find_task
 from tests.eval.published import write_mmmu, write_videomme
-from tests.eval.published_documents import write_mmlongbench
+from tests.eval.published_documents import write_documents
 from tests.public_layout import lay_out_public_data
 
 WRONG = (None, 7, [], {}, [None], "", "x", 1.5, True)
@@ -36,6 +36,9 @@ FILES = {
         None,
     ),
     "mmlongbench/mmlongdoc-8k": ("dataset/benchmark/MMLongBench/mmlb_data/documentQA/mmlongdoc_K8.jsonl", None),
+    "mmlongbench_doc/test": ("dataset/benchmark/MMLongBench-Doc/samples.json", None),
+    "longdocurl/test": ("dataset/benchmark/LongDocURL/LongDocURL_public.jsonl", None),
+    "slidevqa/test": ("dataset/benchmark/SlideVQA/annotations/qa/test.jsonl", None),
     "longvqa/chartqa-32k": ("dataset/val/long_vqa_32k/val_long_vqa_chartqa_16_32.jsonl", None),
 }
 
@@ -46,7 +49,7 @@ def laid_out(tmp_path_factory):
     lay_out_public_data(folder)
     write_mmmu(folder / "dataset/benchmark")
     write_videomme(folder / "dataset/benchmark")
-    write_mmlongbench(folder / "dataset/benchmark", (8,))
+    write_documents(folder / "dataset/benchmark")
     return folder
 
 
