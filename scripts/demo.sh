@@ -83,7 +83,7 @@ run "$PYTHON" -m eval.report $folders --out "$WORK/index.html" --json "$WORK/rep
 echo
 echo "What the checkpoint's dynamic NTK and small visual strides change (32, 128, 256 and 512 haystack tiles; up to 48 were"
 echo "trained on):"
-"$PYTHON" -m eval.report.compare "$WORK/report.json" --baseline "default none"
+"$PYTHON" -m eval.report.compare "$WORK/report.json"
 echo
 echo "checkpoint  $WORK/finetune"
 set +f

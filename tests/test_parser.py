@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from internvl.cli import COMMANDS, find_command, write_completion
+from internvl.config_file import read_config
 from internvl.errors import ConfigError
 from internvl.model.errors import did_you_mean
 from internvl.parser import CommandParser
@@ -118,6 +119,14 @@ def test_a_wrong_config_file_is_explained(parser, content, message, tmp_path):
 def test_names_that_are_near_are_suggested():
     assert did_you_mean("Max-Steps", ["max_steps", "seed"]) == ", did you mean 'max_steps'?"
     assert did_you_mean("xyz", ["max_steps"]) == ""
+    assert did_you_mean("--strid", ["--seed", "--rope_pos_id_stride"]) == ", did you mean '--rope_pos_id_stride'?"
+
+
+def test_a_recipe_is_found_in_any_folder_and_a_misspelt_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_config(Path("tiny.yaml")) == read_config(Path("examples/tiny.yaml"))
+    with pytest.raises(ConfigError, match=r"no such file, did you mean 'tiny\.yaml'"):
+        read_config(Path("tinny.yaml"))
 
 
 # v2pe

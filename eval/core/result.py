@@ -70,6 +70,11 @@ class LengthBin:
         """Refuse what intervals cannot be computed from."""
         check_share(self.score, self.count)
 
+    @property
+    def estimate(self) -> Estimate:
+        """The score with its standard error."""
+        return Estimate(self.score, self.stderr, self.count)
+
 
 @dataclass(frozen=True)
 class DepthGrid:

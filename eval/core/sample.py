@@ -81,6 +81,8 @@ class Sample:
     videos: tuple[VideoClip, ...] = ()  # videos or parts of them
     # Largest number of tiles per image, None for the task's limit; empty: the task's limit for all.
     tile_limits: tuple[int | None, ...] = ()
+    # What the answer needs, for readers of a report: texts of the prompt, and places in `images`; empty: not known.
+    needles: tuple[str | int, ...] = ()
     # What replaces the prompt under ordinary positions, with one `<image>` for all images; None: nothing does.
     joined_prompt: str | None = None
 

@@ -66,16 +66,21 @@ def score_by_place(scored: Sequence[Scored], edges: Sequence[int] | None) -> dic
 
     Nothing where lengths are not known, or all short and no `edges` given.
     """
-    lengths = [item.metadata.get("context_length") for item in scored]
-    if None in lengths or (edges is None and max(lengths) < LONG_CONTEXT):
+    if not _is_known(scored, "context_length"):
+        return {}
+    if edges is None and max(item.metadata["context_length"] for item in scored) < LONG_CONTEXT:
         return {}
     edges = edges or LENGTH_EDGES
     places: dict[str, object] = {"by_length": score_by_length(scored, edges)}
-    depths = [item.metadata.get("placed_depth") for item in scored]
-    if None not in depths:
-        rows = zip(lengths, depths, (item.score for item in scored), strict=True)
+    if _is_known(scored, "placed_depth"):
+        rows = ((item.metadata["context_length"], item.metadata["placed_depth"], item.score) for item in scored)
         places["by_depth_and_length"] = describe_grid(build_grid(rows, edges))
     return places
+
+
+def _is_known(scored: Sequence[Scored], name: str) -> bool:
+    """Whether every question has this in its metadata."""
+    return all(item.metadata.get(name) is not None for item in scored)
 
 
 def describe_grid(grid: Grid) -> dict[str, object]:

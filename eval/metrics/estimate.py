@@ -26,6 +26,12 @@ class Estimate:
     stderr: float
     count: int
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval (Wilson), of as many right or wrong answers as would have this standard error."""
+        variance = self.score * (1 - self.score)
+        return wilson_interval(self.score, variance / self.stderr**2 if variance and self.stderr else self.count)
+
 
 def read_estimate(numbers: Mapping[str, Any]) -> Estimate:
     """The estimate in an object with `score`, `stderr`, `count` and perhaps more."""
@@ -97,7 +103,7 @@ def bootstrap_stderr(
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (num_draws - 1))
 
 
-def wilson_interval(score: float, count: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(score: float, count: float, z: float = 1.96) -> tuple[float, float]:
     """Confidence interval of a share (Wilson 1927), which has a width at 0 and 1, where the standard error is 0."""
     spread = z * math.sqrt(score * (1 - score) / count + z**2 / (4 * count**2))
     centre, scale = score + z**2 / (2 * count), 1 + z**2 / count

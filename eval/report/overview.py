@@ -1,8 +1,8 @@
 """Overview: own runs in the published tables, one of general benchmarks and one of long contexts.
 
-    results of many tasks  --mean of a column's tasks-->  percent ± standard error, a row per run and scoring rule
+    results of many tasks  --mean of a column's tasks-->  percent with 95 % interval, a row per run and scoring rule
 
-Standard errors of means take questions as independent. A column is empty until all of its tasks are there.
+Intervals of means take questions as independent. A column is empty until all of its tasks are there.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 from eval.core.result import Scores, TaskResult
 from eval.metrics.estimate import Estimate, average_estimates, pool_estimates
 from eval.metrics.milebench import TASK_GROUPS
-from eval.report.labels import label_runs
+from eval.report.labels import name_runs
 from eval.report.published import (
     GENERAL,
     GENERAL_COLUMNS,
@@ -47,13 +47,13 @@ NOTES = {
 }
 
 
-def build_overview(results: Sequence[TaskResult]) -> list[Comparison]:
-    """Both tables, published rows first, then own runs."""
+def build_overview(results: Sequence[TaskResult], names: Sequence[str]) -> list[Comparison]:
+    """Both tables, published rows first, then own runs; `names` are those of the results' runs."""
     found = {result.task for result in results}
     long_vqa = {
         f"Long-VQA {length}": _mean_of(*_name_sets(length)) for length in LENGTHS if found >= set(_name_sets(length))
     }
-    runs = _group_by_run(results)
+    runs = _group_by_run(results, names)
     return [
         Comparison(
             "General benchmarks",
@@ -70,17 +70,18 @@ def build_overview(results: Sequence[TaskResult]) -> list[Comparison]:
     ]
 
 
-def list_averages(results: Sequence[TaskResult]) -> dict[str, dict[str, Estimate]]:
+def list_averages(results: Sequence[TaskResult], names: Sequence[str]) -> dict[str, dict[str, Estimate]]:
     """Every mean in the groups' own summaries, by run and place (`milebench / separate / official / ...`)."""
     return {
         label: dict(_flatten(summarise_groups([result.content for result in members])))
-        for label, members in _group_by_run(results).items()
+        for label, members in _group_by_run(results, names).items()
     }
 
 
 def format_results(results: Sequence[TaskResult]) -> str:
     """Markdown for a terminal: a table of all tasks, and one of the means over several tasks where there are any."""
-    tables = [format_table(tabulate(results)), format_averages(list_averages(results))]
+    names = name_runs(results)
+    tables = [format_table(tabulate(results, names)), format_averages(list_averages(results, names))]
     return "\n\n".join(filter(None, tables))
 
 
@@ -92,10 +93,10 @@ def _flatten(content: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str,
             yield from _flatten(value, (*path, str(key)))
 
 
-def _group_by_run(results: Sequence[TaskResult]) -> dict[str, list[TaskResult]]:
+def _group_by_run(results: Sequence[TaskResult], names: Sequence[str]) -> dict[str, list[TaskResult]]:
     runs: dict[str, list[TaskResult]] = {}
-    for result, label in zip(results, label_runs(results), strict=True):
-        runs.setdefault(label, []).append(result)
+    for result, name in zip(results, names, strict=True):
+        runs.setdefault(name, []).append(result)
     return runs
 
 
@@ -120,7 +121,11 @@ def _measure(results: Sequence[TaskResult], protocol: str, columns: Mapping[str,
         if protocol in result.scores and result.scores[protocol].score is not None
     }
     means = {name: compute(scores) for name, compute in columns.items()}
-    return {name: Percent(100 * mean.score, 100 * mean.stderr) for name, mean in means.items() if mean is not None}
+    return {
+        name: Percent(100 * mean.score, (100 * mean.interval[0], 100 * mean.interval[1]))
+        for name, mean in means.items()
+        if mean is not None
+    }
 
 
 def _general_columns() -> dict[str, Column]:

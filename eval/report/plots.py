@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from eval.core.output import write_result
 from eval.core.result import DepthGrid, LengthBin, TaskResult
 from eval.metrics.estimate import wilson_interval
-from eval.report.labels import label_setting
+from eval.report.labels import format_stride, label_setting
 from eval.report.rows import ALL_LENGTHS, label_length
 
 INK = "#1b1c1d"  # text and axes; `currentColor` in SVG, so no data may have this colour
@@ -32,11 +32,14 @@ _LINES = ("-", "--", ":", "-.")
 
 
 def draw_heatmap(grid: DepthGrid, *, title: str, xlabel: str = "context length in tokens (left edge of bin)") -> Figure:
-    """Accuracy by depth (rows, start of the context on top) and length (columns); cells without samples are grey."""
+    """Accuracy by depth (rows, start of the context on top) and length (columns), each with its 95 % interval (Wilson).
+
+    Cells without samples are grey.
+    """
     used = [index for index, counts in enumerate(grid.counts) if any(counts)]
     columns = range(used[0], used[-1] + 1)
     depths = range(len(grid.depths))
-    figure, axes = _make_axes(max(3.5, 1.2 + 0.45 * len(columns)), title, height=2.9)
+    figure, axes = _make_axes(max(6.0, 1.2 + 0.6 * len(columns)), title, height=3.6)
     axes.patch.set_alpha(1)
     axes.set_facecolor(EMPTY_COLOR)
     nan = float("nan")
@@ -46,7 +49,10 @@ def draw_heatmap(grid: DepthGrid, *, title: str, xlabel: str = "context length i
     for row, values in enumerate(image):
         for column, value in enumerate(values):
             count = grid.counts[columns[column]][row]
-            text = f"{value:.2f}\nn {count}" if count else "-"
+            text = "-"
+            if count:
+                low, high = wilson_interval(value, count)
+                text = f"{value:.2f}\n{low:.2f}-{high:.2f}\nn {count}"
             color = "white" if count and abs(value - 0.5) > 0.38 else "black"
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=color)
     axes.set_xticks(
@@ -68,7 +74,7 @@ def draw_length_plot(series: Mapping[str, Sequence[LengthBin]], *, title: str) -
     figure, axes = _make_axes(max(6.5, 3.5 + 0.7 * len(places)), title)
     for index, (label, bins) in enumerate(series.items()):
         x = [places[entry.low or 0] for entry in bins]
-        low, high = zip(*(wilson_interval(entry.score, entry.count) for entry in bins), strict=True)
+        low, high = zip(*(entry.estimate.interval for entry in bins), strict=True)
         _draw_line(axes, index, label, x, [entry.score for entry in bins], low, high)
     chances = {places[entry.low or 0]: entry.chance for entry in entries if entry.chance is not None}
     if len(chances) == len(places):
@@ -161,13 +167,6 @@ def draw_stride_plot(
     axes.set_xticks(range(len(strides)), [format_stride(stride) for stride in strides])
     axes.set_xlabel("stride (positions that one tile spans)")
     return _finish_accuracy(figure, axes)
-
-
-def format_stride(stride: float) -> str:
-    """`64`, `1/16`, `0.3`."""
-    if stride < 1 and (1 / stride).is_integer():
-        return f"1/{1 / stride:.0f}"
-    return f"{stride:g}"
 
 
 def write_task_plots(folder: Path, result: TaskResult) -> None:

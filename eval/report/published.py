@@ -18,10 +18,10 @@ LONG_COLUMNS = (
 
 
 class Percent(NamedTuple):
-    """A number of a comparison: percent, and its standard error unless it was published without one."""
+    """A number of a comparison: percent, and its 95 % interval unless it was published without one."""
 
     value: float
-    stderr: float | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,31 +9,28 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from eval.core.baselines import Baselines
-from eval.core.fields import read_object
 from eval.core.result import TaskResult
 from eval.metrics.estimate import Estimate
 from eval.metrics.protocol import PROTOCOLS
-from eval.report.labels import label_settings
-from internvl.errors import DataError, EvalError
 
 ALL_LENGTHS = "all"
 AVERAGE = "average"  # in the place of a length: a mean over several tasks
 _FORMULA_STARTS = (*"=+-@\t\r\n", *"＝＋－＠")  # Excel takes the wide forms, too
 AVERAGE_JOINT = " / "  # in names of such means
 
-_AVERAGE_KEYS = ("task", "setting", "protocol", "length", "accuracy", "stderr", "count")
+_AVERAGE_KEYS = ("task", "setting", "protocol", "length", "accuracy", "interval", "stderr", "count")
 _LENGTH_KEYS = (
     *("task", "setting", "protocol", "version", "checkpoint", "rope_pos_id_version", "rope_pos_id_stride"),
-    *("length", "accuracy", "low", "high", "stderr", "count", "chance"),
+    *("length", "accuracy", "interval", "low", "high", "stderr", "count", "chance"),
 )
 _WHOLE_KEYS = (*_LENGTH_KEYS, "num_failed", "num_empty", "floors")
 _CSV_COLUMNS = (
     *("task", "setting", "protocol", "version", "checkpoint", "rope_pos_id_version", "rope_pos_id_stride"),
-    *("length", "low", "high", "accuracy", "stderr", "count", "num_failed", "num_empty", "chance"),
+    *("length", "low", "high", "accuracy", "interval_low", "interval_high", "stderr", "count"),
+    *("num_failed", "num_empty", "chance"),
     *("floor_empty", "floor_letter", "floor_letter_score", "floor_majority", "floor_majority_score"),
 )
 
@@ -61,19 +58,37 @@ class Row:
     needs_judge: str | None = None  # the rule of a judge that has yet to score the answers
     baselines: Baselines | None = None  # scores of constant answers; None likewise
 
+    @property
+    def estimate(self) -> Estimate | None:
+        """The score; None where no answer is public."""
+        if self.accuracy is None or self.stderr is None:
+            return None
+        return Estimate(self.accuracy, self.stderr, self.count)
+
+    @property
+    def interval(self) -> tuple[float, float] | tuple[None, None]:
+        """95 % interval of the score; nothing where no answer is public."""
+        return (None, None) if self.estimate is None else self.estimate.interval
+
     def to_json(self) -> dict[str, object]:
         """The row as page.json has it."""
-        values = {**vars(self), "floors": None if self.baselines is None else asdict(self.baselines)}
+        values = {
+            **vars(self),
+            "interval": self.interval,
+            "floors": None if self.baselines is None else asdict(self.baselines),
+        }
         names = {ALL_LENGTHS: _WHOLE_KEYS, AVERAGE: _AVERAGE_KEYS}.get(self.length, _LENGTH_KEYS)
         return {name: values[name] for name in names}
 
     def to_csv(self) -> dict[str, object]:
         """The row as page.csv has it, with a column per baseline."""
+        low, high = self.interval
+        values = {**vars(self), "interval_low": low, "interval_high": high}
         if self.baselines is None:
-            return vars(self)
+            return values
         letter, majority = self.baselines.letter, self.baselines.majority
         return {
-            **vars(self),
+            **values,
             "floor_empty": self.baselines.empty,
             "floor_letter": letter.response,
             "floor_letter_score": letter.score,
@@ -82,11 +97,16 @@ class Row:
         }
 
 
-def tabulate(results: Sequence[TaskResult], *, rules: Literal["headline", "all"] = "headline") -> list[Row]:
-    """One row per task, setting and context length, and one over all lengths; under the headline's rule or all."""
+def tabulate(
+    results: Sequence[TaskResult], names: Sequence[str], *, rules: Literal["headline", "all"] = "headline"
+) -> list[Row]:
+    """One row per task, setting and context length, and one over all lengths; under the headline's rule or all.
+
+    `names` are those of the results' runs.
+    """
     return [
         row
-        for result, label in zip(results, label_settings(results), strict=True)
+        for result, label in zip(results, names, strict=True)
         for protocol in ([result.protocol] if rules == "headline" else result.scores)
         for row in _tabulate_protocol(result, label, protocol)
     ]
@@ -144,27 +164,6 @@ def tabulate_averages(averages: Mapping[str, Mapping[str, Estimate]]) -> list[Ro
             protocol = next((part for part in parts if part in PROTOCOLS), "")
             rows.append(Row(task, label, AVERAGE, mean.score, mean.stderr, mean.count, protocol=protocol))
     return rows
-
-
-@dataclass(frozen=True)
-class _Report:
-    """A page.json."""
-
-    rows: list[Row]
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a page.json, without baselines.
-
-    Raises EvalError if it is not a page.json, or a row lacks a field or has one of a wrong type.
-    """
-    try:
-        return read_object(path, _Report).rows
-    except DataError as error:
-        raise EvalError(
-            f"{path} is no report of eval.report ({error.message}); expected the JSON beside a page, "
-            "made by python -m eval.report"
-        ) from error
 
 
 def format_csv(rows: Sequence[Row]) -> str:

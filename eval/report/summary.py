@@ -36,6 +36,7 @@ def _summarise_task(result: TaskResult) -> dict[str, object]:
         "version": result.version,
         "protocol": result.protocol,
         "score": headline.score,
+        "interval": None if headline.estimate is None else headline.estimate.interval,
         "stderr": headline.stderr,
         "needs_judge": headline.needs_judge,
         "count": headline.count,

@@ -11,7 +11,7 @@ from internvl import markdown
 def format_table(rows: Sequence[Row]) -> str:
     """A line per task and setting, a column per context length, chance at the end."""
     lengths = order_lengths(rows)
-    table = [["task", "positions", "protocol", *lengths, "chance"]]
+    table = [["task", "run", "protocol", *lengths, "chance"]]
     for names, cells in group_rows(rows).items():
         texts = [format_cell(cells[length]) if length in cells else "-" for length in lengths]
         table.append([*names, *texts, format_chance(cells[ALL_LENGTHS].chance)])
@@ -19,10 +19,10 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def format_cell(row: Row) -> str:
-    """`0.925 ±0.019 (n 200)`; the count alone where no answer is public, or a judge has yet to score."""
-    if row.accuracy is None or row.stderr is None:
+    """`0.925 [0.880, 0.954] (n 200)`; the count alone where no answer is public, or a judge has yet to score."""
+    if row.estimate is None:
         return f"{'needs a judge' if row.needs_judge else 'no answers'} (n {row.count})"
-    return format_estimate(Estimate(row.accuracy, row.stderr, row.count))
+    return format_estimate(row.estimate)
 
 
 def format_averages(averages: Mapping[str, Mapping[str, Estimate]]) -> str:
@@ -38,12 +38,19 @@ def list_average_names(averages: Mapping[str, Mapping[str, Estimate]]) -> list[s
 
 
 def format_estimate(estimate: Estimate | None) -> str:
-    """`0.925 ±0.019 (n 200)`, or `-`."""
-    return "-" if estimate is None else f"{estimate.score:.3f} ±{estimate.stderr:.3f} (n {estimate.count})"
+    """`0.925 [0.880, 0.954] (n 200)`, with the 95 % interval, or `-`."""
+    return (
+        "-" if estimate is None else f"{estimate.score:.3f} {format_interval(estimate.interval)} (n {estimate.count})"
+    )
+
+
+def format_interval(interval: tuple[float, float], *, digits: int = 3, sign: str = "") -> str:
+    """`[0.880, 0.954]`; `sign` is `+` for differences."""
+    return "[" + ", ".join(f"{bound:{sign}.{digits}f}" for bound in interval) + "]"
 
 
 def format_comparison(table: Comparison) -> str:
-    """A table with its title and notes, in percent; own numbers have their standard errors."""
+    """A table with its title and notes, in percent; own numbers have their 95 % intervals."""
     lines = [["model", "", *table.columns]]
     for row in table.rows:
         name = f"**{row.name}**" if row.is_own else row.name
@@ -53,12 +60,18 @@ def format_comparison(table: Comparison) -> str:
 
 
 def format_percent(cell: Percent | None) -> str:
-    """`73.5`, `73.5 ±1.2`, or `-`."""
+    """`73.5`, `73.5 [71.1, 75.8]`, or `-`."""
     if cell is None:
         return "-"
-    return f"{cell.value:.1f}" if cell.stderr is None else f"{cell.value:.1f} ±{cell.stderr:.1f}"
+    interval = "" if cell.interval is None else f" {format_interval(cell.interval, digits=1)}"
+    return f"{cell.value:.1f}{interval}"
 
 
 def format_chance(chance: float | None) -> str:
     """A chance level, `?` where it is not known."""
     return "?" if chance is None else f"{chance:.3f}"
+
+
+def format_p(p_value: float) -> str:
+    """`0.034`, `2e-05`, `1`."""
+    return f"{p_value:.2g}" if p_value < 0.9995 else "1"

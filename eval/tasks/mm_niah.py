@@ -61,6 +61,7 @@ class _Meta:
     choices: list[object] = field(default_factory=list)
     choices_image_path: list[str] = field(default_factory=list)
     chance: float | None = None
+    needles: object = None  # texts of the context and names of its pictures
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,16 @@ def _build(record: _Record, *, images: tuple[Path, ...], style: NeedlePrompt, is
         answer=answer,
         metadata={**_read_metadata(record.meta, num_options=len(options)), "question": record.question},
         cost=float(record.meta.context_length),
+        needles=_find_needles(record),
     )
+
+
+def _find_needles(record: _Record) -> tuple[str | int, ...]:
+    """The needles that the record names: texts as they stand in the context, pictures by their place."""
+    named = record.meta.needles if isinstance(record.meta.needles, list) else []
+    places = {name: place for place, name in enumerate(record.images_list)}
+    texts = (str(needle) for needle in named)
+    return tuple(places.get(text, text) for text in texts if text in places or text in record.context)
 
 
 def _list_options(meta: _Meta) -> list[str]:

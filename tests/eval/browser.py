@@ -33,6 +33,18 @@ def find_browser():
     return path
 
 
+@contextlib.contextmanager
+def open_page(page, *, width=1280, height=900):
+    """A local page, opened and idle, as an object of Playwright's; skips the test where that is not installed."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+        opened = browser.new_page(viewport={"width": width, "height": height})
+        opened.goto(page.as_uri())
+        yield opened
+        browser.close()
+
+
 class Browser:
     """Opens local pages; every call is a browser of its own.
 

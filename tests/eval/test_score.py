@@ -56,7 +56,7 @@ def test_scores_hold_everything_that_a_reader_asks_for(run, capsys):
     assert task["scores"] == {"official": 0.5, "upstream": 0.5}
     assert task["stderrs"] == {"official": task["stderr"], "upstream": task["stderr"]}
     assert (task["version"], task["floors"]["count"]) == (1, 8)
-    assert "0.500 ±0.177 (n 8)" in capsys.readouterr().out
+    assert "0.500 [0.215, 0.785] (n 8)" in capsys.readouterr().out
 
 
 def test_the_same_predictions_give_the_same_bytes(run):

@@ -27,7 +27,7 @@ ODD_NAMES = ("", "$x", "\ud83d", "official")
 
 def report_and_compare(run):
     yield report, [str(run), "--out", str(run / "page.html"), "--samples", "2"]
-    yield compare, [str(run / "page.json"), "--baseline", "v2pe_fix stride 64"]
+    yield compare, [str(run / "page.json"), "--baseline", "V2PE stride 64"]
 
 
 def read_run(run):
@@ -36,7 +36,7 @@ def read_run(run):
 
 
 def compare_only(run):
-    yield compare, [str(run / "page.json"), "--baseline", "v2pe_fix stride 64"]
+    yield compare, [str(run / "page.json"), "--baseline", "V2PE stride 64"]
 
 
 def use_study(run):
@@ -56,12 +56,13 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A result folder with one task of six answers, its scores and its report, and the file of a study."""
+    """Two runs of one task of six answers, their scores and report, and the file of a study."""
     folder = tmp_path_factory.mktemp("finished")
     benchmark = Benchmark(folder / "benchmark")
     benchmark.write("retrieval-text", [make_record(index) for index in range(6)])
     run = folder / "run"
     SavedRuns().write(run, TASK, ["blue", "red", "", "blue", "x", "blue"], data_root=benchmark.root)
+    SavedRuns().write(run / "other", TASK, ["blue"] * 6, data_root=benchmark.root, stride=16)
     assert score([str(run)]) == 0
     assert report([str(run), "--out", str(run / "page.html")]) == 0
     depths = ((0.0, 10.0, 0, 0, 0), (0, 20, 0, 0, 0))

@@ -32,6 +32,15 @@ def test_a_reporter_that_is_not_installed_is_named(check, name):
         check(report_to=name)
 
 
+def test_a_release_that_transformers_cannot_report_to_is_refused(check, monkeypatch):
+    monkeypatch.setattr(requirements, "get_available_reporting_integrations", lambda: ["swanlab"])
+    monkeypatch.setattr(requirements, "version", lambda name: "0.10.3")
+    with pytest.raises(MissingDependencyError, match=r"cannot report to swanlab 0\.10\.3; pip install 'swanlab<0\.8'"):
+        check(report_to="swanlab")
+    monkeypatch.setattr(requirements, "version", lambda name: "0.7.20")
+    check(report_to="swanlab")
+
+
 MISSING = [
     ({"use_llm_lora": 4}, "LoRA needs peft"),
     ({"deepspeed": "zero1.json"}, "needs deepspeed"),

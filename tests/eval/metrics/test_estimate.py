@@ -37,6 +37,16 @@ def test_nothing_to_average_is_an_error():
             average([])
 
 
+def test_the_interval_of_an_estimate_is_wilsons_and_wider_where_questions_depend_on_each_other():
+    right = Estimate(0.75, math.sqrt(0.75 * 0.25 / 40), 40)
+    assert right.interval == pytest.approx(wilson_interval(0.75, 40))
+    low, high = Estimate(0.75, 2 * right.stderr, 40).interval
+    assert low < right.interval[0] < right.interval[1] < high
+    assert Estimate(1.0, 0.0, 40).interval == wilson_interval(1.0, 40)
+    low, high = Estimate(0.5, 0.0, 3).interval
+    assert low < 0.5 < high
+
+
 def test_wilson_interval_matches_a_published_value_and_stays_inside():
     low, high = wilson_interval(0.9, 10)
     assert (low, high) == (pytest.approx(0.5958, abs=1e-3), pytest.approx(0.9821, abs=1e-3))

@@ -1,91 +1,111 @@
-"""Differences between settings, and when they are called clear."""
+"""Two runs, question by question, as the command shows them."""
 
 import json
 
 import pytest
 
-from eval.report.compare import compare_settings, main
-from eval.report.rows import Row
-from internvl.errors import EvalError
+from eval.report.__main__ import main as report
+from eval.report.compare import main
+from eval.score import main as score
+
+TEXT, IMAGE = "mm_niah/retrieval-text-test", "mm_niah/retrieval-image-test"
 
 
-def row(task, setting, length, accuracy, stderr=0.02):
-    low = None if length == "all" else int(length.rstrip("+"))
-    return Row(task, setting, length, accuracy, stderr, 100, low=low)
+@pytest.fixture
+def runs(benchmark_root, record, saved_runs, tmp_path):
+    """Ordinary positions and a stride of 1/16: the stride gains ten long questions of each task and loses one."""
+    for stem in ("retrieval-text", "retrieval-image"):
+        records = [record(i, context_length=100 if i < 20 else 900) for i in range(40)]
+        benchmark_root.write(stem, records)
+    for name, stride, version in (("a", None, "default"), ("b", 1 / 16, "v2pe_fix")):
+        for task in (TEXT, IMAGE):
+            wrong = range(20, 30) if version == "default" else [0]
+            responses = ["red" if i in wrong else "blue" for i in range(40)]
+            saved_runs.write(
+                tmp_path / name, task, responses, data_root=benchmark_root.root, stride=stride, version=version
+            )
+    assert score([str(tmp_path / "a"), str(tmp_path / "b"), "--length_bins", "100", "800"]) == 0
+    return [str(tmp_path / "a"), str(tmp_path / "b")]
 
 
-def write(path, rows):
-    path.write_text(json.dumps({"rows": [row.to_json() for row in rows]}))
+def read_lines(text):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
 
 
-ROWS = [
-    row("text", "default", "100+", 0.9),
-    row("image", "default", "100+", 0.9),
-    row("text", "default", "800+", 0.4),
-    row("image", "default", "800+", 0.6),
-    row("text", "default", "all", 0.6),
-    row("text", "v2pe_fix stride 1", "100+", 0.9),
-    row("image", "v2pe_fix stride 1", "100+", 0.92),
-    row("text", "v2pe_fix stride 1", "800+", 0.9),
-    row("image", "v2pe_fix stride 1", "800+", 0.7),
-]
+def test_every_task_length_and_the_mean_have_a_line(runs, capsys):
+    assert main(runs) == 0
+    out = capsys.readouterr().out
+    head, _, *lines = read_lines(out)
+    assert head[3:5] == ["default positions", "V2PE stride 1/16"]
+    assert [line[:3] for line in lines] == [
+        [IMAGE, "all", "40"], [IMAGE, "100-800", "20"], [IMAGE, "800+", "20"],
+        [TEXT, "all", "40"], [TEXT, "100-800", "20"], [TEXT, "800+", "20"],
+        ["mean of all tasks", "all", "80"], ["mean of all tasks", "100-800", "40"], ["mean of all tasks", "800+", "40"],
+    ]  # fmt: skip
+    by_place = {(line[0], line[1]): line[5:] for line in lines}
+    assert by_place[TEXT, "all"][0].startswith("+0.225 [+0.0")
+    assert by_place[TEXT, "all"][1:] == ["10", "1", "0.012", "better"]
+    assert by_place[TEXT, "800+"][0].startswith("+0.500 [")
+    assert by_place[TEXT, "100-800"][1:] == ["0", "1", "1", "no clear difference"]
+    assert by_place["mean of all tasks", "all"][1:3] == ["20", "2"]
+    assert f"{TEXT}: V2PE stride 1/16 gains 20, 21, 22, 23, 24, and 5 more" in out
+    assert f"{TEXT}: V2PE stride 1/16 loses 0" in out
 
 
-def test_tasks_count_the_same_and_errors_add_up():
-    short, long = compare_settings(ROWS, "default")
-    assert (short.length, long.length) == ("100+", "800+")
-    assert long.reference.score == pytest.approx(0.5)
-    assert long.gain == pytest.approx(0.3)
-    assert long.stderr == pytest.approx(0.02)
-    assert (short.verdict, long.verdict) == ("no clear difference", "better")
+def test_json_has_the_same_with_every_changed_question(runs, tmp_path, capsys):
+    assert main([*runs, "--json", str(tmp_path / "c.json"), "--names", "plain", "V2PE"]) == 0
+    first = json.loads((tmp_path / "c.json").read_text())[0]
+    assert (first["task"], first["length"], first["reference"], first["run"]) == (IMAGE, "all", "plain", "V2PE")
+    assert (first["reference_score"], first["score"], first["count"]) == (0.75, 0.975, 40)
+    assert first["difference"] == pytest.approx(0.225)
+    assert first["difference_interval"][0] < 0.225 < first["difference_interval"][1]
+    assert first["reference_interval"][0] < 0.75 < first["reference_interval"][1]
+    assert (first["better"], first["worse"]) == ([str(i) for i in range(20, 30)], ["0"])
+    assert (first["num_better"], first["num_worse"], first["verdict"]) == (10, 1, "better")
+    assert first["p_value"] == pytest.approx(2 * 12 / 2**11)
 
 
-def test_a_loss_is_called_worse():
-    [*_, long] = compare_settings(ROWS, "v2pe_fix stride 1")
-    assert long.verdict == "worse"
+def test_another_run_may_be_the_baseline(runs, capsys):
+    assert main([*runs, "--baseline", "V2PE stride 1/16"]) == 0
+    [_, _, first, *_] = read_lines(capsys.readouterr().out)
+    assert (first[6:8], first[-1]) == (["1", "10"], "worse")
 
 
-def test_settings_must_share_their_tasks():
-    with pytest.raises(EvalError, match=r"length bins, but v2pe_fix stride 1 lacks image at 800\+; eval"):
-        compare_settings(ROWS[:-1], "default")
-    with pytest.raises(EvalError, match="no setting"):
-        compare_settings(ROWS, "linear")
+def test_the_runs_of_a_report_are_compared_under_its_names(runs, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert report([*runs, "--out", str(page), "--names", "x", "y", "--samples", "0"]) == 0
+    capsys.readouterr()
+    assert main([str(page.with_suffix(".json"))]) == 0
+    assert read_lines(capsys.readouterr().out)[0][3:5] == ["x", "y"]
+    rows = json.loads(page.with_suffix(".json").read_text())["comparisons"]
+    assert {row["verdict"] for row in rows} == {"better", "no clear difference"}
 
 
-def test_other_length_bins_are_named_with_their_tasks():
-    other = [row("text", "s", length, 0.9) for length in ("50+", "100+", "all")]
-    with pytest.raises(
-        EvalError,
-        match=r"default lacks text at 50\+; s lacks image at 100\+; s lacks image at 800\+; s lacks text at 800\+",
-    ):
-        compare_settings([*ROWS[:5], *other], "default")
+def test_a_task_of_one_run_only_is_named_and_left_out(runs, tmp_path, capsys, caplog):
+    (tmp_path / "b" / IMAGE / "scores.json").unlink()
+    assert main(runs) == 0
+    assert f"V2PE stride 1/16 has no {IMAGE}" in caplog.text
+    assert {line[0] for line in read_lines(capsys.readouterr().out)[2:]} == {TEXT}
 
 
-def test_many_differences_are_counted():
-    rows = [row(f"t{index}", "default", "all", 0.5) for index in range(9)]
-    with pytest.raises(EvalError, match="s lacks t5; and 3 more; evaluate both"):
-        compare_settings([*rows, row("t0", "s", "all", 0.5)], "default")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--baseline", "V2PE stride 1/8"], "no run 'V2PE stride 1/8', did you mean 'V2PE stride 1/16'?; runs: "),
+        (["--names", "x"], "--names has 1 names (x), expected a different one for each of the 2 runs: "),
+        (["--names", "x", "x"], "--names has 2 names (x, x)"),
+    ],
+)
+def test_wrong_names_are_refused(runs, capsys, change, message):
+    assert main([*runs, *change]) == 2
+    assert message in capsys.readouterr().err
 
 
-def test_the_command_prints_a_line_per_length_and_refuses_other_files(tmp_path, capsys):
-    path = tmp_path / "report.json"
-    write(path, ROWS)
-    assert main([str(path)]) == 0
-    assert (
-        "800+ tokens: v2pe_fix stride 1 0.800 ± 0.014, default 0.500 ± 0.014, difference +0.300 ± 0.020"
-        in capsys.readouterr().out
-    )
-    path.write_text("[]")
-    assert main([str(path)]) == 2
-    assert "no report" in capsys.readouterr().err
-
-
-def test_tasks_without_lengths_are_compared_as_a_whole_and_those_without_answers_left_out(tmp_path, capsys):
-    rows = [row(task, setting, "all", value) for task in ("a", "b") for setting, value in (("x", 0.2), ("y", 0.8))]
-    rows.append(row("test split", "y", "all", None, None))
-    [difference] = compare_settings(rows, "x")
-    assert difference.gain == pytest.approx(0.6)
-    path = tmp_path / "report.json"
-    write(path, rows)
-    assert main([str(path), "--baseline", "x"]) == 0
-    assert "all questions: y 0.800 ± 0.014, x 0.200 ± 0.014" in capsys.readouterr().out
+def test_what_cannot_be_compared_is_refused(runs, tmp_path, capsys):
+    assert main(runs[:1]) == 2
+    assert "no other run shares scored questions with 'default positions'" in capsys.readouterr().err
+    path = tmp_path / "page.json"
+    for content in ("[]", "{", '{"folders": [1], "names": []}', "{}", '{"folders": ["a", "b"], "names": ["x"]}'):
+        path.write_text(content)
+        assert main([str(path)]) == 2
+        assert f"{path} is no report of eval.report" in capsys.readouterr().err

@@ -3,14 +3,21 @@
 import re
 
 from eval.metrics.estimate import Estimate
-from eval.report.gallery import Card, Picture, Response
+from eval.report.excerpt import Part
+from eval.report.gallery import Card, Response
+from eval.report.labels import name_runs
 from eval.report.page import render_page
+from eval.report.pictures import Picture, Thumbnail
 from eval.report.published import ComparedRow, Comparison, Percent
 from tests.eval.report.results import make_result
 
 
+def render(results, **options):
+    return render_page(results, name_runs(results), **options)
+
+
 def test_page_is_self_contained_and_escaped():
-    page = render_page([make_result(), make_result("default", None, 0.25)], title="A <b> & c")
+    page = render([make_result(), make_result("default", None, 0.25)], title="A <b> & c")
     assert "A &lt;b&gt; &amp; c" in page
     assert "<data>" not in page
     assert page.count("<svg") == 3
@@ -21,30 +28,32 @@ def test_page_is_self_contained_and_escaped():
 def test_strides_of_one_checkpoint_are_drawn_in_one_plot():
     plain = make_result("default", None, 0.25)
     strides = [make_result(stride=stride) for stride in (1 / 16, 64)]
-    page = render_page([plain, *strides], title="t")
+    page = render([plain, *strides], title="t")
     assert page.count("by stride") == 1
     assert ">1/16</text>" in page
-    assert "by stride" not in render_page([plain, strides[0]], title="t")
+    assert "by stride" not in render([plain, strides[0]], title="t")
     other = make_result(stride=256, checkpoint="def")
-    assert "by stride" not in render_page([strides[0], other], title="t")
+    assert "by stride" not in render([strides[0], other], title="t")
 
 
 def test_text_of_data_and_models_stays_text():
     evil = '<script>alert("x")</script>"\'><img src=x onerror=alert(1)>'
     response = Response(evil, evil, 0.0, evil, evil)
-    card = Card(
-        evil, evil, evil, {evil: evil}, (response,), (Picture(evil, ""), Picture(evil, "data:image/jpeg;base64,"))
-    )
+    pictures = (Picture(evil, None), Picture(evil, Thumbnail(evil, 1, 1), is_needed=True))
+    card = Card(evil, [Part(evil), Part(evil, True)], evil, {evil: evil}, evil, evil, (response,), pictures)
     result = make_result(task=f"g/{evil}", checkpoint=evil, settings={evil: evil}, version=evil)
-    table = Comparison(evil, (evil,), (ComparedRow(evil, evil, {evil: Percent(1.0, 1.0)}, evil, evil, True),), (evil,))
-    page = render_page(
+    row = ComparedRow(evil, evil, {evil: Percent(1.0, (0.0, 2.0))}, evil, evil, True)
+    table = Comparison(evil, (evil,), (row,), (evil,))
+    page = render(
         [result],
         title=evil,
         comparisons=[table],
         averages={evil: {evil: Estimate(1.0, 0.1, 9)}},
-        cards={result.task: [card]},
+        cards={result.task: [card] * 20},
     )
-    assert page.count("<script>") == page.count("</script>") == 1
+    assert page.count("<script>") == 1
+    assert page.count('<script type="application/json">') == 1
+    assert page.count("</script>") == 2
     assert "<img src=x" not in page
     assert not re.search(r"<[^>]*onerror[^>]*=", re.sub(r'"[^"]*"', "", page))
     assert "script-src 'sha256-" in page
@@ -52,7 +61,7 @@ def test_text_of_data_and_models_stays_text():
 
 def test_tables_without_an_own_row_are_left_out():
     table = Comparison("Published", ("X",), (ComparedRow("a", "", {"X": Percent(1.0)}),))
-    assert "Published" not in render_page([make_result()], title="t", comparisons=[table])
+    assert "Published" not in render([make_result()], title="t", comparisons=[table])
 
 
 def test_the_page_shows_the_baselines():
@@ -63,5 +72,13 @@ def test_the_page_shows_the_baselines():
         "letter": {"response": "B", "score": 0.375},
         "majority": {"response": "a very long gold answer", "score": 0.625},
     }
-    page = render_page([make_result(floors=floors)], title="t")
-    assert all(text in page for text in ("0.125", "0.375 <small>B", "0.625 <small>a very long gol…"))
+    page = render([make_result(floors=floors)], title="t")
+    assert "0.625\n<small>[0.498, 0.736] a very long gol…</small>" in page
+    assert "<dt>constant answer B</dt><dd>0.375</dd>" in page
+    assert "<dt>constant answer (nothing)</dt><dd>0.125</dd>" in page
+
+
+def test_a_perfect_score_has_an_interval_too():
+    page = render([make_result(accuracy=1.0)], title="t")
+    assert "<b>1.000</b> <small>[0.839, 1.000], n 20</small>" in page
+    assert "±0.000" not in page

@@ -11,7 +11,6 @@ from eval.report.plots import (
     draw_stride_plot,
     encode_png,
     encode_svg,
-    format_stride,
     write_task_plots,
 )
 from tests.eval.report.results import make_result
@@ -67,7 +66,3 @@ def test_stride_plot_orders_strides_by_size():
     [axes] = figure.axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1/16", "1", "64"]
     assert list(axes.lines[0].get_ydata()) == [0.9, 0.7, 0.5]
-
-
-def test_stride_names():
-    assert [format_stride(stride) for stride in (64, 0.0625, 0.3, 1, 2.5)] == ["64", "1/16", "0.3", "1", "2.5"]

@@ -76,17 +76,18 @@ def test_means_over_tasks_stand_with_their_standard_errors_in_every_form(tmp_pat
     write_results(tmp_path, *results)
     assert main([str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
     score, stderr = 0.75, 0.05 / 2**0.5
-    assert "0.750 <small>±0.035, n 120</small>" in (tmp_path / "page.html").read_text()
-    line = "| vqa / chartqa-test / official | 0.750 ±0.035 (n 120) |"
+    assert "<b>0.750</b> <small>[0.675, 0.812], n 120</small>" in (tmp_path / "page.html").read_text()
+    line = "| vqa / chartqa-test / official | 0.750 [0.675, 0.812] (n 120) |"
     assert line in (tmp_path / "page.md").read_text()
     assert line in capsys.readouterr().out
     expected = {
         "task": "vqa / chartqa-test",
-        "setting": "v2pe_fix stride 1",
+        "setting": "V2PE stride 1",
         "protocol": "official",
         "length": "average",
     }
     [row] = json.loads((tmp_path / "page.json").read_text())["averages"]
+    assert row.pop("interval") == [pytest.approx(0.675, abs=1e-3), pytest.approx(0.812, abs=1e-3)]
     assert row == {**expected, "accuracy": score, "stderr": pytest.approx(stderr), "count": 120}
     line = list(csv.DictReader((tmp_path / "page.csv").open()))[-1]
     assert {key: line[key] for key in expected} == expected

@@ -8,50 +8,20 @@ from pathlib import Path
 import pytest
 
 from eval.core.result import parse_result
-from eval.report.rows import format_csv, label_length, read_rows, tabulate
-from internvl.errors import EvalError
+from eval.report.rows import format_csv, label_length, tabulate
 from tests.eval.report.results import make_content, make_result
 
 
 def test_records_carry_everything_a_report_needs():
-    rows = tabulate([make_result()])
+    rows = tabulate([make_result()], ["run"])
     assert [row.length for row in rows] == ["100-200", "200-400", "400+", "all"]
     row = rows[0]
     assert row.accuracy == 0.75
     assert row.count == 20
     assert row.chance == pytest.approx(0.1)
     assert row.stderr == pytest.approx((0.75 * 0.25 / 20) ** 0.5)
+    assert row.to_json()["interval"] == (pytest.approx(0.531, abs=1e-3), pytest.approx(0.888, abs=1e-3))
     assert (row.rope_pos_id_version, row.rope_pos_id_stride) == ("v2pe_fix", 1)
-
-
-def test_rows_come_back_from_the_file_as_far_as_a_comparison_needs_them(tmp_path):
-    rows = tabulate([make_result()])
-    path = tmp_path / "page.json"
-    path.write_text(json.dumps({"rows": [row.to_json() for row in rows], "averages": []}))
-    names = ("task", "setting", "length", "accuracy", "stderr", "count", "low")
-    assert [[getattr(row, name) for name in names] for row in read_rows(path)] == [
-        [getattr(row, name) for name in names] for row in rows
-    ]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"{", "no report of eval.report"),
-        (b"[]", "JSON list, expected dict"),
-        (b"\xff", "no report of eval.report"),
-        (b"[" * 100_000, "no report of eval.report"),
-        (b'{"rows": {}}', "'rows' is a dict, expected list"),
-        (b'{"rows": [1]}', "rows\\[0\\].*JSON int, expected an object"),
-        (b'{"rows": [{"task": "t"}]}', "rows\\[0\\]\\.setting' is missing"),
-    ],
-)
-def test_damaged_reports_are_named(tmp_path, content, message):
-    path = tmp_path / "page.json"
-    path.write_bytes(content)
-    with pytest.raises(EvalError, match=message) as error:
-        read_rows(path)
-    assert str(path) in str(error.value)
 
 
 def test_length_labels():
@@ -68,7 +38,7 @@ def test_every_protocol_is_a_line_of_the_csv_with_its_baselines():
         "majority": None,
     }
     content["results"]["upstream"] = {**content["results"]["official"], "score": 0.5, "floors": floors}
-    rows = tabulate([parse_result(json.loads(json.dumps(content)), Path("/runs/eval"))], rules="all")
+    rows = tabulate([parse_result(json.loads(json.dumps(content)), Path("/runs/eval"))], ["run"], rules="all")
     lines = list(csv.DictReader(io.StringIO(format_csv(rows))))
     assert [(line["protocol"], line["length"]) for line in lines][3:5] == [("official", "all"), ("upstream", "100-200")]
     last = lines[-1]

@@ -26,7 +26,7 @@ def test_results_have_a_folder_and_settings_of_their_own():
         ("rope_scaling", "yarn:4"),
         ("logn_scaling", 4096),
     ]
-    assert label_setting(parse_record(Settings, told)) == "v2pe_fix stride 0.25 yarn:4 log-n:4096"
+    assert label_setting(parse_record(Settings, told)) == "V2PE stride 1/4, yarn:4, log-n 4096"
 
 
 def test_switching_it_off_is_a_setting_and_leaving_the_flag_out_is_none():

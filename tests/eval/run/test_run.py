@@ -71,7 +71,7 @@ def test_a_run_leaves_predictions_scores_plots_and_a_table(arguments, tmp_path, 
     assert {"heatmap.png", "accuracy_by_length.png"} <= {path.name for path in folder.iterdir()}
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [task["task"] for task in summary["tasks"]] == arguments[3].split(",")
-    assert "v2pe_fix stride 0.25" in capsys.readouterr().out
+    assert "V2PE stride 1/4" in capsys.readouterr().out
 
 
 def test_scores_can_be_made_again_without_the_model(arguments, tmp_path, monkeypatch):
@@ -142,7 +142,7 @@ def test_rope_scaling_names_folder_and_table_and_reaches_the_model(
     flags = ["--limit", "1", "--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "2"]
     assert main([*command, *flags, "--rope_scaling", "yarn:4"]) == 0
     assert [path.name for path in copy.glob("eval_*")] == ["eval_v2pe_fix_2_yarn-4"]
-    assert "v2pe_fix stride 2 yarn:4" in capsys.readouterr().out
+    assert "V2PE stride 2, yarn:4" in capsys.readouterr().out
     scaling = sessions[0].model.config.llm_config.rope_scaling
     assert (scaling["type"], scaling["factor"], scaling["scale_v2pe"]) == ("yarn", 4.0, True)
 

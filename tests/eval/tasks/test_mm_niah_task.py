@@ -69,6 +69,15 @@ def test_metadata_carries_what_scoring_needs(benchmark_root, record):
     assert sample.cost == 400
 
 
+@pytest.mark.parametrize(
+    ("needles", "found"),
+    [(["secret", "1.png", "elsewhere"], ("secret", 1)), (None, ()), ("secret", ()), ([0.5, {}], ())],
+)
+def test_needles_are_texts_of_the_context_and_places_of_pictures(benchmark_root, record, needles, found):
+    _, sample = read_one(benchmark_root, "retrieval-text", record(3, num_images=2, needles=needles))
+    assert sample.needles == found
+
+
 def test_unknown_chance_is_none(benchmark_root, record):
     assert read_one(benchmark_root, "retrieval-text", record(0))[1].metadata["chance"] is None
 
