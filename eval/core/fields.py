@@ -9,7 +9,7 @@ dataclasses; `object` takes anything, and `float` whole numbers too. A dataclass
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -67,10 +67,22 @@ def parse_record(kind: type[R], value: object, *, place: Place = (), given: Mapp
         raise DataError(f"in {_join(place)!r}: {error.message}" if place else error.message) from error
 
 
-def parse_rows(path: Path, records: Iterable[object], kind: type[R], build: Callable[[int, R], T]) -> list[T]:
-    """`build(row, record)` for every record of a file. Raises DataError that names the file and the row."""
+def parse_rows(
+    path: Path,
+    records: Iterable[object],
+    kind: type[R],
+    build: Callable[[int, R], T],
+    *,
+    rows: Collection[int] | None = None,
+) -> list[T]:
+    """`build(row, record)` for every record of a file, or for those of `rows`.
+
+    Raises DataError that names the file and the row.
+    """
     built = []
     for row, record in enumerate(records):
+        if rows is not None and row not in rows:
+            continue
         try:
             built.append(build(row, parse_record(kind, record)))
         except (DataError, ValueError) as error:

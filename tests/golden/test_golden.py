@@ -13,6 +13,7 @@ import pytest
 from eval.metrics import (
     anls,
     choice,
+    documents,
     due,
     exact,
     longvideobench,
@@ -22,11 +23,13 @@ from eval.metrics import (
     mlvu,
     mm_niah,
     mmbench,
+    mmlongbench,
     mmmu,
     mvbench,
     pope,
     relaxed,
     seed,
+    slidevqa,
     videomme,
     videomme_v2,
     vnbench,
@@ -693,3 +696,83 @@ def test_videomme_v2_table():
 def test_videomme_v2_subtitles(case):
     words = [videomme_v2_task.Words(**word) for word in case["words"]]
     assert videomme_v2_task.interleave(case["times"], case["end"], words) == case["expected"]
+
+
+# Long documents -----------------------------------------------------------------------------------------------------
+
+MMLONGBENCH = {
+    "mmlongbench_contains": mmlongbench.score_contained,
+    "mmlongbench_yes_no": mmlongbench.score_yes_no,
+    "mmlongbench_counts": mmlongbench.score_counts,
+    "mmlongbench_letter": mmlongbench.score_letter,
+    "mmlongbench_label": mmlongbench.score_label,
+    "mmlongbench_summary": mmlongbench.score_summary,
+    "mmlongbench_document": mmlongbench.score_document,
+}
+
+
+def list_mmlongbench(name):
+    """(gold answer as our rule takes it, case) of a file."""
+    for case in load(name)["cases"]:
+        more = {key: case[key] for key in ("default", "format") if key in case}
+        yield {"text": case["answer"], **more} if more else case["answer"], case
+
+
+@pytest.mark.parametrize("name", MMLONGBENCH)
+def test_mmlongbench_answers(name):
+    for answer, case in list_mmlongbench(name):
+        said = case["prediction"]
+        # On purpose: an empty answer is wrong, and so is what ends the published script with an error.
+        is_wrong = not said.strip() or is_error(case["expected"])
+        expected = 0 if is_wrong else pytest.approx(case["expected"])
+        assert mmlongbench.score(answer, said, rule=name.removeprefix("mmlongbench_")) == expected, case["id"]
+
+
+@pytest.mark.parametrize("name", MMLONGBENCH)
+def test_mmlongbench_rules(name):
+    for answer, case in list_mmlongbench(name):
+        if not is_error(case["expected_direct"]):
+            assert MMLONGBENCH[name](answer, case["prediction"]) == pytest.approx(case["expected_direct"]), case["id"]
+
+
+@pytest.mark.parametrize("name", [name for name in MMLONGBENCH if name != "mmlongbench_yes_no"])
+def test_mmlongbench_prefixes(name):
+    golden = load(name)
+    prefix = golden["notes"].removeprefix("prefix: ")
+    for case in golden["cases"]:
+        assert mmlongbench.parse(case["prediction"], prefix) == case["expected_parsed"], case["id"]
+
+
+DOCUMENT_RULES = {"mmlongbench_doc": documents.score_mmlongbench_doc, "longdocurl": documents.score_longdocurl}
+
+
+def score_published(case):
+    """0 for a case on which the published code ends with an error, as its own scripts count it."""
+    return 0.0 if is_error(case["expected"]) else case["expected"]
+
+
+@pytest.mark.parametrize("name", DOCUMENT_RULES)
+def test_document_answers(name):
+    for case in load(name)["cases"]:
+        score = DOCUMENT_RULES[name](case["answer"], case["prediction"], kind=case["answer_format"])
+        assert score == pytest.approx(score_published(case)), case["id"]
+
+
+def test_document_f1():
+    golden = load("mmlongbench_doc")
+    for group, (_, f1) in golden["aggregate"].items():
+        cases = [case for case in golden["cases"] if group in ("all", case["answer_format"])]
+        rows = [(case["answer"], case["prediction"], score_published(case)) for case in cases]
+        assert documents.measure_f1(rows) == pytest.approx(f1), group
+
+
+@each("slidevqa")
+def test_slidevqa_answers(case):
+    answer = {"text": case["answer"], "question": case["question"]}
+    if is_error(case["expected"]):
+        # On purpose: the published script ends on a question with `how many` or `which` at its end.
+        assert slidevqa.score(answer, case["answer"]) == 1
+    else:
+        assert slidevqa.normalise(case["prediction"], case["question"]) == case["normalized"]
+        assert slidevqa.score(answer, case["prediction"]) == pytest.approx(case["expected"])
+        assert slidevqa.score_exact(answer, case["prediction"]) == case["expected_em"]
