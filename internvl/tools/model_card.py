@@ -4,6 +4,7 @@ config.json  -> positions, tiles        run.json, summary.json -> base model, da
 scores.json  -> scores with intervals   README.md              <- all of it, after metadata that the hub reads
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ _TOLD = {
     ),
     "training": (
         *("learning_rate", "vision_learning_rate", "mlp_learning_rate", "lr_scheduler_type", "warmup_ratio"),
-        *("weight_decay", "optim", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
+        *("weight_decay", "optim", "per_device_train_batch_size"),
         *("gradient_accumulation_steps", "bf16", "fp16", "seed"),
     ),
 }
@@ -168,7 +169,7 @@ def _describe_training(facts: Facts) -> str:
         (f"`{name}`", _write(arguments[part][name]))
         for part, names in _TOLD.items()
         for name in names
-        if arguments.get(part, {}).get(name) is not None
+        if arguments.get(part, {}).get(name)  # neither absent nor switched off
     ]
     rows += [(name.replace("_", " "), _write(facts.summary[name])) for name in _TOTALS if name in facts.summary]
     rows += [
@@ -252,6 +253,8 @@ def _write(value: object) -> str:
         return "none"
     if isinstance(value, list):
         return ", ".join(map(_write, value))
+    if isinstance(value, dict):
+        return f"`{json.dumps(value)}`"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:g}"

@@ -127,7 +127,7 @@ def test_a_dry_run_shows_card_and_files_and_sends_nothing(run, hub, capsys, capl
         "| `learning_rate` | 4e-05 |",
         "| processes, device | 8, NVIDIA H100 |",
         "| data sets | `charts` |",
-        "| tokens | 1.23457e+06 |",
+        "| tokens | 1,234,567 |",
         "| `vqa/chartqa` | v2pe_fix stride 16 | relaxed | 0.750 ± 0.069 | 0.598 to 0.858 | 40 | 0.100 |",
         "trust_remote_code=True",
         "v2pe serve model",
