@@ -13,7 +13,7 @@ FAST ?= tests/eval/core tests/eval/metrics tests/plan tests/model/test_v2pe.py t
 	$(filter-out %_loader.py %_labels.py %_video.py %_video_opening.py, $(wildcard tests/data/test_*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-all test-vllm lint type docs bench gpu-check clean
+.PHONY: help setup demo test test-fast test-all test-vllm lint type docs notebook bench gpu-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ type: $(STAMP)  ## check types
 
 docs: $(DOCS_STAMP)  ## build the documentation site (work_dirs/site/index.html); a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+notebook: $(STAMP)  ## execute examples/v2pe_in_ten_minutes.ipynb, in two minutes
+	$(PYTEST) -q tests/test_notebook.py
 
 bench: $(STAMP)  ## run the benchmarks (results are printed; see benchmarks/)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

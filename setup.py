@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 # internvl/shipped.py finds them, here and there.
-SHIPPED = ("examples", "shell/deepspeed", "pretrained/InternVL2-Tiny")
+SHIPPED = ("examples", "examples/own_benchmark", "shell/deepspeed", "pretrained/InternVL2-Tiny")
 
 
 def name_package(folder: str) -> str:

@@ -19,6 +19,7 @@ from eval.core.media import find_broken_media, is_there, list_media
 from eval.core.sample import PackedImage, Sample, check_answers
 from eval.core.task import Task
 from eval.run.options import RunOptions
+from eval.tasks import own
 from eval.tasks.registry import GROUPS, select_tasks
 from internvl.command import command
 from internvl.errors import DataError, EvalError
@@ -135,7 +136,7 @@ def skip_missing(options: RunOptions) -> tuple[RunOptions, list[DataState]]:
         if state.fault:
             raise DataError(f"{state.task.name}: {state.fault}")
     skipped = [s for s in states if s.missing_files or (s.missing_media and not options.fail_missing)]
-    left = [state.task.name for state in states if state not in skipped]
+    left = [state.task.info.get(own.FILE, state.task.name) for state in states if state not in skipped]
     if not left:
         raise EvalError(f"there is no complete data set; {describe_skipped(skipped)}")
     if skipped:
@@ -156,7 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser(
         prog="python -m eval.check_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("tasks", metavar="TASKS", help="names, groups or patterns, separated by commas; or all")
+    parser.add_argument(
+        "tasks", metavar="TASKS", help="names, groups, patterns or YAML files, separated by commas; or all"
+    )
     parser.add_argument(
         "--data-root",
         "--data_root",

@@ -1,4 +1,4 @@
-"""`python -m eval.score DIR...`: makes scores, plots and summaries again from saved predictions, without a model.
+"""`python -m eval.score DIR...`: makes scores, plots and summaries again from saved predictions, without the model.
 
     DIR/.../RUN/GROUP/TASK/predictions.jsonl  -->  scores.json and plots beside it, RUN/summary.json
 
@@ -27,12 +27,14 @@ from eval.core.scoring import check_length_edges, write_scores
 from eval.report.overview import format_results
 from eval.report.plots import write_task_plots
 from eval.report.summary import write_summary
+from eval.run.judging import NO_JUDGE, JudgeOptions, judge_predictions
 from eval.run.options import add_scoring_arguments
-from eval.tasks.registry import find_task
+from eval.tasks.registry import find_saved_task
 from internvl.command import command
 from internvl.data.natural_order import natural_key
 from internvl.errors import EvalError
 from internvl.folder_owner import own_folder
+from internvl.infer.flags import from_arguments
 from internvl.parser import CommandParser
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,12 @@ RUN_SETTINGS = (
 
 
 def score_folder(
-    folder: Path, *, protocol: str | None, length_edges: Sequence[int] | None, allow_missing: bool = False
+    folder: Path,
+    *,
+    protocol: str | None,
+    length_edges: Sequence[int] | None,
+    allow_missing: bool = False,
+    judging: JudgeOptions = NO_JUDGE,
 ) -> TaskResult:
     """Score the predictions of one task and write scores.json and plots beside them.
 
@@ -54,7 +61,7 @@ def score_folder(
     """
     saved = _read_named_settings(folder)
     settings = saved.settings
-    task = find_task(settings.task, prompts=settings.prompts)
+    task = find_saved_task(settings, saved.info)
     if settings.task_version not in (None, task.version):
         logger.warning(
             "%s holds predictions of version %s of %s, which is at version %s now: prompts or decoding differ",
@@ -62,14 +69,16 @@ def score_folder(
         )  # fmt: skip
     predictions = read_checked_predictions(folder, saved)
     _check_number(folder, predictions, saved, allow_missing=allow_missing)
+    judged, judge = judge_predictions(task, predictions, folder, judging)
     result = write_scores(
         folder,
         task,
-        predictions,
+        judged,
         settings=settings.values,
         info=saved.info,
         protocol=protocol,
         length_edges=saved.length_bins if length_edges is None else length_edges,
+        judge=judge,
     )
     write_task_plots(folder, result)
     return result
@@ -109,7 +118,12 @@ def read_checked_predictions(folder: Path, saved: SavedSettings) -> list[Predict
 
 
 def score_run(
-    folder: Path, *, protocol: str | None, length_edges: Sequence[int] | None, allow_missing: bool = False
+    folder: Path,
+    *,
+    protocol: str | None,
+    length_edges: Sequence[int] | None,
+    allow_missing: bool = False,
+    judging: JudgeOptions = NO_JUDGE,
 ) -> list[TaskResult]:
     """Score every task below a result folder and write the summary of every whole run in it.
 
@@ -130,7 +144,13 @@ def score_run(
     for run, members in runs.items():
         with own_folder(run, "eval.score"):
             scored = [
-                score_folder(task, protocol=protocol, length_edges=length_edges, allow_missing=allow_missing)
+                score_folder(
+                    task,
+                    protocol=protocol,
+                    length_edges=length_edges,
+                    allow_missing=allow_missing,
+                    judging=judging,
+                )
                 for task in members
             ]
             if run.resolve().is_relative_to(folder.resolve()):
@@ -177,11 +197,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.length_bins is not None:
         check_length_edges(args.length_bins)
+    judging = from_arguments(JudgeOptions, args)
+    judging.check()
     results = [
         result
         for folder in args.folders
         for result in score_run(
-            folder, protocol=args.protocol, length_edges=args.length_bins, allow_missing=args.allow_missing
+            folder,
+            protocol=args.protocol,
+            length_edges=args.length_bins,
+            allow_missing=args.allow_missing,
+            judging=judging,
         )
     ]
     print(format_results(results))

@@ -7,13 +7,16 @@ starts training on several machines. `v2pe completion bash` prints what a shell 
 """
 
 import os
+import re
 import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from internvl.command import announce_interrupts, command
+from internvl.data.storage.cache import FileStamp, is_cached, name_cached_file, write_cached_file
 from internvl.errors import ConfigError, did_you_mean
 from internvl.parser import name_command
 
@@ -37,6 +40,7 @@ COMMANDS = {
     "compare": Command("eval.report.compare", "two evaluations, question by question"),
     "export native": Command("internvl.tools.export_native", "a checkpoint for transformers' own InternVL classes"),
     "export vllm": Command("internvl.tools.export_vllm", "a checkpoint for vLLM with our plug-in"),
+    "export hub": Command("internvl.tools.export_hub", "a checkpoint to the Hugging Face hub, with a model card"),
     "merge": Command("internvl.tools.merge_lora", "adapters into the weights"),
     "assemble": Command("internvl.tools.assemble", "a checkpoint from a vision tower and a language model"),
     "tiny": Command("internvl.tools.make_tiny", "a small checkpoint with random weights"),
@@ -52,7 +56,20 @@ COMMANDS = {
     "data videomme": Command("eval.convert.videomme", "Video-MME's published files"),
     "data questions": Command("eval.convert.vqa", "published files of VQA benchmarks"),
 }
-_SHELLS = ("bash", "zsh")
+_OPTION_LINE = re.compile(r"^ +(-\S+(?: \S+)*)", re.MULTILINE)  # of a help, up to what it says
+_FLAG = re.compile(r"--\w[\w-]*")
+# `completion words` answers for all of them; the last word that it gets is the one that is being typed.
+_BASH = """\
+_v2pe() {
+  local words="$(v2pe completion words "${COMP_WORDS[@]:1:$COMP_CWORD}" 2>/dev/null)"
+  COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))
+}
+complete -o default -F _v2pe v2pe"""
+_COMPLETIONS = {
+    "bash": _BASH,
+    "zsh": f"autoload -U +X bashcompinit && bashcompinit\n{_BASH}",
+    "fish": "complete -c v2pe -a '(v2pe completion words (commandline -opc)[2..] \"$(commandline -ct)\" 2>/dev/null)'",
+}
 
 
 @command(go_on="start the same command again")
@@ -68,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"v2pe {__version__}")
         return 0
     if words[0] == "completion":
-        print(write_completion(words[1] if len(words) > 1 else ""))
+        print(write_completion(words[1:]))
         return 0
     name, rest = find_command(words)
     return _run(name, rest)
@@ -128,54 +145,54 @@ def describe_commands() -> str:
             *lines,
             "",
             "v2pe COMMAND --help says what a command takes. train, eval and chat begin with --processes N to run in N",
-            "processes of this machine. `v2pe completion bash` (or zsh) prints completion for your shell.",
+            "processes of this machine. `v2pe completion bash` (or zsh, fish) prints completion for your shell.",
         ]
     )
 
 
-def write_completion(shell: str) -> str:
-    """A script that completes commands, options and file names in bash or zsh.
-
-    It names the options that the commands have now, so it takes as long as their help.
+def write_completion(words: Sequence[str]) -> str:
+    """What `v2pe completion ...` prints: the script of a shell, or the words that its script asks for.
 
     Raises:
-        ConfigError: Another shell.
+        ConfigError: There is no such shell.
     """
-    if shell not in _SHELLS:
+    shell = words[0] if words else ""
+    if shell == "words":
+        return "\n".join(list_words(words[1:-1], words[-1]))
+    if shell not in _COMPLETIONS:
         raise ConfigError(
-            f"v2pe completion: {shell!r} is no shell that it knows{did_you_mean(shell, _SHELLS)}; "
-            f"expected {' or '.join(_SHELLS)}"
+            f"v2pe completion: {shell!r} is no shell that it knows{did_you_mean(shell, _COMPLETIONS)}; "
+            f"expected {', '.join(_COMPLETIONS)}"
         )
-    heads = dict.fromkeys(name.split()[0] for name in COMMANDS)
-    cases = [f'    " {head}") words="{" ".join(_list_seconds(head))}" ;;' for head in heads if _list_seconds(head)]
-    cases += [f'    " {name}"*) words="{" ".join(list_flags(name))}" ;;' for name in COMMANDS]
-    script = [
-        "_v2pe() {",
-        '  local word="${COMP_WORDS[COMP_CWORD]}" words="" before=""',
-        '  local -i i; for ((i = 1; i < COMP_CWORD && i < 3; i++)); do before="$before ${COMP_WORDS[i]}"; done',
-        '  case "$before" in',
-        f'    "") words="{" ".join(heads)}" ;;',
-        *cases,
-        "  esac",
-        '  COMPREPLY=($(compgen -W "$words" -- "$word"))',
-        "}",
-        "complete -o default -F _v2pe v2pe",
-    ]
-    return "\n".join(["autoload -U +X bashcompinit && bashcompinit", *script] if shell == "zsh" else script)
+    return _COMPLETIONS[shell]
 
 
-def _list_seconds(head: str) -> list[str]:
-    return [name.split()[1] for name in COMMANDS if name.startswith(f"{head} ")]
+def list_words(before: Sequence[str], typed: str) -> list[str]:
+    """What may stand after the words `before`; options only where `typed` begins like one."""
+    if not before:
+        return list(dict.fromkeys(name.split()[0] for name in COMMANDS))
+    seconds = [name.split()[1] for name in COMMANDS if name.startswith(f"{before[0]} ")]
+    if seconds and len(before) == 1:
+        return seconds
+    return list_flags(find_command(before)[0]) if typed.startswith("-") else []
 
 
 def list_flags(name: str) -> list[str]:
-    """The options of a command, as its whole help names them."""
-    module = COMMANDS[name].module
+    """The options of a command, as its whole help names them; kept until a file of the package changes."""
+    root = Path(__file__).parents[1]
+    changed = max(path.stat().st_mtime_ns for part in ("internvl", "eval") for path in (root / part).rglob("*.py"))
+    kept = name_cached_file(FileStamp(f"{root} {name}", 0, changed), "options-1")
+    if not is_cached(kept):
+        with write_cached_file(kept) as file:
+            file.write("\n".join(_ask_for_flags(COMMANDS[name].module)).encode())
+    return kept.read_text().split()
+
+
+def _ask_for_flags(module: str) -> list[str]:
     for option in ("--help-all", "--help"):
         done = subprocess.run([sys.executable, "-m", module, option], capture_output=True, text=True, check=False)
         if done.returncode == 0:
-            words = (word.strip("[],.") for line in done.stdout.splitlines() for word in line.split()[:3])
-            return sorted({word for word in words if word.startswith("--")})
+            return sorted({flag for line in _OPTION_LINE.findall(done.stdout) for flag in _FLAG.findall(line)})
     return []
 
 

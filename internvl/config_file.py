@@ -49,14 +49,13 @@ for _kind, _pattern, _first in (
 
 
 def read_config(path: Path) -> dict[str, object]:
-    """The options of a file, or else of the recipe of this name, those of its bases included.
+    """The options of a file, or else of the recipe of this name (`tiny.yaml`, `examples/tiny.yaml`), bases included.
 
     Raises:
         ConfigError: A file is missing or not a mapping, or bases go round in a circle.
     """
     layers: list[dict[str, object]] = []
-    if not path.exists() and (RECIPES / path).is_file():
-        path = RECIPES / path
+    path = next((place for place in (path, RECIPES / path, RECIPES.parent / path) if place.exists()), path)
     while len(layers) < _MAX_BASES:
         values = _read_mapping(path)
         base = values.pop(_BASE, None)
@@ -75,7 +74,10 @@ def _read_mapping(path: Path) -> dict[str, object]:
         text = path.read_text(encoding="utf-8-sig")
         values = json.loads(text) if kind == "json" else yaml.load(text, _Loader)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file (current folder: {Path.cwd()})") from None
+        known = {found.name for folder in (path.parent, RECIPES) for found in folder.glob(f"*{path.suffix}")}
+        raise ConfigError(
+            f"{path}: no such file{did_you_mean(path.name, known)} (current folder: {Path.cwd()})"
+        ) from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not {kind}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

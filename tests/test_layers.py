@@ -75,7 +75,9 @@ ALLOWED = {
         "eval.tasks",
         "eval.core",
         "eval.metrics",
-        "eval.convert.mmmu",  # the one benchmark that is fetched
+        "eval.convert",  # MMMU, which is fetched, and parquet files
+        "internvl.config_file",  # benchmarks in YAML
+        "internvl.data.storage.media",
         "internvl.errors",
         "internvl.data.storage.text",
         "internvl.data.video",

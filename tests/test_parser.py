@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from internvl.cli import COMMANDS, find_command, write_completion
+from internvl.config_file import read_config
 from internvl.errors import ConfigError
 from internvl.model.errors import did_you_mean
 from internvl.parser import CommandParser
@@ -118,6 +119,14 @@ def test_a_wrong_config_file_is_explained(parser, content, message, tmp_path):
 def test_names_that_are_near_are_suggested():
     assert did_you_mean("Max-Steps", ["max_steps", "seed"]) == ", did you mean 'max_steps'?"
     assert did_you_mean("xyz", ["max_steps"]) == ""
+    assert did_you_mean("--strid", ["--seed", "--rope_pos_id_stride"]) == ", did you mean '--rope_pos_id_stride'?"
+
+
+def test_a_recipe_is_found_in_any_folder_and_a_misspelt_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_config(Path("tiny.yaml")) == read_config(Path("examples/tiny.yaml"))
+    with pytest.raises(ConfigError, match=r"no such file, did you mean 'tiny\.yaml'"):
+        read_config(Path("tinny.yaml"))
 
 
 # v2pe
@@ -161,19 +170,54 @@ def test_processes_are_started_by_torchrun(monkeypatch):
     assert cli.main(["train", "--processes", "x"]) == 2
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
-def test_bash_completes_commands_and_options(tmp_path, monkeypatch):
+# Completion
+
+
+TRIALS = (("tra", "train"), ("data ch", "check"), ("score --pro", "--protocol"))
+# What a shell offers for a line that was typed so far; SCRIPT is what v2pe printed for it.
+BASH = 'source SCRIPT; COMP_WORDS=(v2pe LINE); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _v2pe; echo "${COMPREPLY[@]}"'
+ZSH = (
+    "autoload -U compinit && compinit -u -d DUMP; source SCRIPT; emulate -L sh; "
+    'COMP_WORDS=(v2pe LINE); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _v2pe; echo "${COMPREPLY[@]}"'
+)
+FISH = 'source SCRIPT; complete --do-complete "v2pe LINE"'
+
+
+@pytest.mark.parametrize(("shell", "code"), [("bash", BASH), ("zsh", ZSH), ("fish", FISH)])
+def test_a_shell_completes_commands_and_options(tmp_path, shell, code):
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    program = tmp_path / "v2pe"
+    program.write_text(f'#!/bin/sh\nexec {warm_python()} -m internvl.cli "$@"\n')
+    program.chmod(0o755)
+    script = tmp_path / "completion"
+    script.write_text(write_completion([shell]))
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    for line, word in TRIALS:
+        typed = code.replace("SCRIPT", str(script)).replace("DUMP", str(tmp_path / "dump")).replace("LINE", line)
+        done = subprocess.run([shell, "-c", typed], capture_output=True, text=True, env=environ, check=False)
+        assert word in done.stdout.split(), done.stderr  # fish offers files, too
+
+
+def test_options_are_asked_for_once(monkeypatch):
     from internvl import cli
 
-    monkeypatch.setattr(cli, "list_flags", lambda name: ["--checkpoint", "--tasks"] if name == "eval" else [])
-    script = tmp_path / "v2pe.bash"
-    script.write_text(write_completion("bash"))
+    asked = []
+    monkeypatch.setattr(cli, "_ask_for_flags", lambda module: asked.append(module) or ["--checkpoint", "--tasks"])
+    assert (
+        cli.list_words(["eval"], "--t") == cli.list_words(["eval", "--tasks", "a"], "-") == ["--checkpoint", "--tasks"]
+    )
+    assert asked == ["eval.run"]
+    assert cli.list_words(["eval"], "file") == []
 
-    def complete(*words):
-        typed = f"COMP_WORDS=(v2pe {' '.join(words)}); COMP_CWORD={len(words)}"
-        line = f'source {script}; {typed}; _v2pe; echo "${{COMPREPLY[@]}}"'
-        return subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout.split()
 
-    assert complete("tra") == ["train"]
-    assert complete("data", "ch") == ["check"]
-    assert complete("eval", "--che") == ["--checkpoint"]
+def test_what_needs_no_model_imports_none():
+    """So that completion and the list of commands come at once."""
+    code = "import sys, internvl.cli; internvl.cli.main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("shell", ["", "bahs"])
+def test_an_unknown_shell_is_explained(shell):
+    with pytest.raises(ConfigError, match="expected bash, zsh, fish"):
+        write_completion([shell])

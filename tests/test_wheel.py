@@ -70,3 +70,4 @@ def test_an_installed_package_trains_evaluates_and_answers(v2pe):
 def test_a_package_carries_recipes_and_settings(v2pe):
     shown = v2pe("train", "internvl2_2b_256k.yaml", "--help")
     assert "--rope_pos_id_version" in shown
+    assert "complete: 10 questions, 4 pictures" in v2pe("data", "benchmarks", "own_benchmark/shapes.yaml")

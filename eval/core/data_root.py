@@ -81,9 +81,9 @@ def find_annotation(file: Path, data_root: DataRoot, *, source: str) -> Path:
     path = data_root / file
     if not path.is_file():
         folders = ", ".join(map(str, data_root.folders))
+        looked = f"; looked for {file} in {folders} (--data-root names another folder)" * (not file.is_absolute())
         raise EvalError(
-            f"annotation file not found, expected at {path}; looked for {file} in {folders} (--data-root names another "
-            f"folder); get it from {source}, or choose other --tasks"
+            f"annotation file not found, expected at {path}{looked}; get it from {source}, or choose other --tasks"
         )
     return path
 

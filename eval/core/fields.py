@@ -3,20 +3,21 @@
     {"question": "How many?", "answer": 3}  --parse_record(Chart)-->  Chart(question="How many?", answer=3)
 
 Code after that point sees typed fields instead of JSON. Annotations may be plain types, unions of them, lists and
-objects of one kind of value (`list[...]`, `tuple[..., ...]`, `Mapping[str, ...]`) and other dataclasses; `object` takes
-anything, and `float` whole numbers too. A dataclass checks what types cannot say in `__post_init__`, by a DataError.
+objects of one kind of value (`list[...]`, `tuple[..., ...]`, `Mapping[str, ...]`), the texts of a `Literal`, and other
+dataclasses; `object` takes anything, and `float` whole numbers too. A dataclass checks what types cannot say in
+`__post_init__`, by a DataError.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from eval.core.records import read_json
-from internvl.errors import DataError
+from internvl.errors import DataError, did_you_mean
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -25,7 +26,7 @@ Place = tuple[str | int, ...]
 KEY = "key"  # metadata of a field whose name in JSON is another one ...
 WHOLE = ""  # ... or which holds the whole JSON object
 _MAX_BITS = 64  # of a whole number
-_JSON_KINDS: dict[object, type] = {Mapping: dict, Sequence: list, tuple: list, Any: object}
+_JSON_KINDS: dict[object, type] = {Mapping: dict, Sequence: list, tuple: list, Any: object, Literal: str}
 
 
 class _Field(NamedTuple):
@@ -66,10 +67,22 @@ def parse_record(kind: type[R], value: object, *, place: Place = (), given: Mapp
         raise DataError(f"in {_join(place)!r}: {error.message}" if place else error.message) from error
 
 
-def parse_rows(path: Path, records: Iterable[object], kind: type[R], build: Callable[[int, R], T]) -> list[T]:
-    """`build(row, record)` for every record of a file. Raises DataError that names the file and the row."""
+def parse_rows(
+    path: Path,
+    records: Iterable[object],
+    kind: type[R],
+    build: Callable[[int, R], T],
+    *,
+    rows: Collection[int] | None = None,
+) -> list[T]:
+    """`build(row, record)` for every record of a file, or for those of `rows`.
+
+    Raises DataError that names the file and the row.
+    """
     built = []
     for row, record in enumerate(records):
+        if rows is not None and row not in rows:
+            continue
         try:
             built.append(build(row, parse_record(kind, record)))
         except (DataError, ValueError) as error:
@@ -94,6 +107,9 @@ def _parse(annotation: object, value: object, place: Place) -> object:
         raise DataError(f"the field {_join(place)!r} is a {type(value).__name__}, expected {expected}")
     if is_dataclass(part) and (value is not None or is_dataclass(annotation)):
         return parse_record(cast(type, part), value, place=place)
+    if get_origin(part) is Literal and isinstance(value, str) and value not in get_args(part):
+        guess, known = did_you_mean(value, get_args(part)), ", ".join(get_args(part))
+        raise DataError(f"the field {_join(place)!r} is {value!r}{guess}, expected one of {known}")
     entry = get_args(part)[-1 if get_origin(part) in (Mapping, dict) else 0] if get_args(part) else Any
     if annotation not in (Any, object):
         _check_size(value, place)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from eval.core.sample import EnlargedImage, PackedImage, Sample
+from eval.core.sample import EnlargedImage, FrameImage, PackedImage, Sample
 from internvl.data.storage.media import load_image
 from internvl.data.video import read_video_info
 from internvl.errors import DataError
@@ -14,7 +14,9 @@ from internvl.errors import DataError
 def list_media(sample: Sample) -> Iterator[tuple[str, Path]]:
     """(`image` or `video`, path) of every file of a sample. A video may be a folder of frames."""
     for image in sample.images:
-        if isinstance(image, Path | EnlargedImage):
+        if isinstance(image, FrameImage):
+            yield "video", image.path
+        elif isinstance(image, Path | EnlargedImage):
             yield "image", image.path if isinstance(image, EnlargedImage) else image
     for video in sample.videos:
         yield "video", Path(video.path)

@@ -9,15 +9,11 @@ has a line too; when it is tried again, the new line counts instead.
 """
 
 import hashlib
-import io
 import json
-import logging
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from eval.core.output import write_result
+from eval.core.output import LineWriter, cut_unfinished_line, write_result
 from eval.core.records import JsonObject
 from eval.core.result import (
     PREDICTIONS_NAME,
@@ -29,8 +25,6 @@ from eval.core.result import (
 )
 from eval.core.sample import Prediction, Sample
 from internvl.errors import EvalError
-
-logger = logging.getLogger(__name__)
 
 
 def make_fingerprint(settings: JsonObject) -> str:
@@ -91,7 +85,7 @@ class PredictionStore:
             for path in [*self._list_parts(), self.merged_path]:
                 path.unlink(missing_ok=True)
         for path in self._list_parts():
-            _cut_unfinished_line(path)
+            cut_unfinished_line(path)
         content = {
             "fingerprint": self.fingerprint,
             "settings": self.settings,
@@ -154,49 +148,12 @@ class PartWriter:
     """Appends predictions to one file. Each line is on disk before the next question is asked."""
 
     def __init__(self, path: Path, fingerprint: str):
-        self.path = path
-        self._fingerprint = fingerprint
-        self._file: io.FileIO | None = None
+        self.path, self._fingerprint, self._lines = path, fingerprint, LineWriter(path)
 
     def append(self, prediction: Prediction) -> None:
-        """Write one line whole or not at all, so that the file always ends with a whole line.
-
-        Raises EvalError if it cannot be written (disk full, no permission).
-        """
-        line = json.dumps({**prediction.to_record(), "fingerprint": self._fingerprint}).encode() + b"\n"
-        try:
-            if self._file is None:
-                self._file = io.FileIO(self.path, "a")
-            _write_whole(self._file, line)
-        except OSError as error:
-            raise EvalError(
-                f"cannot write {self.path}: {error}; what was answered before is kept: free space and start the same "
-                "command again to continue"
-            ) from error
+        """Write one line whole or not at all. Raises EvalError if it cannot be written (disk full, no permission)."""
+        self._lines.append({**prediction.to_record(), "fingerprint": self._fingerprint})
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
-
-
-def _write_whole(file: io.FileIO, line: bytes) -> None:
-    """Append all of `line`, or nothing. Raises OSError."""
-    end = file.seek(0, os.SEEK_END)
-    num_written = 0
-    try:
-        while num_written < len(line):  # a disk that fills up accepts a part of the line first
-            num_written += file.write(line[num_written:]) or 0
-    except OSError:
-        with suppress(OSError):
-            file.truncate(end)
-        raise
-
-
-def _cut_unfinished_line(path: Path) -> None:
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        logger.warning("%s: the last line is unfinished (%d bytes) and is dropped", path, len(content) - end)
-        with path.open("r+b") as file:
-            file.truncate(end)
+        self._lines.close()

@@ -32,7 +32,14 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
     Raises DataError if the file cannot be read, is of another kind or empty, or a line is not a JSON object.
     """
-    records = []
+    records = list(iterate_records(path))
+    if not records:
+        raise DataError("the file holds no records", source=str(path))
+    return records
+
+
+def iterate_records(path: Path) -> Iterator[dict[str, Any]]:
+    """As `read_records`, one record in memory at a time; a file without records gives none."""
     for number, line in _read_lines(path):
         try:
             record = parse_json(line)
@@ -40,10 +47,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"line {number} is no JSON in UTF-8 ({error})", source=str(path)) from error
         if not isinstance(record, dict):
             raise DataError(f"line {number} is a JSON {type(record).__name__}, expected an object", source=str(path))
-        records.append(record)
-    if not records:
-        raise DataError("the file holds no records", source=str(path))
-    return records
+        yield record
 
 
 def read_json(path: Path, kind: type[Kind]) -> Kind:

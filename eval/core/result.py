@@ -109,6 +109,7 @@ class Scores:
     numbers: JsonObject = field(metadata={KEY: WHOLE})  # the stored object, for what only the task itself knows
     by_length: tuple[LengthBin, ...] = ()  # bins of context lengths, from short to long; empty where the task has none
     by_depth_and_length: DepthGrid | None = None  # of tasks about needles
+    needs_judge: str | None = None  # the rule of a judge that has yet to score the answers
     # What answers get that do not look at the question; None without public answers.
     baselines: Baselines | None = field(default=None, metadata={KEY: "floors"})
 

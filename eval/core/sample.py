@@ -12,7 +12,7 @@ from PIL import Image
 from eval.core.records import JsonObject
 from internvl.data.storage.media import load_image
 from internvl.data.storage.pixels import Alpha, open_picture, picture_errors, to_rgb
-from internvl.data.video import VideoClip
+from internvl.data.video import VideoClip, load_frames
 from internvl.errors import DataError
 
 # A gold answer: a JSON value in the form that the scorer of its task takes.
@@ -53,6 +53,20 @@ class EnlargedImage:
 
 
 @dataclass(frozen=True)
+class FrameImage:
+    """A frame of a video file, for prompts in which frames and texts take turns."""
+
+    path: Path
+    frame: int  # its number, from 0
+    alpha: Alpha = "white"
+
+    def open(self) -> Image.Image:
+        """The frame in RGB. Raises DataError if it cannot be read."""
+        (picture,) = load_frames(self.path, [self.frame], alpha=self.alpha)
+        return picture
+
+
+@dataclass(frozen=True)
 class BlankImage:
     """A grey picture, in the place of one that an ablation does not show."""
 
@@ -64,7 +78,7 @@ class BlankImage:
         return Image.new("RGB", (self.width, self.height), "gray")
 
 
-SampleImage: TypeAlias = Path | PackedImage | EnlargedImage | BlankImage
+SampleImage: TypeAlias = Path | PackedImage | EnlargedImage | FrameImage | BlankImage
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ class Sample:
 
     id: str  # unique within its task
     prompt: str  # user message with one `<image>` per image and one `<video>` per video, in order
-    images: tuple[SampleImage, ...]  # image files, or pictures from inside the annotation file
+    images: tuple[SampleImage, ...]  # image files, pictures from inside the annotation file, or frames
     answer: Gold  # the gold answer; None where it is not public
     # JSON values that scoring and reports need later (context length, depth, chance level, ...).
     metadata: JsonObject = field(default_factory=dict)
@@ -121,6 +135,8 @@ class Prediction:
     last_position: float  # rotary position of the last prompt token
     seconds: float  # time from question to answer. Questions of a batch get equal shares of its time
     failure: str | None = None  # why there is no response (the question counts as wrong); None when there is one
+    # A judge's score of the response, in 0..1; None: not judged. It is saved beside the predictions, not with them.
+    verdict: float | None = None
 
     @classmethod
     def failed(cls, sample: Sample, reason: str, *, seconds: float = 0.0) -> "Prediction":
@@ -132,5 +148,5 @@ class Prediction:
         return replace(self, seconds=0.0) == replace(other, seconds=0.0)
 
     def to_record(self) -> dict[str, object]:
-        """A JSON object; `parse_record(Prediction, ...)` is its inverse."""
-        return asdict(self)
+        """A JSON object; `parse_record(Prediction, ...)` is its inverse. The verdict is left out."""
+        return {name: value for name, value in asdict(self).items() if name != "verdict"}

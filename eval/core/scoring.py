@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from eval.core.baselines import measure_baselines
+from eval.core.judge import JudgeRule
 from eval.core.output import write_result
 from eval.core.records import JsonObject
 from eval.core.result import SCORES_NAME, LengthBin, TaskResult, explain_damage, read_result
@@ -24,7 +25,7 @@ from eval.core.task import Scored, Task
 from eval.metrics.estimate import estimate_mean
 from eval.metrics.mm_niah import DEPTH_STEP, NUM_DEPTHS, Grid, build_grid, format_length
 from eval.metrics.protocol import read_protocol
-from internvl.errors import ConfigError, MissingDependencyError
+from internvl.errors import ConfigError, EvalError, MissingDependencyError
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +108,16 @@ def score_predictions(
 
     A failed sample stays in the denominator and is wrong, even under rules that reward an empty response. The numbers
     are `score`, `stderr` (both None where no answer is public), `count`, `num_failed`, `num_empty`, `chance`, and what
-    the task's own aggregation adds.
+    the task's own aggregation adds. Of a task whose answers a judge scores: `by_rule` if there is such a rule; and
+    without a verdict on every answer `needs_judge`, no score, and nothing of the aggregation.
     """
-    if predictions and all(prediction.answer is None for prediction in predictions):
-        return {"score": None, "stderr": None, **_count(predictions)}
+    counts = _count(predictions)
+    if task.judge is not None:
+        counts |= _score_by_rule(task.judge, predictions)
+        if any(needs_verdict(prediction) for prediction in predictions):
+            return {"score": None, "stderr": None, **counts, "needs_judge": task.judge.name}
+    elif predictions and all(prediction.answer is None for prediction in predictions):
+        return {"score": None, "stderr": None, **counts}
     scored = []
     for prediction in predictions:
         score = score_prediction(task, prediction, protocol=protocol)
@@ -120,26 +127,49 @@ def score_predictions(
     with explain_damage(f"{task.name}: the answers cannot be averaged", _REMEDY):
         return {
             **vars(estimate_mean([item.score for item in scored])),
-            **_count(predictions),
+            **counts,
             **score_by_place(scored, length_edges),
             **task.aggregate(scored, length_edges),
         }
 
 
 def score_prediction(task: Task, prediction: Prediction, *, protocol: str) -> float:
-    """Score of one prediction in 0..1; 0 if failed. Raises EvalError if the rule cannot take the answer."""
+    """Score of one prediction in 0..1; 0 if failed.
+
+    Raises EvalError if the rule cannot take the answer, or a judge is needed and has not scored it.
+    """
     if prediction.failure is not None:
         return 0.0
+    if task.judge is not None:
+        if prediction.verdict is None:
+            raise EvalError(f"{task.name}, sample {prediction.id!r}: no judge has scored it; pass --judge")
+        return prediction.verdict
     with explain_damage(f"{task.name}, sample {prediction.id!r}: cannot be scored", _REMEDY):
         return task.score_answer(prediction.answer, prediction.response, read_protocol(protocol))
+
+
+def needs_verdict(prediction: Prediction) -> bool:
+    """Whether a judge has yet to score an answer; failed ones are wrong without."""
+    return prediction.failure is None and prediction.verdict is None
+
+
+def _score_by_rule(judge: JudgeRule, predictions: Sequence[Prediction]) -> dict[str, object]:
+    """`by_rule`, if there is a rule besides the judge."""
+    if judge.by_rule is None:
+        return {}
+    scores = [
+        0.0 if prediction.failure is not None else judge.by_rule(prediction.answer, prediction.response)
+        for prediction in predictions
+    ]
+    return {"by_rule": vars(estimate_mean(scores))}
 
 
 def score_with_baselines(
     task: Task, predictions: Sequence[Prediction], *, protocol: str, length_edges: Sequence[int] | None = None
 ) -> JsonObject:
-    """As `score_predictions`, with the baselines where there is a score."""
+    """As `score_predictions`, with the baselines where a rule makes the score; a judge is not asked about constants."""
     numbers = score_predictions(task, predictions, protocol=protocol, length_edges=length_edges)
-    if numbers["score"] is None:
+    if numbers["score"] is None or task.judge is not None:
         return numbers
 
     def measure(constant: Sequence[Prediction]) -> float:
@@ -168,11 +198,12 @@ def write_scores(
     info: Mapping[str, str],
     protocol: str | None = None,
     length_edges: Sequence[int] | None = None,
+    judge: JsonObject | None = None,
 ) -> TaskResult:
     """Score a task under all of its protocols and write `scores.json`, and files to upload if the task has some.
 
     `protocol` is the headline's (None: the task's first); `length_edges` are borders of context-length bins in tokens
-    (None: the task's own). Raises ConfigError if the task does not have the protocol.
+    (None: the task's own); `judge` says who gave the verdicts. Raises ConfigError if the task lacks the protocol.
     """
     headline = protocol if protocol is not None else task.protocols[0]
     if headline not in task.protocols:
@@ -184,6 +215,7 @@ def write_scores(
         "protocol": headline,
         "settings": dict(settings),
         "info": dict(info),
+        **({} if judge is None else {"judge": judge}),
         "results": {
             name: score_with_baselines(task, predictions, protocol=name, length_edges=length_edges)
             for name in task.protocols

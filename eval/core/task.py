@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.core.data_root import Root
+from eval.core.judge import JudgeRule
 from eval.core.records import JsonObject
 from eval.core.sample import Gold, Prediction, Sample
 from eval.metrics.protocol import Protocol
@@ -47,6 +48,8 @@ class Task:
     aggregate: Callable[[Sequence[Scored], Sequence[int] | None], JsonObject] = lambda scored, edges: {}
     # choices that are part of the prompt's identity, such as the prompt style
     details: JsonObject = field(default_factory=dict)
+    # where a benchmark of the user's own is described, which answers do not depend on
+    info: Mapping[str, str] = field(default_factory=dict)
     more_files: tuple[Path, ...] = ()  # further files below the data root that samples are read from
     optional_files: tuple[Path, ...] = ()  # likewise, but samples can be read without them
     uploads: tuple[Upload, ...] = ()  # files for the benchmark's server
@@ -56,6 +59,9 @@ class Task:
     fetch: Callable[[], None] | None = None  # gets the files from elsewhere; None: they must be there
     # gold answer -> the text fed instead of the model's own (teacher forcing); None: it answers freely
     write_gold: Callable[[Gold], str] | None = None
+    # What a judge is asked about each answer: its verdicts are the scores, and `score_answer` is not used. Without a
+    # judge the task has no score. None: the rule scores
+    judge: JudgeRule | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:

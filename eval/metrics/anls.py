@@ -11,11 +11,11 @@ from eval.metrics.text import read_golds, read_text
 THRESHOLD = 0.5
 
 
-def score(answer: object, response: str | None) -> float:
-    """Best similarity over the accepted answers: 0, or a number in 0.5..1. Two empty texts are equal."""
+def score(answer: object, response: str | None, *, threshold: float = THRESHOLD) -> float:
+    """Best similarity over the accepted answers: 0, or a number in `threshold`..1. Two empty texts are equal."""
     said = read_text(response)
     best = max((_similarity(gold, said) for gold in read_golds(answer)), default=0.0)
-    return best if best >= THRESHOLD else 0.0
+    return best if best >= threshold else 0.0
 
 
 def _similarity(gold: str, said: str) -> float:

@@ -1,12 +1,24 @@
 """Equality of short answers: OCR-VQA, AI2D as published by V2PE, and GQA."""
 
+import string
+
 from eval.metrics.text import read_golds, read_text
 
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
-def score(answer: object, response: str | None) -> float:
-    """1 if the response equals an accepted answer, both stripped and in lower case (V2PE, InternVL, VLMEvalKit)."""
-    said = read_text(response).strip().lower()  # punctuation counts: `A.` does not equal `A`
-    return float(any(gold.strip().lower() == said for gold in read_golds(answer)))
+
+def score(answer: object, response: str | None, *, ignore_case: bool = True, ignore_punctuation: bool = False) -> float:
+    """1 if the response equals an accepted answer, both stripped and in lower case (V2PE, InternVL, VLMEvalKit).
+
+    There punctuation counts: `A.` does not equal `A`. `ignore_punctuation` leaves out ASCII's marks and doubled spaces.
+    """
+
+    def normalise(text: str) -> str:
+        text = text.lower() if ignore_case else text
+        return " ".join(text.translate(_NO_PUNCTUATION).split()) if ignore_punctuation else text.strip()
+
+    said = normalise(read_text(response))
+    return float(any(normalise(gold) == said for gold in read_golds(answer)))
 
 
 def score_gqa(answer: object, response: str | None) -> float:

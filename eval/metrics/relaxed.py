@@ -10,19 +10,19 @@ from eval.metrics.text import read_golds, read_text
 TOLERANCE = 0.05
 
 
-def score(answer: object, response: str | None, protocol: Protocol) -> float:
+def score(answer: object, response: str | None, protocol: Protocol, *, tolerance: float = TOLERANCE) -> float:
     """1 if the response matches one of the accepted answers."""
     said = read_text(response).strip()  # the accepted answers are not stripped
     pairs = ((gold, said) if protocol == "official" else (said, gold) for gold in read_golds(answer))
-    return float(any(is_close(reference, value) for reference, value in pairs))
+    return float(any(is_close(reference, value, tolerance) for reference, value in pairs))
 
 
-def is_close(reference: str, value: str) -> bool:
-    """`|value - reference| / |reference| <= 5 %` if both are numbers and the reference is not 0, else equal text."""
+def is_close(reference: str, value: str, tolerance: float = TOLERANCE) -> bool:
+    """`|value - reference| / |reference| <= tolerance` if both are numbers, the reference not 0; else equal text."""
     target, given = parse_number(reference), parse_number(value)
     if given is None or not target:
         return value.lower() == reference.lower()
-    return abs(given - target) / abs(target) <= TOLERANCE
+    return abs(given - target) / abs(target) <= tolerance
 
 
 def parse_number(text: str) -> float | None:

@@ -4,12 +4,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from eval.core.judge import read_judged
 from eval.core.result import PREDICTIONS_NAME, TaskResult, read_settings
 from eval.core.sample import Prediction
 from eval.core.scoring import score_prediction
 from eval.core.task import Task
 from eval.score import read_checked_predictions
-from eval.tasks.registry import find_task
+from eval.tasks.registry import find_saved_task
 from internvl.errors import EvalError, InternVLError
 
 logger = logging.getLogger(__name__)
@@ -65,11 +66,13 @@ def read_task(results: Mapping[str, TaskResult]) -> AnsweredTask:
     Raises InternVLError if predictions are damaged or do not belong to their settings.
     """
     first = next(iter(results.values()))
-    task = find_task(first.task, prompts=first.settings.prompts)
+    task = find_saved_task(first.settings, first.info)
     runs = {
         name: {
             prediction.id: ScoredAnswer(prediction, score_answer(task, prediction, first.protocol))
-            for prediction in read_checked_predictions(result.folder, read_settings(result.folder))
+            for prediction in read_judged(
+                task.judge, read_checked_predictions(result.folder, read_settings(result.folder)), result.folder
+            )
         }
         for name, result in results.items()
         if (result.folder / PREDICTIONS_NAME).is_file()
@@ -79,7 +82,7 @@ def read_task(results: Mapping[str, TaskResult]) -> AnsweredTask:
 
 def score_answer(task: Task, prediction: Prediction, protocol: str) -> float | None:
     """The score in 0..1; None where no answer is public or the rule cannot take the response."""
-    if prediction.answer is None:
+    if prediction.answer is None and task.judge is None:
         return None
     try:
         return score_prediction(task, prediction, protocol=protocol)

@@ -63,8 +63,9 @@ class NamedResult:
             f"constant answer {found.response or '(nothing)'}": f"{found.estimate.score:.3f}"
             for found in _list_constants(baselines)
         }  # fmt: skip
+        judge = {f"judge: {name}": value for name, value in result.content.get("judge", {}).items()}
         made = {"source": result.source, "version of the task": result.version, "folder": result.folder}
-        return {**made, **result.settings.values, **result.info, **constants}
+        return {**made, **result.settings.values, **result.info, **judge, **constants}
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,10 @@ def _describe(results: Sequence[TaskResult], names: Sequence[str]) -> str:
 
 
 def _format_score(scores: Scores) -> str:
-    return "no public answers" if scores.estimate is None else f"{scores.estimate.score:.3f}"
+    estimate = scores.estimate
+    if scores.needs_judge:
+        return "needs a judge"
+    return "no public answers" if estimate is None else f"{estimate.score:.3f}"
 
 
 def _list_constants(baselines: Baselines) -> Iterator[ConstantAnswer]:

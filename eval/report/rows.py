@@ -55,6 +55,7 @@ class Row:
     rope_pos_id_stride: float | None = None  # positions that one tile spans
     num_failed: int | None = None  # questions without a response; None unless the row is about all lengths
     num_empty: int | None = None  # questions with an empty response; None likewise
+    needs_judge: str | None = None  # the rule of a judge that has yet to score the answers
     baselines: Baselines | None = None  # scores of constant answers; None likewise
 
     @property
@@ -143,6 +144,7 @@ def _tabulate_protocol(result: TaskResult, label: str, protocol: str) -> list[Ro
         chance=scores.chance,
         num_failed=scores.num_failed,
         num_empty=scores.num_empty,
+        needs_judge=scores.needs_judge,
         baselines=scores.baselines,
     )
     return [*rows, whole]

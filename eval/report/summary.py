@@ -38,6 +38,7 @@ def _summarise_task(result: TaskResult) -> dict[str, object]:
         "score": headline.score,
         "interval": None if headline.estimate is None else headline.estimate.interval,
         "stderr": headline.stderr,
+        "needs_judge": headline.needs_judge,
         "count": headline.count,
         "num_failed": headline.num_failed,
         "num_empty": headline.num_empty,

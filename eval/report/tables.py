@@ -19,8 +19,10 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def format_cell(row: Row) -> str:
-    """`0.925 [0.880, 0.954] (n 200)`; the count alone where no answer is public."""
-    return f"no answers (n {row.count})" if row.estimate is None else format_estimate(row.estimate)
+    """`0.925 [0.880, 0.954] (n 200)`; the count alone where no answer is public, or a judge has yet to score."""
+    if row.estimate is None:
+        return f"{'needs a judge' if row.needs_judge else 'no answers'} (n {row.count})"
+    return format_estimate(row.estimate)
 
 
 def format_averages(averages: Mapping[str, Mapping[str, Estimate]]) -> str:

@@ -1,6 +1,7 @@
 """`python -m eval.run`: evaluate a checkpoint on tasks; alone, under torchrun, or as slurm tasks.
 
-    options -> jobs (checked) -> predictions, appended as they come -> scores.json, plots -> table
+    options -> jobs (checked) -> predictions, appended as they come -> verdicts of a judge, where a task needs one
+            -> scores.json, plots -> table
 
 Processes draw questions from one queue and write their own files; rank 0 plans, merges, scores and reports.
 With --ring_attn groups of processes answer a question together (see internvl/infer/context_parallel.py).
@@ -31,6 +32,7 @@ from eval.report.plots import write_task_plots
 from eval.report.summary import write_summary
 from eval.run.answering import load_answerer
 from eval.run.endpoint import Endpoint, EndpointAnswerer
+from eval.run.judging import judge_predictions
 from eval.run.options import RunOptions, parse_options
 from eval.run.planning import choose_folder, choose_positions, plan_jobs
 from eval.run.queue import Answer, Job, Workers, run_jobs
@@ -57,6 +59,7 @@ def run(options: RunOptions, env: RankEnv) -> int:
         assert options.checkpoint is not None
         settings = choose_positions(options.settings, check_checkpoint(options.checkpoint)).on_device(env)
         options = replace(options, settings=settings)
+    options.judging.check()
     options, skipped = skip_missing(options)
     jobs = plan_jobs(options)
     if endpoint is None:
@@ -86,7 +89,7 @@ def open_endpoint(options: RunOptions) -> Endpoint | None:
     if options.endpoint is None:
         return None
     endpoint = Endpoint(options.endpoint, str(options.model), options.settings, options.sampling)
-    endpoint.check()
+    endpoint.server.check()
     return endpoint
 
 
@@ -177,14 +180,16 @@ def _report(jobs: Sequence[Job], predictions: Sequence[Sequence[Prediction]], op
     results = []
     for job, answered in zip(jobs, predictions, strict=True):
         store = job.store
+        judged, judge = judge_predictions(job.task, answered, store.folder, options.judging)
         scores = write_scores(
             store.folder,
             job.task,
-            answered,
+            judged,
             settings=store.settings,
             info=store.info,
             protocol=options.protocol,
             length_edges=options.length_bins,
+            judge=judge,
         )
         write_task_plots(store.folder, scores)
         results.append(scores)

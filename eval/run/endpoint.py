@@ -4,17 +4,16 @@
             <--  answer and numbers of tokens; our own server adds tiles and the last position
 
 Servers of InternVL2 (ours, vLLM) put pictures where the text says `<image>`, so they get the prompts of a direct run.
-A video is its labelled frames, which are pictures. What a request asked for in vain (429, 5xx, no connection) is asked
-again, with growing pauses; what the server refuses for its content is a failed prediction, as a damaged picture is.
+A video is its labelled frames, which are pictures. What the server refuses for its content is a failed prediction, as a
+damaged picture is.
 """
 
 import base64
 import io
 import logging
 import mimetypes
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,19 +23,16 @@ from PIL import Image
 
 from eval.core.sample import PackedImage, Prediction, Sample
 from eval.core.task import Task
+from eval.run.chat_server import ChatServer, explain_reply, read_completion
 from eval.run.queue import LastAnswerError
 from internvl.data.prompt import Picture, list_frame_pictures, load_pictures, place_pictures
 from internvl.data.video import choose_frames
-from internvl.errors import ConfigError, DataError, EvalError, did_you_mean
+from internvl.errors import ConfigError, DataError, EvalError
 from internvl.infer.settings import DEFAULTS, InferenceSettings, Sampling
 
 logger = logging.getLogger(__name__)
 
 API_KEY = "OPENAI_API_KEY"
-NUM_TRIES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 7, 1.0, 60.0
-TIMEOUT = httpx.Timeout(600.0, connect=10.0)
-_BUSY = (408, 409, 429, 500, 502, 503, 504)
-_WRONG_ADDRESS = (401, 403, 404, 405)
 # Settings of ours -> fields of a request to our own server.
 SENT_SETTINGS = {name: name for name in ("rope_pos_id_version", "rope_pos_id_stride")} | {"max_num": "max_tiles"}
 
@@ -61,10 +57,9 @@ class Endpoint:
             raise ConfigError(f"--endpoint: a server takes no {options}; leave it out, or start the server with it")
 
     @property
-    def base_url(self) -> str:
-        """Where the paths of the API begin."""
-        url = self.url.rstrip("/")
-        return url if url.endswith("/v1") else f"{url}/v1"
+    def server(self) -> ChatServer:
+        """Where the model is."""
+        return ChatServer(self.url, self.model, "--endpoint", "--model", API_KEY)
 
     @property
     def fields(self) -> dict[str, object]:
@@ -73,39 +68,12 @@ class Endpoint:
         own = {field: getattr(self.settings, name) for name, field in SENT_SETTINGS.items()}
         return {name: value for name, value in (sampling | own).items() if value is not None}
 
-    def open(self) -> httpx.Client:
-        """A client with the key of the environment variable OPENAI_API_KEY, which is written down nowhere."""
-        key = os.environ.get(API_KEY)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        try:
-            return httpx.Client(base_url=self.base_url, headers=headers, timeout=TIMEOUT)
-        except httpx.InvalidURL as error:
-            raise ConfigError(f"--endpoint {self.url!r}: {error}; expected such as http://host:8000") from error
-
-    def check(self) -> None:
-        """Ask for the list of models. Raises ConfigError if there is no server, or no such model."""
-        try:
-            with self.open() as client:
-                reply = client.get("/models")
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = f"no server answers ({error}); start it, or correct the address"
-            raise ConfigError(f"--endpoint {self.url}: {reason}") from error
-        if reply.status_code != 200:
-            raise ConfigError(f"--endpoint {self.url}: {_describe(reply)}; {_key_hint(reply)}")
-        try:
-            names = [str(entry["id"]) for entry in reply.json()["data"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"--endpoint {self.url}: {reply.url} is no list of models") from error
-        if self.model not in names:
-            guess = did_you_mean(self.model, names)
-            raise ConfigError(f"--model {self.model!r} is not served there{guess}; it has {', '.join(names)}")
-
 
 class EndpointAnswerer:
     """Asks all samples that it is given at the same time."""
 
     def __init__(self, endpoint: Endpoint):
-        self._endpoint, self._client = endpoint, endpoint.open()
+        self._endpoint, self._client = endpoint, endpoint.server.open()
 
     def __call__(self, task: Task, samples: Sequence[Sample]) -> list[Prediction]:
         """A prediction per sample, in order. Raises LastAnswerError if the server is gone or refuses everything."""
@@ -123,42 +91,15 @@ class EndpointAnswerer:
         try:
             content = write_message(task, sample)
             body = {
-                "model": self._endpoint.model,
                 "messages": [{"role": "user", "content": content}],
                 "max_tokens": task.max_new_tokens,
                 **self._endpoint.fields,
             }
-            reply = self._post(body)
+            reply = self._endpoint.server.complete(self._client, body)
             return _read_prediction(sample, reply, seconds=round(time.perf_counter() - start, 4))
         except DataError as error:
             logger.error("%s, sample %s failed and counts as wrong: %s", task.name, sample.id, error)
             return Prediction.failed(sample, str(error), seconds=round(time.perf_counter() - start, 4))
-
-    def _post(self, body: Mapping[str, object]) -> httpx.Response:
-        pause = FIRST_PAUSE_S
-        for number in range(NUM_TRIES):
-            problem = ""
-            try:
-                reply = self._client.post("/chat/completions", json=body)
-            except httpx.HTTPError as error:
-                problem = f"{type(error).__name__}: {error}"
-            else:
-                if reply.status_code == 200:
-                    return reply
-                problem = _describe(reply)
-                if reply.status_code in _WRONG_ADDRESS:
-                    raise EvalError(f"{self._endpoint.url}: {problem}; {_key_hint(reply)}")
-                if reply.status_code not in _BUSY:
-                    raise DataError(f"the server refused it: {problem}", kind="refused")
-                pause = _read_pause(reply, pause)
-            if number + 1 < NUM_TRIES:
-                logger.warning("%s: asked again in %.0f s", problem, pause)
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
-        raise EvalError(
-            f"{self._endpoint.url}: {NUM_TRIES} requests in a row got no answer, the last one {problem}; all answers "
-            "so far are kept, start the same command again when the server is back"
-        )
 
 
 def write_message(task: Task, sample: Sample) -> list[dict[str, object]]:
@@ -204,12 +145,13 @@ def _write_png(image: Image.Image) -> str:
 
 
 def _read_prediction(sample: Sample, reply: httpx.Response, *, seconds: float) -> Prediction:
-    try:
+    text = read_completion(reply)
+    with explain_reply(reply):
         body = reply.json()
-        text, usage, own = body["choices"][0]["message"]["content"], body.get("usage") or {}, body.get("v2pe") or {}
+        usage, own = body.get("usage") or {}, body.get("v2pe") or {}
         return Prediction(
             id=sample.id,
-            response=str(text or "").strip(),
+            response=text,
             answer=sample.answer,
             metadata=sample.metadata,
             num_prompt_tokens=int(usage.get("prompt_tokens") or 0),
@@ -217,27 +159,3 @@ def _read_prediction(sample: Sample, reply: httpx.Response, *, seconds: float) -
             last_position=float(own.get("last_position") or 0.0),
             seconds=seconds,
         )
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        message = f"the server's answer is not a chat completion: {reply.text[:200]!r}"
-        raise DataError(message, kind="refused") from error
-
-
-def _describe(reply: httpx.Response) -> str:
-    try:
-        message = reply.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = reply.text[:200]
-    return f"status {reply.status_code}, {' '.join(str(message).split())}"
-
-
-def _key_hint(reply: httpx.Response) -> str:
-    if reply.status_code in (401, 403):
-        return f"put the server's key into the environment variable {API_KEY}"
-    return "give the address in front of /v1/chat/completions"
-
-
-def _read_pause(reply: httpx.Response, pause: float) -> float:
-    try:
-        return min(max(float(reply.headers["Retry-After"]), pause), LONGEST_PAUSE_S)
-    except (KeyError, ValueError):
-        return pause

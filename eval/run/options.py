@@ -10,7 +10,9 @@ from pathlib import Path
 from eval.core.ablation import ABLATIONS, NO_ABLATION
 from eval.core.data_root import FOLDERS as DATA_FOLDERS
 from eval.core.scoring import check_length_edges
+from eval.run.judging import NO_JUDGE, JudgeOptions
 from eval.tasks.registry import GROUPS, PROMPT_STYLES, list_task_names
+from eval.tasks.scorers import describe_scorers
 from internvl.errors import ConfigError
 from internvl.infer.context_parallel import check_shareable
 from internvl.infer.flags import add_flags, at_least, check_flags, flag, from_arguments, one_of
@@ -26,6 +28,7 @@ _OFTEN = {
         "endpoint",
         "model",
         "list",
+        "list_scorers",
         "data_root",
         "limit",
         "ablate",
@@ -50,10 +53,14 @@ def _check_share(name: str, value: float) -> None:
 class RunOptions:
     """One evaluation run; each field's help explains it. Raises ConfigError for values out of range or in conflict."""
 
-    tasks: str = flag(MISSING, f"comma-separated names, groups or patterns; groups: {', '.join(GROUPS)}")
+    tasks: str = flag(
+        MISSING,
+        f"comma-separated names, groups, patterns, or YAML files of own benchmarks; groups: {', '.join(GROUPS)}",
+    )
     checkpoint: Path | None = flag(None, "folder of the model", read=Path)
     settings: InferenceSettings = DEFAULTS  # how the model answers
     sampling: Sampling = GREEDY  # how it chooses tokens
+    judging: JudgeOptions = NO_JUDGE  # who scores what no rule can
     data_root: Path | None = flag(
         None, f"folder of the benchmarks, looked at before {', '.join(DATA_FOLDERS)}", read=Path
     )
@@ -80,9 +87,8 @@ class RunOptions:
     )
     prompts: str = flag(
         "upstream",
-        "whose prompts and answer limits (%(default)s)",
-        check=one_of(PROMPT_STYLES),
-        metavar=f"{{{','.join(PROMPT_STYLES)}}}",
+        "whose prompts and answer limits (%(default)s), or a style of an own benchmark",
+        metavar=f"{{{','.join(PROMPT_STYLES)},STYLE}}",
     )
     protocol: str | None = flag(
         None,
@@ -162,10 +168,13 @@ def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
 
     A malformed number ends the process with argparse's own message.
     """
-    words = sys.argv[1:] if argv is None else argv
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and Path(words[0]).is_dir():  # v2pe eval CKPT
+        words.insert(0, "--checkpoint")
     arguments = _build_parser().parse_args([_OPTION.sub(_name_option, word) for word in words])
     settings, sampling = from_arguments(InferenceSettings, arguments), from_arguments(Sampling, arguments)
-    return from_arguments(RunOptions, arguments, settings=settings, sampling=sampling)
+    judging = from_arguments(JudgeOptions, arguments)
+    return from_arguments(RunOptions, arguments, settings=settings, sampling=sampling, judging=judging)
 
 
 def _name_option(option: re.Match[str]) -> str:
@@ -183,6 +192,14 @@ class _ListTasks(argparse.Action):
         parser.exit()
 
 
+class _ListScorers(argparse.Action):
+    """Prints the scorers of own benchmarks with their options and ends the process."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
+        print(describe_scorers())
+        parser.exit()
+
+
 class _MovedOption(argparse.Action):
     """An option of the public code that has no meaning here."""
 
@@ -196,6 +213,7 @@ class _MovedOption(argparse.Action):
 def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that choose how saved predictions become numbers."""
     add_flags(parser, RunOptions, only=("protocol", "length_bins"))
+    add_flags(parser, JudgeOptions)
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -211,8 +229,12 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     add_flags(parser, RunOptions)
     parser.add_argument("--list", action=_ListTasks, nargs=0, help="print the names of all tasks and end")
+    parser.add_argument(
+        "--list_scorers", action=_ListScorers, nargs=0, help="print the scorers of own benchmarks and end"
+    )
     add_flags(parser, InferenceSettings, leave_out=_NOT_ASKED)
     add_flags(parser, Sampling)
+    add_flags(parser, JudgeOptions)
     parser.set_defaults(seed=0)
     for name in (name for name, moved in EVALUATION_FLAGS.items() if moved.taken_as is None):
         parser.add_argument(f"--{name}", action=_MovedOption, nargs="?", const=True, help=argparse.SUPPRESS)

@@ -19,7 +19,8 @@ from eval.tasks.registry import select_tasks
 from internvl.errors import ConfigError
 from internvl.infer.checkpoint import fingerprint_checkpoint
 from internvl.infer.settings import DEFAULTS, InferenceSettings
-from internvl.model.v2pe import check_stride, stride_to_units
+from internvl.model.positions import check_stride, inherit_stride, takes_stride
+from internvl.model.v2pe import stride_to_units
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def choose_positions(settings: InferenceSettings, config: Mapping[str, object]) 
     """The settings with the version and the stride in effect.
 
     Without either positions are ordinary ones, not the checkpoint's own, which evaluations compare with others.
-    A stride is none unless the version is `v2pe_fix`, and the checkpoint's if none is given.
+    A stride is none unless the version takes one, and the checkpoint's if none is given.
     `config` is the checkpoint's config.json. Raises ConfigError if `v2pe_fix` has no stride or one unfit for batches.
     """
     version, stride = settings.chosen_version or DEFAULT_VERSION, settings.rope_pos_id_stride
@@ -41,14 +42,15 @@ def choose_positions(settings: InferenceSettings, config: Mapping[str, object]) 
             "the checkpoint was saved with --rope_pos_id_version %s and is evaluated with ordinary positions",
             saved_version,
         )
-    if version != "v2pe_fix":
+    if not takes_stride(version):
         if stride is not None:
             logger.warning("--rope_pos_id_stride %s has no effect with --rope_pos_id_version %s", stride, version)
         return replace(settings, rope_pos_id_version=version, rope_pos_id_stride=None)
     if stride is None and isinstance(saved, int | float):
-        stride = saved
+        stride = inherit_stride(version, str(saved_version), saved)
     check_stride(version, stride)
-    assert stride is not None
+    if stride is None:
+        return replace(settings, rope_pos_id_version=version)
     stride_to_units(stride)
     stride = int(stride) if stride == int(stride) else stride  # 64 and 64.0 are one setting
     if saved is not None and saved != stride:
@@ -140,7 +142,7 @@ def _plan_job(task: Task, options: RunOptions, data_root: DataRoot, *, checkpoin
     where = {"endpoint": str(options.endpoint)}
     if options.checkpoint is not None:
         where = {"checkpoint": str(options.checkpoint.absolute())}
-    info = {**where, "data_root": str(data_root)}
+    info = {**where, "data_root": str(data_root), **task.info}
     samples = ablate(
         [_note_length(sample) for sample in task.read_samples(data_root)],
         options.ablate,

@@ -1,4 +1,4 @@
-"""Tasks by name: `group/task`, a group alone, or a pattern such as `mm_niah/*-text-test`.
+"""Tasks by name: `group/task`, a group alone, a pattern such as `mm_niah/*-text-test`, or the YAML file of an own one.
 
 Names of the public code are understood as well: `mmmu-val` is `mmmu/val`, `vqa-chartqa-test` is both parts of it,
 `docvqa_val` is `vqa/docvqa-val` (internvl/moved_names.py), and a name without a group that only one group has.
@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-from eval.core.result import explain_damage
+from eval.core.result import Settings, explain_damage
 from eval.core.task import Task, TaskFamily
+from eval.tasks import own
 from eval.tasks.questions import Results
 from internvl.errors import ConfigError, did_you_mean
 from internvl.moved_names import TASKS as MOVED_TASKS
@@ -32,8 +34,17 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "ccbench": ("ccbench",),
     "milebench": ("milebench",),
     "longvqa": ("longvqa",),
+    "mmlongbench": ("mmlongbench",),
+    "mmlongbench_doc": ("mmlongbench_doc",),
+    "longdocurl": ("longdocurl",),
+    "slidevqa": ("slidevqa",),
     "mvbench": ("mvbench",),
     "videomme": ("videomme",),
+    "videomme_v2": ("videomme_v2",),
+    "longvideobench": ("longvideobench",),
+    "mlvu": ("mlvu",),
+    "lvbench": ("lvbench",),
+    "vnbench": ("vnbench",),
 }
 
 
@@ -58,13 +69,29 @@ def find_task(name: str, *, prompts: str = "upstream") -> Task:
 
 
 def select_tasks(patterns: str, *, prompts: str = "upstream") -> list[Task]:
-    """Tasks of a comma-separated list of names, groups and patterns. Raises ConfigError if an entry matches nothing."""
+    """Tasks of a comma-separated list of names, groups, patterns and YAML files.
+
+    Raises ConfigError if an entry matches nothing, a file is wrong, or two files are benchmarks of one name.
+    """
     names: list[str] = []
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        names += _expand(pattern)
+        names += [pattern] if pattern.endswith(own.SUFFIXES) else _expand(pattern)
     if not names:
         raise ConfigError(f"no task given, got {patterns!r}; {_describe_known(patterns)}")
-    return [find_task(name, prompts=prompts) for name in dict.fromkeys(names)]
+    tasks: dict[str, Task] = {}
+    for name in dict.fromkeys(names):
+        task = own.make_task(Path(name), prompts) if name.endswith(own.SUFFIXES) else find_task(name, prompts=prompts)
+        if task.name in tasks:
+            raise ConfigError(f"{name} is a second benchmark {task.name}; give one of them another `name`")
+        tasks[task.name] = task
+    return list(tasks.values())
+
+
+def find_saved_task(settings: Settings, info: Mapping[str, str]) -> Task:
+    """The task of saved predictions. Raises ConfigError if there is none of its name (any more)."""
+    if own.FILE in info:
+        return own.find_saved_task(info, settings.values.get("benchmark"), prompts=settings.prompts)
+    return find_task(settings.task, prompts=settings.prompts)
 
 
 def list_task_names(groups: Iterable[str] = GROUPS) -> list[str]:
@@ -78,13 +105,15 @@ def summarise_groups(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str
     for result in results:
         group, _, name = result["task"].partition("/")
         by_group.setdefault(group, {})[name] = result
-    return {group: _summarise(group, tasks) for group, tasks in by_group.items() if group in GROUPS}
+    return {group: _summarise(group, tasks) for group, tasks in by_group.items() if group in (*GROUPS, own.GROUP)}
 
 
 def _summarise(group: str, results: Results) -> dict[str, object]:
     with explain_damage(
         f"scores of {group} cannot be averaged over tasks", "make them again with python -m eval.score"
     ):
+        if group == own.GROUP:
+            return own.summarise(results)
         return {key: numbers for family in _load_families(group) for key, numbers in family.summarise(results).items()}
 
 

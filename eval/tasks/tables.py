@@ -1,20 +1,47 @@
-"""Tables of MMBench and CCBench: annotation files whose pictures are base64 text, and predictions for the server."""
+"""Tables: annotation files of any form as rows, and predictions for the servers of MMBench and CCBench."""
 
 import csv
 import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from eval.core.records import read_text
+from eval.convert import parquet
+from eval.core.records import read_json, read_records, read_text
 from internvl.errors import DataError, MissingDependencyError
 
 _MAX_DIGITS = 15  # that a number of a workbook keeps
 _MAX_REFERENCE_LENGTH = 64  # a shorter `image` is the index of the row that holds the picture
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a jsonl, json, tsv, csv or parquet file, by column name.
+
+    Raises:
+        DataError: Another kind of file, or one that is not what its name says.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    readers: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
+        ".jsonl": lambda: read_records(path),
+        ".json": lambda: read_json(path, list),
+        ".tsv": lambda: read_table(path),
+        ".csv": lambda: read_table(path, delimiter=","),
+        ".parquet": lambda: parquet.read_rows([path], columns=()),
+    }
+    if path.suffix not in readers:
+        raise DataError(f"{path.suffix or 'no ending'}, expected one of {', '.join(readers)}", source=str(path))
+    rows = list(readers[path.suffix]())
+    for row, record in enumerate(rows):
+        if not isinstance(record, dict):
+            raise DataError(f"it is a {type(record).__name__}, expected an object", source=str(path), row=row)
+    if not rows:
+        raise DataError("the file holds no rows", source=str(path))
+    return rows
+
+
+def read_table(path: Path, *, delimiter: str = "\t") -> list[dict[str, str]]:
     """Rows by column name, without cells that are empty or `nan`.
 
     Raises:
@@ -22,7 +49,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """
     text = read_text(path)
     with _allow_long_cells():
-        header, *rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t")) or [[]]
+        header, *rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)) or [[]]
     if not rows:
         raise DataError("the file holds no rows", source=str(path))
     for row, cells in enumerate(rows):

@@ -26,6 +26,7 @@ def collate_row(documents: Sequence[EncodedDocument]) -> Batch:
     Returns:
         input_ids and labels: int64 (1, tokens). cu_seqlens: int32 (documents + 1,). pixel_values: uint8
         (tiles, 3, S, S). image_flags: int64 (tiles,). image_strides: int64 (images,), units of 1/65536 positions.
+        image_grids: int64 (images, 4), rows and columns of tiles, thumbnail, frame.
     """
     if not documents:
         raise ValueError("a row without documents; expected at least one")
@@ -37,6 +38,7 @@ def collate_row(documents: Sequence[EncodedDocument]) -> Batch:
         "pixel_values": _join_tiles([document.pixel_values for document in documents]),
         "image_flags": torch.cat([document.image_flags for document in documents]),
         "image_strides": torch.cat([document.image_strides for document in documents]),
+        "image_grids": torch.cat([document.image_grids for document in documents]),
     }
 
 

@@ -47,6 +47,7 @@ class EncodedDocument:
     pixel_values: UInt8[Tensor, "tiles 3 size size"]  # of all images and frames in order (or those asked for)
     image_flags: Int64[Tensor, " tiles"]  # 1 for every tile in `pixel_values`
     image_strides: Int64[Tensor, " images"]  # per image or frame, in units of 1/65536 positions
+    image_grids: Int64[Tensor, "images 4"]  # likewise, the numbers of an `ImageGrid`
     tiles_per_image: tuple[int, ...]  # likewise
 
 
@@ -199,6 +200,7 @@ class SampleEncoder:
             pixel_values=pixel_values,
             image_flags=torch.ones(len(pixel_values), dtype=torch.int64),
             image_strides=self.strides.draw(len(layout.pictures), stride_rng, num_image_token=num_image_token),
+            image_grids=torch.tensor([sized.grid for sized in layout.pictures], dtype=torch.int64).reshape(-1, 4),
             tiles_per_image=tiles_per_image,
         )
 

@@ -22,6 +22,7 @@ from internvl.data.tiling import Tiling
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip, label_frames, list_frames, load_frames, read_video_info
 from internvl.errors import DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
+from internvl.model.positions_scheme import ImageGrid
 
 
 @runtime_checkable
@@ -46,6 +47,7 @@ class Picture:
     source: ImageSource  # the image, or the video file
     frame: int | None = None  # number of the frame in the video file; None: an image
     tiling: Tiling | None = None  # how it is cut; None: it is one tile as it is
+    place: int = 0  # of a frame among those of its video that are shown, from 1; 0: an image
 
     def read_size(self) -> tuple[int, int]:
         """Read (width, height) in pixels from a header, without decoding. Raises DataError if it cannot be read."""
@@ -59,9 +61,18 @@ class Picture:
 
     def count_tiles(self) -> int:
         """Count the tiles from the size alone; a single tile is not opened. Raises DataError as `read_size` does."""
+        return self.read_grid().num_tiles
+
+    def read_grid(self) -> ImageGrid:
+        """The grid of tiles, likewise."""
         if self.tiling is None or self.tiling.max_num == 1:
-            return 1
-        return self.tiling.count(*self.read_size())
+            return ImageGrid(1, 1, frame=self.place)
+        return self.choose_grid(self.read_size())
+
+    def choose_grid(self, size: tuple[int, int]) -> ImageGrid:
+        """The grid of tiles of a picture of this (width, height)."""
+        grid = ImageGrid(1, 1) if self.tiling is None else self.tiling.grid(*size)
+        return grid._replace(frame=self.place)
 
     def split(self, image: Image.Image) -> list[Image.Image]:
         """Cut the decoded picture into its tiles."""
@@ -91,8 +102,8 @@ def list_frame_pictures(path: MediaPath, frames: Sequence[int], *, tiling: Tilin
     """List the pictures of some frames of a video file or of a folder (DataError if it cannot be read)."""
     if os.path.isdir(path):
         files = list_frames(path)
-        return [Picture(files[frame], tiling=tiling) for frame in frames]
-    return [Picture(path, frame=frame, tiling=tiling) for frame in frames]
+        return [Picture(files[frame], tiling=tiling, place=place) for place, frame in enumerate(frames, start=1)]
+    return [Picture(path, frame=frame, tiling=tiling, place=place) for place, frame in enumerate(frames, start=1)]
 
 
 def place_pictures(

@@ -15,6 +15,8 @@ from functools import lru_cache
 
 from PIL import Image
 
+from internvl.model.positions_scheme import ImageGrid
+
 
 @lru_cache(maxsize=64)
 def list_grids(min_num: int, max_num: int) -> tuple[tuple[int, int], ...]:
@@ -64,12 +66,17 @@ class Tiling:
 
     def count(self, width: int, height: int) -> int:
         """Number of tiles that `split` makes of an image of this size, the thumbnail included."""
-        cols, rows = self._choose_grid(width, height)
-        return cols * rows + int(self.use_thumbnail and cols * rows > 1)
+        return self.grid(width, height).num_tiles
+
+    def grid(self, width: int, height: int) -> ImageGrid:
+        """The tiles that `split` makes of an image of this size."""
+        limits = {"min_num": self.min_num, "max_num": self.max_num, "image_size": self.image_size}
+        cols, rows = choose_grid(width, height, **limits)
+        return ImageGrid(rows, cols, int(self.use_thumbnail and cols * rows > 1))
 
     def split(self, image: Image.Image) -> list[Image.Image]:
         """Resize an image to its grid, which may change its aspect ratio a little, and cut it row by row."""
-        cols, rows = self._choose_grid(*image.size)
+        rows, cols, has_thumbnail, _ = self.grid(*image.size)
         size = self.image_size
         resized = image.resize((cols * size, rows * size), Image.Resampling.BICUBIC)
         tiles = [
@@ -77,9 +84,6 @@ class Tiling:
             for row in range(rows)
             for col in range(cols)
         ]
-        if self.use_thumbnail and len(tiles) > 1:
+        if has_thumbnail:
             tiles.append(image.resize((size, size), Image.Resampling.BICUBIC))
         return tiles
-
-    def _choose_grid(self, width: int, height: int) -> tuple[int, int]:
-        return choose_grid(width, height, min_num=self.min_num, max_num=self.max_num, image_size=self.image_size)

@@ -25,6 +25,7 @@ from internvl.data.transform import TileTransform, allocate_tiles, build_transfo
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip, check_sampling, find_clip, read_video_info, sample_frames
 from internvl.errors import ConfigError, DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
+from internvl.model.positions_scheme import ImageGrid
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,14 @@ class SizedPicture:
     size: tuple[int, int]
 
     @property
+    def grid(self) -> ImageGrid:
+        """How it is cut into tiles."""
+        return self.picture.choose_grid(self.size)
+
+    @property
     def num_tiles(self) -> int:
         """Tiles that it is cut into."""
-        tiling = self.picture.tiling
-        return 1 if tiling is None else tiling.count(*self.size)
+        return self.grid.num_tiles
 
     def check_decoded(self, image: Image.Image) -> None:
         """Raise DataError if a decoded picture has another size than its header, from which its tiles were counted."""

@@ -36,7 +36,7 @@ from internvl.model.caches import FilledStaticLayer, KeyCastingCache
 from internvl.model.chat import Arguments, GenerateOptions
 from internvl.model.finite_scores import RefuseNonFiniteScores
 from internvl.model.modeling_internvl_chat import InternVLChatModel
-from internvl.model.v2pe import next_position, positions_per_row
+from internvl.model.positions import final_lengths, positions_per_row
 from internvl.model.visual_features import merge_visual_features
 from internvl.parallel.cached_attention import attend_chunk, attend_first_chunk, attend_token, count_shard_tokens
 from internvl.parallel.comm import get_rank_and_size
@@ -232,6 +232,7 @@ class ContextParallel:
             position_ids = model.build_positions(
                 input_ids,
                 image_strides=options.image_strides,
+                image_grids=options.image_grids,
                 rope_pos_id_version=options.rope_pos_id_version,
                 rope_pos_id_stride=options.rope_pos_id_stride,
             )
@@ -252,10 +253,12 @@ class ContextParallel:
             max_length=length + num_new_tokens,
             num_chunks=len(chunks),
         )
+        named = model._name_version(position_ids, options)
         decoding = {
             "past_key_values": cache,
-            "rope_lengths": next_position(position_ids[:, -1].double()).long() + num_new_tokens,
+            "rope_lengths": final_lengths(position_ids, num_new_tokens, named.get("rope_pos_id_version")),
             "attention": partial(self._attend, cache),
+            **named,
         }
         self._prefill(model, input_ids, visual, position_ids, features, chunks, decoding)
         # The last token of the prompt is on all ranks, like those of the answer. Of the embeddings of the whole
@@ -315,7 +318,7 @@ class ContextParallel:
         model: InternVLChatModel,
         input_ids: Int64[Tensor, "1 length"],
         visual: Bool[Tensor, "1 length"],
-        position_ids: Shaped[Tensor, "1 length"],
+        position_ids: Shaped[Tensor, "*axes 1 length"],
         features: Float[Tensor, "own_visual dim"] | None,
         chunks: Sequence[range],
         decoding: Arguments,
@@ -326,7 +329,7 @@ class ContextParallel:
         cache: ShardedCache = decoding["past_key_values"]
         for chunk in chunks:
             own_ids, own_visual, own_positions, own_num_keys = (
-                shard_row(x[:, chunk.start : chunk.stop], rank=self.rank, size=self.size, dim=1)
+                shard_row(x[..., chunk.start : chunk.stop], rank=self.rank, size=self.size, dim=-1)
                 for x in (input_ids, visual, position_ids, num_keys)
             )
             embeds = model.get_input_embeddings()(own_ids)

@@ -51,6 +51,16 @@ def at_least(lowest: int) -> Check:
     return check
 
 
+def within(lowest: int, highest: int) -> Check:
+    """A check for numbers between two, which are among them."""
+
+    def check(name: str, value: int) -> None:
+        if not lowest <= value <= highest:
+            raise ConfigError(f"--{name} must be from {lowest} to {highest}, got {value}")
+
+    return check
+
+
 def one_of(choices: Collection[str]) -> Check:
     """A check for names."""
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from internvl.errors import ConfigError
 from internvl.model.caches import KeyCastingCache
 from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.model.positions import SCHEMES
 
 _LENGTH_FREE_SCALINGS = (None, "default", "linear", "yarn", "llama3")
 
@@ -39,8 +40,9 @@ def check_reusable(kv_cache: str, *, is_shared: bool) -> None:
 class _Kept:
     cache: KeyCastingCache
     input_ids: Int64[Tensor, "1 length"]
-    position_ids: Shaped[Tensor, "1 length"]
+    position_ids: Shaped[Tensor, "*axes 1 length"]
     keys: Sequence[Hashable]
+    version: str | None
 
 
 class KeptPrefix:
@@ -57,10 +59,11 @@ class KeptPrefix:
     def take(
         self,
         input_ids: Int64[Tensor, "1 length"],
-        position_ids: Shaped[Tensor, "1 length"],
+        position_ids: Shaped[Tensor, "*axes 1 length"],
         *,
         keys: Sequence[Hashable],
         tiles: Sequence[int],
+        version: str | None = None,
     ) -> KeyCastingCache:
         """A cache that holds the keys and values of as much of the prompt as is known, at most all but one token.
 
@@ -69,16 +72,16 @@ class KeptPrefix:
         Args:
             keys: What the features of every image depend on, equal only for equal features.
             tiles: Of every image.
+            version: Of the positions. It decides how positions of several axes rotate keys.
         """
         kept, self._kept = self._kept, None
         # Integers are ordinary positions, which the decoder may scale otherwise than V2PE positions of equal value.
-        if kept is None or kept.position_ids.dtype != position_ids.dtype:
+        if kept is None or kept.position_ids.dtype != position_ids.dtype or not _rotate_alike(kept.version, version):
             return KeyCastingCache()
         length = min(input_ids.shape[1] - 1, kept.input_ids.shape[1])
-        same = (input_ids[:, :length] == kept.input_ids[:, :length]) & (
-            position_ids[:, :length] == kept.position_ids[:, :length]
-        )
-        length = _count_true(same[0])
+        same_places = position_ids[..., :length] == kept.position_ids[..., :length]
+        same = (input_ids[0, :length] == kept.input_ids[0, :length]) & same_places.flatten(0, -2).all(dim=0)
+        length = _count_true(same)
         num_same_images = _count_equal(keys, kept.keys)
         if num_same_images < len(tiles):
             visual = self._model._visual_mask(input_ids)[0].nonzero().squeeze(1)
@@ -92,13 +95,19 @@ class KeptPrefix:
         self,
         cache: KeyCastingCache,
         input_ids: Int64[Tensor, "1 length"],
-        position_ids: Shaped[Tensor, "1 length"],
+        position_ids: Shaped[Tensor, "*axes 1 length"],
         *,
         keys: Sequence[Hashable],
+        version: str | None = None,
     ) -> None:
         """Remember the cache of a prompt that was answered; what it holds after the prompt is not used."""
         if not _depends_on_length(self._model, is_v2pe=position_ids.is_floating_point()):
-            self._kept = _Kept(cache, input_ids, position_ids, keys)
+            self._kept = _Kept(cache, input_ids, position_ids, keys, version)
+
+
+def _rotate_alike(first: str | None, second: str | None) -> bool:
+    """Whether equal positions of two versions give equal keys."""
+    return SCHEMES[first or "default"] is SCHEMES[second or "default"]
 
 
 def _count_true(row: Bool[Tensor, " length"]) -> int:

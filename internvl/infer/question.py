@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Int64, Shaped
 from PIL import Image
 from torch import Tensor
@@ -20,6 +21,8 @@ from internvl.infer.context_parallel import ShardedFeatures
 from internvl.infer.pictures import PictureEncoder, make_key
 from internvl.infer.settings import InferenceSettings
 from internvl.model.conversation import ConversationTokenizer
+from internvl.model.positions import has_axes
+from internvl.model.positions_scheme import ImageGrid
 
 Turn = tuple[str, str]  # an earlier question and its answer
 
@@ -49,7 +52,8 @@ class EncodedQuestion:
     """A question as the model takes it."""
 
     input_ids: Int64[Tensor, "1 length"]
-    position_ids: Shaped[Tensor, "1 length"]
+    position_ids: Shaped[Tensor, "*axes 1 length"]
+    rope_pos_id_version: str  # that the positions were made with
     features: Tensor | ShardedFeatures | None  # of all tiles; None without images
     tiles_per_image: Sequence[int]  # of images and frames
     keys: Sequence[Hashable]  # what the features of every picture depend on, equal only for equal features
@@ -59,6 +63,11 @@ class EncodedQuestion:
     def length(self) -> int:
         """Tokens."""
         return self.input_ids.shape[1]
+
+    @property
+    def last_position(self) -> float:
+        """Of the last token, which is text: the same on all axes."""
+        return float(self.position_ids.flatten()[-1])
 
 
 def check_text(text: str) -> None:
@@ -144,16 +153,25 @@ class QuestionEncoder:
 
         ids, _ = self.conversation.join(pieces, tiles_per_image, num_image_token=model.num_image_token)
         input_ids = ids.unsqueeze(0).to(model.device)
+        version = settings.rope_pos_id_version
+        assert version is not None  # filled in by `for_checkpoint`
+        grids = None
+        if has_axes(version):
+            read = [picture.read_grid() for picture in placed]
+            read = [ImageGrid(rows=tiles_per_image[0], columns=1)] if question.is_joined else read
+            grids = torch.tensor(read, dtype=torch.int64).reshape(-1, 4)
         position_ids = model.build_positions(
             input_ids,
-            rope_pos_id_version=settings.rope_pos_id_version,
+            image_grids=grids,
+            rope_pos_id_version=version,
             rope_pos_id_stride=settings.rope_pos_id_stride,
         )
         keys: list[Hashable] = []
         if self.settings.reuse_prefix:  # a picture in memory is equal to no other, not even to one at its address
             keys = [object() if isinstance(p.source, Image.Image) else make_key(p) for p in placed]
             keys = [tuple(keys)] if question.is_joined else keys
-        return EncodedQuestion(input_ids, position_ids, features, tiles_per_image, keys, sum(map(len, frames)))
+        num_shown = sum(map(len, frames))
+        return EncodedQuestion(input_ids, position_ids, version, features, tiles_per_image, keys, num_shown)
 
     def _list_limits(self, question: Question) -> list[int]:
         """Tile limits, one per image."""

@@ -39,6 +39,7 @@ from internvl.infer.settings import DEFAULTS, GREEDY, InferenceSettings, Samplin
 from internvl.infer.stream import TextStream, decode_answer
 from internvl.model.conversation import ConversationTokenizer
 from internvl.model.modeling_internvl_chat import InternVLChatModel
+from internvl.model.positions import may_share_batch
 
 
 @dataclass(frozen=True)
@@ -258,15 +259,22 @@ class Session:
     def _generate(self, prompts: Sequence[EncodedQuestion], **options: Any) -> Int64[Tensor, "prompts new_tokens"]:
         """New tokens of every prompt."""
         input_ids, position_ids, mask = self._pad_left(prompts)
-        kept = None
+        first, kept = prompts[0], None
         if self._prefix is not None and len(prompts) == 1:
-            kept = self._prefix.take(input_ids, position_ids, keys=prompts[0].keys, tiles=prompts[0].tiles_per_image)
+            kept = self._prefix.take(
+                input_ids,
+                position_ids,
+                keys=first.keys,
+                tiles=first.tiles_per_image,
+                version=first.rope_pos_id_version,
+            )
             options["past_key_values"] = kept
         new_ids = self.model.generate(
             input_ids=input_ids,
             attention_mask=mask if len(prompts) > 1 else None,
             visual_features=_join_features(prompts),
             position_ids=position_ids,
+            rope_pos_id_version=first.rope_pos_id_version,
             eos_token_id=self._stop_ids,
             pad_token_id=self.tokenizer.pad_token_id,
             prefill_chunk_size=self.settings.prefill_chunk_size,
@@ -275,11 +283,18 @@ class Session:
             **options,
         )
         if kept is not None and self._prefix is not None:
-            self._prefix.keep(kept, input_ids, position_ids, keys=prompts[0].keys)
+            self._prefix.keep(kept, input_ids, position_ids, keys=first.keys, version=first.rope_pos_id_version)
         return new_ids
 
     def _pad_left(self, prompts: Sequence[EncodedQuestion]) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, positions and mask, (prompts, length of the longest): answers begin in one column."""
+        """Ids, positions and mask, (prompts, length of the longest): answers begin in one column.
+
+        Raises:
+            ConfigError: Prompts on positions that cannot share a batch.
+        """
+        versions = [prompt.rope_pos_id_version for prompt in prompts]
+        if not all(may_share_batch(versions[0], version) for version in versions):
+            raise ConfigError(f"one batch asks for positions {', '.join(sorted({*versions}))}; ask for each by itself")
         width = max(prompt.length for prompt in prompts)
         padded = [
             (
@@ -290,7 +305,7 @@ class Session:
             for prompt in prompts
         ]
         ids, positions, masks = zip(*padded, strict=True)
-        return torch.cat(ids), torch.cat(positions), torch.cat(masks)
+        return torch.cat(ids), torch.cat(positions, dim=-2), torch.cat(masks)
 
     def _read_answer(self, prompt: EncodedQuestion, new_ids: list[int], *, seconds: float) -> Answer:
         """The answer in a row of new tokens, where padding may follow its stop."""
@@ -300,7 +315,7 @@ class Session:
             num_prompt_tokens=prompt.length,
             num_new_tokens=next(stops, len(new_ids)),
             num_tiles=sum(prompt.tiles_per_image),
-            last_position=float(prompt.position_ids[0, -1]),
+            last_position=prompt.last_position,
             seconds=seconds,
             num_frames=prompt.num_frames,
         )

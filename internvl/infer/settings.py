@@ -22,8 +22,8 @@ from internvl.errors import ConfigError
 from internvl.infer.flags import at_least, check_flags, flag, one_of
 from internvl.model.caches import KV_CACHES
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
+from internvl.model.positions import ROPE_POS_ID_VERSIONS, check_stride, check_version, inherit_stride
 from internvl.model.scaling import RopeScaling, check_logn_scaling, parse_rope_scaling
-from internvl.model.v2pe import ROPE_POS_ID_VERSIONS, check_stride, check_version
 from internvl.parallel.launch import RankEnv
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -174,10 +174,11 @@ class InferenceSettings:
         Raises:
             ConfigError: Version and stride do not fit together, or the scaling does not fit the positions.
         """
-        stride = config.rope_pos_id_stride if self.rope_pos_id_stride is None else self.rope_pos_id_stride
         # Random strides are drawn in training only. Without a stride there is no better choice than ordinary positions.
         saved = "default" if config.rope_pos_id_version == "v2pe_rnd" else config.rope_pos_id_version
-        version = self.chosen_version or saved
+        version, stride = self.chosen_version or saved, self.rope_pos_id_stride
+        if stride is None:
+            stride = inherit_stride(version, saved, config.rope_pos_id_stride)
         check_stride(version, stride)
         max_num = config.max_dynamic_patch if self.max_num is None else self.max_num
         return replace(self, rope_pos_id_version=version, rope_pos_id_stride=stride, max_num=max_num)
@@ -191,7 +192,8 @@ class InferenceSettings:
         if version is None and stride is None:
             return self
         version = version or "v2pe_fix"
-        stride = self.rope_pos_id_stride if stride is None else stride
+        if stride is None:
+            stride = inherit_stride(version, self.rope_pos_id_version, self.rope_pos_id_stride)
         check_stride(version, stride)
         return replace(self, rope_pos_id_version=version, rope_pos_id_stride=stride)
 

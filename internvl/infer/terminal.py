@@ -26,7 +26,7 @@ from internvl.infer.question import Turn
 from internvl.infer.session import Answer, Session
 from internvl.infer.settings import GREEDY, Sampling, read_stride
 from internvl.model.constants import IMAGE_PLACEHOLDER
-from internvl.model.v2pe import ROPE_POS_ID_VERSIONS
+from internvl.model.positions import ROPE_POS_ID_VERSIONS, inherit_stride, takes_stride
 
 QUIT = "/quit"
 
@@ -150,9 +150,10 @@ class Chat:
 
     def _describe_positions(self) -> str:
         settings = self.session.settings
-        version = self.details.get("rope_pos_id_version") or settings.rope_pos_id_version
-        stride = self.details.get("rope_pos_id_stride") or settings.rope_pos_id_stride
-        return f"positions {version}" + (f", stride {stride:g}" if version != "default" and stride else "")
+        version = str(self.details.get("rope_pos_id_version") or settings.rope_pos_id_version)
+        own = inherit_stride(version, settings.rope_pos_id_version, settings.rope_pos_id_stride)
+        stride = self.details.get("rope_pos_id_stride") or own
+        return f"positions {version}" + (f", stride {stride:g}" if takes_stride(version) and stride else "")
 
     # Commands: the docstring of each is its help.
 
@@ -201,7 +202,7 @@ class Chat:
         self.waiting = replace(self.waiting, text="\n".join(filter(None, [self.waiting.text, *texts])))
 
     def _set_stride(self, text: str) -> None:
-        """[STRIDE]:positions that a tile spans, such as 64 or 1/16, or `default`; alone: which ones hold now"""
+        """[STRIDE]:positions that a tile spans, such as 64 or 1/16, or a version; alone: which ones hold now"""
         if text in ROPE_POS_ID_VERSIONS:
             self.details |= {"rope_pos_id_version": text, "rope_pos_id_stride": None}
         elif text:

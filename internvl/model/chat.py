@@ -29,8 +29,8 @@ from .constants import IMAGE_PLACEHOLDER, IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_
 from .conversation import ConversationTokenizer, ImageMarkers
 from .errors import ConfigError
 from .finite_scores import RefuseNonFiniteScores
+from .positions import final_lengths, positions_per_row
 from .shapes import Int, Num, Shaped
-from .v2pe import next_position, positions_per_row
 
 try:
     from typing import Unpack
@@ -66,6 +66,7 @@ class ChatOptions(TypedDict, total=False):
     verbose: bool  # log questions and answers
     rope_pos_id_version: str | None  # see `InternVLChatModel.build_positions`
     rope_pos_id_stride: float | None  # see `InternVLChatModel.build_positions`
+    image_grids: Int[Tensor, "images 4"] | None  # see `InternVLChatModel.build_positions`
     system_message: str | None  # replaces the template's own
 
 
@@ -82,9 +83,11 @@ class GenerateOptions:
     """The arguments of `generate` that are not transformers' own."""
 
     image_flags: Shaped[Tensor, " tiles"] | None = None  # (tiles,) 1 for real tiles; tiles with 0 are left out
-    # positions of the prompt, one row for all prompts or one each; None: they are built
+    # positions of the prompt, one row for all prompts or one each; None: they are built. On several axes
+    # (axes, rows, length), made for the version that is named here, or the checkpoint's own
     position_ids: Num[Tensor, "*rows length"] | None = None
     image_strides: Int[Tensor, " images"] | None = None  # see `InternVLChatModel.build_positions`
+    image_grids: Int[Tensor, "images 4"] | None = None  # see `InternVLChatModel.build_positions`
     rope_pos_id_version: str | None = None  # see `InternVLChatModel.build_positions`
     rope_pos_id_stride: float | None = None  # see `InternVLChatModel.build_positions`
     # tokens of the prompt that pass the decoder at a time, so that activations of the whole prompt never exist at once;
@@ -129,6 +132,7 @@ class ChatMixin(PreTrainedModel):
     num_image_token: int
     img_context_token_id: int | None
     build_positions: Callable[..., Tensor]
+    choose_version: Callable[..., str]
     _embed: Callable[..., Tensor]
 
     @overload
@@ -287,6 +291,7 @@ class ChatMixin(PreTrainedModel):
             attention_mask=mask.to(self.device),
             rope_pos_id_version=options.get("rope_pos_id_version"),
             rope_pos_id_stride=options.get("rope_pos_id_stride"),
+            image_grids=options.get("image_grids"),
             **arguments,
         )
         output = None if isinstance(generated, Tensor) else generated
@@ -360,6 +365,7 @@ class ChatMixin(PreTrainedModel):
                 input_ids,
                 attention_mask=attention_mask,
                 image_strides=options.image_strides,
+                image_grids=options.image_grids,
                 rope_pos_id_version=options.rope_pos_id_version,
                 rope_pos_id_stride=options.rope_pos_id_stride,
             )
@@ -368,14 +374,16 @@ class ChatMixin(PreTrainedModel):
             "attention_mask": attention_mask,
             "position_ids": positions_per_row(position_ids, input_ids),
         }
+        generate_kwargs |= self._name_version(prompt["position_ids"], options)
         cache = generate_kwargs.get("past_key_values")
         if options.prefill_chunk_size is not None and cache is not None:
             if num_new_tokens is None:
                 raise ConfigError("prefill_chunk_size needs max_new_tokens: the rotary base depends on it")
             # The rotary base of dynamic NTK belongs to the whole sequence, so it is fixed before the first chunk.
-            last_positions = prompt["position_ids"][:, -1].double()
-            generate_kwargs["rope_lengths"] = next_position(last_positions).long() + num_new_tokens
-            self._prefill(prompt, cache, generate_kwargs["rope_lengths"], chunk_size=options.prefill_chunk_size)
+            version = generate_kwargs.get("rope_pos_id_version")
+            generate_kwargs["rope_lengths"] = final_lengths(prompt["position_ids"], num_new_tokens, version)
+            sequences = {name: generate_kwargs.get(name) for name in ("rope_lengths", "rope_pos_id_version")}
+            self._prefill(prompt, cache, sequences, chunk_size=options.prefill_chunk_size)
             num_copies = max(  # rows that transformers makes of every prompt
                 generate_kwargs.get(name) or 1 for name in ("num_beams", "num_return_sequences")
             )
@@ -386,7 +394,16 @@ class ChatMixin(PreTrainedModel):
         processors = LogitsProcessorList([RefuseNonFiniteScores(self.name_or_path), *given])
         return self.language_model.generate(**prompt, logits_processor=processors, **generate_kwargs)
 
-    def _prefill(self, prompt: dict[str, Tensor], cache: Cache, rope_lengths: Tensor, *, chunk_size: int) -> None:
+    def _name_version(self, position_ids: Tensor, options: GenerateOptions) -> dict[str, str]:
+        """The version as an argument of the decoder, which needs it where positions are on several axes."""
+        if position_ids.dim() == 2:
+            return {}
+        chosen = (options.rope_pos_id_version, options.rope_pos_id_stride, options.image_strides)
+        return {"rope_pos_id_version": self.choose_version(*chosen)}
+
+    def _prefill(
+        self, prompt: dict[str, Tensor], cache: Cache, sequences: dict[str, object], *, chunk_size: int
+    ) -> None:
         """Fill the cache, which may hold the beginning of the prompt, with all chunks of the prompt but the last."""
         length = prompt["inputs_embeds"].shape[1]
         for first in range(cache.get_seq_length(), length - chunk_size, chunk_size):
@@ -394,10 +411,10 @@ class ChatMixin(PreTrainedModel):
             self.language_model.model(
                 inputs_embeds=prompt["inputs_embeds"][:, chunk],
                 attention_mask=prompt["attention_mask"][:, : chunk.stop],
-                position_ids=prompt["position_ids"][:, chunk],
+                position_ids=prompt["position_ids"][..., chunk],
                 past_key_values=cache,
                 use_cache=True,
-                rope_lengths=rope_lengths,
+                **sequences,
             )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedConfig
 
-from .errors import CheckpointError
+from .errors import CheckpointError, did_you_mean
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _WEIGHT_FILES = (("*.safetensors", "model.safetensors"), ("pytorch_model*.bin", "pytorch_model.bin"))
@@ -51,9 +51,11 @@ def find_checkpoint(name: str | Path) -> Path:
     if folder.exists():
         raise CheckpointError(f"checkpoint {folder} is a file; expected the folder that holds it")
     model = str(name) if is_hub_id and not folder.parent.is_dir() else "OpenGVLab/InternVL2-2B"
+    beside = [path.name for path in folder.parent.glob("*") if path.is_dir()]
     raise CheckpointError(
-        f"checkpoint folder {folder} does not exist (current directory {Path.cwd()}); download a model by "
-        f"`hf download {model} --local-dir pretrained/{Path(model).name}` and give that folder"
+        f"checkpoint folder {folder} does not exist{did_you_mean(folder.name, beside)} (current directory "
+        f"{Path.cwd()}); download a model by `hf download {model} --local-dir "
+        f"pretrained/{Path(model).name}` and give that folder"
     )
 
 

@@ -17,8 +17,9 @@ from transformers import AutoConfig, LlamaConfig, Phi3Config, PretrainedConfig, 
 
 from .constants import PIXEL_STATISTICS
 from .errors import CheckpointError, ConfigError
+from .positions import check_stride, check_version
 from .scaling import TRAINED_ROPE_TYPES, check_logn_scaling, read_rope_scaling
-from .v2pe import RANDOM_STRIDES, check_stride, check_version
+from .v2pe import RANDOM_STRIDES
 
 # Fields of older files that carry no meaning here.
 _RUN_FIELDS = (
@@ -201,8 +202,8 @@ class InternVLChatConfig(_TolerantConfig):
     max_dynamic_patch: int = 6
     min_num_frame: int = 4
     max_num_frame: int = 20
-    rope_pos_id_version: str = "default"  # positions of the training: `default`, `v2pe_fix` or `v2pe_rnd`
-    rope_pos_id_stride: float | int | None = None  # of `v2pe_fix`
+    rope_pos_id_version: str = "default"  # positions of the training, see positions.py
+    rope_pos_id_stride: float | int | None = None  # positions that one tile spans, of `v2pe_fix` and several axes
     rope_pos_id_random_strides: tuple | list = RANDOM_STRIDES  # that `v2pe_rnd` draws from
     img_context_token_id: int | None = None  # of `<IMG_CONTEXT>`; None in files that this project did not save
     tie_word_embeddings: bool = False

@@ -60,6 +60,16 @@ def summarise(error: BaseException) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`, did you mean 'packed'?`, to be put into an error about an unknown name; empty where none is near."""
-    by_letters = {word.lower().replace("-", "_"): word for word in reversed(list(known))}  # the first of two alike
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), by_letters, n=1)
+    by_letters = {_fold(word): word for word in reversed(list(known))}  # the first of two alike
+    typed = _fold(name)
+    part = typed.strip("_")  # `--stride` of `--rope_pos_id_stride`
+    near = (
+        difflib.get_close_matches(typed, by_letters, n=1, cutoff=0.8)
+        or sorted((word for word in by_letters if len(part) > 3 and part in word), key=len)
+        or difflib.get_close_matches(typed, by_letters, n=1)
+    )
     return f", did you mean {by_letters[near[0]]!r}?" if near else ""
+
+
+def _fold(word: str) -> str:
+    return word.lower().replace("-", "_")

@@ -25,9 +25,9 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, Pr
 from .attention import DEFAULT_ATTENTION, AttentionFunction, is_registered
 from .configuration_internvl_chat import DECODER_CONFIGS
 from .errors import ConfigError
+from .positions import final_lengths, next_text
 from .rotary import Sequences, build_query_scales, build_rotary_tables, exceeds_training
 from .shapes import Float, Num
-from .v2pe import next_position
 
 
 class V2PERotaryEmbedding(nn.Module):
@@ -39,6 +39,7 @@ class V2PERotaryEmbedding(nn.Module):
 
     Attributes:
         sequences: Of the current forward pass, see `_note_sequences`.
+        on_axes: Positions on several axes and their version, likewise; None: positions are on one.
     """
 
     def __init__(self, native: nn.Module, config: PreTrainedConfig):
@@ -46,6 +47,7 @@ class V2PERotaryEmbedding(nn.Module):
         self.native = native
         self.config = config
         self.sequences = Sequences()
+        self.on_axes: tuple[Tensor, str | None] | None = None
 
     def forward(
         self, hidden_states: Tensor, position_ids: Num[Tensor, "batch length"]
@@ -57,6 +59,14 @@ class V2PERotaryEmbedding(nn.Module):
         tables from rotary.py, whose frequencies follow from the sequence's own final length: transformers changes
         them for the whole batch, after keys were cached.
         """
+        if self.on_axes is not None:
+            cos, sin = build_rotary_tables(self.config, self.on_axes[0], self.sequences, self.on_axes[1])
+            if cos.dim() == 4:
+                raise ConfigError(
+                    f"rope_pos_id_version {self.on_axes[1]} rotates heads differently, which {self.config.model_type} "
+                    "does not; use another version, or a checkpoint with InternLM2"
+                )
+            return torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1)
         if not position_ids.is_floating_point() and not exceeds_training(self.config, position_ids, self.sequences):
             return self.native(hidden_states, position_ids=position_ids)
         cos, sin = build_rotary_tables(self.config, position_ids, self.sequences)
@@ -70,7 +80,12 @@ def _note_sequences(
 
     Arguments that the decoder does not know reach the attention seam: `cu_seqlens`, and `query_scale`, made here.
     """
-    _rotary(decoder).sequences = Sequences(kwargs.get("cu_seqlens"), kwargs.get("rope_lengths"))
+    rotary, positions = _rotary(decoder), kwargs.get("position_ids")
+    rotary.sequences = Sequences(kwargs.get("cu_seqlens"), kwargs.get("rope_lengths"))
+    version = kwargs.pop("rope_pos_id_version", None)
+    if positions is not None and positions.dim() == 3:
+        # Only the rotary module needs them all; code of transformers takes the first axis for a document's positions.
+        rotary.on_axes, kwargs["position_ids"] = (positions, version), positions[0]
     num_keys = kwargs.pop("num_keys", None)
     cache, states = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
     query_scale = build_query_scales(
@@ -89,7 +104,7 @@ def _note_sequences(
 def _forget_sequences(
     decoder: PreTrainedModel, args: tuple[object, ...], kwargs: dict[str, object], output: object
 ) -> None:
-    _rotary(decoder).sequences = Sequences()
+    _rotary(decoder).sequences, _rotary(decoder).on_axes = Sequences(), None
 
 
 def _rotary(decoder: PreTrainedModel) -> V2PERotaryEmbedding:
@@ -104,9 +119,10 @@ class WholePositionsMixin:
     ) -> dict[str, Any]:
         positions = model_kwargs.get("position_ids")
         if positions is not None and positions.is_floating_point():
-            # The parent appends last + 1, last + 2, ...: give it a whole number to start from.
-            whole = next_position(positions[..., -1:]) - 1
-            model_kwargs["position_ids"] = torch.cat([positions[..., :-1], whole], dim=-1)
+            # The parent appends last + 1, last + 2, ...: give it a whole number to start from, on all axes.
+            last = positions[..., -1:]
+            whole = next_text(last, model_kwargs.get("rope_pos_id_version")) - 1
+            model_kwargs["position_ids"] = torch.cat([positions[..., :-1], whole.expand_as(last)], dim=-1)
         return super()._update_model_kwargs_for_generation(  # type: ignore[misc]
             outputs, model_kwargs, is_encoder_decoder, num_new_tokens
         )
@@ -121,6 +137,7 @@ class FinalLengthMixin(WholePositionsMixin):
         inputs_embeds: Tensor | None = None,
         rope_lengths: Tensor | int | None = None,
         attention: AttentionFunction | None = None,
+        rope_pos_id_version: str | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """`GenerationMixin`'s, since Phi3's own drops the cache where its frequencies would change."""
@@ -130,6 +147,7 @@ class FinalLengthMixin(WholePositionsMixin):
             inputs_embeds=inputs_embeds,
             rope_lengths=rope_lengths,
             attention=attention,
+            rope_pos_id_version=rope_pos_id_version,
             **kwargs,
         )
 
@@ -147,7 +165,8 @@ class FinalLengthMixin(WholePositionsMixin):
         positions = model_kwargs.get("position_ids")
         if model_kwargs.get("rope_lengths") is None and positions is not None:
             num_new_tokens = max_cache_length + 1 - positions.shape[-1]
-            model_kwargs["rope_lengths"] = next_position(positions[:, -1].double()).long() + num_new_tokens
+            version = model_kwargs.get("rope_pos_id_version")
+            model_kwargs["rope_lengths"] = final_lengths(positions, num_new_tokens, version)
 
 
 @cache

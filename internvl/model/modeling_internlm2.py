@@ -89,7 +89,7 @@ class InternLM2Attention(nn.Module):
     def forward(
         self,
         hidden_states: Float[Tensor, "batch length hidden"],
-        rotary: tuple[Float32[Tensor, "batch length half"], Float32[Tensor, "batch length half"]],
+        rotary: tuple[Float32[Tensor, "batch *kv_heads length half"], Float32[Tensor, "batch *kv_heads length half"]],
         cu_seqlens: Int[Tensor, " borders"] | None,
         padding: Padding | None,
         past_key_values: Cache | None,
@@ -223,7 +223,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
         self,
         input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Shaped[Tensor, "batch keys"] | None = None,
-        position_ids: Num[Tensor, "#batch length"] | None = None,
+        position_ids: Num[Tensor, "*axes #batch length"] | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "batch length hidden"] | None = None,
         use_cache: bool | None = None,
@@ -231,6 +231,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
         rope_lengths: Int[Tensor, "..."] | int | None = None,
         num_keys: Int[Tensor, "batch length"] | None = None,
         attention: AttentionFunction | None = None,
+        rope_pos_id_version: str | None = None,
         **kwargs: object,
     ) -> BaseModelOutputWithPast:
         """Hidden states after the final norm.
@@ -238,8 +239,8 @@ class InternLM2Model(InternLM2PreTrainedModel):
         Args:
             input_ids: Tokens; or give `inputs_embeds`.
             attention_mask: Of cached and new tokens, 0 where padded.
-            position_ids: Floating: V2PE positions; integer: ordinary ones (rotary.py says which of them are scaled);
-                None: ordinary ones, made here.
+            position_ids: Floating: V2PE positions, or those of several axes; integer: ordinary ones (rotary.py says
+                which of them are scaled); None: ordinary ones, made here.
             past_key_values: Cache; keys are stored rotated.
             inputs_embeds: Token embeddings.
             use_cache: Fill (and if needed make) a cache.
@@ -249,6 +250,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
                 that are already cached. None: the length so far.
             num_keys: Keys that every token sees, for log-n scaling where a process holds a part of a row.
             attention: The attention function of this call; None: the one that the config names.
+            rope_pos_id_version: Of positions on several axes (positions.py).
             **kwargs: Ignored (generation passes fields that this decoder has no use for).
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -264,7 +266,8 @@ class InternLM2Model(InternLM2PreTrainedModel):
                 batch, length, num_cached, attention_mask, cu_seqlens, inputs_embeds.device
             )
         sequences = Sequences(cu_seqlens, rope_lengths)
-        rotary = build_rotary_tables(self.config, position_ids.expand(batch, length), sequences)
+        position_ids = position_ids.expand(*position_ids.shape[:-2], batch, length)
+        rotary = build_rotary_tables(self.config, position_ids, sequences, rope_pos_id_version)
         query_scale = build_query_scales(
             self.config,
             states=inputs_embeds,
@@ -315,7 +318,7 @@ class InternLM2ForCausalLM(FinalLengthMixin, InternLM2PreTrainedModel, Generatio
         self,
         input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Shaped[Tensor, "batch keys"] | None = None,
-        position_ids: Num[Tensor, "#batch length"] | None = None,
+        position_ids: Num[Tensor, "*axes #batch length"] | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "batch length hidden"] | None = None,
         use_cache: bool | None = None,

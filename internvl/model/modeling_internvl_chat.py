@@ -29,20 +29,13 @@ from .loading_options import translate_loading_options
 from .loss import shift_targets, weighted_cross_entropy
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
+from .positions import SCHEMES, check_stride, has_axes, inherit_stride, positions_per_row
+from .positions_scheme import Stride, Strides, read_row
 from .rotary import Sequences
 from .row_sharing import RowSharing
 from .scaling import read_logn_scaling
 from .shapes import Bool, Float, Int, Int64, Num, Shaped
-from .v2pe import (
-    Stride,
-    Strides,
-    build_position_ids,
-    check_stride,
-    draw_strides,
-    ordinary_positions,
-    positions_per_row,
-    units_to_strides,
-)
+from .v2pe import draw_strides, ordinary_positions, units_to_strides
 from .visual_features import VisualFeaturesMixin, merge_visual_features
 
 logger = logging.getLogger(__name__)
@@ -166,42 +159,62 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
         attention_mask: Shaped[Tensor, "batch length"] | None = None,
         cu_seqlens: Int[Tensor, " borders"] | None = None,
         image_strides: Int[Tensor, " images"] | None = None,
+        image_grids: Int[Tensor, "images 4"] | None = None,
         rope_pos_id_version: str | None = None,
         rope_pos_id_stride: Stride | None = None,
-    ) -> Num[Tensor, "batch length"]:
-        """Positions of a batch: int64 for `default` (the decoder may scale those), float64 for V2PE.
+    ) -> Num[Tensor, "*axes batch length"]:
+        """Positions of a batch: int64 for `default` (the decoder may scale those), float64 for all others.
 
         Args:
             input_ids: Tokens.
             attention_mask: 0 where padded.
             cu_seqlens: Document borders of a packed row.
             image_strides: Strides in units of 1/65536, in the order of the row. They win over `rope_pos_id_stride`.
-            rope_pos_id_version: `default`, `v2pe_fix` or `v2pe_rnd`; None: `v2pe_fix` with a stride, otherwise the
-                checkpoint's own. One that was trained with `v2pe_rnd` has no stride of its own: it runs on ordinary
-                positions (which are among its strides) until one is chosen.
-            rope_pos_id_stride: Stride of `v2pe_fix`; None: the checkpoint's own.
+            image_grids: (rows, columns, thumbnail, frame) of every image (`positions_scheme.ImageGrid`), for versions
+                of several axes; None: every image is one tile.
+            rope_pos_id_version: See `choose_version`.
+            rope_pos_id_stride: Positions that one tile spans; None: the checkpoint's own.
 
         Raises:
-            ConfigError: Unknown version, `v2pe_fix` without a stride, a stride that is not positive.
+            ConfigError: Unknown version, `v2pe_fix` without a stride, a stride that is not positive, or grids that do
+                not fit the images.
         """
-        version = rope_pos_id_version or (None if rope_pos_id_stride is None else "v2pe_fix")
-        if version is None:
-            version = self.config.rope_pos_id_version
-            if image_strides is None and version == "v2pe_rnd":
-                logger.info("no stride given for a v2pe_rnd checkpoint: default positions are used")
-                version = "default"
-        stride = self.config.rope_pos_id_stride if rope_pos_id_stride is None else rope_pos_id_stride
+        version = self.choose_version(rope_pos_id_version, rope_pos_id_stride, image_strides)
+        stride = rope_pos_id_stride
+        if stride is None:
+            stride = inherit_stride(version, self.config.rope_pos_id_version, self.config.rope_pos_id_stride)
         if image_strides is None:
             check_stride(version, stride)
-        positions = build_position_ids(
+        row = read_row(
             input_ids,
             image_token_id=-1 if self.img_context_token_id is None else self.img_context_token_id,
             num_image_token=self.num_image_token,
             strides=self._strides(input_ids, version, stride, image_strides),
+            grids=image_grids,
             cu_seqlens=cu_seqlens,
             attention_mask=attention_mask,
         )
+        positions = row.finish(SCHEMES[version].place(row))
         return positions.to(torch.int64) if version == "default" else positions
+
+    def choose_version(
+        self,
+        rope_pos_id_version: str | None = None,
+        rope_pos_id_stride: Stride | None = None,
+        image_strides: Int[Tensor, " images"] | None = None,
+    ) -> str:
+        """The positions that a call is on: the version that it asks for, or `v2pe_fix` where it gives a stride only.
+
+        Otherwise the checkpoint's own. One that was trained with `v2pe_rnd` has no stride of its own: it runs on
+        ordinary positions (which are among its strides) until one is chosen, or comes with the batch.
+        """
+        if rope_pos_id_version is not None or rope_pos_id_stride is not None:
+            return rope_pos_id_version or "v2pe_fix"
+        version = self.config.rope_pos_id_version
+        if image_strides is None and version == "v2pe_rnd":
+            logger.info("no stride given for a v2pe_rnd checkpoint: default positions are used")
+            return "default"
+        return version
 
     def _strides(self, input_ids: Tensor, version: str, stride: Stride | None, image_strides: Tensor | None) -> Strides:
         if version == "default":
@@ -211,8 +224,9 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
                 )
             return None
         if image_strides is not None:
-            return units_to_strides(image_strides)
-        if version == "v2pe_fix":
+            # Batches say 0 for images that take no fractional steps.
+            return None if has_axes(version) and not image_strides.any() else units_to_strides(image_strides)
+        if version != "v2pe_rnd":
             return stride
         # Random strides outside the data pipeline come from a fixed seed: the same call gives the same answer.
         visual = self._visual_mask(input_ids)
@@ -224,15 +238,15 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
         self, row_sharing: RowSharing, position_ids: Tensor | None, cu_seqlens: Tensor | None
     ) -> dict[str, Tensor]:
         """What the decoder needs to know of a whole row to run on this rank's tokens."""
-        if position_ids is None or len(position_ids) != 1:
-            got = "a cache" if position_ids is None else f"a batch of {len(position_ids)}"
+        if position_ids is None or position_ids.shape[-2] != 1:
+            got = "a cache" if position_ids is None else f"a batch of {position_ids.shape[-2]}"
             raise ValueError(f"a shared row is a batch of one without a cache, got {got}")
-        length = position_ids.shape[1]
+        length = position_ids.shape[-1]
         if cu_seqlens is None:
             cu_seqlens = torch.tensor([0, length])
         lengths = Sequences(cu_seqlens).lengths_of_tokens(position_ids)
         shares = {
-            "position_ids": row_sharing.shard(position_ids),
+            "position_ids": _shard_positions(row_sharing, position_ids),
             "rope_lengths": row_sharing.shard(lengths, pad_value=1),
             "cu_seqlens": cu_seqlens,
         }
@@ -255,6 +269,7 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
         use_cache: bool | None = None,
         cu_seqlens: Int[Tensor, " borders"] | None = None,
         image_strides: Int[Tensor, " images"] | None = None,
+        image_grids: Int[Tensor, "images 4"] | None = None,
         visual_features: Float[Tensor, "..."] | None = None,
         rope_pos_id_version: str | None = None,
         rope_pos_id_stride: Stride | None = None,
@@ -278,13 +293,15 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
             pixel_values: Tiles of all images in the order of the row: uint8, or normalised floats.
             input_ids: Required: positions and visual tokens are found in them.
             attention_mask: 0 where padded.
-            position_ids: Positions in natural units, one row or one per row of ids; no others are made then.
+            position_ids: Positions in natural units, one row or one per row of ids; no others are made then. On
+                several axes (axes, rows, length), of the version that the call chooses.
             image_flags: 1 for real tiles; tiles with 0 are left out.
             past_key_values: Cache of transformers.
             labels: -100 where not supervised.
             use_cache: Make a cache when none is given, and return it.
             cu_seqlens: Document borders of a packed row (batch of one).
             image_strides: See `build_positions`.
+            image_grids: See `build_positions`.
             rope_pos_id_version: See `build_positions`.
             rope_pos_id_stride: See `build_positions`.
             visual_features: From `extract_feature`, instead of `pixel_values`.
@@ -308,12 +325,20 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
                 attention_mask=attention_mask,
                 cu_seqlens=cu_seqlens,
                 image_strides=image_strides,
+                image_grids=image_grids,
                 rope_pos_id_version=rope_pos_id_version,
                 rope_pos_id_stride=rope_pos_id_stride,
             )
+        whole_row: dict[str, Any] = {
+            "position_ids": position_ids,
+            "rope_lengths": rope_lengths,
+            "cu_seqlens": cu_seqlens,
+        }
         if position_ids is not None:
-            position_ids = positions_per_row(position_ids, input_ids)
-        whole_row = {"position_ids": position_ids, "rope_lengths": rope_lengths, "cu_seqlens": cu_seqlens}
+            whole_row["position_ids"] = position_ids = positions_per_row(position_ids, input_ids)
+            if position_ids.dim() == 3:
+                version = self.choose_version(rope_pos_id_version, rope_pos_id_stride, image_strides)
+                whole_row["rope_pos_id_version"] = version
         if labels is not None:
             targets, weights = shift_targets(labels, loss_weight)
             loss_denominator = weights.sum() if loss_denominator is None else loss_denominator
@@ -348,6 +373,12 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
         if return_logits or (return_logits is None and (labels is None or not self.training)):
             logits = head(hidden_states[:, -logits_to_keep:]).float()
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+
+
+def _shard_positions(row_sharing: RowSharing, position_ids: Num[Tensor, "*axes 1 length"]) -> Tensor:
+    if position_ids.dim() == 2:
+        return row_sharing.shard(position_ids)
+    return torch.stack([row_sharing.shard(axis) for axis in position_ids])
 
 
 def build_language_model(config: PreTrainedConfig) -> Any:

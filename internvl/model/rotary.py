@@ -25,6 +25,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .fused import CompiledOnCuda
+from .positions import SCHEMES
 from .scaling import TRAINED_ROPE_TYPES, read_logn_scaling, read_scaling_entry
 from .shapes import Float, Float32, Float64, Int, Int64, Num, Shaped
 from .v2pe import ordinary_positions
@@ -40,8 +41,10 @@ class Sequences:
     # far
     final_lengths: Int[Tensor, "..."] | int | None = None
 
-    def lengths_of_tokens(self, position_ids: Num[Tensor, "batch length"]) -> Int64[Tensor, "#batch #length"]:
+    def lengths_of_tokens(self, position_ids: Num[Tensor, "*axes batch length"]) -> Int64[Tensor, "#batch #length"]:
         """Final length of the sequence that a token belongs to: (batch, 1), or (1, length) of a packed row."""
+        if position_ids.dim() == 3:
+            position_ids = position_ids.amax(dim=0)
         if isinstance(self.final_lengths, Tensor) and self.final_lengths.shape == position_ids.shape:
             return self.final_lengths.long()
         if self.final_lengths is not None:
@@ -61,7 +64,7 @@ class Sequences:
         return self.cu_seqlens.reshape(-1).to(position_ids.device, torch.int64)
 
 
-def scaling_in_use(config: PreTrainedConfig, position_ids: Num[Tensor, "batch length"]) -> str:
+def scaling_in_use(config: PreTrainedConfig, position_ids: Num[Tensor, "*axes batch length"]) -> str:
     """The scaling that these positions get: a row of the table above, by its name in the decoder's config."""
     entry = read_scaling_entry(config)
     kind = str(entry.get("rope_type", entry.get("type", "default")))
@@ -70,34 +73,66 @@ def scaling_in_use(config: PreTrainedConfig, position_ids: Num[Tensor, "batch le
     return kind if not is_v2pe or scales_v2pe or kind in TRAINED_ROPE_TYPES else "default"
 
 
-def exceeds_training(config: PreTrainedConfig, position_ids: Num[Tensor, "batch length"], sequences: Sequences) -> bool:
+def exceeds_training(
+    config: PreTrainedConfig, position_ids: Num[Tensor, "*axes batch length"], sequences: Sequences
+) -> bool:
     """Whether a sequence is so long that its frequencies differ from those of short ones."""
     limit = unscaled_length(config, scaling_in_use(config, position_ids))
     return limit is not None and bool((sequences.lengths_of_tokens(position_ids) > limit).any())
 
 
 def build_rotary_tables(
-    config: PreTrainedConfig, position_ids: Num[Tensor, "batch length"], sequences: Sequences
-) -> tuple[Float32[Tensor, "batch length half"], Float32[Tensor, "batch length half"]]:
+    config: PreTrainedConfig,
+    position_ids: Num[Tensor, "*axes batch length"],
+    sequences: Sequences,
+    version: str | None = None,
+) -> tuple[Float32[Tensor, "batch *kv_heads length half"], Float32[Tensor, "batch *kv_heads length half"]]:
     """Cosines and sines of a decoder's rotary angles, scaled as `scaling_in_use` says.
 
     Args:
-        position_ids: Floating: V2PE positions; integer: ordinary ones.
+        config: Of the decoder.
+        position_ids: Floating: V2PE positions or those of several axes; integer: ordinary ones.
+        version: Of positions on several axes (positions.py); None: they are on one.
         sequences: Of the batch. Frequencies that depend on length are chosen per sequence and by its final length, so
             that cached keys keep theirs while the sequence grows.
     """
+    scheme = SCHEMES[version or "default"]
+    num_axes = 1 if position_ids.dim() == 2 else len(position_ids)
+    if num_axes != scheme.num_axes:
+        raise ValueError(
+            f"position_ids are on {num_axes} axes, those of rope_pos_id_version {version or 'default'} on "
+            f"{scheme.num_axes}; leave them out, or name the version that they were made with"
+        )
     kind = scaling_in_use(config, position_ids)
     lengths = None if unscaled_length(config, kind) is None else sequences.lengths_of_tokens(position_ids)
     frequencies, scale = find_frequencies(config, kind, lengths=lengths, device=position_ids.device)
-    return rotary_tables(position_ids, frequencies, scale=scale)
+    if num_axes == 1:
+        return rotary_tables(position_ids, frequencies, scale=scale)
+    axes = scheme.axes_of_channels(frequencies.shape[-1], config.num_key_value_heads)
+    if axes.dim() == 2 and frequencies.dim() == 3:
+        frequencies = frequencies.unsqueeze(1)  # of a batch, for all heads alike
+    return _tables_of_angles(_choose_axes(position_ids, axes) * frequencies, scale)
 
 
 def rotary_tables(
     position_ids: Num[Tensor, "batch length"], frequencies: Float[Tensor, "*#row half"], *, scale: float = 1.0
 ) -> tuple[Float32[Tensor, "batch length half"], Float32[Tensor, "batch length half"]]:
     """Cosines and sines, times `scale`, of positions times inverse frequencies (one set, or one per token)."""
-    angles = position_ids.to(torch.float64).unsqueeze(-1) * frequencies
+    return _tables_of_angles(position_ids.to(torch.float64).unsqueeze(-1) * frequencies, scale)
+
+
+def _tables_of_angles(angles: Float64[Tensor, "*row half"], scale: float) -> tuple[Tensor, Tensor]:
     return (angles.cos() * scale).to(torch.float32), (angles.sin() * scale).to(torch.float32)
+
+
+def _choose_axes(
+    position_ids: Num[Tensor, "axes batch length"], axes: Int64[Tensor, "*kv_heads half"]
+) -> Float64[Tensor, "batch *kv_heads length half"]:
+    """The position that turns each frequency: that of its axis, 0 where it has none."""
+    still = torch.zeros_like(position_ids[:1])
+    places = torch.cat([position_ids, still]).to(torch.float64)  # the last one is `NO_AXIS`
+    chosen = places[axes.to(places.device)]  # (*kv_heads, half, batch, length)
+    return chosen.movedim(-2, 0).movedim(-2, -1)
 
 
 def find_frequencies(
@@ -198,11 +233,14 @@ def yarn_frequencies(
 
 def apply_rotary(
     states: Float[Tensor, "#batch *heads length head_dim"],
-    cos: Float32[Tensor, "#batch length half"],
-    sin: Float32[Tensor, "#batch length half"],
+    cos: Float32[Tensor, "#batch *kv_heads length half"],
+    sin: Float32[Tensor, "#batch *kv_heads length half"],
 ) -> Float[Tensor, "#batch *heads length head_dim"]:
-    """Queries or keys, rotated in float32 ("rotate half" form) and cast back; the result is contiguous."""
-    table_shape = (cos.shape[0], *[1] * (states.dim() - 3), *cos.shape[1:])
+    """Queries or keys, rotated in float32 ("rotate half" form) and cast back; the result is contiguous.
+
+    Tables may differ per key/value head, which is then the first dimension of heads.
+    """
+    table_shape = (*cos.shape[:-2], *[1] * (states.dim() - cos.dim()), *cos.shape[-2:])
     return _Rotation.apply(states, cos.view(table_shape), sin.view(table_shape))
 
 

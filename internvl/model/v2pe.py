@@ -18,58 +18,23 @@ frameworks cast float tensors to bf16 and leave integers alone.
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from .errors import ConfigError
-from .shapes import Bool, Float64, Int, Int64, Num, Shaped
+from .positions_scheme import Row, Scheme, Stride, Strides, read_row
+from .shapes import Float64, Int, Int64, Num, Shaped
 
-ROPE_POS_ID_VERSIONS = ("default", "v2pe_fix", "v2pe_rnd")
 RANDOM_STRIDES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 STRIDE_UNITS = 65536
 _BLOCK_TOKENS = 65536
 
-Stride: TypeAlias = int | float | Fraction
-Strides: TypeAlias = Stride | Sequence[Stride] | Tensor | None
 
-
-def check_version(version: str) -> None:
-    """Raise ConfigError unless `version` is one of `ROPE_POS_ID_VERSIONS`."""
-    if version not in ROPE_POS_ID_VERSIONS:
-        raise ConfigError(f"unknown rope_pos_id_version {version!r}; expected one of {', '.join(ROPE_POS_ID_VERSIONS)}")
-
-
-def check_stride(version: str, stride: Stride | None) -> None:
-    """Raise ConfigError unless version and stride fit together.
-
-    `v2pe_fix` needs a positive finite stride. `default` and `v2pe_rnd` use none, but one that is given must be valid.
-    """
-    check_version(version)
-    if stride is None:
-        if version == "v2pe_fix":
-            raise ConfigError(
-                "rope_pos_id_version v2pe_fix needs rope_pos_id_stride (positions that one tile spans, for example 64)"
-            )
-        return
+def check_positive(stride: Stride) -> None:
+    """Raise ConfigError unless a stride is a positive finite number."""
     if isinstance(stride, bool) or not math.isfinite(stride) or stride <= 0:
         raise ConfigError(f"rope_pos_id_stride must be a positive number, got {stride!r}")
-
-
-def positions_per_row(position_ids: Tensor, input_ids: Tensor) -> Tensor:
-    """Expand positions given once, or once per row, to (batch, length), one per token of `input_ids`.
-
-    Raises:
-        ValueError: The numbers of positions or rows do not fit.
-    """
-    rows = position_ids.reshape(-1, position_ids.shape[-1])
-    if rows.shape[-1] != input_ids.shape[-1] or len(rows) not in (1, len(input_ids)):
-        raise ValueError(
-            f"position_ids has {rows.shape[-1]} positions for {input_ids.shape[-1]} tokens, {len(rows)} rows for "
-            f"{len(input_ids)}; give one position per token"
-        )
-    return rows.expand(len(input_ids), -1)
 
 
 def stride_to_units(stride: Stride) -> int:
@@ -78,7 +43,7 @@ def stride_to_units(stride: Stride) -> int:
     Raises:
         ConfigError: Not positive, or not a multiple of 1/65536.
     """
-    check_stride("v2pe_fix", stride)
+    check_positive(stride)
     units = Fraction(stride) * STRIDE_UNITS
     if units.denominator != 1:
         raise ConfigError(
@@ -117,34 +82,26 @@ def build_position_ids(
         ConfigError: A stride that is not positive, or another number of strides than images.
         ValueError: `cu_seqlens` that do not cover the row.
     """
-    ids = input_ids.reshape(-1)
-    valid = None if attention_mask is None else attention_mask.reshape(-1).bool()
-    starts = document_starts(input_ids, cu_seqlens)
-    visual = ids == image_token_id
-    if valid is not None:
-        visual &= valid
+    row = read_row(
+        input_ids,
+        image_token_id=image_token_id,
+        num_image_token=num_image_token,
+        strides=strides,
+        cu_seqlens=cu_seqlens,
+        attention_mask=attention_mask,
+    )
+    return row.finish(place(row))
 
-    # All decisions are made per run (text, image or padding): its stride, and how many whole positions it takes.
-    run_start = find_run_starts(visual, valid, starts)
-    run_length = torch.diff(run_start, append=run_start.new_tensor([len(ids)]))
-    image = visual[run_start].nonzero().squeeze(1)
-    image_strides = strides_per_image(strides, len(image), num_image_token)
-    run_stride = torch.full_like(run_start, num_image_token, dtype=torch.float64)
-    run_stride[image] = torch.tensor([float(s) for s in image_strides], dtype=torch.float64, device=ids.device)
-    advance = run_length.clone()
-    advance[image] = _whole_advances(run_length[image], image_strides, num_image_token)
-    if valid is not None:
-        advance *= valid[run_start]
 
-    # Position before the first token of every run: what earlier runs of its document took.
-    taken = advance.cumsum(0) - advance
-    document = torch.searchsorted(starts, run_start, right=True) - 1
-    anchor = taken - taken[torch.searchsorted(run_start, starts)][document] - 1
-
-    positions = _spread_runs(run_start, run_length, anchor, run_stride, num_image_token)
-    if valid is not None:
-        positions.masked_fill_(~valid, 1.0)
-    return positions.reshape(input_ids.shape)
+def place(row: Row) -> Float64[Tensor, " tokens"]:
+    """V2PE positions of a row; without strides ordinary ones, since an image of stride T advances like text."""
+    strides = row.strides(default=row.num_image_token)
+    anchor = row.anchors(_whole_advances(row.image_length, strides, row.num_image_token))
+    run_stride = torch.full_like(row.run_start, row.num_image_token, dtype=torch.float64)
+    run_stride[row.image] = torch.tensor(
+        [float(stride) for stride in strides], dtype=torch.float64, device=run_stride.device
+    )
+    return _spread_runs(row.run_start, row.run_length, anchor, run_stride, row.num_image_token)
 
 
 def ordinary_positions(
@@ -170,70 +127,6 @@ def ordinary_positions(
         return torch.arange(num_cached, num_cached + length, device=device).expand(batch, -1)
     positions = attention_mask.long().cumsum(1) - 1
     return positions.masked_fill(attention_mask == 0, 1)[:, -length:]
-
-
-def document_starts(
-    input_ids: Int[Tensor, "*batch length"], cu_seqlens: Int[Tensor, " borders"] | None
-) -> Int64[Tensor, " documents"]:
-    """Index of the first token of every document in the flattened batch, without empty documents.
-
-    Raises:
-        ValueError: `cu_seqlens` that is not 0 ... length in non-decreasing order, or a batch of several rows with it.
-    """
-    batch, length = input_ids.shape[:-1].numel(), input_ids.shape[-1]
-    if cu_seqlens is None:
-        if length == 0:
-            return torch.zeros(0, dtype=torch.int64, device=input_ids.device)
-        return torch.arange(0, batch * length, length, device=input_ids.device)
-    borders = cu_seqlens.reshape(-1).to(device=input_ids.device, dtype=torch.int64)
-    if batch != 1:
-        raise ValueError(f"cu_seqlens describes one packed row, got a batch of {batch} rows")
-    if len(borders) < 2 or borders[0] != 0 or borders[-1] != length or (borders.diff() < 0).any():
-        raise ValueError(f"cu_seqlens must rise from 0 to the row's length {length}, got {borders.tolist()[:8]}...")
-    starts = borders[:-1]
-    return starts[borders.diff() > 0]
-
-
-def find_run_starts(
-    visual: Bool[Tensor, " tokens"], valid: Bool[Tensor, " tokens"] | None, starts: Int64[Tensor, " documents"]
-) -> Int64[Tensor, " runs"]:
-    """Cut a row into runs of one kind (visual tokens, other tokens, padding), never across a document border.
-
-        token  <pad> <pad>  a  <img>  v1  v2  v3  v4  </img>  b
-        run      0     0    1    1    2   2   2   2     3     3
-
-    Args:
-        visual: False on padding.
-        valid: False on padding; None without padding.
-        starts: First token of every document.
-
-    Returns:
-        Index of the first token of every run, ascending.
-    """
-    first = torch.zeros_like(visual)
-    torch.ne(visual[1:], visual[:-1], out=first[1:])
-    if valid is not None:
-        first[1:] |= valid[1:] != valid[:-1]
-    first[starts] = True
-    return first.nonzero().squeeze(1)
-
-
-def strides_per_image(strides: Strides, num_images: int, num_image_token: int) -> Sequence[Stride]:
-    """One stride per image from any of the accepted forms.
-
-    Raises:
-        ConfigError: Wrong count, or a stride that is not a positive number.
-    """
-    if isinstance(strides, Tensor):
-        strides = strides.tolist()
-    if strides is None:
-        strides = num_image_token
-    values = strides if isinstance(strides, Sequence) else [strides] * num_images
-    if len(values) != num_images:
-        raise ConfigError(f"got {len(values)} strides for {num_images} images; give one per image, or one for all")
-    if not all(math.isfinite(value) and value > 0 for value in values):
-        raise ConfigError(f"strides must be positive numbers, got {list(values[:8])}")
-    return values
 
 
 def _whole_advances(
@@ -281,3 +174,11 @@ def draw_strides(num_images: int, choices: Sequence[Stride], generator: torch.Ge
 def next_position(last_position: Num[Tensor, "*shape"]) -> Num[Tensor, "*shape"]:
     """Position of the first token after a prompt: `ceil(last) + 1` (the n-th generated token: `ceil(last) + n`)."""
     return last_position.ceil() + 1
+
+
+def axes_of_channels(num_frequencies: int, num_kv_heads: int) -> Int64[Tensor, " frequencies"]:
+    """The one axis turns all frequencies."""
+    return torch.zeros(num_frequencies, dtype=torch.int64)
+
+
+V2PE = Scheme(place, axes_of_channels, next_position)

@@ -183,6 +183,8 @@ class Answering:
         wanted = body.max_completion_tokens or body.max_tokens or limit
         if wanted > limit:
             raise ApiError(400, f"max_tokens is {wanted}, expected at most {limit}", param="max_tokens")
+        version = self.settings.rope_pos_id_version
+        assert version is not None  # filled in by `InferenceSettings.for_checkpoint`
         loop = asyncio.get_running_loop()
 
         def send(event: Event) -> None:
@@ -191,7 +193,7 @@ class Answering:
 
         return Job(
             question,
-            is_v2pe=self.settings.rope_pos_id_version != "default",
+            version=version,
             sampling=body.sampling(random_seed=secrets.randbits(63)),
             send=send,
             max_new_tokens=wanted,

@@ -27,7 +27,7 @@ from starlette.types import Receive, Scope, Send
 
 from internvl.infer.rows import TokenLogprobs
 from internvl.infer.session import Session
-from internvl.model.v2pe import ROPE_POS_ID_VERSIONS
+from internvl.model.positions import ROPE_POS_ID_VERSIONS, takes_stride
 from internvl.serve.answering import Answering, Service
 from internvl.serve.engine import Engine
 from internvl.serve.errors import ApiError, from_exception
@@ -232,19 +232,20 @@ def _write_logprobs(tokens: Sequence[TokenLogprobs], service: Service) -> dict[s
 
 def _describe_positions(answering: Answering, service: Service) -> dict[str, object]:
     prompt, settings = answering.prompt, answering.settings
-    has_stride = settings.rope_pos_id_version == "v2pe_fix"
+    has_stride = takes_stride(prompt.rope_pos_id_version)
     description: dict[str, object] = {
         "rope_pos_id_version": settings.rope_pos_id_version,
         "rope_pos_id_stride": settings.rope_pos_id_stride if has_stride else None,
         "prompt_tokens": prompt.length,
         "tiles": sum(prompt.tiles_per_image),
         "frames": prompt.num_frames,
-        "last_position": float(prompt.position_ids[0, -1]),
+        "last_position": prompt.last_position,
         "seconds": answering.seconds,
     }
     if answering.body.return_positions:
         visual = torch.eq(prompt.input_ids[0], service.engine.session.questions.conversation.image_token_id)
-        description["spans"] = list_spans(prompt.position_ids[0], visual)
+        # Of several axes the first, time, is told.
+        description["spans"] = list_spans(prompt.position_ids.flatten(0, -2)[0], visual)
     return description
 
 

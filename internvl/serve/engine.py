@@ -19,6 +19,7 @@ from internvl.infer.question import EncodedQuestion, Question
 from internvl.infer.rows import Request, Row, TokenLogprobs
 from internvl.infer.session import Session
 from internvl.infer.settings import Sampling
+from internvl.model.positions import may_share_batch
 from internvl.serve.errors import ApiError
 from internvl.serve.metrics import Metrics
 from internvl.serve.options import ServerOptions
@@ -66,7 +67,7 @@ class Job:
     """A question, what is wanted of its answers, and where they go."""
 
     question: Question
-    is_v2pe: bool  # on V2PE positions, or on ordinary ones
+    version: str  # of the positions
     sampling: Sampling
     send: Callable[[Event], None]  # called from the engine's thread
     max_new_tokens: int
@@ -79,7 +80,10 @@ class Job:
 
     def is_like(self, other: "Job") -> bool:
         """Whether both may be answered in one batch."""
-        return self is other or (self.sampling.is_greedy and other.sampling.is_greedy and self.is_v2pe == other.is_v2pe)
+        if self is other:
+            return True
+        are_greedy = self.sampling.is_greedy and other.sampling.is_greedy
+        return are_greedy and may_share_batch(self.version, other.version)
 
     def build_requests(self, prompt: EncodedQuestion) -> list[Request]:
         """One request per choice."""

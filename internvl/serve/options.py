@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from internvl.infer.flags import at_least, check_flags, flag
+from internvl.infer.flags import at_least, check_flags, flag, within
 
 API_KEY_VARIABLE = "INTERNVL_API_KEY"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -19,7 +19,9 @@ class ServerOptions:
     """
 
     host: str = flag("127.0.0.1", "address to listen on (default: %(default)s, this machine only)")
-    port: int = flag(8000, "port to listen on; 0: any free one (default: %(default)s)", read=int, check=at_least(0))
+    port: int = flag(
+        8000, "port to listen on; 0: any free one (default: %(default)s)", read=int, check=within(0, 65535)
+    )
     model_name: str | None = flag(None, "name of the model in requests; default: that of the checkpoint's folder")
     api_key: str | None = flag(
         None,

@@ -21,7 +21,7 @@ from internvl.infer.checkpoint import check_checkpoint
 from internvl.model.checkpoint_folder import list_weights
 
 # Files that belong to a checkpoint besides weights and config; training state is not copied.
-_COMPANIONS = (
+COMPANIONS = (
     "tokenizer*",
     "tokenization_*.py",
     "special_tokens_map.json",
@@ -58,7 +58,7 @@ def convert_folder(source: Path, out: Path, *, model_type: str) -> Iterator[Path
             folder = staging / out.name
             folder.mkdir()
             yield folder
-            for path in {path for pattern in _COMPANIONS for path in source.glob(pattern) if path.is_file()}:
+            for path in {path for pattern in COMPANIONS for path in source.glob(pattern) if path.is_file()}:
                 if not (folder / path.name).exists():
                     shutil.copyfile(path, folder / path.name)
 

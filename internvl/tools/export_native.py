@@ -128,7 +128,7 @@ def _find_image_token(model: InternVLChatModel, checkpoint: Path) -> int:
 
 def _report_positions(config: InternVLChatConfig) -> None:
     trained = f" (the checkpoint says {config.rope_pos_id_version})" if config.rope_pos_id_version != "default" else ""
-    logger.warning("the export has plain positions: transformers' InternVL cannot express V2PE%s", trained)
+    logger.warning("the export has plain positions: transformers' InternVL has no others%s", trained)
     llm = config.llm_config
     if read_logn_scaling(llm) is not None:
         logger.warning("the export is without log-n scaling of queries: transformers' InternVL cannot express it")

@@ -29,6 +29,7 @@ from internvl.model.constants import IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START
 from internvl.model.conversation import get_conversation
 from internvl.model.language_models import check_architecture, check_window
 from internvl.model.loading import read_chat_config
+from internvl.model.positions import has_axes
 from internvl.model.registration import load_tokenizer
 from internvl.model.rotary import find_frequencies, scaling_in_use, unscaled_length
 from internvl.model.scaling import apply_rope_scaling, read_logn_scaling, read_scaling_entry
@@ -103,8 +104,8 @@ def choose_positions(config: InternVLChatConfig, settings: InferenceSettings) ->
     """The positions to serve, as `InferenceSettings.for_checkpoint` decides, but never a version that is not asked for.
 
     Raises:
-        ConfigError: The checkpoint was trained with random strides, and neither it nor `settings` has one to serve; or
-            the stride is not a multiple of 1/65536.
+        ConfigError: The checkpoint was trained with random strides, and neither it nor `settings` has one to serve;
+            the version is on several axes; or the stride is not a multiple of 1/65536.
     """
     stride = config.rope_pos_id_stride if settings.rope_pos_id_stride is None else settings.rope_pos_id_stride
     version = settings.chosen_version or config.rope_pos_id_version
@@ -115,6 +116,11 @@ def choose_positions(config: InternVLChatConfig, settings: InferenceSettings) ->
                 "(such as 64) or --rope_pos_id_version default"
             )
         version = "v2pe_fix"
+    if has_axes(version):
+        raise ConfigError(
+            f"rope_pos_id_version {version} is on several axes, which the plug-in for vLLM does not place; serve it "
+            "with `v2pe serve`, or add --rope_pos_id_version default or v2pe_fix"
+        )
     served = replace(settings, rope_pos_id_version=version).for_checkpoint(config)
     if version == "default":
         return replace(served, rope_pos_id_stride=config.num_image_token)

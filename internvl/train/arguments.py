@@ -24,6 +24,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from internvl.errors import ConfigError
+from internvl.model.positions import ROPE_POS_ID_VERSIONS, has_axes
 from internvl.model.v2pe import RANDOM_STRIDES
 from internvl.moved_names import DEEPSPEED_CONFIGS, FIXED_TRAINING_FLAGS, TRAINING_FLAGS, check_flag
 from internvl.options import option
@@ -142,10 +143,12 @@ class DataTrainingArguments:
     )
     rope_pos_id_version: str = option(
         "default",
-        "Visual positions: default (one per token), v2pe_fix (one stride), v2pe_rnd (random stride per image).",
+        "Visual positions: default (one per token), v2pe_fix (one stride), v2pe_rnd (random stride per image), or "
+        f"on axes of time, row and column: {', '.join(filter(has_axes, ROPE_POS_ID_VERSIONS))}.",
     )
     rope_pos_id_stride: float | None = option(
-        None, "Positions that one tile spans under v2pe_fix; fractions such as 0.0625 are fine."
+        None,
+        "Positions that one tile spans under v2pe_fix, or on the axis of time; fractions such as 0.0625 are fine.",
     )
     rope_pos_id_random_strides: list[float] = field(
         default_factory=lambda: list(RANDOM_STRIDES),

@@ -1,9 +1,11 @@
 """Requirements: packages and devices that flags ask for, looked for before anything is loaded."""
 
 from argparse import Namespace
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import torch
+from packaging.version import Version
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -24,6 +26,8 @@ _OF_OPTIMISERS = {
     "lomo": "lomo_optim",
     "schedule_free": "schedulefree",
 }
+# Reporter -> the release from which transformers' callback for it fails when training begins.
+_BROKEN_FROM = {"swanlab": "0.8"}
 _NOT_LISTED = ("flyte", "kubeflow")  # which transformers does not look for
 
 
@@ -69,6 +73,11 @@ def _check_reporters(wanted: str | list[str] | None) -> None:
             raise MissingDependencyError(
                 f"--report_to {name}: the package is not installed; pip install {name.replace('_', '-')}, "
                 "or use --report_to none"
+            )
+        if name in _BROKEN_FROM and Version(version(name)) >= Version(_BROKEN_FROM[name]):
+            raise MissingDependencyError(
+                f"--report_to {name}: transformers cannot report to {name} {version(name)}; "
+                f"pip install '{name}<{_BROKEN_FROM[name]}', or use --report_to none"
             )
 
 

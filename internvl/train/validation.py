@@ -10,8 +10,9 @@ from typing import Any
 from internvl.data.storage.text import decode_text
 from internvl.errors import CheckpointError, ConfigError, DataError
 from internvl.model.checkpoint_folder import check_files, find_checkpoint
+from internvl.model.positions import check_stride, takes_stride
 from internvl.model.scaling import parse_rope_scaling
-from internvl.model.v2pe import check_stride, stride_to_units
+from internvl.model.v2pe import stride_to_units
 from internvl.train.arguments import DataTrainingArguments, ModelArguments, has_cuda, shares_rows
 
 
@@ -42,7 +43,7 @@ def _check_counts(flags: object, *names: str) -> None:
 def _check_positions(data: DataTrainingArguments) -> None:
     check_stride(data.rope_pos_id_version, data.rope_pos_id_stride)
     if data.rope_pos_id_stride is not None:
-        if data.rope_pos_id_version != "v2pe_fix":
+        if not takes_stride(data.rope_pos_id_version):
             raise ConfigError(
                 f"--rope_pos_id_stride {data.rope_pos_id_stride} has no effect with --rope_pos_id_version "
                 f"{data.rope_pos_id_version}; use v2pe_fix, or --rope_pos_id_random_strides with v2pe_rnd"

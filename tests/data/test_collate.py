@@ -16,6 +16,7 @@ def make_document(first: int, num_tokens: int, tiles_per_image: tuple[int, ...])
         pixel_values=torch.full((num_tiles, 3, 2, 2), first, dtype=torch.uint8),
         image_flags=torch.ones(num_tiles, dtype=torch.int64),
         image_strides=torch.tensor([first + i for i in range(len(tiles_per_image))], dtype=torch.int64),
+        image_grids=torch.tensor([[1, tiles, 0, 0] for tiles in tiles_per_image], dtype=torch.int64).reshape(-1, 4),
         tiles_per_image=tiles_per_image,
     )
 
@@ -26,6 +27,7 @@ def test_documents_are_joined_end_to_end_with_their_borders():
     assert batch["labels"].tolist() == [[0, -100, 2, -100, 10, -100, 12, 20, -100]]
     assert batch["cu_seqlens"].tolist() == [0, 4, 7, 9]
     assert batch["image_strides"].tolist() == [0, 1, 20]
+    assert batch["image_grids"].tolist() == [[1, 2, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]]
     assert batch["image_flags"].tolist() == [1, 1, 1, 1]
     assert batch["pixel_values"][:, 0, 0, 0].tolist() == [0, 0, 0, 20]
 

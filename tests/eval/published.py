@@ -15,7 +15,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from eval.tasks import longvqa, milebench, mvbench
+from eval.tasks import longvqa, milebench, mlvu, mvbench
 from eval.tasks.mm_niah_long import LENGTHS as LONG_MR_FILES
 
 SHORT = "Answer the question using a single word or phrase."
@@ -331,12 +331,113 @@ def write_videomme(root: Path) -> None:
     place(root / "Video-MME/subtitle/name1.srt").write_text(srt, encoding="utf-8")
 
 
+def write_longvideobench(root: Path) -> None:
+    folder = root / "LongVideoBench"
+    one = {"id": "v1_0", "video_id": "v1", "video_path": "v1.mp4", "question": "When 'hello' is said, what happens?"}
+    one |= {"candidates": ["He sits.", "He runs.", "Nothing.", "é", "It ends."], "correct_choice": 1, "level": "L1"}
+    one |= {"duration": 3.0, "duration_group": 15, "question_category": "T2E", "topic_category": "Recreational"}
+    one |= {"subtitle_path": "v1_en.json", "starting_timestamp_for_subtitles": 10, "position": [4, 12]}
+    other = {**one, "id": "v2_3", "video_path": "v2.mp4", "candidates": ["yes", "no"], "correct_choice": 0}
+    other |= {"duration_group": 600, "subtitle_path": "v2_en.json", "starting_timestamp_for_subtitles": 0.0}
+    write_json(folder / "lvb_val.json", [one, other])
+    hidden = [{key: value for key, value in record.items() if key != "correct_choice"} for record in (one, other)]
+    write_json(folder / "lvb_test_wo_gt.json", hidden)
+    for name in ("v1", "v2"):
+        write_video(folder / f"videos/{name}.mp4")
+    spoken = [{"timestamp": [10.0, 11.5], "text": "hello"}, {"timestamp": [12.0, None], "text": "<image> and bye"}]
+    write_json(folder / "subtitles/v1_en.json", spoken)
+    clocked = [{"start": "00:00:00.500", "end": "00:00:00.900", "line": "short"}]
+    write_json(folder / "subtitles/v2_en.json", clocked)
+
+
+def write_mlvu(root: Path) -> None:
+    for file in mlvu.CHOICE_FILES.values():
+        write_video(root / f"MLVU/video/{file}/a.mp4")
+        record = {"video": "a.mp4", "duration": 480.5, "question": "What?", "candidates": ["Red", "Blue", "2", "Both"]}
+        kind = "findNeedle" if file == "2_needle" else file[2:]
+        records = [{**record, "answer": answer, "question_type": kind} for answer in ("Blue", "Red")]
+        if file == "2_needle":  # as published: an answer that is not among the candidates
+            records.append({**records[0], "answer": "Green", "duration": 7200})
+        write_json(root / f"MLVU/json/{file}.json", records)
+    for name, file in mlvu.FREE_FILES.items():
+        write_video(root / f"MLVU/video/{file}/s.mp4")
+        record = {"video": "s.mp4", "duration": 6000.0, "question": "Please describe it.", "answer": "A man runs."}
+        points = {"scoring_points": ["A man", "runs"]} if name == "sub_scene" else {}
+        write_json(root / f"MLVU/json/{file}.json", [{**record, **points, "question_type": name}] * 2)
+    write_video(root / "MLVU_Test/video/t.mp4")
+    hidden = {"video": "t.mp4", "duration": 90, "question": "What?", "candidates": [*"abcdef"]}
+    ids = [{**hidden, "question_id": f"AR_{index}", "question_type": "anomaly_reco"} for index in (0, 1)]
+    write_json(root / "MLVU_Test/test_question.json", ids)
+
+
+def write_lvbench(root: Path) -> None:
+    text = "What year appears?\n(A) 1636\n(B) 1366\n(C) 1363\n(D) 1633"
+    lines = []
+    for number, key in enumerate(("Cm73ma6Ibcs", "-abc")):
+        kinds = [["key information retrieval"], ["reasoning", "event understanding"]]
+        answers = [
+            {"uid": str(10 * number + i), "question": text, "answer": "DA"[i], "question_type": kinds[i]}
+            for i in (0, 1)
+        ]
+        info = {"fps": 8, "duration_minutes": 45.5 + 30 * number, "resolution": {"width": 32, "height": 32}}
+        lines.append({"key": key, "type": ("cartoon", "live")[number], "video_info": info, "qa": answers})
+        write_video(root / "LVBench" / ("videos", "all_videos")[number] / f"{key}.mp4")
+    write_lines(root / "LVBench/video_info.meta.jsonl", lines)
+
+
+def write_vnbench(root: Path) -> None:
+    options = ["dog", "train", "cow", "sheep"]
+    records = []
+    for kind in vnbench_types():
+        video = f"v_{kind}.mp4"
+        write_video(root / "VNBench/VNBench_new" / video)
+        for number in range(4):
+            turned = options[number:] + options[:number]
+            record = {"video": f"./VNBench/{video}", "question": "Which comes first?", "options": turned, "gt": "dog"}
+            record |= {"gt_option": "ADCB"[number], "needle_time": [1], "length": 10 if "ret" in kind else 30}
+            records.append({**record, "type": kind, "try": number})
+    write_json(root / "VNBench/VNBench-main-4try.json", records)
+
+
+def vnbench_types() -> list[str]:
+    endings = {"ret": ("edit", "insert1", "insert2"), "ord": ("edit", "insert1", "insert2")}
+    endings["cnt"] = ("edit1", "insert", "edit2")
+    return [f"{kind}_{ending}" for kind, names in endings.items() for ending in names]
+
+
+def write_videomme_v2(root: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    folder = root / "Video-MME-v2"
+    structures = ("[1, [2, 3], 4]", None)
+    rows = []
+    for number, structure in enumerate(structures, start=1):
+        video = f"{number:03d}"
+        write_video(folder / f"video/{video}.mp4")
+        for index in range(1, 5):
+            row = {"video_id": video, "question_id": f"{video}-{index}", "question": "Who?", "url": "https://x"}
+            row |= {
+                "options": "\n".join(f"{letter}. {letter.lower()}" for letter in "ABCDEFGH"),
+                "answer": "ABCH"[index - 1],
+            }
+            row |= {"group_type": "logic" if structure else "relevance", "group_structure": structure}
+            row |= {"level": str(number) if index == 4 else None, "second_head": "Order", "third_head": "None"}
+            rows.append(row)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), place(folder / "test.parquet"))
+    words = [("Hello", 0.1, 0.4), ("there.", 0.4, 0.8), ("Bye", 2.5, 2.9)]
+    write_lines(folder / "subtitle/001.jsonl", [{"text": t, "start_time": a, "end_time": b} for t, a, b in words])
+
+
+VIDEO = (
+    write_mvbench, write_videomme, write_longvideobench, write_mlvu, write_lvbench, write_vnbench, write_videomme_v2,
+)  # fmt: skip
 GENERAL = (write_vqa, write_scienceqa, write_pope, write_seed, write_mmmu, write_mmbench)
 
 
 def write_all(root: Path) -> Path:
     """A data root with every benchmark."""
     long = (write_mm_niah, write_mm_niah_long, write_milebench, write_longvqa)
-    for write in (*GENERAL, *long, write_mvbench, write_videomme):
+    for write in (*GENERAL, *long, *VIDEO):
         write(root)
     return root

@@ -157,6 +157,7 @@ def test_missing_arguments_show_the_usage(run_script, script, arguments):
     assert "usage:" in error
 
 
+PAGE_TASKS = "mmlongbench_doc/test,longdocurl/test,slidevqa/test"
 SUITES = {
     "evaluate_auto.sh": ("eval_origin", None),
     "evaluate_mmniah.sh": ("eval_mm_niah", None),
@@ -164,6 +165,11 @@ SUITES = {
     "evaluate_milebench.sh": ("eval_milebench", "milebench"),
     "evaluate_longvqa.sh": ("eval_longvqa", "longvqa/*-32k"),
     "evaluate_video.sh": ("eval_video", "mvbench,videomme"),
+    "evaluate_long_video.sh": ("eval_long_video", "longvideobench,mlvu,lvbench,vnbench,videomme_v2"),
+    "evaluate_documents.sh": (
+        "eval_documents",
+        f"{PAGE_TASKS}," + ",".join(f"mmlongbench/*-{length}k" for length in (8, 16, 32, 64, 128)),
+    ),
 }
 every_script = pytest.mark.parametrize("script", SUITES)
 
@@ -184,9 +190,16 @@ def test_a_script_evaluates_its_tasks_that_have_data_into_the_folder_of_the_stri
     names = {task.name for task in select_tasks(value_of(command, "--tasks"))}
     assert (
         len(names)
-        == {"auto": 11, "mmniah": 6, "mmniah_long": 4, "milebench": 29, "longvqa": 17, "video": 22}[
-            script.removeprefix("evaluate_").removesuffix(".sh")
-        ]
+        == {
+            "auto": 11,
+            "mmniah": 6,
+            "mmniah_long": 4,
+            "milebench": 29,
+            "longvqa": 17,
+            "video": 22,
+            "long_video": 19,
+            "documents": 98,
+        }[script.removeprefix("evaluate_").removesuffix(".sh")]
     )
 
 
@@ -218,6 +231,7 @@ def test_every_script_runs_on_slurm_and_shows_its_usage(run_script, script):
         ("evaluate_milebench.sh", "ALFRED milebench/TQA-combined-1", "milebench/ALFRED,milebench/TQA-combined-1"),
         ("evaluate_longvqa.sh", "chartqa,gqa-64k", "longvqa/chartqa-32k,longvqa/gqa-64k"),
         ("evaluate_video.sh", "mvbench/action_count", "mvbench/action_count"),
+        ("evaluate_long_video.sh", "lvbench/test-128frames", "lvbench/test-128frames"),
     ],
 )
 def test_tasks_that_are_asked_for_must_have_their_data(run_script, script, tasks, expected):
@@ -235,6 +249,14 @@ def test_longvqa_takes_one_or_several_lengths(run_script):
     code, command, error = run_script("evaluate_longvqa.sh", "ckpt", GROUP="33")
     assert (code, command) == (2, [])
     assert "GROUP is '33', expected 32, 40, 48, 56 or 64" in error
+
+
+def test_documents_take_one_or_several_lengths(run_script):
+    _, command, _ = run_script("evaluate_documents.sh", "ckpt", GROUP="8,128")
+    assert value_of(command, "--tasks") == f"{PAGE_TASKS},mmlongbench/*-8k,mmlongbench/*-128k"
+    code, command, error = run_script("evaluate_documents.sh", "ckpt", GROUP="4")
+    assert (code, command) == (2, [])
+    assert "GROUP is '4', expected 8, 16, 32, 64 or 128" in error
 
 
 def test_long_prompts_are_shared_by_all_processes(run_script):
@@ -354,8 +376,8 @@ def start(script, checkpoint, root, out, *arguments, **environment):
     )  # fmt: skip
 
 
-@pytest.mark.slow  # all benchmarks; minutes on two cores
-@every_script
+@pytest.mark.slow  # all benchmarks; minutes on two cores. Those of documents: tests/eval/tasks/test_document_runs.py
+@pytest.mark.parametrize("script", [script for script in SUITES if script != "evaluate_documents.sh"])
 def test_every_benchmark_runs_end_to_end(script, checkpoint, published_root, tmp_path):
     process = start(script, checkpoint, published_root, tmp_path, "--rope_pos_id_version", "v2pe_fix",
                     "--rope_pos_id_stride", "1/4", GROUP="32 64", STRIDE="1/4")  # fmt: skip
@@ -365,7 +387,7 @@ def test_every_benchmark_runs_end_to_end(script, checkpoint, published_root, tmp
     names = [task["task"] for task in summary["tasks"]]
     assert (
         len(names)
-        == {"auto": 11, "mmniah": 6, "mmniah_long": 4, "milebench": 29, "longvqa": 34, "video": 22}[
+        == {"auto": 11, "mmniah": 6, "mmniah_long": 4, "milebench": 29, "longvqa": 34, "video": 22, "long_video": 19}[
             script.removeprefix("evaluate_").removesuffix(".sh")
         ]
     )

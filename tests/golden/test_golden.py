@@ -13,24 +13,34 @@ import pytest
 from eval.metrics import (
     anls,
     choice,
+    documents,
     due,
     exact,
+    longvideobench,
     longvqa,
+    lvbench,
     milebench,
+    mlvu,
     mm_niah,
     mmbench,
+    mmlongbench,
     mmmu,
     mvbench,
     pope,
     relaxed,
     seed,
+    slidevqa,
     videomme,
+    videomme_v2,
+    vnbench,
     vqa,
     wtq,
 )
 from eval.metrics.lexicon import load_lexicon
 from eval.metrics.text import contains_word, normalise_m4c
-from internvl.data.video import sample_segments
+from eval.tasks import longvideobench as longvideobench_task
+from eval.tasks import videomme_v2 as videomme_v2_task
+from internvl.data.video import VideoInfo, sample_segments
 
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent))
 LEXICON = load_lexicon()
@@ -60,12 +70,12 @@ def is_error(expected):
 
 
 def test_every_file_is_used():
-    source = Path(__file__).read_text(encoding="utf-8")
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     assert [path.name for path in GOLDEN_DIR.glob("*.json") if f'"{path.stem}"' not in source] == []
 
 
 def test_all_files_are_here():
-    assert len(list(Path(__file__).parent.glob("*.json"))) == 31
+    assert len(list(Path(__file__).parent.glob("*.json"))) == 52
 
 
 # One picture, short answers -----------------------------------------------------------------------------------------
@@ -534,3 +544,235 @@ def test_videomme_table():
             if entry["official"]
         }
         assert printed == expected, title
+
+
+# Long videos --------------------------------------------------------------------------------------------------------
+
+
+@each("longvideobench_letter")
+def test_longvideobench_letters(case):
+    # On purpose: where the published rule draws an option at random, there is none here (so the answer is wrong).
+    letter = "" if case["expected_extracted"] == "RANDOM" else case["expected_extracted"]
+    assert longvideobench.find_letter(case["prediction"]) == letter
+    assert longvideobench.score(case["answer"], case["prediction"]) == case["expected"]
+
+
+def test_longvideobench_table():
+    golden = load("longvideobench_letter")
+    table = golden["aggregate"]["table"]
+    for field in ("duration_group", "question_category"):
+        for name in {case[field] for case in golden["cases"]}:
+            scores = [longvideobench.score(c["answer"], c["prediction"]) for c in golden["cases"] if c[field] == name]
+            assert {"num": len(scores), "acc": round(mean(scores), 5)} == table[str(name)]
+    scores = (longvideobench.score(case["answer"], case["prediction"]) for case in golden["cases"])
+    assert mean(scores) == pytest.approx(golden["aggregate"]["score"], abs=1e-5)
+
+
+@each("longvideobench_subtitles")
+def test_longvideobench_subtitles(case, tmp_path):
+    file = tmp_path / "subtitles.json"
+    file.write_text(json.dumps(case["subtitles"]), encoding="utf-8")
+    cues = longvideobench_task.read_cues(file, offset=case["offset"], duration=case["duration"])
+    assert "\n".join(longvideobench_task.interleave(case["times"], cues)) == case["expected"]
+
+
+@each("longvideobench_frames")
+def test_longvideobench_frames(case):
+    info = VideoInfo(case["num_frames"], case["fps"], case["num_frames"] / case["fps"], 32, 32)
+    frames = longvideobench_task.choose_frames(info, case["duration"], case["max_num_frames"])
+    if is_error(case["expected"]) or not case["expected"]:
+        # On purpose: a frame behind the end is the last one, and less than a second is one frame instead of none.
+        assert 1 <= len(frames) <= case["max_num_frames"]
+        assert max(frames) < case["num_frames"]
+    else:
+        assert frames == case["expected"]
+
+
+@each("mlvu_option")
+def test_mlvu_options(case):
+    assert mlvu.score(case["answer"], case["prediction"]) == case["expected"]
+    lenient = mlvu.score_leniently(case["answer"], case["prediction"], options=case["options"])
+    assert lenient == case["vlmevalkit"]
+
+
+def test_mean_mlvu_accuracy():
+    golden = load("mlvu_option")
+    scores = (mlvu.score(case["answer"], case["prediction"]) for case in golden["cases"])
+    assert mean(scores) == pytest.approx(golden["aggregate"]["mean"])
+
+
+JUDGED = {"sub_scene": mlvu.SUB_SCENE, "summary": mlvu.SUMMARY}
+
+
+@each("mlvu_judgement")
+def test_mlvu_judgements(case):
+    if is_error(case["expected"]) or case["expected"] == "nan":
+        with pytest.raises(ValueError, match=r"could not convert|is not a finite number"):
+            mlvu.read_judgement(case["reply"], JUDGED[case["kind"]])
+    else:
+        assert mlvu.read_judgement(case["reply"], JUDGED[case["kind"]]) == pytest.approx(case["expected"])
+
+
+def test_mean_mlvu_judgements():
+    golden = load("mlvu_judgement")
+    for kind, expected in golden["aggregate"].items():
+        cases = [
+            case for case in golden["cases"]
+            if case["kind"] == kind and case["reply"] and isinstance(case["expected"], int | float)
+        ]  # fmt: skip
+        assert mean(mlvu.read_judgement(c["reply"], JUDGED[kind]) for c in cases) == pytest.approx(expected), kind
+
+
+@each("vnbench_try")
+def test_vnbench_tries(case):
+    assert vnbench.score(case["answer"], case["prediction"]) == case["expected"]
+
+
+def test_vnbench_table():
+    aggregate = load("vnbench_try")["aggregate"]
+    rows = [(row["question_id"][:-2], row["type"], vnbench.score(row["gt"], row["pred"])) for row in aggregate["rows"]]
+    summary = vnbench.summarise(rows)
+    assert {kind: entry["score"] for kind, entry in summary["by_type"].items()} == pytest.approx(aggregate["by_type"])
+    assert summary["score"] == pytest.approx(aggregate["overall"])
+
+
+@each("lvbench_letter")
+def test_lvbench_letters(case):
+    assert lvbench.polish(case["prediction"]) == case["expected_extracted"]
+    assert lvbench.score(case["answer"], case["prediction"]) == case["expected"]
+
+
+def test_lvbench_table():
+    golden = load("lvbench_letter")
+    rows = [(case["question_type"], lvbench.score(case["answer"], case["prediction"])) for case in golden["cases"]]
+    expected = dict(golden["aggregate"])
+    assert mean(score for _, score in rows) == pytest.approx(expected.pop("acc"))
+    assert {name: entry["score"] for name, entry in lvbench.summarise(rows).items()} == pytest.approx(expected)
+
+
+@each("videomme_v2_letter")
+def test_videomme_v2_letters(case):
+    assert videomme_v2.find_letter(case["prediction"]) == case["expected_extracted"]
+    assert videomme_v2.score(case["answer"], case["prediction"]) == (case["expected_extracted"] == case["answer"])
+
+
+def make_group(rows):
+    return videomme_v2.Group(
+        tuple(map(bool, (row["score"] for row in rows))),
+        rows[-1]["group_type"],
+        rows[-1]["group_structure"] or "",
+        *(rows[-1][name] or "" for name in ("level", "second_head", "third_head")),
+    )
+
+
+@each("videomme_v2_groups")
+def test_videomme_v2_groups(case):
+    names = dict.fromkeys(("level", "second_head", "third_head"), "")
+    rows = [{**case, **names, "score": score} for score in case["scores"]]
+    assert 100 * make_group(rows).score == pytest.approx(case["expected"])
+
+
+def test_videomme_v2_table():
+    aggregate = load("videomme_v2_groups")["aggregate"]
+    videos = {}
+    for row in aggregate["rows"]:
+        videos.setdefault(row["video_id"], []).append(row)
+    summary = videomme_v2.summarise(list(map(make_group, videos.values())))
+    final = aggregate["final_rating"]
+
+    def read(table):
+        return {name: 100 * entry["score"] for name, entry in summary[table].items()}
+
+    assert 100 * summary["score"] == pytest.approx(final["total"])
+    assert read("by_level") == pytest.approx({name: final[f"level_{name}"] for name in "123"})
+    types = {name: final[f"{name}_score"] for name in ("relevance", "logic")}
+    assert read("by_group_type") == pytest.approx(types)
+    assert 100 * summary["linear"]["score"] == pytest.approx(final["relevance_linear_score"])
+    assert read("by_second_head") == pytest.approx(aggregate["second_head_rating"])
+    assert read("by_third_head") == pytest.approx(aggregate["third_head_rating"])
+
+
+@each("videomme_v2_subtitles")
+def test_videomme_v2_subtitles(case):
+    words = [videomme_v2_task.Words(**word) for word in case["words"]]
+    assert videomme_v2_task.interleave(case["times"], case["end"], words) == case["expected"]
+
+
+# Long documents -----------------------------------------------------------------------------------------------------
+
+MMLONGBENCH = {
+    "mmlongbench_contains": mmlongbench.score_contained,
+    "mmlongbench_yes_no": mmlongbench.score_yes_no,
+    "mmlongbench_counts": mmlongbench.score_counts,
+    "mmlongbench_letter": mmlongbench.score_letter,
+    "mmlongbench_label": mmlongbench.score_label,
+    "mmlongbench_summary": mmlongbench.score_summary,
+    "mmlongbench_document": mmlongbench.score_document,
+}
+
+
+def list_mmlongbench(name):
+    """(gold answer as our rule takes it, case) of a file."""
+    for case in load(name)["cases"]:
+        more = {key: case[key] for key in ("default", "format") if key in case}
+        yield {"text": case["answer"], **more} if more else case["answer"], case
+
+
+@pytest.mark.parametrize("name", MMLONGBENCH)
+def test_mmlongbench_answers(name):
+    for answer, case in list_mmlongbench(name):
+        said = case["prediction"]
+        # On purpose: an empty answer is wrong, and so is what ends the published script with an error.
+        is_wrong = not said.strip() or is_error(case["expected"])
+        expected = 0 if is_wrong else pytest.approx(case["expected"])
+        assert mmlongbench.score(answer, said, rule=name.removeprefix("mmlongbench_")) == expected, case["id"]
+
+
+@pytest.mark.parametrize("name", MMLONGBENCH)
+def test_mmlongbench_rules(name):
+    for answer, case in list_mmlongbench(name):
+        if not is_error(case["expected_direct"]):
+            assert MMLONGBENCH[name](answer, case["prediction"]) == pytest.approx(case["expected_direct"]), case["id"]
+
+
+@pytest.mark.parametrize("name", [name for name in MMLONGBENCH if name != "mmlongbench_yes_no"])
+def test_mmlongbench_prefixes(name):
+    golden = load(name)
+    prefix = golden["notes"].removeprefix("prefix: ")
+    for case in golden["cases"]:
+        assert mmlongbench.parse(case["prediction"], prefix) == case["expected_parsed"], case["id"]
+
+
+DOCUMENT_RULES = {"mmlongbench_doc": documents.score_mmlongbench_doc, "longdocurl": documents.score_longdocurl}
+
+
+def score_published(case):
+    """0 for a case on which the published code ends with an error, as its own scripts count it."""
+    return 0.0 if is_error(case["expected"]) else case["expected"]
+
+
+@pytest.mark.parametrize("name", DOCUMENT_RULES)
+def test_document_answers(name):
+    for case in load(name)["cases"]:
+        score = DOCUMENT_RULES[name](case["answer"], case["prediction"], kind=case["answer_format"])
+        assert score == pytest.approx(score_published(case)), case["id"]
+
+
+def test_document_f1():
+    golden = load("mmlongbench_doc")
+    for group, (_, f1) in golden["aggregate"].items():
+        cases = [case for case in golden["cases"] if group in ("all", case["answer_format"])]
+        rows = [(case["answer"], case["prediction"], score_published(case)) for case in cases]
+        assert documents.measure_f1(rows) == pytest.approx(f1), group
+
+
+@each("slidevqa")
+def test_slidevqa_answers(case):
+    answer = {"text": case["answer"], "question": case["question"]}
+    if is_error(case["expected"]):
+        # On purpose: the published script ends on a question with `how many` or `which` at its end.
+        assert slidevqa.score(answer, case["answer"]) == 1
+    else:
+        assert slidevqa.normalise(case["prediction"], case["question"]) == case["normalized"]
+        assert slidevqa.score(answer, case["prediction"]) == pytest.approx(case["expected"])
+        assert slidevqa.score_exact(answer, case["prediction"]) == case["expected_em"]

@@ -75,3 +75,9 @@ def test_shards_that_are_links_in_a_circle_are_refused(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "x.safetensors"}}))
     with pytest.raises(CheckpointError, match="shards that are not there"):
         check_files(folder)
+
+
+def test_a_misspelt_folder_is_named(tmp_path):
+    (tmp_path / "InternVL2-Tiny").mkdir()
+    with pytest.raises(CheckpointError, match="does not exist, did you mean 'InternVL2-Tiny'"):
+        find_checkpoint(tmp_path / "InternVL2-tiny")

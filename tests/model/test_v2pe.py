@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from internvl.model import v2pe
 from internvl.model.errors import ConfigError
+from internvl.model.positions import check_stride
 from internvl.model.v2pe import build_position_ids, stride_to_units, units_to_strides
 
 VISUAL = 9
@@ -285,4 +285,4 @@ def test_units_carry_every_multiple_of_one_65536th():
 @pytest.mark.parametrize(("version", "stride"), [("v2pe", 1), ("v2pe_fix", None), ("v2pe_fix", 0), ("default", -1)])
 def test_version_and_stride_are_checked(version, stride):
     with pytest.raises(ConfigError):
-        v2pe.check_stride(version, stride)
+        check_stride(version, stride)

@@ -26,7 +26,10 @@ SHOWN = {  # arguments and variables with which a script shows what it would run
     "shell/recipe.sh": (["internvl2_2b_32k"], {}),
     "shell/job.sh": (["srun", "echo"], {}),
     "shell/sbatch.sh": (["shell/job.sh", "srun"], {}),
-    **{f"scripts/evaluate_{name}.sh": (["ckpt"], {}) for name in ("auto", "longvqa", "milebench", "mmniah", "video")},
+    **{
+        f"scripts/evaluate_{name}.sh": (["ckpt"], {})
+        for name in ("auto", "documents", "longvqa", "milebench", "mmniah", "video")
+    },
     "scripts/evaluate_mmniah_long.sh": (["ckpt"], {}),
 }
 COUNTS = "GPUS GPUS_PER_NODE NNODES NPROC CHUNK_NUM BATCH_SIZE PER_DEVICE_BATCH_SIZE CPUS_PER_TASK MAX_STEPS SAVE_STEPS"

@@ -32,6 +32,15 @@ def test_a_reporter_that_is_not_installed_is_named(check, name):
         check(report_to=name)
 
 
+def test_a_release_that_transformers_cannot_report_to_is_refused(check, monkeypatch):
+    monkeypatch.setattr(requirements, "get_available_reporting_integrations", lambda: ["swanlab"])
+    monkeypatch.setattr(requirements, "version", lambda name: "0.10.3")
+    with pytest.raises(MissingDependencyError, match=r"cannot report to swanlab 0\.10\.3; pip install 'swanlab<0\.8'"):
+        check(report_to="swanlab")
+    monkeypatch.setattr(requirements, "version", lambda name: "0.7.20")
+    check(report_to="swanlab")
+
+
 MISSING = [
     ({"use_llm_lora": 4}, "LoRA needs peft"),
     ({"deepspeed": "zero1.json"}, "needs deepspeed"),
@@ -67,11 +76,11 @@ def test_what_this_machine_cannot_do_is_refused(check, changes, message):
 
 @pytest.mark.slow
 def test_processes_write_one_line_together_and_load_nothing(checkpoint, meta, tmp_path):
-    arguments = flags(checkpoint, meta, tmp_path / "out", report_to="wandb")
+    arguments = flags(checkpoint, meta, tmp_path / "out", report_to="swanlab")
     result = launch(ENTRY, arguments, num_processes=2)
     assert result.returncode != 0
     assert result.stderr.count("error: ") == 1, tail(result)
-    assert "error: --report_to wandb: the package is not installed" in result.stderr
+    assert "error: --report_to swanlab: the package is not installed" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -3,11 +3,12 @@ import os
 import resource
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from eval.core.output import write_result
-from eval.core.predictions import PredictionStore
+from eval.core.predictions import PartWriter, PredictionStore
 from eval.core.result import read_predictions, read_settings
 from eval.core.sample import Prediction, Sample
 from internvl.errors import EvalError
@@ -174,8 +175,7 @@ def test_a_cut_merged_file_is_an_error(tmp_path, content):
 
 
 def test_a_full_disk_is_a_clear_error(store):
-    writer = store.open_part(0, 1)
-    writer.path = type(writer.path)("/dev/full")
+    writer = PartWriter(Path("/dev/full"), store.fingerprint)
     with pytest.raises(EvalError, match="No space left"):
         writer.append(predict("a"))
 

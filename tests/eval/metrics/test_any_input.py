@@ -7,16 +7,24 @@ from hypothesis import strategies as st
 from eval.metrics import (
     anls,
     choice,
+    documents,
     exact,
+    longvideobench,
     longvqa,
+    lvbench,
     milebench,
+    mlvu,
     mm_niah,
+    mmlongbench,
     mmmu,
     mvbench,
     pope,
     relaxed,
     seed,
+    slidevqa,
     videomme,
+    videomme_v2,
+    vnbench,
     vqa,
     wtq,
 )
@@ -69,8 +77,39 @@ LETTER_SCORERS = {
     **name_all("mmmu", by_protocol(mmmu.score, options=OPTIONS)),
     **name_all("seed", by_protocol(seed.score)),
     "videomme": videomme.score,
+    "videomme_v2": videomme_v2.score,
+    "longvideobench": longvideobench.score,
+    "lvbench": lvbench.score,
+    "mlvu": mlvu.score,
+    "vnbench": vnbench.score,
 }
+MMLONGBENCH_GOLDS = {
+    "contains": ["red", "Paris"],
+    "yes_no": {"text": "No", "default": 1},
+    "counts": [2, 1],
+    "letter": 3,
+    "label": 7,
+    "summary": "Costs rose.",
+}
+DOCUMENT_GOLDS = {"Integer": "5", "Float": "2.5", "String": "page 3", "List": '["a b", 12, "x@y.org"]', "None": "None"}
+DOCUMENT_RULES = {"mmlongbench_doc": documents.score_mmlongbench_doc, "longdocurl": documents.score_longdocurl}
 OTHER_SCORERS = {
+    **{
+        f"{name} {kind}": lambda response, rule=rule, kind=kind: rule("['a', 'b']", response, kind=kind)
+        for name, rule in DOCUMENT_RULES.items()
+        for kind in documents.FORMATS
+    },
+    "slidevqa": lambda response: slidevqa.score({"text": "Paris", "question": "which town?"}, response),
+    **{
+        f"mmlongbench {rule}": lambda response, rule=rule, gold=gold: mmlongbench.score(gold, response, rule=rule)
+        for rule, gold in MMLONGBENCH_GOLDS.items()
+    },
+    **{
+        f"mmlongbench {kind}": lambda response, gold={"text": text, "format": kind}: mmlongbench.score(
+            gold, response, rule="document"
+        )
+        for kind, text in DOCUMENT_GOLDS.items()
+    },
     "gqa": lambda response: exact.score_gqa("dog", response),
     "pope": lambda response: pope.score("no", response),
     "milebench choice": lambda response: milebench.score("Paris", response, rule="choice", choices=TEXTS),

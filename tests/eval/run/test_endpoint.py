@@ -3,67 +3,26 @@
 import base64
 import io
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from eval.core.sample import Sample
-from eval.run import endpoint
+from eval.run import chat_server
 from eval.run.__main__ import main
 from eval.run.endpoint import write_message
 from internvl.data.video import VideoClip, choose_frames
-
-
-class Server:
-    """A server that speaks OpenAI's form; `behave` turns a request's body and number into (status, body)."""
-
-    def __init__(self):
-        self.requests, self.headers = [], []
-        self.behave = lambda body, number: (200, answer("blue"))
-        lock, server = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def reply(self, status, content):
-                text = content if isinstance(content, bytes) else json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            def do_GET(self):
-                self.reply(200 if self.path == "/v1/models" else 404, {"data": [{"id": "tiny"}]})
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    server.requests.append(body)
-                    server.headers.append(dict(self.headers))
-                    number = len(server.requests)
-                self.reply(*server.behave(body, number))
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-
-def answer(text, **others):
-    return {"choices": [{"message": {"content": text}}], "usage": {"prompt_tokens": 42}, **others}
+from tests.eval.run.chat_server_double import Server, answer
 
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(endpoint, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(chat_server, "FIRST_PAUSE_S", 0.0)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     made = Server()
     yield made
-    made.http.shutdown()
-    made.http.server_close()
+    made.close()
 
 
 @pytest.fixture
@@ -163,7 +122,7 @@ def test_a_question_that_the_server_refuses_fails_alone(server, arguments, tmp_p
 
 
 def test_answers_are_kept_when_the_server_goes_away(server, arguments, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(endpoint, "NUM_TRIES", 2)
+    monkeypatch.setattr(chat_server, "NUM_TRIES", 2)
     server.behave = lambda body, number: (200, answer("blue")) if number <= 4 else (503, b"down")
     assert main([*arguments, "--endpoint_requests", "2"]) == 2
     assert "2 requests in a row got no answer, the last one status 503, down" in capsys.readouterr().err
