@@ -17,7 +17,7 @@ from PIL import Image
 
 from eval.core.output import write_result
 from eval.core.sample import Sample, SampleImage
-from internvl.data.storage.media import load_image
+from internvl.data.storage.media import MediaPath, load_image
 from internvl.data.video import VideoClip, choose_frames, load_frames
 from internvl.errors import InternVLError
 
@@ -133,14 +133,17 @@ def _open(source: SampleImage) -> Image.Image:
     return load_image(source) if isinstance(source, Path) else source.open()
 
 
+def _load_frame(path: MediaPath, number: int) -> Image.Image:
+    return next(load_frames(path, [number]))
+
+
 def _show_video(video: VideoClip, sample_id: str, thumbnails: Thumbnails) -> list[Picture]:
     try:
         numbers = choose_frames(video, num_frames=FRAMES_PER_VIDEO)
         numbers = numbers[:: max(1, len(numbers) // FRAMES_PER_VIDEO)][:FRAMES_PER_VIDEO]
-        frames = load_frames(video.path, numbers)
         return [
-            Picture(f"frame {number}", thumbnails.make((video.path, number), lambda: next(frames)))
-            for number in numbers
+            Picture(f"frame {number}", thumbnails.make((video.path, number), partial(_load_frame, video.path, number)))
+            for number in dict.fromkeys(numbers)
         ]
     except InternVLError as error:
         logger.warning("sample %s: %s", sample_id, error)
