@@ -69,7 +69,11 @@ class Replies:
                 reply = parse_record(Reply, json.loads(line))
             except (ValueError, DataError) as error:
                 raise EvalError(f"{self.path} line {number} is broken ({error}); delete it and start again") from error
-            self._by_key[reply.key] = reply
+            self._keep(reply)
+
+    def _keep(self, reply: Reply) -> None:
+        self._by_key.pop(reply.key, None)  # the latest stands last
+        self._by_key[reply.key] = reply
 
     def find(self, key: str) -> Reply | None:
         """The latest reply; None if this was not asked."""
@@ -89,8 +93,7 @@ class Replies:
 
         def append(reply: Reply) -> None:
             lines.append(asdict(reply))
-            self._by_key.pop(reply.key, None)  # the latest stands last
-            self._by_key[reply.key] = reply
+            self._keep(reply)
 
         try:
             yield append

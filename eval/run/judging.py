@@ -170,7 +170,11 @@ def _ask(
                 append(future.result())
                 bar.update()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # those that are being judged come to an end, and are not asked twice
+            ended = [future.result() for future in asked if not future.cancelled() and future.exception() is None]
+            for reply in ended:
+                if replies.find(reply.key) != reply:
+                    append(reply)
             raise
 
 
@@ -190,8 +194,12 @@ def _ask_one(server: ChatServer, client: httpx.Client, rule: JudgeRule, blank: R
 
 def _compare(one: Mapping[str, float | None], other: Mapping[str, float | None]) -> JsonObject | None:
     """Agreement over the answers that both rated; a reply without a verdict is a verdict of its own."""
-    both = [name for name in one if name in other]
-    return asdict(measure_agreement([(one[name], other[name]) for name in both])) if both else None
+
+    def round_verdict(verdict: float | None) -> float | None:
+        return None if verdict is None else round(verdict, 2)  # people write 0.33 for a third
+
+    pairs = [(round_verdict(one[name]), round_verdict(other[name])) for name in one if name in other]
+    return asdict(measure_agreement(pairs)) if pairs else None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from eval.core.sample import Gold, PackedImage, Sample, SampleImage
 from eval.core.task import Scored, Task
 from eval.metrics import choice
 from eval.metrics.estimate import estimate_groups
-from eval.tasks.questions import Results, estimate_cost, letter_options, put_images_first, use_one_rule
+from eval.tasks.questions import Results, estimate_cost, letter_options, put_images_first, upload_list, use_one_rule
 from eval.tasks.scorers import Scorer, check_keys, make_scorer
 from eval.tasks.tables import read_rows
 from eval.tasks.template import fill_template, list_fields
@@ -47,6 +47,7 @@ Row = Mapping[str, object]
 class Columns:
     """Which columns hold what; one that is not named is the column of the same name, if there is one."""
 
+    question: str | None = None  # what `{question}` stands for
     image: str | list[str] | None = None  # path, list of paths, or the picture itself; or several such columns
     image_base64: str | None = None  # a picture as base64 text
     video: str | None = None  # path of a file or of a folder of frames
@@ -176,6 +177,7 @@ def _build_task(benchmark: Benchmark, path: Path, prompts: str) -> Task:
         score_answer=use_one_rule(scorer.score),
         aggregate=partial(_aggregate, benchmark=benchmark),
         details={"benchmark": benchmark.asked, **({} if style is None else {"prompts": style})},
+        uploads=(upload_list(id="id", response="response"),),
         num_frames=benchmark.frames,
         judge=judge,
         info={FILE: str(path), CONTENT: json.dumps({**vars(benchmark), "columns": asdict(benchmark.columns)})},
@@ -253,7 +255,10 @@ class _RowReader:
 
     def _list_images(self, number: int, row: Row) -> list[SampleImage]:
         found: list[SampleImage] = []
-        for column in _list_names(self._columns.image):
+        columns = self._columns.image
+        if isinstance(columns, list):  # questions may have fewer pictures than others
+            columns = [name for name in columns if row.get(name) not in (None, "")]
+        for column in _list_names(columns):
             place = f"{self._folder / self._benchmark.annotation}, row {number}, column {column!r}"
             for value in _list_values(row, column):
                 if isinstance(value, Mapping):  # a parquet file of the hub: {"bytes": ..., "path": ...}
@@ -312,7 +317,8 @@ class _RowReader:
             "video": "\n".join([VIDEO_PLACEHOLDER] * num_videos),
         }
         own = {name: text for name, text in lines.items() if getattr(self._columns, name) is not None}
-        values = {name: own[name] if name in own else _read_text(row, name) for name in self._fields}
+        names = {"question": self._columns.question or "question"}
+        values = {name: own[name] if name in own else _read_text(row, names.get(name, name)) for name in self._fields}
         return fill_template(self._template, values, where="prompt").strip()
 
 

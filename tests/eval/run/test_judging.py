@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,6 +162,21 @@ def test_a_killed_scoring_asks_only_what_is_open(evaluate, judge, folder, monkey
     assert score.main([str(folder), *by(judge)]) == 0
     assert len(judge.requests) == 2
     assert read_scores(folder)["results"]["official"]["score"] == 0.5
+
+
+def test_replies_that_come_after_the_judge_is_gone_are_saved(evaluate, judge, folder, monkeypatch):
+    assert evaluate() == 0
+    monkeypatch.setattr(chat_server, "NUM_TRIES", 1)
+
+    def behave(body, number):
+        if "Tell a" in read(body):
+            return 503, b"down"
+        time.sleep(0.3)
+        return 200, answer("score: 3")
+
+    judge.behave = behave
+    assert score.main([str(folder), *by(judge), "--judge_requests", "6"]) == 2
+    assert len((folder / "judge.jsonl").read_text().splitlines()) == 5
 
 
 def test_saved_verdicts_are_used_without_a_server(evaluate, judge, folder, tmp_path):

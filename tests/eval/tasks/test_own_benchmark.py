@@ -163,10 +163,12 @@ def test_pictures_inside_a_file_are_read(write, tmp_path):
 def test_options_may_have_columns_of_their_own_and_pictures_several(write, tmp_path):
     write_picture(tmp_path / "pics/b.png")
     write_picture(tmp_path / "pics/c.png")
-    rows = [{"q": "Which?", "p1": "b.png", "p2": ["c.png", "b.png"], "A": "one", "B": "two", "C": "", "gold": 1}]
-    columns = {"image": ["p1", "p2"], "options": ["A", "B", "C"], "answer": "gold"}
+    rows = [
+        {"q": "Which?", "p1": "b.png", "p2": ["c.png", "b.png"], "p3": None, "A": "one", "B": "two", "C": "", "gold": 1}
+    ]
+    columns = {"question": "q", "image": ["p1", "p2", "p3"], "options": ["A", "B", "C"], "answer": "gold"}
     path = write(
-        rows=rows, columns=columns, pictures="pics", prompt="See {image} now: {q} {options}",
+        rows=rows, columns=columns, pictures="pics", prompt="See {image} now: {question} {options}",
         scorer={"name": "choice", "answer_is": "index"},
     )  # fmt: skip
     task, [sample] = read(path)
@@ -226,6 +228,13 @@ def test_results_outlive_the_file_that_made_them(write, evaluate, tmp_path):
     path.unlink()
     assert score.main([str(tmp_path / "out")]) == 0
     assert read_scores(tmp_path / "out") == before
+
+
+def test_responses_without_public_answers_are_written_for_upload(write, evaluate, tmp_path):
+    assert evaluate(write(rows=[{**row, "answer": None} for row in ROWS])) == 0
+    assert read_scores(tmp_path / "out")["results"]["official"]["score"] is None
+    uploaded = json.loads((tmp_path / "out/own/mine/upload.json").read_text())
+    assert uploaded == [{"id": "x1", "response": "B"}, {"id": "x2", "response": "B"}]
 
 
 def test_files_and_names_may_be_mixed(write):
