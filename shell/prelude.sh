@@ -110,7 +110,8 @@ choose_python() { # FOLDER: PYTHON, by default that of the repository in FOLDER
 print_command() {
     for word in "$@"; do
         case $word in
-            *[!A-Za-z0-9_./:=,+-]* | '') printf "'%s' " "$(printf %s "$word" | sed "s/'/'\\\\''/g")" ;;
+            *\'*) printf "'%s' " "$(printf %s "$word" | sed "s/'/'\\\\''/g")" ;;
+            *[!A-Za-z0-9_./:=,+-]* | '') printf "'%s' " "$word" ;;
             *) printf '%s ' "$word" ;;
         esac
     done

@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Generator, Iterator
@@ -9,6 +10,7 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 from tests.shapes import start_checking
+from tests.warm_python import warm_python
 
 # Tensors are tiny, and several tests run at a time: one thread in every test process and in what it starts. torch reads
 # this when it is imported, which happens with the first test file.
@@ -18,8 +20,21 @@ os.environ["OMP_NUM_THREADS"] = "1"
 CHECKED_PACKAGES: tuple[str, ...] = ("internvl.model", "internvl.parallel", "internvl.infer")
 install_import_hook(CHECKED_PACKAGES, "tests.shapes.check_calls")
 
+gc.disable()  # until all is imported, which makes a million objects that stay
+
 settings.register_profile("shared", deadline=None)  # tests run on shared machines; time is measured in benchmarks/
 settings.load_profile("shared")
+
+
+def pytest_configure() -> None:
+    """Processes that run tests at the same time share what costs ten seconds to start."""
+    os.environ["WARM_PYTHON"] = warm_python()
+
+
+def pytest_collection_finish() -> None:
+    """What test files have imported stays: a garbage collection in a test passes over it, or it takes half a second."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)

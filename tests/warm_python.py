@@ -3,7 +3,7 @@
     command = [warm_python(), "-m", "eval.run", ...]        in place of [sys.executable, "-m", "eval.run", ...]
 
 `warm_python()` is the path of a program that takes `SCRIPT`, `-m MODULE`, `-c CODE` and `-u` as Python does. Every
-start is a process of its own, a fork of a server that has imported and has not computed anything:
+start is a process of its own, a fork of a server that imports when the first one is asked for and computes nothing:
 
     client  --arguments, environment, folder, files 0 to 2, then signals-->  server  --fork-->  the process
             <------------------------- its exit status -------------------
@@ -33,7 +33,12 @@ MAX_WAITING = 128  # processes that are about to be forked
 
 @functools.cache
 def warm_python() -> str:
-    """The program's path. The first call starts the server, which ends with the process that started it."""
+    """The program's path. The first call starts the server, which ends with the process that started it.
+
+    Processes that inherit WARM_PYTHON, the path, share the server (tests/conftest.py).
+    """
+    if "WARM_PYTHON" in os.environ:
+        return os.environ["WARM_PYTHON"]
     import atexit
     import shlex
     import subprocess
@@ -51,7 +56,7 @@ def warm_python() -> str:
         listener.listen(MAX_WAITING)
         server = subprocess.Popen(
             [sys.executable, __file__, "server", str(listener.fileno()), program],
-            cwd=root, env={**os.environ, "PYTHONPATH": root}, pass_fds=[listener.fileno()],
+            cwd=root, env={**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}, pass_fds=[listener.fileno()],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,  # so that sys.stdout never seeks
         )  # fmt: skip
     atexit.register(folder.cleanup)
@@ -89,14 +94,19 @@ def serve(listener: socket.socket) -> list:
     """Fork a keeper per client until standard input closes. Returns in processes only: their request."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers need no burial
     while True:
-        ready, _, _ = select.select([sys.stdin, listener], [], [])
-        if sys.stdin in ready:
-            os._exit(0)
+        wait_for_client(listener)
         connection, _ = listener.accept()
         if not os.fork():
             listener.close()
             return keep(connection)
         connection.close()
+
+
+def wait_for_client(listener: socket.socket) -> None:
+    """Return when one asks; end when standard input closes."""
+    ready, _, _ = select.select([sys.stdin, listener], [], [])
+    if sys.stdin in ready:
+        os._exit(0)
 
 
 def keep(connection: socket.socket) -> list:
@@ -177,14 +187,17 @@ if __name__ == "__main__":
     import runpy
     import select
 
-    import numpy as np
-
+    listener = socket.socket(fileno=int(place))
+    wait_for_client(listener)
+    gc.disable()  # until all is imported
     root = sys.path.pop(1)
     sys.path[0] = root
     for name in IMPORTED:
         importlib.import_module(name)
+    import numpy as np
+
     sys.path.remove(root)
     sys.executable = words[0]
-    gc.collect()
-    gc.freeze()  # so that collections do not copy the pages of what is imported
-    become(*serve(socket.socket(fileno=int(place))))
+    gc.freeze()  # so that collections neither look at what is imported nor copy its pages
+    gc.enable()
+    become(*serve(listener))

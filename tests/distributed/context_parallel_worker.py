@@ -55,15 +55,16 @@ def answer(model, prompt: str, arguments: dict, parallel: ContextParallel | None
 
 
 def compare(model, prompt: str, arguments: dict, parallel: ContextParallel) -> dict:
-    """What differs between the group and one process, and how the cache is spread."""
-    expected = answer(model, prompt, arguments)
+    """What differs between the group and its first rank alone, and how the cache is spread."""
+    alone = answer(model, prompt, arguments) if parallel.is_first else None
+    expected, logits = parallel.share(alone and (alone.sequences[0].tolist(), alone.logits))
     found = answer(model, prompt, arguments, parallel)
-    error = (torch.stack(found.logits) - torch.stack(expected.logits)).abs().max()
+    error = (torch.stack(found.logits) - torch.stack(logits)).abs().max()
     layers = found.past_key_values.layers
     held = [layer.get_seq_length() for layer in layers]
     return {
         "tokens": found.sequences[0].tolist(),
-        "expected": expected.sequences[0].tolist(),
+        "expected": expected,
         "error": float(error),
         "held": held[0] if len(set(held)) == 1 else held,
         "length": len(PROMPTS[prompt][0]) + 9 - 1,

@@ -10,7 +10,7 @@ from tests.train.tiny_run import launch, tail
 
 WORKER = Path(__file__).with_name("context_parallel_worker.py")
 # Processes -> sizes of groups that they are divided into, one after the other.
-WORLDS = {2: [2], 3: [3], 4: [4, 2]}
+WORLDS = {3: [3], 4: [4, 2]}
 
 
 @pytest.fixture(scope="module", params=WORLDS)

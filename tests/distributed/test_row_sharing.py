@@ -3,18 +3,16 @@
 import json
 import re
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.distributed.test_training import Runs, zero_config
-from tests.train.tiny_run import clean_environment, flags, read_losses
-from tests.warm_python import warm_python
+from tests.distributed.test_training import FAILING, Runs, zero_config
+from tests.train.tiny_run import flags, launch, read_losses
 
-STEPS = {"max_steps": 20, "adam_epsilon": 1e-4}  # eps: no division of rounding errors by their own size
+STEPS = {"max_steps": 8, "adam_epsilon": 1e-4}  # eps: no division of rounding errors by their own size
 TWO_ROWS = {"gradient_accumulation_steps": 2}  # a group of ranks alone takes both rows of a step, one by one
 
 
@@ -34,8 +32,7 @@ def two(checkpoint, meta, tmp_path_factory) -> Runs:
     runs.add("ring", **ring)
     runs.add("ulysses", **STEPS, **TWO_ROWS, chunk_num=2, attn_type="ulysses")
     runs.add("options", **ring, vit_batch_size=1, mlp_tile_tokens=16, grad_checkpoint=True, keep_attention=True)
-    for stage in (1, 2, 3):
-        runs.add(f"zero{stage}", **ring, vit_batch_size=2, deepspeed=zero_config(runs.folder, stage))
+    runs.add("zero3", **ring, vit_batch_size=2, deepspeed=zero_config(runs.folder, 3))
     runs.start(num_processes=2)
     return runs
 
@@ -50,9 +47,19 @@ def four(checkpoint, meta, tmp_path_factory) -> Runs:
     return runs
 
 
-@pytest.mark.parametrize("name", ["ring", "ulysses", "options", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("name", ["ring", "ulysses", "options", "zero3"])
 def test_two_ranks_that_share_rows_equal_one(alone, two, name):
     assert_same_training(two[name], alone["reference"])
+
+
+@pytest.mark.slow  # two launches; ZeRO-3 is above, and ZeRO-2 with shared rows in test_training.py
+@pytest.mark.parametrize("stage", [1, 2])
+def test_further_engines_equal_one_process(alone, checkpoint, meta, tmp_path, stage):
+    runs = Runs(tmp_path, checkpoint, meta)
+    options = {"chunk_num": 2, "vit_batch_size": 2, "deepspeed": zero_config(tmp_path, stage)}
+    runs.add("run", **STEPS, **TWO_ROWS, **options)
+    runs.start(num_processes=2)
+    assert_same_training(runs["run"], alone["reference"])
 
 
 @pytest.mark.parametrize("name", ["two groups", "ring of four", "hybrid"])
@@ -102,17 +109,9 @@ def test_damaged_images_cost_their_documents_on_every_rank(checkpoint, meta, tmp
 
 @pytest.mark.parametrize("fault", ["raises", "killed"])
 def test_a_failed_rank_ends_a_group_that_shares_rows(checkpoint, meta, tmp_path, fault):
-    command = [warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    worker = Path(__file__).with_name("failing_worker.py")
     argv = flags(checkpoint, meta, tmp_path / "out", max_steps=100000, chunk_num=2)
     start = time.monotonic()
-    job = subprocess.run(
-        [*command, str(worker), fault, *argv],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+    job = launch(FAILING, [fault, *argv], num_processes=2)
     marker = tmp_path / "out" / "failed_at"
     seconds = time.time() - float(marker.read_text())
     assert job.returncode not in (0, None)

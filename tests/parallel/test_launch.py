@@ -70,10 +70,10 @@ def test_wrong_environments_are_explained(environ, match):
         read_rank_env(environ)
 
 
-def run_python(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
+def run_python(python: str, code: str, **environ: str) -> subprocess.CompletedProcess[str]:
     drop = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "SLURM_", "LAUNCHER")
     clean = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
-    command = [sys.executable, "-c", textwrap.dedent(code)]
+    command = [python, "-c", textwrap.dedent(code)]
     return subprocess.run(command, env={**clean, **environ}, capture_output=True, text=True, timeout=120)
 
 
@@ -86,7 +86,7 @@ init_distributed(read_rank_env(), device="cpu")
 
 def test_single_process_gets_no_group():
     code = INIT + "import torch.distributed as d; assert not d.is_initialized(); assert 'RANK' not in os.environ"
-    assert run_python(code).returncode == 0
+    assert run_python(warm_python(), code).returncode == 0
 
 
 def test_slurm_ranks_meet_without_an_address(tmp_path):
@@ -114,7 +114,7 @@ def test_slurm_ranks_meet_without_an_address(tmp_path):
 
 def test_several_machines_need_an_address():
     code = INIT + "finish_distributed()"
-    result = run_python(code, RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1")
+    result = run_python(warm_python(), code, RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1")
     assert "ParallelError: MASTER_ADDR is not set" in result.stderr
     assert result.returncode == 1
 
@@ -130,7 +130,8 @@ def test_deepspeed_on_cpu_needs_no_compiler(tmp_path):
     assert cdb.is_initialized() and cdb.shm_comm_op is None
     """
     extensions = tmp_path / "extensions"
-    result = run_python(code, PATH=str(tmp_path), CXX="", TORCH_EXTENSIONS_DIR=str(extensions), DS_ACCELERATOR="cpu")
+    bare = {"PATH": str(tmp_path), "CXX": "", "TORCH_EXTENSIONS_DIR": str(extensions), "DS_ACCELERATOR": "cpu"}
+    result = run_python(sys.executable, code, **bare)
     assert result.returncode == 0, result.stderr[-2000:]
     assert not extensions.exists()
 

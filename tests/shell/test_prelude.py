@@ -31,6 +31,7 @@ SHOWN = {  # arguments and variables with which a script shows what it would run
         for name in ("auto", "documents", "longvqa", "milebench", "mmniah", "video")
     },
     "scripts/evaluate_mmniah_long.sh": (["ckpt"], {}),
+    "studies/miniature/run.sh": ([], {"SEEDS": "0"}),  # of five that differ in their number
 }
 COUNTS = "GPUS GPUS_PER_NODE NNODES NPROC CHUNK_NUM BATCH_SIZE PER_DEVICE_BATCH_SIZE CPUS_PER_TASK MAX_STEPS SAVE_STEPS"
 OTHERS = "LAUNCHER MASTER_ADDR PARTITION QUOTA_TYPE GRES TIME_LIMIT SUBMIT FOLLOW PYTHON LEARNING_RATE BF16"

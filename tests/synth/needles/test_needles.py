@@ -1,10 +1,7 @@
 """Needles in a corpus, built as a user builds them; what is made is read by the trainer and by the evaluator."""
 
 import json
-import os
-import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -14,6 +11,7 @@ from internvl.synth.needles.__main__ import main
 from internvl.synth.needles.quizzes import TASKS
 from internvl.synth.shortcuts import count_words
 from tests.synth.built import items_of, read_files, read_jsonl, take_batches
+from tests.warm_python import warm_python
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -108,22 +106,13 @@ def test_training_and_test_share_no_image_and_the_datasheet_says_what_was_checke
 
 def test_a_killed_builder_goes_on_and_makes_the_same_files(tmp_path, needles, needles_options):
     out = tmp_path / "set"
-    command = [
-        sys.executable,
-        "-m",
-        "internvl.synth.needles",
-        *needles_options,
-        "--out",
-        str(out),
-        "--workers",
-        "1",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    command = [warm_python(), "-m", "internvl.synth.needles", *needles_options, "--out", str(out), "--workers", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     parts = tmp_path / "set.partial" / "parts"
     while process.poll() is None and not any(parts.glob("*.jsonl")):
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()  # until it and its workers are gone
     assert not out.exists()
     made = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.jsonl")}
     assert made

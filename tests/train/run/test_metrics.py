@@ -1,6 +1,5 @@
 import logging
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +13,7 @@ from internvl.train.run.metrics import (
     format_bar,
     format_duration,
 )
+from tests.warm_python import warm_python
 
 WINDOW = Counts.from_json(
     {
@@ -97,7 +97,7 @@ held = measure_peak_memory()
 del kept
 print(before, held, measure_peak_memory())
 """  # in a process of its own: other tests have held more
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run([warm_python(), "-c", code], capture_output=True, text=True, check=True)
     before, held, after = map(int, run.stdout.split())
     assert before > 2**24
     assert 200_000_000 < held - before < 400_000_000
