@@ -64,6 +64,7 @@ ALLOWED = {
         "internvl.atomic",
         "internvl.errors",
         "internvl.data.natural_order",
+        "internvl.data.prompt",
         "internvl.data.storage.cache",
         "internvl.data.storage.media",
         "internvl.data.storage.text",
@@ -77,6 +78,7 @@ ALLOWED = {
         "eval.metrics",
         "eval.convert",  # MMMU, which is fetched, and parquet files
         "internvl.config_file",  # benchmarks in YAML
+        "internvl.data.natural_order",
         "internvl.data.storage.media",
         "internvl.errors",
         "internvl.data.storage.text",
