@@ -63,6 +63,7 @@ ALLOWED = {
         "eval.metrics",
         "internvl.atomic",
         "internvl.errors",
+        "internvl.model.constants",
         "internvl.data.natural_order",
         "internvl.data.prompt",
         "internvl.data.storage.cache",
