@@ -17,7 +17,7 @@ from eval.core.records import JsonObject, read_records
 from eval.core.sample import Sample
 from eval.core.task import Scored
 from eval.metrics.documents import score_longdocurl
-from eval.tasks.pages import MAX_NUM, find_depth, make_tasks, read_answer, score_groups
+from eval.tasks.pages import MAX_NUM, find_depth, find_places, make_tasks, read_answer, score_groups
 from eval.tasks.questions import SHORT_SENTENCE, collect_tasks, estimate_cost
 from internvl.model.constants import IMAGE_PLACEHOLDER
 
@@ -70,6 +70,7 @@ def read_samples(data_root: Root, briefly: bool) -> list[Sample]:
             answer=read_answer(record.answer, record.answer_format),
             metadata=metadata,
             cost=estimate_cost(prompt, len(images) * (MAX_NUM + 1)),
+            needles=find_places(record.evidence_pages, len(images), first=(record.start_end_idx or [1])[0]),
         )
 
     return parse_rows(path, read_records(path), _Record, build)

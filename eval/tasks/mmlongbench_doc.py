@@ -18,7 +18,7 @@ from eval.core.sample import Sample
 from eval.core.task import Scored
 from eval.metrics.documents import NOT_ANSWERABLE, measure_f1, read_entries, score_mmlongbench_doc
 from eval.metrics.estimate import bootstrap_stderr
-from eval.tasks.pages import MAX_NUM, find_depth, list_pages, make_tasks, read_answer, score_groups
+from eval.tasks.pages import MAX_NUM, find_depth, find_places, list_pages, make_tasks, read_answer, score_groups
 from eval.tasks.questions import collect_tasks, estimate_cost, put_images_first
 from internvl.errors import DataError
 
@@ -64,6 +64,7 @@ def read_samples(data_root: Root, briefly: bool) -> list[Sample]:
             answer=read_answer(record.answer, record.answer_format),
             metadata=metadata,
             cost=estimate_cost(question, len(images) * (MAX_NUM + 1)),
+            needles=find_places(evidence, len(images)),
         )
 
     return parse_rows(path, read_json(path, list), _Record, build)

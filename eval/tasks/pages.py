@@ -74,6 +74,12 @@ def find_depth(place: int, num_pages: int) -> float | None:
     return place / max(1, num_pages - 1) if 0 <= place < num_pages else None
 
 
+def find_places(pages: Iterable[object], num_pages: int, *, first: int = 1) -> tuple[int, ...]:
+    """Places of the pages that an answer needs, 0 first, by their numbers, of which `first` is the first page's."""
+    places = (page - first for page in pages if isinstance(page, int))
+    return tuple(place for place in places if 0 <= place < num_pages)
+
+
 def make_tasks(
     group: str,
     *,

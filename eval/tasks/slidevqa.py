@@ -19,7 +19,7 @@ from eval.core.sample import Sample
 from eval.core.task import Scored, Task
 from eval.metrics import slidevqa as metric
 from eval.metrics.estimate import estimate_mean
-from eval.tasks.pages import MAX_NUM, find_depth, score_groups
+from eval.tasks.pages import MAX_NUM, find_depth, find_places, score_groups
 from eval.tasks.questions import collect_tasks, estimate_cost, put_images_first, use_one_rule
 
 FOLDER = Path("SlideVQA")
@@ -61,6 +61,7 @@ def read_samples(data_root: Root, *, split: str) -> list[Sample]:
             answer={"text": str(record.answer), "question": record.question},
             metadata=metadata,
             cost=estimate_cost(question, len(images) * (MAX_NUM + 1)),
+            needles=find_places(record.evidence_pages, len(images)),
         )
 
     return parse_rows(path, read_records(path), _Record, build)

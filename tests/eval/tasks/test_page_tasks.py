@@ -7,7 +7,7 @@ import pytest
 from eval.core.judge import read_verdict
 from eval.core.sample import Prediction
 from eval.core.scoring import write_scores
-from eval.tasks.pages import list_pages
+from eval.tasks.pages import find_places, list_pages
 from eval.tasks.registry import find_task
 from internvl.errors import DataError
 from tests.eval.published_documents import write_longdocurl, write_mmlongbench_doc, write_slidevqa
@@ -138,3 +138,8 @@ def test_wrong_records_are_named(data_root, change, message):
     path.write_text(json.dumps([records[0], {**records[1], **change}]))
     with pytest.raises(DataError, match=rf"samples\.json, row 1: .*{message}"):
         data_root.read("mmlongbench_doc/test")
+
+
+def test_the_pages_that_an_answer_needs_are_places_in_its_pictures():
+    assert find_places([1, 3, 4, "x", 0], 3) == (0, 2)
+    assert find_places([12, 14], 5, first=10) == (2, 4)
