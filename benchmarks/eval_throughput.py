@@ -1,9 +1,10 @@
 """Evaluation throughput on a tiny model: shared pictures, shared contexts, batches, and one queue for all ranks.
 
-    python benchmarks/eval_throughput.py [--contexts 8 --videos 8 --ranks 2]
+    python benchmarks/eval_throughput.py [--contexts 8 --videos 8 --ranks 2] [--lmms_eval PYTHON]
 
 First table: questions per second of tasks whose questions share pictures, in one process, in the published forms of
 MM-NIAH (contexts of photographs and text that three tasks ask about) and MVBench (videos that five tasks ask about).
+The third line asks one question about each photograph, so that nothing is shared.
 `plain` answers one question after the other and keeps nothing (--cache_mib 0), `cached` is the default of eval.run, and
 `batched` adds --batch_size 8. Loading the model is not counted; each variant answers one question before its clock
 starts. The clock is the CPU time of the process, because other programs share the machine. The variants of a line take
@@ -11,6 +12,12 @@ turns, and the best of `--rounds` counts.
 
 Second table: when ranks (processes on one machine) run out of questions on a skewed mix of prompt lengths, tenfold and
 more, counted from the moment when all of them have loaded their model.
+
+With `--lmms_eval` the first table also has lmms-eval's own loop: the same checkpoint, questions and answer limits,
+through the bridge (eval/bridges/lmms_eval.py). PYTHON is the interpreter of an environment with this package and
+lmms-eval:
+
+    python -m venv ENV && ENV/bin/pip install -e . "lmms-eval==0.7.3"
 
 Answers end after 8 tokens, because a random model does not stop by itself.
 """
@@ -39,6 +46,7 @@ from eval.run.answering import load_answerer
 from eval.run.options import RunOptions
 from eval.run.planning import plan_jobs
 from eval.run.queue import Job, run_jobs
+from internvl.data.video import VIDEO_PLACEHOLDER
 from internvl.infer.settings import InferenceSettings
 from internvl.parallel.launch import finish_distributed, init_distributed, read_rank_env
 from internvl.tools.make_tiny import TinySpec, make_checkpoint
@@ -156,18 +164,58 @@ def measure_way(options: RunOptions) -> tuple[int, float]:
     return sum(len(job.samples) for job in jobs), time.process_time() - start
 
 
-def compare_ways(name: str, options: RunOptions, *, num_rounds: int) -> None:
+def measure_lmms_eval(options: RunOptions, python: Path) -> float:
+    """Processor seconds of lmms-eval's loop over the same questions."""
+    jobs = plan(options)
+    records = [
+        {
+            # The bridge places videos itself.
+            "prompt": sample.prompt.removeprefix(f"{VIDEO_PLACEHOLDER}\n"),
+            "images": [str(image) for image in sample.images],
+            "videos": [str(video.path) for video in sample.videos],
+            "answer": "wall",
+        }
+        for job in jobs
+        for sample in job.samples
+    ]
+    questions = options.data_root / "questions.jsonl"
+    questions.write_text("".join(json.dumps(record) + "\n" for record in records))
+    task, settings = jobs[0].task, options.settings
+    bridge = {
+        "max_new_tokens": NUM_NEW_TOKENS,
+        "max_num": task.max_num,
+        "num_frames": task.num_frames or 16,
+        "rope_pos_id_version": settings.rope_pos_id_version,
+        "rope_pos_id_stride": settings.rope_pos_id_stride,
+        "dtype": settings.dtype,
+        "device": settings.device,
+    }
+    script = Path(__file__).with_name("lmms_eval_loop.py")
+    command = [str(python), str(script), str(options.checkpoint), str(questions), json.dumps(bridge)]
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    count, seconds = json.loads(done.stdout.splitlines()[-1])
+    assert count == len(records)
+    return float(seconds)
+
+
+def compare_ways(name: str, options: RunOptions, *, num_rounds: int, lmms_eval: Path | None) -> None:
     """Print a line of the first table."""
     best = dict.fromkeys(WAYS, float("inf"))
-    count = 0
+    count, theirs = 0, float("inf")
     for _ in range(num_rounds):
         for way, changes in WAYS.items():
             out = options.checkpoint.parent / "out" / name / way
             count, seconds = measure_way(replace(options, out=out, **changes))
             best[way] = min(best[way], seconds)
+        if lmms_eval is not None:
+            theirs = min(theirs, measure_lmms_eval(options, lmms_eval))
     rates = "".join(f" {count / best[way]:8.2f}" for way in WAYS)
     ratios = "".join(f" {best['plain'] / best[way]:8.1f}x" for way in list(WAYS)[1:])
-    print(f"{name:<10} {count:>9}{rates}{ratios}", flush=True)
+    beside = "" if lmms_eval is None else f" {count / theirs:10.2f} {theirs / best['cached']:8.2f}x"
+    print(f"{name:<10} {count:>9}{rates}{ratios}{beside}", flush=True)
 
 
 # ----------------------------------------------------------------------------------------------------- finish times
@@ -220,6 +268,8 @@ def main() -> None:
     parser.add_argument("--skewed", type=int, default=60, help="questions of the second table")
     parser.add_argument("--rounds", type=int, default=2, help="runs of every way")
     parser.add_argument("--ranks", type=int, default=2, help="processes of the second table")
+    parser.add_argument("--photographs", type=int, default=24, help="of the third line, a question each")
+    parser.add_argument("--lmms_eval", type=Path, metavar="PYTHON", help="compare with lmms-eval in this environment")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -227,7 +277,7 @@ def main() -> None:
     if args.work:
         folder = args.work
         skewed = RunOptions(
-            folder / "tiny", "mm_niah/retrieval-text-test", replace(SETTINGS, cache_mib=0), data_root=folder / "skewed"
+            "mm_niah/retrieval-text-test", folder / "tiny", replace(SETTINGS, cache_mib=0), data_root=folder / "skewed"
         )
         work(replace(skewed, out=folder / "out" / "skewed"), folder / "finish")
     with tempfile.TemporaryDirectory() as name:
@@ -235,11 +285,16 @@ def main() -> None:
         make_checkpoint(folder / "tiny", TinySpec())
         niah = write_niah(folder / "niah", [(16 + 4 * (number % 4), 40) for number in range(args.contexts)])
         mvbench = write_mvbench(folder / "mvbench", args.videos)
+        single = write_niah(folder / "single", [(1, 40)] * args.photographs, kinds=NIAH_KINDS[:1])
         titles = "".join(f" {way:>8}" for way in WAYS) + "".join(f" {way:>9}" for way in list(WAYS)[1:])
-        print(f"{'':10} {'questions':>9}{titles}   (questions per second; times plain)")
-        for title, tasks, root in (("MM-NIAH", niah, "niah"), ("MVBench", mvbench, "mvbench")):
-            options = RunOptions(folder / "tiny", tasks, SETTINGS, data_root=folder / root)
-            compare_ways(title, options, num_rounds=args.rounds)
+        beside = "" if args.lmms_eval is None else "  lmms-eval    cached"
+        note = "times plain" + (", cached times lmms-eval" if beside else "")
+        print(f"{'':10} {'questions':>9}{titles}{beside}   (questions per second; {note})")
+        for title, tasks, root in (
+            ("MM-NIAH", niah, "niah"), ("MVBench", mvbench, "mvbench"), ("single", single, "single"),
+        ):  # fmt: skip
+            options = RunOptions(tasks, folder / "tiny", SETTINGS, data_root=folder / root)
+            compare_ways(title, options, num_rounds=args.rounds, lmms_eval=args.lmms_eval)
         rng = random.Random(0)
         lengths = [(1 + int(min(rng.paretovariate(1.0), 12.0)), 60) for _ in range(args.skewed)]
         write_niah(folder / "skewed", lengths, kinds=NIAH_KINDS[:1])
