@@ -7,7 +7,6 @@ the test is in, after which the same functions see the same shapes again.
 import functools
 from collections.abc import Callable
 
-import torch
 from beartype import BeartypeConf, beartype
 from jaxtyping import config
 
@@ -33,6 +32,8 @@ def count_call() -> None:
 
 def check_calls(function: Callable[..., object]) -> Callable[..., object]:
     """The function with its annotations checked: the typechecker of jaxtyping's import hook."""
+    import torch  # here, since the process that deals out the tests needs none
+
     checked = _annotated(function)
 
     @functools.wraps(checked)
