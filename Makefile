@@ -1,31 +1,40 @@
 # Everything runs inside .venv, which the first target that needs it creates.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+VENV = .venv
+BIN = $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 # That run tests at a time; each takes a core and a gigabyte.
 PROCESSES ?= 2
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 QUICK := -m "not slow and not gpu" -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 # Positions, layers, data, metrics, results, memory: what needs no model and starts no process.
 FAST ?= tests/eval/core tests/eval/metrics tests/plan tests/model/test_v2pe.py tests/test_layers.py \
 	$(filter-out %_loader.py %_labels.py %_video.py %_video_opening.py, $(wildcard tests/data/test_*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-all test-vllm lint type docs notebook bench gpu-check clean
+.PHONY: help setup demo test test-fast test-all test-oldest test-newest test-vllm lint type docs notebook bench \
+	gpu-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): requirements.txt requirements-dev.txt pyproject.toml setup.py
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python 3.10 or newer is needed, this is {sys.version}"'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --upgrade "pip>=24" >/dev/null
-	$(BIN)/python -m pip install "$$(grep '^torch==' requirements.txt)"
-	$(BIN)/python -m pip install -r requirements.txt -r requirements-dev.txt
-	$(BIN)/python -m pip install --no-deps --no-build-isolation -e . || $(BIN)/python -m pip install --no-deps -e .
-	touch $(STAMP)
+# What requirements.txt and requirements-dev.txt ask for, in the releases that a file names.
+define INSTALL
+$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
+$(PYTHON) -m venv $(VENV)
+$(BIN)/python -m pip install --upgrade "pip>=24" >/dev/null
+PIP_CONSTRAINT=$(1) $(BIN)/python -m pip install torch
+PIP_CONSTRAINT=$(1) $(BIN)/python -m pip install -r requirements.txt -r requirements-dev.txt
+$(BIN)/python -m pip install --no-deps --no-build-isolation -e . || $(BIN)/python -m pip install --no-deps -e .
+touch $@
+endef
+
+$(STAMP): requirements.txt requirements-dev.txt requirements-lock.txt pyproject.toml setup.py
+	$(call INSTALL,requirements-lock.txt)
+
+.venv-%/.installed: requirements.txt requirements-dev.txt requirements-%.txt pyproject.toml setup.py
+	$(call INSTALL,requirements-$*.txt)
 
 $(DOCS_STAMP): $(STAMP) requirements-docs.txt
 	$(BIN)/python -m pip install -r requirements-docs.txt
@@ -44,6 +53,14 @@ test-fast: $(STAMP)  ## run those of a minute, for the time between two edits, o
 
 test-all: $(STAMP)  ## run all tests that this machine can run, slow ones too
 	$(PYTEST) --durations=15
+
+test-oldest: VENV = .venv-oldest
+test-oldest: .venv-oldest/.installed  ## run the tests with the oldest torch and transformers (requirements-oldest.txt)
+	$(PYTEST) $(QUICK)
+
+test-newest: VENV = .venv-newest
+test-newest: .venv-newest/.installed  ## run the tests with the newest ones (requirements-newest.txt)
+	$(PYTEST) $(QUICK)
 
 test-vllm: $(STAMP)  ## serve tiny checkpoints in vLLM on the CPU and compare (integrations/vllm; installs 3 GB there)
 	PYTHON=$(CURDIR)/$(BIN)/python VLLM_PYTHON=$(PYTHON) sh integrations/vllm/test.sh

@@ -3,9 +3,9 @@
 #
 #   sh scripts/gather_wheels.sh FOLDER [--cuda] [OPTIONS of pip wheel...]
 #
-# FOLDER then holds what requirements.txt and requirements-dev.txt name, with all that these need; a package without a
-# wheel is built into one. Wheels are for the operating system, processor and Python of this machine. The last lines
-# print how to install from FOLDER.
+# FOLDER then holds what requirements.txt and requirements-dev.txt name, in the releases of requirements-lock.txt, with
+# all that these need; a package without a wheel is built into one. Wheels are for the operating system, processor and
+# Python of this machine. The last lines print how to install from FOLDER.
 #
 #   --cuda         for NVIDIA cards: the CUDA build of torch with the libraries of NVIDIA, several GB, and
 #                  requirements-cuda.txt
@@ -27,14 +27,14 @@ if [ "${1:-}" = --cuda ]; then
     shift
     requirements="$requirements requirements-cuda.txt"
     # Not ==, which takes a CPU build (2.13.0+cpu) where the index has one.
-    torch=torch===$(sed -n 's/^torch==//p' "$root/requirements.txt")
+    torch=torch===$(sed -n 's/^torch==//p' "$root/requirements-lock.txt")
 fi
-files=
+files=" -c requirements-lock.txt"
 for name in $requirements; do files="$files -r $name"; done
 
 gather() {
     for name in $requirements; do set -- -r "$root/$name" "$@"; done
-    run "$PYTHON" -m pip wheel --wheel-dir "$folder" ${torch:+"$torch"} "$@" "pip>=24" "setuptools>=77" wheel
+    run "$PYTHON" -m pip wheel --wheel-dir "$folder" -c "$root/requirements-lock.txt" ${torch:+"$torch"} "$@" "pip>=24" "setuptools>=77" wheel
 }
 gather "$@"
 

@@ -31,6 +31,7 @@ from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from .capabilities import find_varlen_attention, repeat_heads
 from .errors import ConfigError
 from .shapes import Float, Int, Shaped
 
@@ -178,6 +179,11 @@ def takes_flash(query: Queries) -> bool:
     return torch.cuda.get_device_capability(query.device) >= _FLASH_CAPABILITY
 
 
+def _takes_sequences(query: Queries) -> bool:
+    """Whether one call of the flash kernel computes many sequences; otherwise each one is a call."""
+    return takes_flash(query) and find_varlen_attention() is not None
+
+
 def _attend_sequences(
     query: Queries, key: Keys, value: Keys, scaling: float, lengths: Sequence[tuple[int, int]]
 ) -> Queries:
@@ -186,11 +192,11 @@ def _attend_sequences(
     `lengths` are the numbers of queries and of keys of every sequence, in the order of the rows. The last query of a
     sequence sees its last key; queries without keys get 0.
     """
-    from torch.nn.attention.varlen import varlen_attn  # of torch 2.10: the CPU takes an older one
-
+    varlen_attention = find_varlen_attention()
+    assert varlen_attention is not None
     query_borders, key_borders = (tuple(accumulate(numbers, initial=0)) for numbers in zip(*lengths, strict=True))
     q, k, v = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
-    out = varlen_attn(
+    out = varlen_attention(
         q,
         k,
         v,
@@ -202,7 +208,6 @@ def _attend_sequences(
         window_size=(-1, 0),  # causal
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    assert isinstance(out, Tensor)  # no log-sum-exp was asked for
     return out.unflatten(0, (query.shape[0], -1)).transpose(1, 2)
 
 
@@ -217,6 +222,7 @@ def send_borders(borders: tuple[int, ...], device: torch.device) -> Tensor:
 def _attend_cached_chunk(query: Queries, key: Keys, value: Keys, scaling: float) -> Queries:
     """A further chunk of a cached sequence: all cached keys, then the chunk's own, merged by their log-sum-exp."""
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    key, value = (repeat_heads(states, query.shape[1]) for states in (key, value))
     num_cached = key.shape[2] - query.shape[2]
     cached, cached_lse = flash(query, key[:, :, :num_cached], value[:, :, :num_cached], 0.0, False, scale=scaling)
     own, own_lse = flash(query, key[:, :, num_cached:], value[:, :, num_cached:], 0.0, True, scale=scaling)
@@ -255,7 +261,7 @@ def _read_borders(query: Queries, key: Keys, cu_seqlens: Borders) -> list[int]:
 
 def _attend_documents(query: Queries, key: Keys, value: Keys, scaling: float, borders: Sequence[int]) -> Queries:
     lengths = [b - a for a, b in pairwise(borders)]
-    if takes_flash(query):
+    if _takes_sequences(query):
         return _attend_sequences(query, key, value, scaling, [(length, length) for length in lengths])
     documents = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     # Joined along tokens in the kernels' own memory layout, so that no output is copied twice.
@@ -267,7 +273,7 @@ def _attend_padded(query: Queries, key: Keys, value: Keys, scaling: float, paddi
     query_length, key_length = query.shape[2], key.shape[2]
     hidden = key_length - query_length  # keys of the cache, whose queries are not here
     spans = [(min(first, key_length), min(last, key_length)) for first, last in padding]
-    if takes_flash(query):
+    if _takes_sequences(query):
         lengths = [part for span in spans for part in _split_padded_row(*span, query_length, key_length)]
         return _attend_sequences(query, key, value, scaling, lengths)
     rows = []

@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, Fp8QuantizedLayer, StaticLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, StaticLayer
 
 from .errors import ConfigError
 from .shapes import Float
@@ -125,28 +125,41 @@ class FilledStaticLayer(StaticLayer):
             self.values = self.values.repeat_interleave(repeats, dim=0)
 
 
-class Fp8Layer(Fp8QuantizedLayer):
+class Fp8Layer(DynamicLayer):
     """Keys and values as 8-bit floats (e4m3) with one scale each, fixed by the first tokens stored.
 
-    The parent maps the largest of those to the largest float8, so that larger ones of later tokens are cut off. Here
-    they may be `HEADROOM` times larger. A floating format loses no precision by that: relative error stays 1/16 at
-    most down to 2**-11 of the largest of the first tokens.
+    Later tokens may be `HEADROOM` times larger than the largest of those before they are cut off. A floating format
+    loses no precision by that: relative error stays 1/16 at most down to 2**-11 of the largest of the first tokens.
     """
 
     HEADROOM = 14.0  # 448 / 14 = 2**5
+    _LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
-    def _quantize(self, tensor: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if scale is None:
-            smallest = torch.finfo(torch.float32).tiny
-            scale = (tensor.abs().amax().float() * (self.HEADROOM / self.fp8_max)).clamp(min=smallest)
-        return (tensor.float() / scale).clamp(-self.fp8_max, self.fp8_max).to(self.fp8_dtype), scale
+    def update(
+        self,
+        key_states: Float[Tensor, "batch kv_heads new head_dim"],
+        value_states: Float[Tensor, "batch kv_heads new head_dim"],
+        *args: object,
+        **kwargs: object,
+    ) -> tuple[Float[Tensor, "batch kv_heads keys head_dim"], Float[Tensor, "batch kv_heads keys head_dim"]]:
+        """Store new tokens; all tokens so far as they were stored, but the first ones as they came."""
+        is_first = not self.is_initialized
+        if is_first:
+            self._key_scale, self._value_scale = self._choose_scale(key_states), self._choose_scale(value_states)
+        keys, values = super().update(
+            self._quantize(key_states, self._key_scale), self._quantize(value_states, self._value_scale)
+        )
+        if is_first:
+            return key_states, value_states
+        dtype = value_states.dtype
+        return (keys.float() * self._key_scale).to(dtype), (values.float() * self._value_scale).to(dtype)
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row `repeats` times."""
-        if self._quantized_keys is not None and self._quantized_values is not None:
-            (keys, key_scale), (values, value_scale) = self._quantized_keys, self._quantized_values
-            self._quantized_keys = (keys.repeat_interleave(repeats, dim=0), key_scale)
-            self._quantized_values = (values.repeat_interleave(repeats, dim=0), value_scale)
+    def _choose_scale(self, states: Tensor) -> Tensor:
+        smallest = torch.finfo(torch.float32).tiny  # for states that are all zero
+        return (states.abs().amax().float() * (self.HEADROOM / self._LARGEST)).clamp(min=smallest)
+
+    def _quantize(self, states: Tensor, scale: Tensor) -> Tensor:
+        return (states.float() / scale).clamp(-self._LARGEST, self._LARGEST).to(torch.float8_e4m3fn)
 
 
 def build_cache(name: str, *, num_layers: int, max_length: int | None, device: torch.device) -> KeyCastingCache:

@@ -21,10 +21,10 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.attention import activate_flash_attention_impl, list_flash_attention_impls
 
 from internvl.errors import ConfigError, MissingDependencyError
 from internvl.model.attention import send_borders
+from internvl.model.capabilities import find_flash_implementations, repeat_heads
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,9 @@ class CpuFlash:
     def _forward_document(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, *, is_causal: bool
     ) -> tuple[Tensor, Tensor]:
+        keys, values = (repeat_heads(_heads_first(x), q.shape[1]) for x in (k, v))
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            *(_heads_first(x) for x in (q, k, v)), 0.0, is_causal, scale=scale
+            _heads_first(q), keys, values, 0.0, is_causal, scale=scale
         )
         return _tokens_first(out), lse[0]
 
@@ -115,12 +116,14 @@ class CpuFlash:
         *,
         is_causal: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        tensors = [_heads_first(x) for x in (grad_out, q, k, v, out)]
-        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *tensors, lse.unsqueeze(0).contiguous(), 0.0, is_causal, scale=scale
+        queries, outs, grads = (_heads_first(x) for x in (q, out, grad_out))
+        keys, values = (repeat_heads(_heads_first(x), q.shape[1]) for x in (k, v))
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grads, queries, keys, values, outs, lse.unsqueeze(0).contiguous(), 0.0, is_causal, scale=scale
         )
-        dq, dk, dv = (_tokens_first(grad) for grad in grads)
-        return dq, dk, dv
+        # Repeated heads: their gradients add up.
+        dk, dv = (x if x.shape[1] == k.shape[1] else x.unflatten(1, (k.shape[1], -1)).sum(2) for x in (dk, dv))
+        return _tokens_first(dq), _tokens_first(dk), _tokens_first(dv)
 
 
 @dataclass(frozen=True)
@@ -246,13 +249,14 @@ def activate_flash(name: str) -> None:
 
     Raises:
         ConfigError: Torch knows no implementation of that name.
-        MissingDependencyError: Its package cannot be imported.
+        MissingDependencyError: Its package cannot be imported, or torch is too old for it.
     """
-    known = list_flash_attention_impls()
+    implementations = find_flash_implementations()
+    known = implementations.list_flash_attention_impls()
     if name not in known:
         raise ConfigError(f"flash implementation {name!r}: expected one of {', '.join(known)}, or leave it out")
     try:
-        activate_flash_attention_impl(name)
+        implementations.activate_flash_attention_impl(name)
     except ImportError as error:
         raise MissingDependencyError(
             f"flash implementation {name} cannot be imported ({error}); build hopper/ of the flash-attention "

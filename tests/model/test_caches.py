@@ -72,7 +72,7 @@ def test_quantized_beams_and_chunks_run():
     kwargs = prompts_of("v2pe_fix", 0.5)
     got = model.generate(**kwargs, kv_cache="quantized", prefill_chunk_size=7, num_beams=3)
     assert got.sequences.shape == (2, 5)
-    assert all(layer._quantized_keys[0].dtype == torch.float8_e4m3fn for layer in got.past_key_values.layers)
+    assert all(layer.keys.dtype == torch.float8_e4m3fn for layer in got.past_key_values.layers)
 
 
 def test_the_static_cache_takes_its_memory_once():
