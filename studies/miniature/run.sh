@@ -21,8 +21,10 @@
 #   WORK/miniature.json, WORK/figures                the same as data and files (studies/miniature)
 #
 # Methods: stage1 (no fine-tune), default (the control), rnd_image and rnd_sample (v2pe_rnd, a stride per image or per
-# sample), fix_STRIDE (v2pe_fix), theta_BASE (the control with another rotary base in both stages).
-# Evaluations: default or stride_N or stride_1-N (N positions a tile, or 1/N; a tile has 4 visual tokens), then any of
+# sample), fix_STRIDE (v2pe_fix), theta_BASE (the control with another rotary base in both stages), axes_VERSION (positions
+# on several axes, such as axes_mrope) and axes_VERSION_stride_STRIDE (with V2PE's step on the axis of time).
+# Evaluations: default or stride_N or stride_1-N (N positions a tile, or 1/N; a tile has 4 visual tokens), or axes_VERSION
+# and axes_VERSION_stride_N or _stride_1-N, then any of
 # +dynamic-F +linear-F +yarn-F (rope scaling by F), +logn-N (log-n scaling for N tokens of training), +bf16 (rotary tables
 # rounded to bfloat16) and +text-N (at 16x, N filler sentences in every context, not one). `default` has no rope scaling.
 #
@@ -139,7 +141,14 @@ flags_of() { # evaluation
             scaling=none
             ;;
         stride_*) flags="--rope_pos_id_version v2pe_fix --rope_pos_id_stride $(echo "${position#stride_}" | tr - /)" ;;
-        *) die "evaluation $1: $position is not known, expected default, stride_N or stride_1-N" ;;
+        axes_*)
+            version=${position#axes_}
+            flags="--rope_pos_id_version ${version%_stride_*}"
+            case $version in
+                *_stride_*) flags="$flags --rope_pos_id_stride $(echo "${version##*_stride_}" | tr - /)" ;;
+            esac
+            ;;
+        *) die "evaluation $1: $position is not known, expected default, stride_N, stride_1-N or axes_VERSION" ;;
     esac
     root=$WORK/data
     module=eval.run
@@ -240,6 +249,12 @@ make_method() { # seed, method
             version=v2pe_fix
             set -- "$1" "$2" --rope_pos_id_stride "${2#fix_}"
             ;;
+        axes_*_stride_*)
+            version=${2#axes_}
+            set -- "$1" "$2" --rope_pos_id_stride "${version##*_stride_}"
+            version=${version%_stride_*}
+            ;;
+        axes_*) version=${2#axes_} ;;
     esac
     seed=$1
     shift 2
@@ -247,10 +262,10 @@ make_method() { # seed, method
         ROPE_POS_ID_VERSION="$version" MAX_STEPS="$STAGE2_STEPS" SEED="$seed" sh shell/tiny/finetune_v2pe.sh "$@"
 }
 
-# Names that are wrong show here, before anything runs.
+# Names that are wrong show here, before anything runs; versions after axes_ when a command reads them.
 for method in $METHODS $ABLATION_METHODS; do
     case $method in
-        stage1 | default | rnd_image | rnd_sample | fix_?* | theta_?*) ;;
+        stage1 | default | rnd_image | rnd_sample | fix_?* | theta_?* | axes_?*) ;;
         *) die "method $method is not known (see --help)" ;;
     esac
 done

@@ -107,6 +107,8 @@ def test_stage_1_goes_on_until_the_goal_or_the_last_round(study, tmp_path):
         ("rnd_sample", "v2pe_rnd", None, "sample"),
         ("fix_0.0625", "v2pe_fix", 0.0625, "image"),
         ("theta_1e6", "default", None, "image"),
+        ("axes_mrope_interleaved", "mrope_interleaved", None, "image"),
+        ("axes_mrope_stride_0.25", "mrope", 0.25, "image"),
     ],
 )
 def test_methods_are_what_their_names_say(study, method, version, stride, scope):
@@ -133,6 +135,15 @@ def test_evaluations_are_what_their_names_say(study, evaluation, stride, scaling
     assert (options.settings.rope_pos_id_stride, str(options.settings.rope_scaling)) == (stride, scaling)
     assert (options.settings.logn_scaling, options.out.name) == (logn, evaluation)
     assert options.data_root.parent.name == root
+
+
+def test_evaluations_are_on_several_axes_where_their_names_say_so(study):
+    names = "axes_hope axes_mrope_stride_1-4+yarn-16"
+    commands = study(SEEDS="0", METHODS="axes_mrope", EVALUATIONS=names, BASELINES="", ABLATIONS="")
+    plain, stretched = (parse_options(words).settings for words in of_module(commands, "eval.run")[-2:])
+    assert (plain.rope_pos_id_version, plain.rope_pos_id_stride, plain.rope_scaling) == ("hope", None, None)
+    assert (stretched.rope_pos_id_version, stretched.rope_pos_id_stride) == ("mrope", 0.25)
+    assert str(stretched.rope_scaling) == "yarn:16"
 
 
 @pytest.mark.parametrize("names", [{"METHODS": "sft"}, {"EVALUATIONS": "ntk"}, {"ABLATIONS": "default+fp8"}])
