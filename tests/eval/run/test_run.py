@@ -364,12 +364,12 @@ def find_long_parts(out: Path) -> list[Path]:
 
 
 def test_a_killed_run_continues_under_torchrun_with_the_same_scores(arguments, benchmark_root, record, tmp_path):
-    benchmark_root.write("retrieval-text", [record(i, num_images=3) for i in range(60)])
+    benchmark_root.write("retrieval-text", [record(i, num_images=3) for i in range(24)])
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(replace(arguments, "--out", str(whole))) == 0
 
     killed = start(replace(arguments, "--out", str(broken)))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (begun := find_long_parts(broken)) and time.monotonic() < deadline:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
