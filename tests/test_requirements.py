@@ -1,4 +1,4 @@
-"""The files of requirements agree: what was tested lies in the ranges, and the old end is where they begin."""
+"""The files of requirements agree: what is installed lies in the ranges, and the old end is where they begin."""
 
 from pathlib import Path
 

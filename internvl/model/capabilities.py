@@ -1,7 +1,7 @@
 """Capabilities: what newer releases of torch have and the oldest supported one lacks, found by looking for it.
 
-Nothing else in this project depends on how old a library is. INSTALLATION.md names the tested releases, and what is
-missing at the old end.
+Nothing else in this project depends on how old a library is. INSTALLATION.md names the ends of the ranges, and what is
+missing at the old one.
 """
 
 import inspect

@@ -168,7 +168,7 @@ class InternVisionEncoder(nn.Module):
 
     def __init__(self, config: InternVisionConfig):
         super().__init__()
-        rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers).tolist()
+        rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
         self.layers = nn.ModuleList(InternVisionEncoderLayer(config, rate) for rate in rates)
 
     def forward(
