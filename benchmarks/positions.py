@@ -1,11 +1,11 @@
-"""Positions of a long row: `build_position_ids` against a loop over images, as a ratio within one run.
+"""Positions of a long row: `build_position_ids` against a loop over images, and against schemes of several axes.
 
     python benchmarks/positions.py [--tokens 1048576 --stride 64]
 
 The baseline is the published rule as public training code runs it: a Python loop that makes one piece per text and one
 per image (text counted by a cumulative sum over the attention mask, every `</img>` checked), a list of numbers for
 transport (to get around frameworks that cast the float tensors of a batch to bf16), and a tensor made from that list
-before the model. The loop alone is timed as well, which shows the share of the transport.
+before the model. The loop alone is timed as well, which shows the share of the transport. All are ratios of one run.
 """
 
 import argparse
@@ -13,11 +13,14 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from internvl.model.positions import SCHEMES, has_axes
+from internvl.model.positions_scheme import read_row
 from internvl.model.v2pe import build_position_ids
 
 TEXT, BEGIN, VISUAL, END = 1, 4, 2, 3
@@ -67,6 +70,12 @@ def carry_as_floats(positions: Tensor) -> Tensor:
     return torch.tensor(positions.tolist(), dtype=torch.float64)
 
 
+def place_on_axes(version: str, ids: Tensor) -> Tensor:
+    """(axes, 1, tokens) float64 positions of a scheme; every image has one tile."""
+    row = read_row(ids, image_token_id=VISUAL, num_image_token=TOKENS_PER_TILE)
+    return row.finish(SCHEMES[version].place(row))
+
+
 def measure_seconds(variants: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, tuple[float, float]]:
     """(best, median) seconds of every variant; the variants take turns, so that a busy machine hits all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -101,6 +110,7 @@ def main() -> None:
     }
     for work in variants.values():
         torch.testing.assert_close(work(), vectorised()[0], rtol=1e-15, atol=0)
+    variants |= {version: partial(place_on_axes, version, row) for version in filter(has_axes, SCHEMES)}
     seconds = measure_seconds(variants, args.repeats)
     print(f"{args.tokens} tokens, {int((row == BEGIN).sum())} images, {args.threads} thread(s)")
     for name, (best, median) in seconds.items():

@@ -9,7 +9,8 @@
     log-n              length of queries, not the tables      counts keys, whatever their positions
 
 `scaling_in_use` decides which row applies, for every decoder. A config names its scaling in `rope_scaling` (InternLM2)
-or `rope_parameters` (decoders of transformers), see scaling.py; positions are V2PE's when they are floating.
+or `rope_parameters` (decoders of transformers), see scaling.py. Integers are ordinary positions; floats are V2PE's, or
+those of several axes, which are scaled alike.
 
 Angles are computed in float64 and only cosines and sines are rounded, to float32. With bf16 tables, or angles, most
 entries of neighbouring visual tokens would be identical at small strides, and the method would be lost.

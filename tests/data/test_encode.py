@@ -184,6 +184,7 @@ def test_tiles_are_those_of_the_transform_in_order(make_encoder, make_record, ma
     expected = [build_transform(IMAGE_SIZE)(tiling.split(load_image(path))) for path in paths]
     assert torch.equal(document.pixel_values, torch.cat(expected))
     assert document.tiles_per_image == (3, 1)
+    assert document.image_grids.tolist() == [[1, 2, 1, 0], [1, 1, 0, 0]]
 
 
 def test_a_single_image_without_placeholder_opens_the_first_question(make_encoder, make_record, make_image, rng):
@@ -327,6 +328,16 @@ def test_a_short_file_repeats_its_last_frame_and_a_folder_shows_what_it_has(make
         document = encoder.encode(make_record("q", "a", video=name), np.random.default_rng(0))
         numbers[name] = read_numbers(tile_pictures(document.pixel_values))
     assert numbers == {"a.mp4": [0, 1, 1, 1], "a.gif": [0, 1, 1, 1], "folder": [0, 1]}
+
+
+def test_frames_are_numbered_and_take_no_steps_on_several_axes_without_a_stride(
+    make_encoder, make_record, make_video, rng
+):
+    make_video("a.mp4", 6)
+    encoder = make_encoder(rope_pos_id_version="mrope", min_num_frame=3, max_num_frame=3)
+    document = encoder.encode(make_record("q", "a", video="a.mp4"), rng)
+    assert document.image_grids.tolist() == [[1, 1, 0, number] for number in (1, 2, 3)]
+    assert document.image_strides.tolist() == [0, 0, 0]
 
 
 def test_every_frame_has_a_stride_of_its_own(make_encoder, make_record, make_video, rng):

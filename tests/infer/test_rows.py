@@ -94,6 +94,23 @@ def test_keys_of_other_positions_are_not_reused(checkpoint):
     assert cache.get_seq_length() == 0
 
 
+def test_keys_that_another_version_rotated_are_not_reused(checkpoint):
+    session = Session.from_pretrained(checkpoint, device="cpu", reuse_prefix=True)
+    for version, num_reused in (("mrope", 0), ("mrope_interleaved", 0), ("mrope_interleaved", None)):
+        prompt = session.questions.encode(Question("who?", rope_pos_id_version=version))
+        names = {"keys": [], "tiles": [], "version": version}
+        reused = session._prefix.take(prompt.input_ids, prompt.position_ids, **names).get_seq_length()
+        assert reused == (prompt.length - 1 if num_reused is None else num_reused)
+        session.answer_rows([Request(prompt, 1)])
+
+
+def test_prompts_on_other_axes_are_refused_in_one_batch(checkpoint):
+    session = Session.from_pretrained(checkpoint, device="cpu")
+    prompts = [session.questions.encode(Question("who?", rope_pos_id_version=name)) for name in ("mrope", "default")]
+    with pytest.raises(ConfigError, match="one batch asks for positions default, mrope"):
+        session.answer_rows([Request(prompt, 1) for prompt in prompts])
+
+
 def test_a_prompt_over_the_limit_is_refused_before_a_picture_is_decoded(session, make_image, monkeypatch):
     question = Question("<image> and <image>?", [make_image("a.png", 84, 28), make_image("b.png")])
     length = session.questions.encode(question, max_tokens=1000).length

@@ -39,14 +39,15 @@ def count_encoded(session, monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize(("version", "stride"), [("default", None), ("v2pe_fix", 0.25)])
+@pytest.mark.parametrize(("version", "stride"), [("default", None), ("v2pe_fix", 0.25), ("mrope", 1.5)])
 def test_answers_equal_the_models_own_chat(checkpoint, make_image, version, stride):
     session = Session.from_pretrained(
         checkpoint, device="cpu", rope_pos_id_version=version, rope_pos_id_stride=stride, max_num=4
     )
     paths = [make_image("a.png", 84, 28, seed=1), make_image("b.png", 28, 28, seed=2)]
     question = "first <image> then <image>\nwhich?"
-    tiles = [Tiling(1, 4, 28, use_thumbnail=True).split(Image.open(path)) for path in paths]
+    tiling = Tiling(1, 4, 28, use_thumbnail=True)
+    tiles = [tiling.split(Image.open(path)) for path in paths]
     pixels = torch.cat([session.pictures._transform(t) for t in tiles])
     options = {"max_new_tokens": 12, "do_sample": False}
     expected = session.model.chat(
@@ -55,6 +56,7 @@ def test_answers_equal_the_models_own_chat(checkpoint, make_image, version, stri
         question,
         options,
         num_patches_list=[len(t) for t in tiles],
+        image_grids=torch.tensor([tiling.grid(84, 28), tiling.grid(28, 28)]),
         rope_pos_id_version=version,
         rope_pos_id_stride=stride,
     )
@@ -446,11 +448,14 @@ def test_pictures_that_open_themselves_are_encoded_once_for_all_questions(sessio
     assert calls == [4, 4, 4]
 
 
-@pytest.mark.parametrize("stride", [None, 0.25])
-@pytest.mark.parametrize("chunk", [None, 16])
-def test_what_prompts_have_in_common_passes_the_decoder_once(checkpoint, make_image, stride, chunk):
-    options = {"device": "cpu", "max_num": 4, "rope_pos_id_stride": stride, "prefill_chunk_size": chunk}
-    if stride is None:
+@pytest.mark.parametrize(
+    ("version", "stride", "chunk"),
+    [("default", None, None), ("default", None, 16), ("v2pe_fix", 0.25, None), ("v2pe_fix", 0.25, 16), ("hope", 2, 16)],
+)
+def test_what_prompts_have_in_common_passes_the_decoder_once(checkpoint, make_image, version, stride, chunk):
+    positions = {"rope_pos_id_version": version, "rope_pos_id_stride": stride}
+    options = {"device": "cpu", "max_num": 4, "prefill_chunk_size": chunk, **positions}
+    if version == "default":
         options["rope_scaling"] = parse_rope_scaling("none")
     plain = Session.from_pretrained(checkpoint, **options)
     session = Session.from_pretrained(checkpoint, **options, reuse_prefix=True)

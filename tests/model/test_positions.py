@@ -79,6 +79,9 @@ def test_cached_decoding_equals_whole_forward_passes(case, options):
     torch.testing.assert_close(torch.cat(output.logits), logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "case", [(OURS, "v2pe_fix", 1.5), (OURS, "videorope", 0.75), (THEIRS, "mrope", None)], indirect=True
+)
 def test_padded_prompts_and_beams_answer_as_single_ones(case):
     model, scheme = case
     prompts = [document(5, (2,), text=9), document(6, (1, 4))]
@@ -124,6 +127,15 @@ def test_text_stands_on_whole_numbers_that_are_the_same_on_all_axes(version):
         assert (text.diff() >= 1).all()
         assert positions[0].diff().min() >= -4  # time goes back only where the next layer, or text, begins
         assert final_lengths(positions.unsqueeze(1), 3, version).item() == text[0, -1] + 4
+
+
+def test_a_stride_moves_time_within_an_image():
+    ids = torch.tensor([[1, 1, *[VISUAL] * 4, 1]])
+    place = {"rope_pos_id_version": "mrope", "rope_pos_id_stride": 2}
+    time, rows, columns = tiny_model().build_positions(ids, **place)[:, 0].tolist()
+    assert time == [0, 1, 2, 2.5, 3, 3.5, 5]
+    assert rows == [0, 1, 2, 2, 3, 3, 5]
+    assert columns == [0, 1, 2, 3, 2, 3, 5]
 
 
 @pytest.mark.parametrize("version", AXES)

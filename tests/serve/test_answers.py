@@ -91,6 +91,15 @@ def test_a_stride_in_the_request_moves_the_positions(client):
     assert sum(span["tokens"] for span in dense["spans"]) == dense["prompt_tokens"]
 
 
+def test_a_request_may_ask_for_positions_on_several_axes(client):
+    message = say(show(make_picture(56, 56)), "?")
+    ordinary = ask(client, message).v2pe
+    axes = ask(client, message, extra_body={"rope_pos_id_version": "mrope", "return_positions": True}).v2pe
+    assert (axes["rope_pos_id_version"], axes["rope_pos_id_stride"]) == ("mrope", None)
+    assert ordinary["last_position"] - axes["last_position"] == 2  # 2 x 2 visual tokens take two places
+    assert sum(span["tokens"] for span in axes["spans"]) == axes["prompt_tokens"]
+
+
 def test_tiles_are_limited_per_request(client):
     message = say(show(make_picture(168, 56)), "?")
     assert [ask(client, message, extra_body={"max_tiles": n}).v2pe["tiles"] for n in (1, 3)] == [1, 3]

@@ -134,6 +134,12 @@ class TestPositions:
         config.rope_pos_id_stride = 8
         assert serve(config)["rope_pos_id_stride"] == 8
 
+    def test_positions_on_several_axes_are_refused(self):
+        config = chat_config(rope_pos_id_version="mrope")
+        with pytest.raises(ConfigError, match="mrope is on several axes"):
+            serve(config)
+        assert serve(config, rope_pos_id_version="default")["rope_pos_id_version"] == "default"
+
     def test_strides_that_integers_cannot_express_are_refused(self):
         with pytest.raises(ConfigError, match="multiple of 1/65536"):
             serve(tiny_config(), rope_pos_id_stride=0.1)

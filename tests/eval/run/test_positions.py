@@ -37,3 +37,21 @@ def test_without_version_and_stride_an_evaluation_has_ordinary_positions():
     evaluation = parse_options(["--checkpoint", "x", "--tasks", "pope"])
     settings = choose_positions(evaluation.settings, {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 64})
     assert (settings.rope_pos_id_version, settings.rope_pos_id_stride) == ("default", None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "saved", "expected"),
+    [
+        ([], ("mrope", None), None),
+        (["--rope_pos_id_stride", "16"], ("default", None), 16),
+        ([], ("mrope", 2.0), 2),
+        ([], ("v2pe_fix", 64), None),
+    ],
+)
+def test_a_version_of_several_axes_has_its_own_stride_or_none(flags, saved, expected):
+    evaluation = parse_options(["--checkpoint", "x", "--tasks", "pope", "--rope_pos_id_version", "mrope", *flags])
+    config = dict(zip(("rope_pos_id_version", "rope_pos_id_stride"), saved, strict=True))
+    settings = choose_positions(evaluation.settings, config)
+    assert (settings.rope_pos_id_version, settings.rope_pos_id_stride) == ("mrope", expected)
+    told = settings.fingerprint()
+    assert (told["rope_pos_id_version"], told["rope_pos_id_stride"]) == ("mrope", expected)
