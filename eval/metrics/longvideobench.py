@@ -5,9 +5,7 @@ The benchmark's own repository has no scorer; the rule is that of its integratio
 Accuracy is the mean over questions.
 """
 
-import re
-
-from eval.metrics.text import read_golds, read_text
+from eval.metrics.text import find_first_letter, score_letter
 
 _PREFIXES = (
     "The best answer is",
@@ -19,19 +17,13 @@ _PREFIXES = (
     "Best answer:",
     "Best option:",
 )
-_LETTER = re.compile("[ABCDE]")
 
 
 def find_letter(response: str | None) -> str:
     """The first of A to E after the known prefixes are deleted (`Dogs` is D); empty if there is none."""
-    said = read_text(response).strip()
-    for prefix in _PREFIXES:
-        said = said.replace(prefix, "")
-    match = _LETTER.search(said)
-    return match[0] if match else ""
+    return find_first_letter(response, letters="ABCDE", prefixes=_PREFIXES)
 
 
 def score(answer: object, response: str | None) -> float:
     """1 if the letter is right; a response without a letter is wrong."""
-    letter = find_letter(response)
-    return float(bool(letter) and letter in read_golds(answer))
+    return score_letter(answer, find_letter(response))

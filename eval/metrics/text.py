@@ -5,7 +5,7 @@ kept, because scores are comparable only with them.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 ARTICLES = frozenset({"a", "an", "the"})
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -57,6 +57,19 @@ def read_golds(answer: object) -> list[str]:
     if isinstance(answer, (list, tuple)):
         return [read_text(gold) for gold in answer]
     return [] if answer is None else [read_text(answer)]
+
+
+def find_first_letter(response: str | None, *, letters: str, prefixes: Sequence[str]) -> str:
+    """The first of some capital letters after all known prefixes are deleted (`Dogs` is D); empty if there is none."""
+    said = read_text(response).strip()
+    for prefix in prefixes:
+        said = said.replace(prefix, "")
+    return next((sign for sign in said if sign in letters), "")
+
+
+def score_letter(answer: object, letter: str) -> float:
+    """1 if a letter is an accepted answer; no letter (empty) is wrong."""
+    return float(bool(letter) and letter in read_golds(answer))
 
 
 def flatten_whitespace(text: str) -> str:

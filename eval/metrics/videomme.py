@@ -5,13 +5,12 @@ accuracy leaves responses without a letter out of the denominator. `summarise` a
 as wrong. V2PE published a number but no script, so the `upstream` protocol has no rule of its own.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
 from eval.metrics.estimate import estimate_share
-from eval.metrics.text import read_golds, read_text
+from eval.metrics.text import find_first_letter, score_letter
 
 _PREFIXES = (
     "The best answer is",
@@ -25,22 +24,16 @@ _PREFIXES = (
     "The correct answer",
     "The correct option",
 )
-_LETTER = re.compile("[ABCD]")
 
 
 def find_letter(response: str | None) -> str:
     """The first of A, B, C, D after the known prefixes are deleted (`Dogs` is D); empty if there is none."""
-    said = read_text(response).strip()
-    for prefix in _PREFIXES:
-        said = said.replace(prefix, "")
-    match = _LETTER.search(said)
-    return match[0] if match else ""
+    return find_first_letter(response, letters="ABCD", prefixes=_PREFIXES)
 
 
 def score(answer: object, response: str | None) -> float:
     """1 if the letter is right; a response without a letter is wrong."""
-    letter = find_letter(response)
-    return float(bool(letter) and letter in read_golds(answer))
+    return score_letter(answer, find_letter(response))
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,12 @@ Rules of `evaluation/test_video_mme_v2.py` of https://github.com/MME-Benchmarks/
 response without a letter -1, which its groups then add up; here it is wrong (0), as in VLMEvalKit and lmms-eval.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from eval.metrics.estimate import estimate_groups, estimate_mean
-from eval.metrics.text import read_golds, read_text
+from eval.metrics.text import find_first_letter, score_letter
 
 GROUP_SIZE = 4
 GroupType = Literal["relevance", "logic"]
@@ -28,7 +27,6 @@ _PREFIXES = (
     "Answer:",
     "Option:",
 )
-_LETTER = re.compile("[A-H]")
 _SQUARES = (0.0, 1 / 16, 4 / 16, 9 / 16, 1.0)
 # Structure of a chain, whose brackets hold questions of one step -> score by number of finished questions.
 _CHAINS: Mapping[str, Sequence[float]] = {
@@ -42,17 +40,12 @@ _SECOND_CHANCES = {"[1,[2,3],4]": 2, "[[1,2],3,4]": 1}
 
 def find_letter(response: str | None) -> str:
     """The first of A to H after the known prefixes are deleted (`Dogs` is D); empty if there is none."""
-    said = read_text(response).strip()
-    for prefix in _PREFIXES:
-        said = said.replace(prefix, "")
-    match = _LETTER.search(said)
-    return match[0] if match else ""
+    return find_first_letter(response, letters="ABCDEFGH", prefixes=_PREFIXES)
 
 
 def score(answer: object, response: str | None) -> float:
     """1 if the letter is right; a response without a letter is wrong."""
-    letter = find_letter(response)
-    return float(bool(letter) and letter in read_golds(answer))
+    return score_letter(answer, find_letter(response))
 
 
 def score_relevance(is_right: Sequence[bool]) -> float:
