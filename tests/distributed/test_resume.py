@@ -111,7 +111,8 @@ TOGETHER = ("ddp", "zero1", "zero2", "ring", "lora-zero2", "zero3")
 
 def kinds_of_two(folder: Path) -> dict[str, dict]:
     kinds: dict[str, dict] = {f"zero{stage}": {"deepspeed": zero_config(folder, stage)} for stage in (1, 2, 3)}
-    ring = {"chunk_num": 2, "gradient_accumulation_steps": 2}
+    positions = {"rope_pos_id_version": "mrope", "rope_pos_id_stride": 0.25}  # the others draw strides
+    ring = {"chunk_num": 2, "gradient_accumulation_steps": 2, **positions}
     return {
         "ddp": {},
         **kinds,
