@@ -112,7 +112,8 @@ OTHERS = ("zero1", "zero2", "lora-zero2", "ring-zero3", "lora")
 
 def kinds_of_two(folder: Path) -> dict[str, dict]:
     kinds: dict[str, dict] = {f"zero{stage}": {"deepspeed": zero_config(folder, stage)} for stage in (1, 2, 3)}
-    ring = {"chunk_num": 2, "gradient_accumulation_steps": 2}
+    positions = {"rope_pos_id_version": "mrope", "rope_pos_id_stride": 0.25}  # the others draw strides
+    ring = {"chunk_num": 2, "gradient_accumulation_steps": 2, **positions}
     return {
         "ddp": {},
         **kinds,
