@@ -19,9 +19,12 @@ FAST ?= tests/eval/core tests/eval/metrics tests/plan tests/model/test_v2pe.py t
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+# Some of its releases need Python 3.11; for 3.10 the newest in the ranges are taken.
+LOCK = $(shell $(PYTHON) -c 'import sys; print("requirements-lock.txt" if sys.version_info >= (3, 11) else "/dev/null")')
+
 # What requirements.txt and requirements-dev.txt ask for, in the releases that a file names.
 define INSTALL
-$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
+$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python 3.10 or newer is needed, this is {sys.version}"'
 $(PYTHON) -m venv $(VENV)
 $(BIN)/python -m pip install --upgrade "pip>=24" >/dev/null
 PIP_CONSTRAINT=$(1) $(BIN)/python -m pip install torch
@@ -31,7 +34,7 @@ touch $@
 endef
 
 $(STAMP): requirements.txt requirements-dev.txt requirements-lock.txt pyproject.toml setup.py
-	$(call INSTALL,requirements-lock.txt)
+	$(call INSTALL,$(LOCK))
 
 .venv-%/.installed: requirements.txt requirements-dev.txt requirements-%.txt pyproject.toml setup.py
 	$(call INSTALL,requirements-$*.txt)
