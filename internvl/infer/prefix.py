@@ -18,7 +18,7 @@ from torch import Tensor
 from internvl.errors import ConfigError
 from internvl.model.caches import KeyCastingCache
 from internvl.model.modeling_internvl_chat import InternVLChatModel
-from internvl.model.positions import SCHEMES
+from internvl.model.positions import find_scheme
 
 _LENGTH_FREE_SCALINGS = (None, "default", "linear", "yarn", "llama3")
 
@@ -107,7 +107,7 @@ class KeptPrefix:
 
 def _rotate_alike(first: str | None, second: str | None) -> bool:
     """Whether equal positions of two versions give equal keys."""
-    return SCHEMES[first or "default"] is SCHEMES[second or "default"]
+    return find_scheme(first or "default") is find_scheme(second or "default")
 
 
 def _count_true(row: Bool[Tensor, " length"]) -> int:

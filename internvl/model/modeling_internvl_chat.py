@@ -29,7 +29,7 @@ from .loading_options import translate_loading_options
 from .loss import shift_targets, weighted_cross_entropy
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
-from .positions import SCHEMES, check_stride, has_axes, inherit_stride, positions_per_row
+from .positions import check_stride, find_scheme, has_axes, inherit_stride, positions_per_row
 from .positions_scheme import Stride, Strides, read_row
 from .rotary import Sequences
 from .row_sharing import RowSharing
@@ -194,7 +194,7 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
             cu_seqlens=cu_seqlens,
             attention_mask=attention_mask,
         )
-        positions = row.finish(SCHEMES[version].place(row))
+        positions = row.finish(find_scheme(version).place(row))
         return positions.to(torch.int64) if version == "default" else positions
 
     def choose_version(

@@ -40,6 +40,12 @@ SCHEMES: dict[str, Scheme] = {
 ROPE_POS_ID_VERSIONS = tuple(SCHEMES)
 
 
+def find_scheme(version: str) -> Scheme:
+    """The scheme of a version. Raises ConfigError unless it is one of `ROPE_POS_ID_VERSIONS`."""
+    check_version(version)
+    return SCHEMES[version]
+
+
 def check_version(version: str) -> None:
     """Raise ConfigError unless `version` is one of `ROPE_POS_ID_VERSIONS`."""
     if version not in SCHEMES:
@@ -67,7 +73,7 @@ def takes_stride(version: str) -> bool:
 
 def has_axes(version: str) -> bool:
     """Whether positions of a version are on several axes, which the grids of tiles decide."""
-    return SCHEMES[version].num_axes > 1
+    return find_scheme(version).num_axes > 1
 
 
 def inherit_stride(version: str, saved_version: str | None, saved_stride: float | None) -> float | None:
@@ -112,4 +118,4 @@ def final_lengths(
 
 def next_text(last: Num[Tensor, "*last"], version: str | None) -> Num[Tensor, "*next"]:
     """Position of the first text after a token (V2PE, and thus `None`: `ceil(last) + 1`)."""
-    return SCHEMES[version or "default"].next_text(last)
+    return find_scheme(version or "default").next_text(last)

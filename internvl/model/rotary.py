@@ -26,7 +26,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .fused import CompiledOnCuda
-from .positions import SCHEMES
+from .positions import find_scheme
 from .scaling import TRAINED_ROPE_TYPES, read_logn_scaling, read_scaling_entry
 from .shapes import Float, Float32, Float64, Int, Int64, Num, Shaped
 from .v2pe import ordinary_positions
@@ -97,7 +97,7 @@ def build_rotary_tables(
         sequences: Of the batch. Frequencies that depend on length are chosen per sequence and by its final length, so
             that cached keys keep theirs while the sequence grows.
     """
-    scheme = SCHEMES[version or "default"]
+    scheme = find_scheme(version or "default")
     num_axes = 1 if position_ids.dim() == 2 else len(position_ids)
     if num_axes != scheme.num_axes:
         raise ValueError(

@@ -5,7 +5,16 @@ import torch
 from torch import Tensor
 
 from internvl.model.errors import ConfigError
-from internvl.model.positions import SCHEMES, check_stride, final_lengths, has_axes, inherit_stride
+from internvl.model.positions import (
+    SCHEMES,
+    check_stride,
+    final_lengths,
+    find_scheme,
+    has_axes,
+    inherit_stride,
+    next_text,
+    takes_stride,
+)
 from internvl.model.positions_scheme import NO_AXIS, ImageGrid, locate_tokens
 
 from .test_language_models import build
@@ -183,3 +192,18 @@ def test_a_stride_is_inherited_by_its_own_version_only():
     check_stride("mrope", None)
     with pytest.raises(ConfigError):
         check_stride("mrope", 0)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        find_scheme,
+        has_axes,
+        takes_stride,
+        lambda version: inherit_stride(version, "default", 1.0),
+        lambda version: next_text(torch.zeros(1), version),
+    ],
+)
+def test_an_unknown_version_is_named_wherever_it_is_asked_about(ask):
+    with pytest.raises(ConfigError, match="unknown rope_pos_id_version 'v3'; expected one of default, v2pe_fix"):
+        ask("v3")
