@@ -28,9 +28,8 @@ SHOWN = {  # arguments and variables with which a script shows what it would run
     "shell/sbatch.sh": (["shell/job.sh", "srun"], {}),
     **{
         f"scripts/evaluate_{name}.sh": (["ckpt"], {})
-        for name in ("auto", "documents", "longvqa", "milebench", "mmniah", "video")
+        for name in ("auto", "documents", "long_video", "longvqa", "milebench", "mmniah", "mmniah_long", "video")
     },
-    "scripts/evaluate_mmniah_long.sh": (["ckpt"], {}),
     "studies/miniature/run.sh": ([], {"SEEDS": "0"}),  # of five that differ in their number
 }
 COUNTS = "GPUS GPUS_PER_NODE NNODES NPROC CHUNK_NUM BATCH_SIZE PER_DEVICE_BATCH_SIZE CPUS_PER_TASK MAX_STEPS SAVE_STEPS"

@@ -120,7 +120,7 @@ def test_a_dry_run_shows_card_and_files_and_sends_nothing(run, hub, capsys, capl
     assert metadata["base_model"] == "OpenGVLab/InternVL2-2B"
     assert metadata["license"] == "mit"
     (result,) = metadata["model-index"][0]["results"]
-    assert result["metrics"] == [{"type": "relaxed", "value": 0.75, "name": "relaxed, v2pe_fix stride 16"}]
+    assert result["metrics"] == [{"type": "relaxed", "value": 0.75, "name": "relaxed, V2PE stride 16"}]
     for text in (
         "| positions (`rope_pos_id_version`) | `v2pe_rnd` |",
         "| `rope_pos_id_random_strides` | 1, 0.25 |",
@@ -128,7 +128,7 @@ def test_a_dry_run_shows_card_and_files_and_sends_nothing(run, hub, capsys, capl
         "| processes, device | 8, NVIDIA H100 |",
         "| data sets | `charts` |",
         "| tokens | 1,234,567 |",
-        "| `vqa/chartqa` | v2pe_fix stride 16 | relaxed | 0.750 ± 0.069 | 0.598 to 0.858 | 40 | 0.100 |",
+        "| `vqa/chartqa` | V2PE stride 16 | relaxed | 0.750 ± 0.069 | 0.598 to 0.858 | 40 | 0.100 |",
         "trust_remote_code=True",
         "v2pe serve model",
         "Weights: `mit`.",

@@ -1,0 +1,1 @@
+../../internvl/model/capabilities.py

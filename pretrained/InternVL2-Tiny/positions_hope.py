@@ -1,0 +1,1 @@
+../../internvl/model/positions_hope.py
