@@ -28,7 +28,7 @@ _MAX_BASES = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain values, in which `no` and `on` are words and 1e-5 is a number; a key stands there once."""
+    """YAML 1.2's plain values, in which `no` and `on` are words and 1e-5 is a number; keys are texts that stand once."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
@@ -36,6 +36,9 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         if doubled := {key for key in keys if keys.count(key) > 1}:
             raise yaml.YAMLError(f"it says {', '.join(sorted(doubled))} twice{node.start_mark}")
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                key.tag = yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG  # a column may be called 2020
         return super().construct_mapping(node, deep)
 
 

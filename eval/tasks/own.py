@@ -247,7 +247,10 @@ class _RowReader:
             metadata={
                 "question": text,
                 **({"chance": 1 / len(options)} if self._scorer.needs_options else {}),
-                "row": {name: value for name, value in row.items() if name in edges or _is_short(value)},
+                "row": {
+                    **{name: value for name, value in row.items() if _is_short(value)},
+                    **{name: _read_text(row, name) for name in edges},
+                },
             },
             cost=estimate_cost(text, num_tiles),
             videos=videos,

@@ -19,7 +19,7 @@ from eval.metrics import anls, choice, contains, exact, numeric, relaxed, rouge,
 from eval.tasks.template import fill_template, list_fields
 from internvl.errors import ConfigError, DataError, did_you_mean
 
-_SCORE = re.compile(r"score\W{0,4}(-?\d+(?:\.\d+)?)", re.IGNORECASE)
+_SCORE = re.compile(r"score\W{0,4}?(-?\d+(?:\.\d+)?)", re.IGNORECASE)
 
 
 class Scorer(Protocol):
@@ -247,12 +247,10 @@ def make_scorer(given: str | Mapping[str, object]) -> Scorer:
     Raises DataError for an unknown scorer or option, or a value of a wrong type.
     """
     values = {"name": given} if isinstance(given, str) else dict(given)
-    name = values.pop("name", None)
+    name = str(values.pop("name", None))
     if name not in SCORERS:
-        raise DataError(
-            f"unknown scorer {name!r}{did_you_mean(str(name), SCORERS)}; expected one of {', '.join(SCORERS)}"
-        )
-    kind = SCORERS[str(name)]
+        raise DataError(f"unknown scorer {name!r}{did_you_mean(name, SCORERS)}; expected one of {', '.join(SCORERS)}")
+    kind = SCORERS[name]
     check_keys(values, _list_options(kind), where=f"scorer {name}")
     return parse_record(kind, values, place=("scorer",))
 

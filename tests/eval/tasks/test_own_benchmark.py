@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import shutil
+from datetime import date
 from pathlib import Path
 
 import pyarrow
@@ -146,6 +147,12 @@ def test_every_form_of_file_gives_the_same_questions(write, tmp_path, suffix):
     ]
 
 
+def test_groups_of_dates_can_be_saved(write, tmp_path):
+    write_form(tmp_path / "rows.parquet", [{**row, "day": date(2026, 1, day)} for day, row in enumerate(ROWS, start=1)])
+    _, samples = read(write(annotation="rows.parquet", groups=["day"]))
+    assert json.loads(json.dumps(samples[1].metadata["row"]))["day"] == "2026-01-02"
+
+
 def test_pictures_inside_a_file_are_read(write, tmp_path):
     write()
     content = (tmp_path / "a.png").read_bytes()
@@ -285,6 +292,7 @@ BROKEN = {
         {"prompt": "{questoin}\n{options}"},
         "rows.jsonl: prompt: there is no column 'questoin', did you mean 'question'?; columns: id, image, question,",
     ),
+    "a scorer whose name is no text": ({"scorer": {"name": ["anls"]}}, "mine.yaml: unknown scorer \"['anls']\""),
     "an option of a scorer": (
         {"scorer": {"name": "numeric", "tolerance": 1}},
         "mine.yaml: scorer numeric: unknown key 'tolerance'; known: relative, absolute, take",
@@ -310,6 +318,7 @@ BROKEN = {
     ),
     "edges": ({"groups": {"size": [5, 1]}}, "mine.yaml: groups: size is [5, 1], expected rising numbers"),
     "a group": ({"groups": ["sise"]}, "groups: there is no column 'sise', did you mean 'size'?"),
+    "a group whose name is a number": ({"groups": {2020: None}}, "groups: there is no column '2020'"),
     "no options": ({"columns": {"options": "id"}}, "rows.jsonl, row 0: column 'id' holds 1 options"),
     "another file": ({"annotation": "rows.txt"}, "annotation file not found, expected at"),
 }
@@ -376,6 +385,14 @@ GOLD = {"answer": ["12", "twelve"], "options": {"A": "12", "B": "15"}}
 def test_scorers_by_name(scorer, response, expected):
     gold = GOLD | ({"answer": ["12"]} if "choice" in str(scorer) or scorer == "numeric" else {})
     assert make_scorer(scorer).score(gold, response) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"), [("Score: -3", 2 / 15), ("**Score:** 10", 1), ("Score: 1. No.\nScore - 0", 1 / 3)]
+)
+def test_a_judge_may_give_scores_below_zero(reply, verdict):
+    rule = make_scorer({"name": "judge", "lowest": -5}).judge
+    assert rule.read_verdict(reply, GOLD) == pytest.approx(verdict)
 
 
 def test_scorers_refuse_answers_that_they_cannot_take():
