@@ -120,9 +120,9 @@ class WholePositionsMixin:
         positions = model_kwargs.get("position_ids")
         if positions is not None and positions.is_floating_point():
             # The parent appends last + 1, last + 2, ...: give it a whole number to start from, on all axes.
-            last = positions[..., -1:]
-            whole = next_text(last, model_kwargs.get("rope_pos_id_version")) - 1
-            model_kwargs["position_ids"] = torch.cat([positions[..., :-1], whole.expand_as(last)], dim=-1)
+            whole = next_text(positions, model_kwargs.get("rope_pos_id_version")).unsqueeze(-1) - 1
+            before, last = positions[..., :-1], positions[..., -1:]
+            model_kwargs["position_ids"] = torch.cat([before, whole.expand_as(last)], dim=-1)
         return super()._update_model_kwargs_for_generation(  # type: ignore[misc]
             outputs, model_kwargs, is_encoder_decoder, num_new_tokens
         )
