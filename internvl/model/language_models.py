@@ -114,15 +114,31 @@ def _rotary(decoder: PreTrainedModel) -> V2PERotaryEmbedding:
 class WholePositionsMixin:
     """Generation: the n-th new token sits at ceil(last prompt position) + n."""
 
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """The parent's, but rows of positions are repeated here: its older releases would repeat the axes."""
+        positions = model_kwargs.pop("position_ids", None)
+        input_ids, expanded = super()._expand_inputs_for_generation(  # type: ignore[misc]
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        if positions is not None:
+            expanded["position_ids"] = positions.repeat_interleave(expand_size, dim=-2)
+        return input_ids, expanded
+
     def _update_model_kwargs_for_generation(
         self, outputs: object, model_kwargs: dict[str, Any], is_encoder_decoder: bool = False, num_new_tokens: int = 1
     ) -> dict[str, Any]:
         positions = model_kwargs.get("position_ids")
         if positions is not None and positions.is_floating_point():
             # The parent appends last + 1, last + 2, ...: give it a whole number to start from, on all axes.
-            last = positions[..., -1:]
-            whole = next_text(last, model_kwargs.get("rope_pos_id_version")) - 1
-            model_kwargs["position_ids"] = torch.cat([positions[..., :-1], whole.expand_as(last)], dim=-1)
+            whole = next_text(positions, model_kwargs.get("rope_pos_id_version")).unsqueeze(-1) - 1
+            before, last = positions[..., :-1], positions[..., -1:]
+            model_kwargs["position_ids"] = torch.cat([before, whole.expand_as(last)], dim=-1)
         return super()._update_model_kwargs_for_generation(  # type: ignore[misc]
             outputs, model_kwargs, is_encoder_decoder, num_new_tokens
         )

@@ -77,8 +77,9 @@ def has_axes(version: str) -> bool:
 
 
 def inherit_stride(version: str, saved_version: str | None, saved_stride: float | None) -> float | None:
-    """The stride of a version that was chosen without one: on one axis any that is known, on several their own."""
-    return None if has_axes(version) and version != saved_version else saved_stride
+    """The stride of a version that was chosen without one: on one axis any of one axis, on several its own."""
+    same_meaning = version == saved_version or not (has_axes(version) or has_axes(saved_version or "default"))
+    return saved_stride if same_meaning else None
 
 
 def may_share_batch(first: str, second: str) -> bool:
@@ -113,9 +114,11 @@ def final_lengths(
     position_ids: Num[Tensor, "*axes batch length"], num_new_tokens: int, version: str | None
 ) -> Int64[Tensor, " batch"]:
     """Length in positions of every prompt with its answer."""
-    return next_text(position_ids[..., -1].double(), version).long() + num_new_tokens
+    return next_text(position_ids, version).long() + num_new_tokens
 
 
-def next_text(last: Num[Tensor, "*last"], version: str | None) -> Num[Tensor, "*next"]:
-    """Position of the first text after a token (V2PE, and thus `None`: `ceil(last) + 1`)."""
-    return find_scheme(version or "default").next_text(last)
+def next_text(position_ids: Num[Tensor, "*axes batch length"], version: str | None) -> Num[Tensor, " batch"]:
+    """Position of the first text after every prompt (V2PE, and thus `None`: `ceil(last) + 1`)."""
+    # An image at the end may reach further than its last token, which on several axes is one of the thumbnail.
+    furthest = position_ids[..., -1] if position_ids.dim() == 2 else position_ids.amax(dim=-1)
+    return find_scheme(version or "default").next_text(furthest)

@@ -44,9 +44,9 @@ def axes_of_channels(num_frequencies: int, num_kv_heads: int) -> Int64[Tensor, "
     return torch.repeat_interleave(sections)
 
 
-def next_text(last: Num[Tensor, "*last"]) -> Num[Tensor, "*next"]:
+def next_text(furthest: Num[Tensor, "*furthest"]) -> Num[Tensor, "*next"]:
     """The position after the largest of the axes."""
-    return next_position(last.amax(dim=0))
+    return next_position(furthest.amax(dim=0))
 
 
 MROPE = Scheme(place, axes_of_channels, next_text, num_axes=3)

@@ -49,8 +49,9 @@ class Scheme:
     # which axis turns each rotary frequency, fastest first, from their number and the number of key/value heads:
     # (frequencies,), or (kv_heads, frequencies) where heads differ; `NO_AXIS`: none
     axes_of_channels: Callable[[int, int], Int64[Tensor, "*kv_heads frequencies"]]
-    # position of the first text after a token; `last` has the axes first, if there are several
-    next_text: Callable[[Num[Tensor, "*last"]], Num[Tensor, "*next"]]
+    # position of the first text after a row that reaches `furthest`, of every axis the largest position: (rows,) on one
+    # axis, (axes, rows) on several
+    next_text: Callable[[Num[Tensor, "*furthest"]], Num[Tensor, "*next"]]
     num_axes: int = 1
 
 

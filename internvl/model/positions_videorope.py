@@ -52,9 +52,9 @@ def axes_of_channels(num_frequencies: int, num_kv_heads: int) -> Int64[Tensor, "
     return axes
 
 
-def next_text(last: Num[Tensor, "*last"]) -> Num[Tensor, "*next"]:
-    """The position after the time of a token."""
-    return next_position(last[0])
+def next_text(furthest: Num[Tensor, "*furthest"]) -> Num[Tensor, "*next"]:
+    """The position after the latest time."""
+    return next_position(furthest[0])
 
 
 VIDEOROPE = Scheme(place, axes_of_channels, next_text, num_axes=3)

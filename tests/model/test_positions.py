@@ -138,6 +138,15 @@ def test_text_stands_on_whole_numbers_that_are_the_same_on_all_axes(version):
         assert final_lengths(positions.unsqueeze(1), 3, version).item() == text[0, -1] + 4
 
 
+@pytest.mark.parametrize("version", SCHEMES)
+def test_text_after_a_prompt_that_ends_with_an_image_stands_where_a_whole_row_puts_it(version):
+    ids, model = torch.tensor([[1, *[VISUAL] * 12, 1]]), tiny_model()
+    for stride in (0.25, 30):
+        choice = {"rope_pos_id_version": version, "rope_pos_id_stride": stride}
+        positions = model.build_positions(ids, image_grids=torch.tensor([ImageGrid(1, 2, 1)]), **choice)
+        assert final_lengths(positions[..., :-1], 3, version).item() == positions[..., -1].max() + 3
+
+
 def test_a_stride_moves_time_within_an_image():
     ids = torch.tensor([[1, 1, *[VISUAL] * 4, 1]])
     place = {"rope_pos_id_version": "mrope", "rope_pos_id_stride": 2}
@@ -189,6 +198,7 @@ def test_a_stride_is_inherited_by_its_own_version_only():
     assert inherit_stride("v2pe_fix", "v2pe_rnd", 64) == 64
     assert inherit_stride("mrope", "mrope", 64) == 64
     assert inherit_stride("mrope", "v2pe_fix", 64) is None
+    assert inherit_stride("v2pe_fix", "mrope", 64) is None
     check_stride("mrope", None)
     with pytest.raises(ConfigError):
         check_stride("mrope", 0)
@@ -201,7 +211,7 @@ def test_a_stride_is_inherited_by_its_own_version_only():
         has_axes,
         takes_stride,
         lambda version: inherit_stride(version, "default", 1.0),
-        lambda version: next_text(torch.zeros(1), version),
+        lambda version: next_text(torch.zeros(1, 1), version),
     ],
 )
 def test_an_unknown_version_is_named_wherever_it_is_asked_about(ask):
