@@ -28,7 +28,7 @@ _MAX_BASES = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain values, in which `no` and `on` are words and 1e-5 is a number; keys are texts that stand once."""
+    """YAML 1.2's plain values, in which `no` and `on` are words and 1e-5 is a number; keys are texts, each once."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
