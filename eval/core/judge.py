@@ -16,6 +16,7 @@ from pathlib import Path
 
 from eval.core.fields import parse_record
 from eval.core.output import LineWriter, cut_unfinished_line
+from eval.core.result import explain_damage
 from eval.core.sample import Gold, Prediction
 from internvl.errors import DataError, EvalError
 
@@ -101,6 +102,16 @@ class Replies:
             lines.close()
 
 
+def write_prompts(rule: JudgeRule, predictions: Sequence[Prediction]) -> dict[str, str]:
+    """What a judge is asked, by id of the sample; failed ones are wrong without. Raises EvalError for damaged ones."""
+    prompts = {}
+    for entry in predictions:
+        if entry.failure is None:
+            with explain_damage(f"sample {entry.id!r} cannot be judged", "answer it again with eval.run"):
+                prompts[entry.id] = rule.write_prompt(entry)
+    return prompts
+
+
 def read_verdict(rule: JudgeRule, reply: Reply, gold: Gold) -> float | None:
     """The score that a reply gives; None if it cannot be read. Raises EvalError for a score outside 0..1."""
     if reply.text is None:
@@ -118,13 +129,12 @@ def read_verdicts(
     rule: JudgeRule, predictions: Sequence[Prediction], replies: Replies, *, model: str, seed: int = 0
 ) -> dict[str, float | None]:
     """Verdicts by id of the sample, None for replies without one; answers that were not judged are left out."""
+    golds = {prediction.id: prediction.answer for prediction in predictions}
     verdicts = {}
-    for prediction in predictions:
-        reply = None
-        if prediction.failure is None:
-            reply = replies.find(rule.name_prompt(rule.write_prompt(prediction), model=model, seed=seed))
+    for sample_id, prompt in write_prompts(rule, predictions).items():
+        reply = replies.find(rule.name_prompt(prompt, model=model, seed=seed))
         if reply is not None:
-            verdicts[prediction.id] = read_verdict(rule, reply, prediction.answer)
+            verdicts[sample_id] = read_verdict(rule, reply, golds[sample_id])
     return verdicts
 
 

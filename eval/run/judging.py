@@ -17,7 +17,7 @@ import httpx
 from tqdm import tqdm
 
 from eval.core.fields import parse_rows
-from eval.core.judge import JudgeRule, Replies, Reply, add_verdicts, read_verdicts
+from eval.core.judge import JudgeRule, Replies, Reply, add_verdicts, read_verdicts, write_prompts
 from eval.core.records import JsonObject, read_records
 from eval.core.sample import Prediction
 from eval.core.task import Task
@@ -103,7 +103,7 @@ def judge_predictions(
     if rule is None:
         return list(predictions), None
     replies = Replies(folder)
-    prompts = {entry.id: rule.write_prompt(entry) for entry in predictions if entry.failure is None}
+    prompts = write_prompts(rule, predictions)
     if options.server is not None:
         _ask(options.server, rule, prompts, replies, num_requests=options.judge_requests)
         again = _draw(prompts, options.judge_again)

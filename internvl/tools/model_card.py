@@ -19,6 +19,7 @@ from eval.report.labels import label_setting
 from internvl.errors import CheckpointError
 from internvl.markdown import format_table
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
+from internvl.model.positions import has_axes
 from internvl.train.run.record import RUN_FILE, SUMMARY_FILE
 from internvl.train.state_files import WRONG_CONTENT, read_state_file
 
@@ -210,6 +211,11 @@ def _write_scores(scores: Scores) -> tuple[str, str, str, str]:
 
 
 def _describe_use(facts: Facts) -> str:
+    for_vllm = (
+        f"v2pe export vllm {facts.name} {facts.name}-vllm --rope_pos_id_stride 16    # with the v2pe-vllm plug-in"
+    )
+    if has_axes(facts.config.rope_pos_id_version):
+        for_vllm = "# The v2pe-vllm plug-in has no positions on several axes."
     return f"""## How to load it
 
 ```python
@@ -231,7 +237,7 @@ v2pe chat --checkpoint {facts.name} --image picture.png "What is in the picture?
 
 ```bash
 v2pe serve {facts.name}                               # OpenAI-compatible, with a chat page
-v2pe export vllm {facts.name} {facts.name}-vllm --rope_pos_id_stride 16    # for vLLM with the v2pe-vllm plug-in
+{for_vllm}
 ```
 
 Other servers place every visual token one position after the last, which this model answers from only where it was

@@ -137,6 +137,16 @@ def test_a_dry_run_shows_card_and_files_and_sends_nothing(run, hub, capsys, capl
     assert "/secret" not in card
 
 
+def test_a_card_names_the_export_to_vllm_only_where_there_is_one(run, hub, capsys):
+    shown = {}
+    for version in ("v2pe_rnd", "mrope"):
+        config = json.loads((run / "config.json").read_text()) | {"rope_pos_id_version": version}
+        (run / "config.json").write_text(json.dumps(config))
+        assert push(run, "--dry_run") == 0
+        shown[version] = "v2pe export vllm" in capsys.readouterr().out
+    assert shown == {"v2pe_rnd": True, "mrope": False}
+
+
 def test_a_card_of_ones_own_takes_the_place(run, hub, tmp_path):
     (tmp_path / "card.md").write_text("# Mine\n")
     assert push(run, "--card", str(tmp_path / "card.md"), "--public") == 0

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from eval import score
-from eval.core.judge import JudgeRule
-from eval.core.sample import Sample
+from eval.core.judge import JudgeRule, write_prompts
+from eval.core.sample import Prediction, Sample
 from eval.core.task import Task, TaskFamily
 from eval.report.__main__ import main as report
 from eval.run import chat_server
 from eval.run.__main__ import main as run
 from eval.tasks import registry
+from internvl.errors import EvalError
 from tests.eval.run.chat_server_double import Server, answer
 
 NAMES = ["a", "b", "c", "d", "e", "f"]
@@ -285,3 +286,10 @@ def test_a_broken_reply_file_is_named(evaluate, judge, folder, capsys):
     path.write_text(path.read_text().replace('"seed": 0', '"seed": "x"', 1))
     assert score.main([str(folder)]) == 2
     assert re.search(r"judge\.jsonl line \d is broken .*'seed'", capsys.readouterr().err)
+
+
+def test_a_prediction_without_its_question_is_named():
+    broken = Prediction("a", "yes", "gold", {}, 1, 1, 0.0, 0.0)
+    with pytest.raises(EvalError, match=r"sample 'a' cannot be judged .*'question'.* answer it again"):
+        write_prompts(RULE, [broken])
+    assert write_prompts(RULE, [replace(broken, failure="no picture")]) == {}
