@@ -40,7 +40,7 @@ class JudgeRule:
 
     def name_prompt(self, prompt: str, *, model: str, seed: int = 0) -> str:
         """The key under which a reply is saved: the same exactly when the same judge is asked the same."""
-        asked = [model, self.name, self.version, self.system, prompt, seed]
+        asked = [model, self.name, self.version, self.system, self.max_tokens, prompt, seed]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
 
 

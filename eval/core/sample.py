@@ -103,9 +103,7 @@ class Sample:
 
 def show_transparency(images: Sequence[SampleImage], alpha: Alpha) -> tuple[SampleImage, ...]:
     """The same pictures with their transparent parts shown so. (Files are left to the session.)"""
-    return tuple(
-        replace(image, alpha=alpha) if isinstance(image, PackedImage | EnlargedImage) else image for image in images
-    )
+    return tuple(image if isinstance(image, Path | BlankImage) else replace(image, alpha=alpha) for image in images)
 
 
 def check_answers(samples: Sequence[Sample], *, source: Path) -> None:

@@ -157,10 +157,11 @@ def _score_by_rule(judge: JudgeRule, predictions: Sequence[Prediction]) -> dict[
     """`by_rule`, if there is a rule besides the judge."""
     if judge.by_rule is None:
         return {}
-    scores = [
-        0.0 if prediction.failure is not None else judge.by_rule(prediction.answer, prediction.response)
-        for prediction in predictions
-    ]
+    with explain_damage(f"judge rule {judge.name}: the answers cannot be scored by rule", _REMEDY):
+        scores = [
+            0.0 if prediction.failure is not None else judge.by_rule(prediction.answer, prediction.response)
+            for prediction in predictions
+        ]
     return {"by_rule": vars(estimate_mean(scores))}
 
 

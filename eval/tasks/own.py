@@ -145,15 +145,15 @@ def make_task(path: Path, prompts: str = "upstream") -> Task:
     return _build_task(read_benchmark(path), path.absolute(), prompts)
 
 
-def find_saved_task(info: Mapping[str, str], asked: object, *, prompts: str) -> Task:
-    """The task whose results have this `info`: of the file, so that changed scorers and groups count.
+def find_saved_task(name: str, info: Mapping[str, str], asked: object, *, prompts: str) -> Task:
+    """The task of this name whose results have this `info`: of the file, so that changed scorers and groups count.
 
-    Where the file is gone, or asks something else than what was asked, it is what the file said then.
+    Where the file is gone, has another name by now, or asks something else, it is what the file said then.
     """
     path = Path(info[FILE])
     if path.is_file():
         benchmark = read_benchmark(path)
-        if asked in (None, benchmark.asked):
+        if name == f"{GROUP}/{benchmark.name}" and asked in (None, benchmark.asked):
             return _build_task(benchmark, path, prompts)
     return _build_task(_parse_benchmark(json.loads(info[CONTENT]), path), path, prompts)
 

@@ -90,7 +90,7 @@ def select_tasks(patterns: str, *, prompts: str = "upstream") -> list[Task]:
 def find_saved_task(settings: Settings, info: Mapping[str, str]) -> Task:
     """The task of saved predictions. Raises ConfigError if there is none of its name (any more)."""
     if own.FILE in info:
-        return own.find_saved_task(info, settings.values.get("benchmark"), prompts=settings.prompts)
+        return own.find_saved_task(settings.task, info, settings.values.get("benchmark"), prompts=settings.prompts)
     return find_task(settings.task, prompts=settings.prompts)
 
 

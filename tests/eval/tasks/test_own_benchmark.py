@@ -232,6 +232,9 @@ def test_results_outlive_the_file_that_made_them(write, evaluate, tmp_path):
     path.write_text(yaml.safe_dump({**CONTENT, "prompt": "{question}?", "scorer": "anls"}))
     assert score.main([str(tmp_path / "out")]) == 0
     assert read_scores(tmp_path / "out") == before
+    path.write_text(yaml.safe_dump({**CONTENT, "groups": ["size"], "name": "renamed"}))
+    assert score.main([str(tmp_path / "out")]) == 0
+    assert read_scores(tmp_path / "out") == before
     path.unlink()
     assert score.main([str(tmp_path / "out")]) == 0
     assert read_scores(tmp_path / "out") == before
