@@ -581,7 +581,7 @@ def test_longvideobench_frames(case):
     info = VideoInfo(case["num_frames"], case["fps"], case["num_frames"] / case["fps"], 32, 32)
     frames = longvideobench_task.choose_frames(info, case["duration"], case["max_num_frames"])
     if is_error(case["expected"]) or not case["expected"]:
-        # On purpose: a frame behind the end is the last one, and less than a second is one frame instead of none.
+        # On purpose: a frame past the end is the last one, and less than a second is one frame instead of none.
         assert 1 <= len(frames) <= case["max_num_frames"]
         assert max(frames) < case["num_frames"]
     else:
