@@ -1,5 +1,5 @@
 #!/bin/sh
-# Long documents: MMLongBench at 8k to 128k tokens, MMLongBench-Doc, LongDocURL, SlideVQA.
+# Long documents: MMLongBench at 8k to 128k tokens, MMLongBench-Doc, LongDocURL, SlideVQA, DUDE.
 #
 #   STRIDE=64 GROUP="8 16" sh scripts/evaluate_documents.sh CHECKPOINT --rope_pos_id_version v2pe_fix \
 #       --rope_pos_id_stride 64
@@ -18,7 +18,7 @@
 set -eu
 . "$(dirname -- "$0")/../shell/prelude.sh"
 
-default="mmlongbench_doc/test longdocurl/test slidevqa/test"
+default="mmlongbench_doc/test longdocurl/test slidevqa/test dude/val"
 for length in $(printf '%s' "${GROUP:-8 16 32 64 128}" | tr ',' ' '); do
     case $length in
         8 | 16 | 32 | 64 | 128) ;;

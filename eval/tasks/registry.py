@@ -38,6 +38,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "mmlongbench_doc": ("mmlongbench_doc",),
     "longdocurl": ("longdocurl",),
     "slidevqa": ("slidevqa",),
+    "dude": ("dude",),
     "mvbench": ("mvbench",),
     "videomme": ("videomme",),
     "videomme_v2": ("videomme_v2",),

@@ -28,7 +28,7 @@ def write_mmlongbench(root: Path, lengths=(8, 16, 32, 64, 128), *, num=3) -> Non
 def write_documents(root: Path) -> None:
     """All of these benchmarks; MMLongBench at its shortest length."""
     write_mmlongbench(root, (8,))
-    for write in (write_mmlongbench_doc, write_longdocurl, write_slidevqa):
+    for write in (write_mmlongbench_doc, write_longdocurl, write_slidevqa, write_dude):
         write(root)
 
 
@@ -86,6 +86,28 @@ def write_slidevqa(root: Path) -> None:
             for i, (answer, pages) in enumerate(answers)
         ]  # fmt: skip
         write_lines(root / f"SlideVQA/annotations/qa/{split}.jsonl", records)
+
+
+def write_dude(root: Path) -> None:
+    """A question of every type about a document of twelve pages, beside those of other splits."""
+    for index in range(12):
+        write_image(root / f"DUDE/images/val/b0_{index}.jpg", seed=index)
+    answers = (
+        (["Paris"], "extractive"),
+        (["Yes"], "abstractive"),
+        (["red", "light blue"], "list/extractive"),
+        (["2", "3"], "list/abstractive"),
+        ([], "not-answerable"),
+    )
+    records = [
+        {"questionId": f"b0_{i}", "question": f"What is it, {i}?", "answers": texts, "answer_type": kind,
+         "answers_page_bounding_boxes": [], "answers_variants": [], "docId": "b0", "data_split": "val"}
+        for i, (texts, kind) in enumerate(answers)
+    ]  # fmt: skip
+    hidden = {"questionId": "t0_0", "question": "What?", "docId": "t0", "data_split": "test"}
+    taught = {**records[0], "questionId": "a0_0", "docId": "a0", "data_split": "train"}
+    content = {"dataset_name": "DUDE Dataset", "dataset_version": "1.0.7", "data": [hidden, taught, *records]}
+    write_json(root / "DUDE/2023-03-23_DUDE_gt_test_PUBLIC.json", content)
 
 
 def _write_rag(folder: Path, length: str, images: list[str], num: int) -> None:

@@ -157,7 +157,7 @@ def test_missing_arguments_show_the_usage(run_script, script, arguments):
     assert "usage:" in error
 
 
-PAGE_TASKS = "mmlongbench_doc/test,longdocurl/test,slidevqa/test"
+PAGE_TASKS = "mmlongbench_doc/test,longdocurl/test,slidevqa/test,dude/val"
 SUITES = {
     "evaluate_auto.sh": ("eval_origin", None),
     "evaluate_mmniah.sh": ("eval_mm_niah", None),
@@ -198,7 +198,7 @@ def test_a_script_evaluates_its_tasks_that_have_data_into_the_folder_of_the_stri
             "longvqa": 17,
             "video": 22,
             "long_video": 19,
-            "documents": 98,
+            "documents": 99,
         }[script.removeprefix("evaluate_").removesuffix(".sh")]
     )
 

@@ -14,6 +14,7 @@ from eval.metrics import (
     anls,
     choice,
     documents,
+    dude,
     due,
     exact,
     longvideobench,
@@ -764,6 +765,12 @@ def test_document_f1():
         cases = [case for case in golden["cases"] if group in ("all", case["answer_format"])]
         rows = [(case["answer"], case["prediction"], score_published(case)) for case in cases]
         assert documents.measure_f1(rows) == pytest.approx(f1), group
+
+
+@each("dude")
+def test_dude_answers(case):
+    answer = {"texts": case["answers"], "is_list": "list" in case["answer_type"]}
+    assert dude.score(answer, case["prediction"]) == pytest.approx(case["expected"])
 
 
 @each("slidevqa")

@@ -8,6 +8,7 @@ from eval.metrics import (
     anls,
     choice,
     documents,
+    dude,
     exact,
     longvideobench,
     longvqa,
@@ -98,6 +99,12 @@ OTHER_SCORERS = {
         f"{name} {kind}": lambda response, rule=rule, kind=kind: rule("['a', 'b']", response, kind=kind)
         for name, rule in DOCUMENT_RULES.items()
         for kind in documents.FORMATS
+    },
+    **{
+        f"dude {name}": lambda response, is_list=is_list: dude.score(
+            {"texts": ["a", "b"], "is_list": is_list}, response
+        )
+        for name, is_list in (("text", False), ("list", True))
     },
     "slidevqa": lambda response: slidevqa.score({"text": "Paris", "question": "which town?"}, response),
     **{

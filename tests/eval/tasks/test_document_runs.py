@@ -18,7 +18,7 @@ from tests.warm_python import warm_python
 
 ROOT = Path(__file__).parents[3]
 # What `--tasks` names -> number of tasks.
-RUNS = {"mmlongbench/*-8k": 19, "mmlongbench_doc,longdocurl,slidevqa": 6}
+RUNS = {"mmlongbench/*-8k": 19, "mmlongbench_doc,longdocurl,slidevqa,dude": 7}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""MMLongBench-Doc, LongDocURL, SlideVQA: prompts, pages, scores by rule and after a judge's extraction."""
+"""MMLongBench-Doc, LongDocURL, SlideVQA, DUDE: prompts, pages, scores by rule and after a judge's extraction."""
 
 import json
 
@@ -10,7 +10,7 @@ from eval.core.scoring import write_scores
 from eval.tasks.pages import find_places, list_pages
 from eval.tasks.registry import find_task
 from internvl.errors import DataError
-from tests.eval.published_documents import write_longdocurl, write_mmlongbench_doc, write_slidevqa
+from tests.eval.published_documents import write_dude, write_longdocurl, write_mmlongbench_doc, write_slidevqa
 
 
 def test_pages_stand_before_the_question_in_natural_order(data_root):
@@ -143,3 +143,57 @@ def test_wrong_records_are_named(data_root, change, message):
 def test_the_pages_that_an_answer_needs_are_places_in_its_pictures():
     assert find_places([1, 3, 4, "x", 0], 3) == (0, 2)
     assert find_places([12, 14], 5, first=10) == (2, 4)
+
+
+def change_dude(root, **fields):
+    """DUDE with other fields in its row 3, the second question of the validation split."""
+    write_dude(root)
+    path = root / "DUDE/2023-03-23_DUDE_gt_test_PUBLIC.json"
+    content = json.loads(path.read_text())
+    content["data"][3] |= fields
+    path.write_text(json.dumps(content))
+
+
+def test_dude_asks_about_all_pages_of_the_validation_split(data_root):
+    write_dude(data_root.root)
+    samples = data_root.read("dude/val")
+    assert [sample.id for sample in samples] == [f"b0_{i}" for i in range(5)]
+    assert [path.name for path in samples[0].images] == [f"b0_{page}.jpg" for page in range(12)]
+    assert samples[0].prompt == (
+        "<image>\n" * 12 + "What is it, 0?\nAnswer briefly, without explanation. Separate several answers by commas. "
+        "If the answer is not in the document, answer 'Not answerable'."
+    )
+
+
+def test_dude_scores_texts_lists_and_no_answer(data_root):
+    write_dude(data_root.root)
+    responses = ["paris", "No", "light blue, red, green", "3", "It is not answerable."]
+    numbers = data_root.evaluate("dude/val", responses)["results"]["official"]
+    means = {
+        "extractive": 1,
+        "abstractive": 0,
+        "list/extractive": 2 / 3,
+        "list/abstractive": 1 / 2,
+        "not-answerable": 1,
+    }
+    assert numbers["score"] == pytest.approx(sum(means.values()) / 5)
+    assert {name: mean["score"] for name, mean in numbers["by_answer_type"].items()} == pytest.approx(means)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answers": []}, "answers is empty, expected an answer, or the answer_type not-answerable"),
+        ({"data_split": "dev"}, "expected one of train, val, test"),
+        ({"docId": "../b0"}, "leads out"),
+    ],
+)
+def test_wrong_records_of_dude_are_named(data_root, change, message):
+    change_dude(data_root.root, **change)
+    with pytest.raises(DataError, match=rf"PUBLIC\.json, row 3: .*{message}"):
+        data_root.read("dude/val")
+
+
+def test_the_document_of_dude_without_published_pages_is_left_out(data_root):
+    change_dude(data_root.root, docId="5c5a5880e6a73b4be2315d506ab0b15b")
+    assert [sample.id for sample in data_root.read("dude/val")] == ["b0_0", "b0_2", "b0_3", "b0_4"]

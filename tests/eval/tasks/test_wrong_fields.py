@@ -43,6 +43,7 @@ FILES = {
     "mmlongbench_doc/test": ("dataset/benchmark/MMLongBench-Doc/samples.json", None),
     "longdocurl/test": ("dataset/benchmark/LongDocURL/LongDocURL_public.jsonl", None),
     "slidevqa/test": ("dataset/benchmark/SlideVQA/annotations/qa/test.jsonl", None),
+    "dude/val": ("dataset/benchmark/DUDE/2023-03-23_DUDE_gt_test_PUBLIC.json", "data"),
     "longvqa/chartqa-32k": ("dataset/val/long_vqa_32k/val_long_vqa_chartqa_16_32.jsonl", None),
 }
 
