@@ -34,9 +34,8 @@ def score(answer: Answer, response: str | None) -> float:
     said = read_text(response).strip().replace("\n", "")
     if NOT_ANSWERABLE in said.lower():
         said = ""
-    if answer["is_list"]:
-        return _match(answer["texts"], said.split(", "))
-    return anls.score(answer["texts"] or [""], said)
+    golds = answer["texts"] or [""]
+    return _match(golds, said.split(", ")) if answer["is_list"] else anls.score(golds, said)
 
 
 def _match(golds: Sequence[str], saids: Sequence[str]) -> float:
