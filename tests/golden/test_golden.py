@@ -76,7 +76,7 @@ def test_every_file_is_used():
 
 
 def test_all_files_are_here():
-    assert len(list(Path(__file__).parent.glob("*.json"))) == 52
+    assert len(list(Path(__file__).parent.glob("*.json"))) == 53
 
 
 # One picture, short answers -----------------------------------------------------------------------------------------
