@@ -22,7 +22,7 @@
 #   STEPS_1        optimiser steps on contexts of 0 to 2 tiles    (500)
 #   STEPS_2        optimiser steps on contexts of 0 to 32 tiles   (1200)
 #   DIGITS         layout of the image needles                    (pair)
-#   NUM_TEST       test contexts and charts; 0: no evaluation     (200)
+#   NUM_TEST       test contexts and charts; 0: no evaluation     (200; with other DIGITS 0)
 #   PUBLISH        1: bring card, log and weights to pretrained/InternVL2-Tiny (0)
 #   NPROC          processes; a step has two rows for any number  (2)
 #   PYTHON         interpreter                                    (.venv/bin/python, else python3)
@@ -42,7 +42,7 @@ check_texts WORK OUT DATA_ROOT
 : "${STEPS_1:=500}"
 : "${STEPS_2:=1200}"
 : "${DIGITS:=pair}"
-: "${NUM_TEST:=200}"
+if [ "$DIGITS" = pair ]; then : "${NUM_TEST:=200}"; else : "${NUM_TEST:=0}"; fi
 : "${PUBLISH:=0}"
 : "${NPROC:=2}"
 choose_python "$PWD"
