@@ -21,7 +21,8 @@
 #   SEED           of weights, data and training                  (0)
 #   STEPS_1        optimiser steps on contexts of 0 to 2 tiles    (500)
 #   STEPS_2        optimiser steps on contexts of 0 to 32 tiles   (1200)
-#   NUM_TEST       test contexts and charts; 0: no evaluation     (200)
+#   DIGITS         layout of the image needles                    (pair)
+#   NUM_TEST       test contexts and charts; 0: no evaluation     (200; with other DIGITS 0)
 #   PUBLISH        1: bring card, log and weights to pretrained/InternVL2-Tiny (0)
 #   NPROC          processes; a step has two rows for any number  (2)
 #   PYTHON         interpreter                                    (.venv/bin/python, else python3)
@@ -32,6 +33,7 @@ cd "$(dirname -- "$0")/.."
 check_counts 0 SEED STEPS_1 STEPS_2 NUM_TEST
 check_counts 1 NPROC
 check_switches PUBLISH
+check_words DIGITS
 check_texts WORK OUT DATA_ROOT
 : "${WORK:=work_dirs/pretrain_tiny}"
 : "${OUT:=$WORK/InternVL2-Tiny}"
@@ -39,7 +41,8 @@ check_texts WORK OUT DATA_ROOT
 : "${SEED:=0}"
 : "${STEPS_1:=500}"
 : "${STEPS_2:=1200}"
-: "${NUM_TEST:=200}"
+: "${DIGITS:=pair}"
+if [ "$DIGITS" = pair ]; then : "${NUM_TEST:=200}"; else : "${NUM_TEST:=0}"; fi
 : "${PUBLISH:=0}"
 : "${NPROC:=2}"
 choose_python "$PWD"
@@ -56,7 +59,7 @@ run "$PYTHON" -m internvl.tools.make_tiny --out "$WORK/random" --seed "$SEED" "$
 
 step "data: $DATA_ROOT"
 run "$PYTHON" -m internvl.synth.miniature --out "$DATA_ROOT" --tokenizer "$WORK/random" --name short --seed "$SEED" \
-    --filler_sentences 0 1 --train 0-2:6500 0-32:12000 --factors 1 --num_items "$NUM_TEST"
+    --digits "$DIGITS" --filler_sentences 0 1 --train 0-2:6500 0-32:12000 --factors 1 --num_items "$NUM_TEST"
 run "$PYTHON" -m internvl.synth.miniature.charts --out "$DATA_ROOT" --tokenizer "$WORK/random" --name short --seed "$SEED" \
     --num_test "$NUM_TEST"
 merge='import json, sys; out, *parts = sys.argv[1:]

@@ -26,10 +26,14 @@ QUESTIONS = {
     "mm_niah/retrieval-text-test": "text",
     "mm_niah/retrieval-image-test": "first digit",
     "mm_niah/reasoning-image-test": "second digit",
+    "mm_niah/retrieval-image-order-test": "first or second digit",
+    "mm_niah/reasoning-image-sides-test": "left or right digit",
 }
-DIGITS = ("first digit", "second digit")
-# What tables and figures show. Both digit questions need the order of visual tokens, so they are averaged.
-GROUPS = {"text": ("text",), "digits": DIGITS}
+DIGITS = ("first digit", "second digit")  # of a pair
+CORNERS = ("first or second digit", "left or right digit")  # of two in opposite corners
+# What tables and figures show. Both questions about a pair need the order of visual tokens, so they are averaged.
+GROUPS = {"text": ("text",), "digits": DIGITS, "order": CORNERS[:1], "sides": CORNERS[1:]}
+OWN = "own"  # the evaluation that asks with the positions of the training
 _PLACE = re.compile(r"seed_(?P<seed>\d+)/(?P<method>[^/]+)/evaluations/(?P<evaluation>[^/]+)/mm_niah/[^/]+/[^/]+")
 
 
@@ -195,7 +199,7 @@ def list_settings(cells: Iterable[Cell]) -> list[tuple[str, str]]:
 
 
 def _rank_evaluation(evaluation: str) -> tuple[float, str]:
-    """`default` first, then strides from large to small; one without options before those with."""
+    """`default` and `own` first, then strides from large to small; one without options before those with."""
     position, _, options = evaluation.partition("+")
     if not position.startswith("stride_"):
         return -math.inf, options
@@ -208,16 +212,23 @@ def list_lengths(cells: Iterable[Cell]) -> list[int]:
     return sorted({cell.length for cell in cells})
 
 
+def list_groups(cells: Iterable[Cell]) -> list[str]:
+    """The groups of questions that cells are of, in the order of `GROUPS`."""
+    asked = {cell.question for cell in cells}
+    return [group for group, questions in GROUPS.items() if asked & set(questions)]
+
+
 def measure_digits(folder: Path) -> dict[str, float]:
     """Accuracy of the image questions at length 1x in `.../seed_SEED/METHOD/evaluations/EVALUATION`.
 
-    Raises EvalError if the folder does not hold both questions at that length.
+    Raises EvalError if the folder does not hold both questions of a layout at that length.
     """
     found = {}
     for path in sorted(folder.rglob(SCORES_NAME)):
         for cell in _read_cells(path, 0, "", ""):
-            if cell.length == 1 and cell.question in DIGITS:
+            if cell.length == 1 and cell.question != "text":
                 found[cell.question] = cell.score
-    if set(found) != set(DIGITS):
-        raise EvalError(f"{folder} has {sorted(found)} at length 1x, expected {' and '.join(DIGITS)}")
-    return {question: found[question] for question in DIGITS}
+    if set(found) not in map(set, (DIGITS, CORNERS)):
+        expected = ", or ".join(" and ".join(questions) for questions in (DIGITS, CORNERS))
+        raise EvalError(f"{folder} has {sorted(found)} at length 1x, expected {expected}")
+    return {question: found[question] for question in (*DIGITS, *CORNERS) if question in found}

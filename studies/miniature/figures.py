@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from eval.core.output import write_result
 from eval.core.result import DepthGrid
 from eval.report.plots import draw_band_panels, draw_band_plot, draw_heatmap, encode_png
-from studies.miniature.cells import GROUPS, Cell, list_lengths, list_settings, select_cells, summarise
+from studies.miniature.cells import GROUPS, OWN, Cell, list_lengths, list_settings, select_cells, summarise
 from studies.miniature.tables import TITLES
 
 # METHOD@EVALUATION
@@ -27,10 +27,11 @@ HEATMAPS = ("default@default", "default@stride_1-16", "rnd_image@stride_1-16")
 def make_figures(
     cells: Sequence[Cell], stem: str, *, lines: Sequence[str] = LINES, heatmaps: Sequence[str] = HEATMAPS
 ) -> dict[str, Figure]:
-    """Figures `STEM_GROUP`, `STEM_GROUP_by_method` and `STEM_GROUP_depth_METHOD@EVALUATION`.
+    """Figures `STEM_GROUP`, `STEM_GROUP_by_method`, `STEM_GROUP_own` and `STEM_GROUP_depth_METHOD@EVALUATION`.
 
-    The second has a panel per method and a line per evaluation without options. `lines` and `heatmaps` are
-    `METHOD@EVALUATION`; those without cells are left out.
+    The second has a panel per method and a line per evaluation without options, the third a panel per evaluation with
+    own positions (`own`, `own+yarn-16`, ...) and a line per method. `lines` and `heatmaps` are `METHOD@EVALUATION`;
+    those without cells are left out.
     """
     there = {f"{method}@{evaluation}": (method, evaluation) for method, evaluation in list_settings(cells)}
     figures: dict[str, Figure] = {}
@@ -42,7 +43,10 @@ def make_figures(
             figures[f"{stem}_{group}"] = _draw_lines(drawn, title=TITLES[group])
         panels = _group_by_method(cells, questions)
         if panels:
-            figures[f"{stem}_{group}_by_method"] = _draw_panels(panels, title=TITLES[group])
+            figures[f"{stem}_{group}_by_method"] = _draw_panels(panels, title=f"{TITLES[group]}: asked with")
+        panels = _group_by_own_evaluation(cells, questions)
+        if panels:
+            figures[f"{stem}_{group}_own"] = _draw_panels(panels, title=f"{TITLES[group]}: trained with")
         for name in heatmaps:
             members = _select(cells, questions, there[name]) if name in there else []
             if members:
@@ -75,24 +79,31 @@ def _draw_lines(lines: Mapping[str, Sequence[Cell]], *, title: str) -> Figure:
 
 
 def _group_by_method(cells: Sequence[Cell], questions: Sequence[str]) -> dict[str, dict[str, Sequence[Cell]]]:
-    """Method -> evaluation without options -> its cells."""
+    """Title of a method -> evaluation without options -> its cells."""
     panels: dict[str, dict[str, Sequence[Cell]]] = {}
     for method, evaluation in list_settings(cells):
         members = _select(cells, questions, (method, evaluation))
-        if members and "+" not in evaluation:
-            panels.setdefault(method, {})[evaluation] = members
+        if members and "+" not in evaluation and evaluation != OWN:
+            panels.setdefault(f"trained with {method}", {})[evaluation] = members
+    return panels
+
+
+def _group_by_own_evaluation(cells: Sequence[Cell], questions: Sequence[str]) -> dict[str, dict[str, Sequence[Cell]]]:
+    """Title of an evaluation with own positions -> method -> its cells."""
+    panels: dict[str, dict[str, Sequence[Cell]]] = {}
+    for method, evaluation in list_settings(cells):
+        members = _select(cells, questions, (method, evaluation))
+        if members and evaluation.partition("+")[0] == OWN:
+            panels.setdefault(f"asked with {evaluation}", {})[method] = members
     return panels
 
 
 def _draw_panels(panels: Mapping[str, Mapping[str, Sequence[Cell]]], *, title: str) -> Figure:
     members = [cell for lines in panels.values() for cells in lines.values() for cell in cells]
     return draw_band_panels(
-        {
-            f"trained with {method}": {name: _draw_points(cells) for name, cells in lines.items()}
-            for method, lines in panels.items()
-        },
+        {panel: {name: _draw_points(cells) for name, cells in lines.items()} for panel, lines in panels.items()},
         labels=[f"{length}x" for length in list_lengths(members)],
-        title=f"{title}: asked with",
+        title=title,
         xlabel=XLABEL,
     )
 

@@ -5,6 +5,8 @@
 #   sh studies/miniature/run.sh --quick          # one seed, two methods; minutes
 #   SEEDS="0 1" METHODS="default rnd_image" sh studies/miniature/run.sh
 #   sh studies/miniature/run.sh                  # everything; hours
+#   sh studies/miniature/run.sh --schemes        # positions on one axis and on several, with and without YaRN; hours
+#   sh studies/miniature/run.sh --schemes --quick
 #   sh studies/miniature/run.sh --dry-run        # prints the commands and runs nothing
 #
 # Every step whose result file exists is skipped and an interrupted evaluation continues: start it again at any time, or with
@@ -18,21 +20,24 @@
 #   WORK/seed_S/METHOD/evaluations/EVALUATION        answers, scores, heat-maps
 #   WORK/seed_S/index.html                           report page of the seed
 #   WORK/index.html                                  tables and figures of all seeds, with links to their pages
-#   WORK/miniature.json, WORK/figures                the same as data and files (studies/miniature)
+#   WORK/miniature.json, WORK/figures                the same as data and files (studies/miniature); with --schemes
+#                                                    miniature_schemes.json
 #
 # Methods: stage1 (no fine-tune), default (the control), rnd_image and rnd_sample (v2pe_rnd, a stride per image or per
 # sample), fix_STRIDE (v2pe_fix), theta_BASE (the control with another rotary base in both stages), axes_VERSION (positions
 # on several axes, such as axes_mrope) and axes_VERSION_stride_STRIDE (with V2PE's step on the axis of time).
-# Evaluations: default or stride_N or stride_1-N (N positions a tile, or 1/N; a tile has 4 visual tokens), or axes_VERSION
-# and axes_VERSION_stride_N or _stride_1-N, then any of
+# Evaluations: own (the positions of the training; of rnd_image and rnd_sample stride_1-16), default, stride_N or stride_1-N
+# (N positions a tile, or 1/N; a tile has 4 visual tokens), axes_VERSION, axes_VERSION_stride_N or _stride_1-N, then any of
 # +dynamic-F +linear-F +yarn-F (rope scaling by F), +logn-N (log-n scaling for N tokens of training), +bf16 (rotary tables
 # rounded to bfloat16) and +text-N (at 16x, N filler sentences in every context, not one). `default` has no rope scaling.
 #
 # Environment:
-#   WORK          folder of everything                             (work_dirs/miniature, with --quick miniature_quick)
+#   WORK          folder of everything       (work_dirs/miniature, with --schemes miniature_schemes; --quick adds _quick)
 #   SEEDS         of weights, training data and training           (0 1 2 3 4; quick: 0)
-#   METHODS       see above                (stage1 default rnd_image rnd_sample fix_0.25 fix_0.0625; quick: two of them)
-#   EVALUATIONS   of every method                                  (default stride_1 stride_1-4 stride_1-16)
+#   DIGITS        layout of the image needles                      (pair; with --schemes corners)
+#   METHODS       see above                (stage1 default rnd_image rnd_sample fix_0.25 fix_0.0625; quick: two of them;
+#                 with --schemes seven schemes; quick: three)
+#   EVALUATIONS   of every method              (default stride_1 stride_1-4 stride_1-16; with --schemes own own+yarn-16)
 #   BASELINES     further ones of the method default               (rope scalings, log-n)
 #   ABLATIONS     further ones of the methods default, rnd_image   (V2PE with YaRN and log-n, bf16 tables, text share)
 #   ABLATION_METHODS  further methods                              (theta_1e6)
@@ -51,19 +56,30 @@
 set -eu
 . "$(dirname -- "$0")/../../shell/prelude.sh"
 
-case ${1:-} in
-    '') quick=0 ;;
-    --quick) quick=1 ;;
-    *) die "$(show "$1") is not known, expected --quick, --dry-run, --help or nothing" ;;
-esac
+quick=0
+study=miniature
+for flag in "$@"; do
+    case $flag in
+        --quick) quick=1 ;;
+        --schemes) study=miniature_schemes ;;
+        *) die "$(show "$flag") is not known, expected --quick, --schemes, --dry-run, --help or nothing" ;;
+    esac
+done
 cd "$(dirname -- "$0")/../.."
 
+if [ "$quick" -eq 1 ]; then : "${WORK:=work_dirs/${study}_quick}"; fi
+if [ "$study" = miniature_schemes ]; then
+    if [ "$quick" -eq 1 ]; then : "${METHODS=default rnd_image axes_mrope}"; fi
+    : "${METHODS=default rnd_image fix_0.25 axes_mrope axes_mrope_interleaved axes_mrope_stride_0.25 axes_videorope}"
+    : "${DIGITS:=corners}" "${EVALUATIONS=own own+yarn-16}" "${BASELINES=}" "${ABLATIONS=}" "${ABLATION_METHODS=}"
+fi
 if [ "$quick" -eq 1 ]; then
-    : "${WORK:=work_dirs/miniature_quick}" "${SEEDS=0}" "${METHODS=default rnd_image}"
+    : "${SEEDS=0}" "${METHODS=default rnd_image}"
     : "${EVALUATIONS=default stride_1-16}" "${BASELINES=}" "${ABLATIONS=}" "${ABLATION_METHODS=}"
     : "${LENGTHS:=1 4 16}" "${STAGE1_STEPS:=500 800}" "${STAGE2_STEPS:=400}" "${MAX_ROUNDS:=1}"
 fi
-: "${WORK:=work_dirs/miniature}"
+: "${WORK:=work_dirs/$study}"
+: "${DIGITS:=pair}"
 : "${SEEDS=0 1 2 3 4}"
 : "${METHODS=stage1 default rnd_image rnd_sample fix_0.25 fix_0.0625}"
 : "${ABLATION_METHODS=theta_1e6}"
@@ -91,7 +107,7 @@ if [ "$JOBS" -gt 1 ]; then : "${NPROC:=1}"; else : "${NPROC:=2}"; fi
 if [ -n "$dry_run" ]; then JOBS=1; fi # one list of commands
 choose_python "$PWD"
 BATCH_SIZE=2 # rows per optimiser step, whatever NPROC is
-export PYTHON NPROC BATCH_SIZE
+export PYTHON NPROC BATCH_SIZE DIGITS
 export TOKENIZERS_PARALLELISM=false TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore
 # The environment may set these for single runs; here they are what a method says.
 unset OUT STRIDE TASKS MODEL_PATH META_PATH OUTPUT_DIR ROPE_POS_ID_VERSION RANDOM_STRIDES DATA_ORDER MAX_STEPS \
@@ -117,7 +133,7 @@ make_test() { # folder, seed, filler sentences, items, lengths
     # Lists of words on purpose, here and below.
     # shellcheck disable=SC2086
     run "$PYTHON" -m internvl.synth.miniature --out "$1" --tokenizer "$WORK/tokenizer" --name study --seed "$2" \
-        --filler_sentences "$3" "$3" --train --num_items "$4" --factors $5
+        --digits "$DIGITS" --filler_sentences "$3" "$3" --train --num_items "$4" --factors $5
 }
 
 # Train unless it is done; an interrupted training starts again from the beginning.
@@ -131,9 +147,19 @@ train() { # folder, VARIABLE=VALUE..., sh, script, flags...
     fi
 }
 
-flags_of() { # evaluation
+own_position() { # method; prints the name of the positions that it was trained with
+    case $1 in
+        rnd_*) echo stride_1-16 ;;
+        fix_*) echo "stride_${1#fix_}" ;;
+        axes_*) echo "$1" ;;
+        *) echo default ;;
+    esac
+}
+
+flags_of() { # evaluation, method
     position=${1%%+*}
     rest=${1#"$position"}
+    if [ "$position" = own ]; then position=$(own_position "$2"); fi
     scaling=
     case $position in
         default)
@@ -148,7 +174,7 @@ flags_of() { # evaluation
                 *_stride_*) flags="$flags --rope_pos_id_stride $(echo "${version##*_stride_}" | tr - /)" ;;
             esac
             ;;
-        *) die "evaluation $1: $position is not known, expected default, stride_N, stride_1-N or axes_VERSION" ;;
+        *) die "evaluation $1: $position is not known, expected own, default, stride_N, stride_1-N or axes_VERSION" ;;
     esac
     root=$WORK/data
     module=eval.run
@@ -187,8 +213,11 @@ evaluate() { # checkpoint, result folder, data root, module, flags...
     run touch "$out/done"
 }
 
-all_questions=mm_niah/retrieval-text-test,mm_niah/retrieval-image-test,mm_niah/reasoning-image-test
-digit_questions=mm_niah/retrieval-image-test,mm_niah/reasoning-image-test
+case $DIGITS in
+    corners) digit_questions=mm_niah/retrieval-image-order-test,mm_niah/reasoning-image-sides-test ;;
+    *) digit_questions=mm_niah/retrieval-image-test,mm_niah/reasoning-image-test ;;
+esac
+all_questions=mm_niah/retrieval-text-test,$digit_questions
 
 made= # the last one; a dry run leaves no folder
 # Stage 1: rounds of training with ordinary positions until both digits are read at 1x.
@@ -269,7 +298,7 @@ for method in $METHODS $ABLATION_METHODS; do
         *) die "method $method is not known (see --help)" ;;
     esac
 done
-for evaluation in $EVALUATIONS $BASELINES $ABLATIONS; do flags_of "$evaluation"; done
+for evaluation in $EVALUATIONS $BASELINES $ABLATIONS; do flags_of "$evaluation" default; done
 
 make_tests() {
     step "test data: $WORK/data, $WORK/gate"
@@ -294,7 +323,7 @@ study_seed() {
     step "seed $seed: training data of stage 2: $data_root"
     # shellcheck disable=SC2086
     run "$PYTHON" -m internvl.synth.miniature --out "$data_root" --tokenizer "$WORK/tokenizer" --name study_long \
-        --seed "$seed" --filler_sentences 0 1 --train $STAGE2_DATA --num_items 0
+        --seed "$seed" --digits "$DIGITS" --filler_sentences 0 1 --train $STAGE2_DATA --num_items 0
     case " $ABLATION_SEEDS " in
         *" $seed "*) ablated=1 ;;
         *) ablated=0 ;;
@@ -313,7 +342,7 @@ study_seed() {
             1default | 1rnd_image) further="$further $ABLATIONS" ;;
         esac
         for evaluation in $EVALUATIONS $further; do
-            flags_of "$evaluation"
+            flags_of "$evaluation" "$method"
             out=$home/$method/evaluations/$evaluation
             step "seed $seed, $method, asked with $evaluation: $out"
             # shellcheck disable=SC2086
@@ -346,10 +375,10 @@ fi
 if [ -z "$SEEDS" ]; then exit 0; fi
 
 step "tables and figures of what is finished in $WORK"
-run "$PYTHON" -m studies.miniature collect "$WORK" --out "$WORK/miniature.json"
-run "$PYTHON" -m studies.miniature draw "$WORK/miniature.json" --out "$WORK/figures"
-run "$PYTHON" -m studies.miniature tables "$WORK/miniature.json"
+run "$PYTHON" -m studies.miniature collect "$WORK" --out "$WORK/$study.json"
+run "$PYTHON" -m studies.miniature draw "$WORK/$study.json" --out "$WORK/figures"
+run "$PYTHON" -m studies.miniature tables "$WORK/$study.json"
 echo
-run "$PYTHON" -m studies.miniature page "$WORK/miniature.json" --out "$WORK/index.html"
-echo "data    $WORK/miniature.json"
+run "$PYTHON" -m studies.miniature page "$WORK/$study.json" --out "$WORK/index.html"
+echo "data    $WORK/$study.json"
 echo "$(($(date +%s) - start)) s"

@@ -7,9 +7,24 @@ from dataclasses import dataclass, replace
 
 from internvl import markdown
 from internvl.errors import EvalError
-from studies.miniature.cells import DIGITS, GROUPS, Cell, list_lengths, list_settings, select_cells, summarise
+from studies.miniature.cells import (
+    DIGITS,
+    GROUPS,
+    OWN,
+    Cell,
+    list_groups,
+    list_lengths,
+    list_settings,
+    select_cells,
+    summarise,
+)
 
-TITLES = {"text": "word of a sentence", "digits": "first and second digit of a picture"}
+TITLES = {
+    "text": "word of a sentence",
+    "digits": "first and second digit of a picture",
+    "order": "first or second digit, in opposite corners",
+    "sides": "left or right digit, in opposite corners",
+}
 LONG = 16  # length of the tables by seed
 SMALL_STRIDE = "stride_1-16"
 CONTROL, TRAINED = "default", "rnd_image"
@@ -36,6 +51,7 @@ def build_tables(cells: Sequence[Cell]) -> list[Table]:
         tabulate_words(cells),
         *(tabulate_matrix(cells, group) for group in GROUPS),
         tabulate_effects(cells),
+        tabulate_schemes(cells),
         *(_tabulate_settings(cells, group, usual, TITLES[group]) for group in GROUPS),
         *(_tabulate_settings(cells, group, further, f"{TITLES[group]}, further evaluations") for group in GROUPS),
     ]
@@ -122,26 +138,55 @@ def tabulate_matrix(cells: Sequence[Cell], group: str) -> Table:
         f"{TITLES[group]}: training against inference positions",
         f"at {at_lengths}; mean over {num_seeds} seeds, else their number in brackets",
         ("trained with", *(f"asked with `{name}`" for name in evaluations)),
-        tuple(rows) if len(methods) > 1 and lengths else (),
+        tuple(rows) if len(methods) > 1 and len(evaluations) > 1 and lengths else (),
     )
 
 
 def tabulate_effects(cells: Sequence[Cell]) -> Table:
     """What options (`+...`) change: asked with them minus asked without, over the seeds that have both."""
-    columns = [(group, length) for group in GROUPS for length in _list_compared(cells)]
-    rows = []
-    for method, evaluation in list_settings(cells):
-        if "+" in evaluation:
-            gains = [_list_gains(cells, method, evaluation, GROUPS[group], length) for group, length in columns]
-            num_seeds = max(map(len, gains), default=0)
-            if num_seeds:
-                rows.append((f"`{method}`", f"`{evaluation}`", str(num_seeds), *map(_format_gains, gains)))
+    pairs = [
+        ((method, evaluation), (method, evaluation.partition("+")[0]))
+        for method, evaluation in list_settings(cells)
+        if "+" in evaluation
+    ]
+    head, rows = _tabulate_gains(cells, pairs)
     return Table(
         "what an option changes",
         "asked with it minus asked without it; mean over seeds, worst to best seed",
-        ("trained with", "asked with", "seeds", *(f"{group} {length}x" for group, length in columns)),
-        tuple(rows),
+        ("trained with", "asked with", *head),
+        tuple((f"`{method}`", f"`{evaluation}`", *row) for ((method, evaluation), _), row in rows),
     )
+
+
+def tabulate_schemes(cells: Sequence[Cell]) -> Table:
+    """What other positions change, each asked with its own: against the control, and a stride against none."""
+    methods = [method for method, evaluation in list_settings(cells) if evaluation == OWN]
+    bases = [(method, CONTROL) for method in methods if method != CONTROL]
+    bases += [(method, method.partition("_stride_")[0]) for method in methods if "_stride_" in method]
+    head, rows = _tabulate_gains(cells, [((method, OWN), (base, OWN)) for method, base in bases])
+    return Table(
+        "what other positions change",
+        f"the first minus the second, both asked with `{OWN}`; mean over seeds, worst to best seed",
+        ("trained with", "minus", *head),
+        tuple((f"`{method}`", f"`{base}`", *row) for ((method, _), (base, _)), row in rows),
+    )
+
+
+Setting = tuple[str, str]  # method, evaluation
+
+
+def _tabulate_gains(
+    cells: Sequence[Cell], pairs: Sequence[tuple[Setting, Setting]]
+) -> tuple[list[str], list[tuple[tuple[Setting, Setting], tuple[str, ...]]]]:
+    """First settings minus second ones, of the pairs that seeds have both of: the columns' names, then rows by pair."""
+    columns = [(group, length) for group in list_groups(cells) for length in _list_compared(cells)]
+    rows = []
+    for pair in pairs:
+        gains = [_list_gains(cells, *pair, GROUPS[group], length) for group, length in columns]
+        num_seeds = max(map(len, gains), default=0)
+        if num_seeds:
+            rows.append((pair, (str(num_seeds), *map(_format_gains, gains))))
+    return ["seeds", *(f"{group} {length}x" for group, length in columns)], rows
 
 
 def _list_compared(cells: Sequence[Cell]) -> list[int]:
@@ -149,16 +194,17 @@ def _list_compared(cells: Sequence[Cell]) -> list[int]:
 
 
 def _list_gains(
-    cells: Sequence[Cell], method: str, evaluation: str, questions: Sequence[str], length: int
+    cells: Sequence[Cell], changed: Setting, plain: Setting, questions: Sequence[str], length: int
 ) -> list[float]:
-    """Accuracy with the options of an evaluation minus that without them, by seed."""
+    """Accuracy of one setting minus that of another, by seed."""
 
-    def score(name: str) -> Mapping[int, Mapping[str, float]]:
-        found = select_cells(cells, questions=questions, method=method, evaluation=name, length=length)
-        return _score_by_seed(found, (method,))
+    def score(setting: Setting) -> Mapping[int, float]:
+        method, evaluation = setting
+        found = select_cells(cells, questions=questions, method=method, evaluation=evaluation, length=length)
+        return {seed: scores[method] for seed, scores in _score_by_seed(found, (method,)).items()}
 
-    changed, plain = score(evaluation), score(evaluation.partition("+")[0])
-    return [changed[seed][method] - plain[seed][method] for seed in sorted(changed.keys() & plain.keys())]
+    after, before = score(changed), score(plain)
+    return [after[seed] - before[seed] for seed in sorted(after.keys() & before.keys())]
 
 
 def _tabulate_settings(cells: Sequence[Cell], group: str, settings: Sequence[tuple[str, str]], title: str) -> Table:

@@ -24,6 +24,7 @@ from studies.miniature.tables import (
     tabulate_effects,
     tabulate_gain,
     tabulate_matrix,
+    tabulate_schemes,
     tabulate_words,
     update_page,
 )
@@ -31,6 +32,7 @@ from studies.miniature.tables import (
 REPOSITORY = Path(__file__).parents[2]
 RESULTS = sorted((REPOSITORY / "docs" / "results").glob("miniature*.json"))
 TASKS = {"text": "retrieval-text-test", "first digit": "retrieval-image-test", "second digit": "reasoning-image-test"}
+TASKS |= {"first or second digit": "retrieval-image-order-test", "left or right digit": "reasoning-image-sides-test"}
 EDGES = sorted(LENGTHS)
 
 
@@ -228,6 +230,41 @@ def test_the_effect_of_an_option_is_that_on_the_same_models():
     assert not tabulate_effects(cells[:3]).rows
 
 
+def test_other_positions_are_compared_with_the_control_and_a_stride_with_none():
+    asked = {"evaluation": "own", "question": "left or right digit"}
+    cells = [
+        *(cell(seed, 0.25, **asked) for seed in (0, 1)),
+        *(cell(seed, 0.5 + 0.25 * seed, method="axes_mrope", **asked) for seed in (0, 1)),
+        cell(1, 1.0, method="axes_mrope_stride_0.25", **asked),
+        cell(1, 1.0, method="fix_0.25", evaluation="own+yarn-16", question="left or right digit"),
+    ]
+    table = tabulate_schemes(cells)
+    assert table.head == ("trained with", "minus", "seeds", "sides 16x")
+    assert table.rows == (
+        ("`axes_mrope`", "`default`", "2", "+0.38 (+0.25..+0.50)"),
+        ("`axes_mrope_stride_0.25`", "`default`", "1", "+0.75"),
+        ("`axes_mrope_stride_0.25`", "`axes_mrope`", "1", "+0.25"),
+    )
+
+
+def test_order_and_sides_have_tables_and_figures_of_their_own():
+    cells = [
+        cell(0, score, method=method, evaluation=evaluation, question=question)
+        for score, question in ((0.75, "first or second digit"), (0.5, "left or right digit"))
+        for method in ("default", "axes_mrope")
+        for evaluation in ("own", "own+yarn-16")
+    ]
+    text = format_tables(cells)
+    assert "**left or right digit, in opposite corners** (mean over seeds" in text
+    assert "| `axes_mrope` | `own` | 1 | 0.750 |" in text
+    assert "| `axes_mrope` | `own` | 1 | 0.500 |" in text
+    assert "training against inference positions" not in text  # all are asked with their own
+    figures = make_figures(cells, "study", lines=(), heatmaps=())
+    assert list(figures) == ["study_order_own", "study_sides_own"]
+    panels = figures["study_sides_own"].axes
+    assert [axes.get_title() for axes in panels] == ["asked with own", "asked with own+yarn-16"]
+
+
 def test_a_table_in_markdown():
     table = tabulate_gain([])
     assert format_table(table).splitlines() == [
@@ -284,6 +321,13 @@ def test_a_goal_is_reached_when_both_digits_are(tmp_path, capsys, second, code):
     write_scores(tmp_path, "second digit", {1: second})
     assert main(["check", str(tmp_path), "--goal", "0.95"]) == code
     assert f"second digit {second:.3f} at 1x; goal 0.95" in capsys.readouterr().out
+
+
+def test_a_goal_of_opposite_corners_is_that_of_order_and_side(tmp_path, capsys):
+    write_scores(tmp_path, "first or second digit", {1: 1.0})
+    write_scores(tmp_path, "left or right digit", {1: 0.9})
+    assert main(["check", str(tmp_path), "--goal", "0.95"]) == 1
+    assert "left or right digit 0.900 at 1x" in capsys.readouterr().out
 
 
 def test_a_goal_needs_both_digits(tmp_path, capsys):

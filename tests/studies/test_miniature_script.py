@@ -84,6 +84,38 @@ def test_quick_trains_a_control_and_v2pe_and_asks_both(study, tmp_path):
     assert all(options.length_bins == (100, 250, 450, 800, 1600, 3200) for options in asked)
 
 
+def test_schemes_are_trained_from_one_stage_1_and_asked_with_their_own_positions_and_yarn(study, tmp_path):
+    commands = study("--schemes", "--quick")
+    *first, control, v2pe, mrope = of_training(commands)
+    assert {run.data.rope_pos_id_version for run in first} == {"default"}
+    assert [run.data.rope_pos_id_version for run in (control, v2pe, mrope)] == ["default", "v2pe_rnd", "mrope"]
+    assert {run.model.model_name_or_path for run in (control, v2pe, mrope)} == {f"{tmp_path}/work/seed_0/stage1"}
+    built = of_module(commands, "internvl.synth.miniature")
+    assert {words[words.index("--digits") + 1] for words in built} == {"corners"}
+    asked = [parse_options(words) for words in of_module(commands, "eval.run")][1:]
+    assert [options.out.name for options in asked] == ["own", "own+yarn-16"] * 3
+    settings = [options.settings for options in asked]
+    assert [(own.rope_pos_id_version, own.rope_pos_id_stride) for own in settings] == [
+        *[("default", None)] * 2,
+        *[("v2pe_fix", 1 / 16)] * 2,
+        *[("mrope", None)] * 2,
+    ]
+    assert [str(own.rope_scaling) for own in settings] == ["none", "yarn:16", "None", "yarn:16", "None", "yarn:16"]
+    assert {options.tasks for options in asked} == {
+        "mm_niah/retrieval-text-test,mm_niah/retrieval-image-order-test,mm_niah/reasoning-image-sides-test"
+    }
+    (collected,) = [words for words in commands if "collect" in words]
+    assert collected[-1] == f"{tmp_path}/work/miniature_schemes.json"
+
+
+def test_own_positions_of_a_stride_are_that_stride(study):
+    names = {"EVALUATIONS": "own", "BASELINES": "", "ABLATIONS": ""}
+    commands = study(SEEDS="0", METHODS="fix_0.25 axes_mrope_stride_0.25", **names)
+    fixed, mrope = (parse_options(words).settings for words in of_module(commands, "eval.run")[-2:])
+    assert (fixed.rope_pos_id_version, fixed.rope_pos_id_stride) == ("v2pe_fix", 0.25)
+    assert (mrope.rope_pos_id_version, mrope.rope_pos_id_stride) == ("mrope", 0.25)
+
+
 def test_what_is_finished_is_not_run_again(study):
     study("--quick")
     commands = study("--quick")

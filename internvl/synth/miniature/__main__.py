@@ -18,6 +18,7 @@ from pathlib import Path
 
 from internvl.command import command
 from internvl.synth.command import make_data_root_parser, read_spec, run_builder
+from internvl.synth.miniature.digit_layouts import LAYOUTS
 from internvl.synth.miniature.miniature_set import BUILDER, MiniatureSpec, build_miniature
 from internvl.synth.miniature.training_records import TrainFile
 from internvl.synth.model_reader import load_model_reader
@@ -42,6 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("contexts").add_argument
     add("--filler_sentences", dest="num_filler_sentences", type=int, nargs=2, default=(1, 2),
         metavar=("LEAST", "MOST"), help="sentences of other text per context (default: 1 2)")  # fmt: skip
+    add("--digits", choices=tuple(LAYOUTS), default="pair",
+        help="layout of the image needles: side by side, or in opposite corners, where left and right are asked for "
+        "too (default: %(default)s)")  # fmt: skip
     add("--max_dynamic_patch", dest="max_num", type=int, default=64,
         help="most tiles per image (default: %(default)s)")  # fmt: skip
     add("--tiles_per_pool", type=int, default=96,

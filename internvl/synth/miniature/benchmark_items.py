@@ -1,12 +1,14 @@
 """Test items of the miniature set in MM-NIAH's form, at several lengths, with depths spread evenly.
 
-Every context is asked three questions, one per task file:
+Every context is asked three questions, one per task file (digit_layouts.py):
 
-    retrieval-text    the value of one text needle
-    retrieval-image   the first digit of the image needle
-    reasoning-image   its second digit
+    retrieval-text         the value of one text needle
+    retrieval-image        the first digit of the image needle
+    reasoning-image        its second digit
+    retrieval-image-order  in another layout, the first digit or the second
+    reasoning-image-sides  the left digit or the right one
 
-Both image tasks need the order of visual tokens. Lengths are counted with the model's tokenizer and tile counts, so
+All image tasks need the places of visual tokens. Lengths are counted with the model's tokenizer and tile counts, so
 `context_length` is what the model really reads.
 """
 
@@ -17,10 +19,11 @@ from random import Random
 from internvl.errors import ConfigError
 from internvl.synth.contexts import PieceCounter
 from internvl.synth.forms import Record, write_item, write_lengths
+from internvl.synth.miniature.digit_layouts import PAIR, DigitLayout
 from internvl.synth.miniature.tile_contexts import ContextMaker, Needle, TextNeedle, TileContext
 from internvl.synth.questions import Question
 
-TASKS = ("retrieval-text", "retrieval-image", "reasoning-image")
+TEXT_TASK = "retrieval-text"
 NUM_DEPTHS = 5
 _MAX_TRIES = 1000
 
@@ -32,6 +35,7 @@ class BenchmarkSpec:
     base_tiles: int  # haystack tiles at length factor 1
     factors: tuple[int, ...]
     num_items: int  # contexts per length; every task asks each of them once
+    layout: DigitLayout = PAIR  # of the digits in an image needle
 
 
 def draw_items(
@@ -42,9 +46,11 @@ def draw_items(
         for number in range(spec.num_items):
             fifths = (number % NUM_DEPTHS, (number // NUM_DEPTHS + number) % NUM_DEPTHS)
             context, target = _draw_context(spec.base_tiles * factor, fifths, maker, counter, rng)
-            questions = (context.ask_for_value(target), context.ask_for_digit(0), context.ask_for_digit(1))
+            questions = {TEXT_TASK: context.ask_for_value(target)}
+            for task, words in spec.layout.tasks.items():
+                questions[task] = context.ask_for_digit(words[number % len(words)])
             items = {}
-            for task, question in zip(TASKS, questions, strict=True):
+            for task, question in questions.items():
                 items[task] = _write_item(f"{task}-{factor}x-{number:04d}", context, question, counter)
                 items[task]["meta"]["length_factor"] = factor
             yield items

@@ -3,6 +3,7 @@
 1,400 digits are for training and 397 for testing; the split is fixed and does not depend on any seed.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from random import Random
@@ -13,6 +14,7 @@ from PIL import Image
 
 from internvl.errors import MissingDependencyError
 from internvl.synth.forms import Split
+from internvl.synth.miniature.grids import Cell, Grid
 
 NUM_TRAIN = 1400
 
@@ -40,10 +42,10 @@ def load_digits(split: Split) -> tuple[Digit, ...]:
     return tuple(Digit(pixels[index], int(bunch.target[index])) for index in chosen)
 
 
-def draw_pair(first: Digit, second: Digit, *, tile: int) -> Image.Image:
-    """Two digits side by side, each filling one tile: a grey image of 2 * tile x tile pixels."""
-    image = Image.new("L", (2 * tile, tile))
-    for column, digit in enumerate((first, second)):
+def draw_digits(placed: Mapping[Cell, Digit], grid: Grid, *, tile: int) -> Image.Image:
+    """Digits that fill a tile each, by (column, row), on a black and grey image of `grid` (columns, rows) tiles."""
+    image = Image.new("L", (grid[0] * tile, grid[1] * tile))
+    for (column, row), digit in placed.items():
         scaled = Image.fromarray(digit.pixels).resize((tile, tile), Image.Resampling.BILINEAR)
-        image.paste(scaled, (column * tile, 0))
+        image.paste(scaled, (column * tile, row * tile))
     return image

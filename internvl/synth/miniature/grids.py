@@ -12,7 +12,8 @@ from random import Random
 from internvl.data.tiling import choose_grid
 from internvl.errors import ConfigError
 
-Grid = tuple[int, int]
+Grid = tuple[int, int]  # (columns, rows)
+Cell = tuple[int, int]  # (column, row) of a tile
 MAX_ASPECT = 3.0
 # Side of a tile in the file, relative to the model's. At full size a 3 x 3 image would be tiled 4 x 4: of two grids
 # with the same aspect ratio the larger wins when the image has more than half of its pixels. Then 0.8 is right.

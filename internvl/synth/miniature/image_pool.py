@@ -13,29 +13,36 @@ from tqdm import tqdm
 from internvl.errors import ConfigError
 from internvl.synth.contexts import Piece
 from internvl.synth.forms import Split
-from internvl.synth.miniature.digits import Digit, draw_pair, load_digits
-from internvl.synth.miniature.grids import find_grid, find_image_size
+from internvl.synth.miniature.digit_layouts import PAIR, DigitLayout
+from internvl.synth.miniature.digits import Digit, draw_digits, load_digits
+from internvl.synth.miniature.grids import Cell, find_grid, find_image_size
 from internvl.synth.miniature.photographs import crop_photograph, load_photographs
+from internvl.synth.miniature.vocabulary import ORDINALS, SIDES
 
 HAYSTACK_FOLDER = "haystack"
 NEEDLE_FOLDER = "needle"
 JPEG_QUALITY = 90
 MIN_VARIANTS = 6
-NEEDLE_GRID = (2, 1)
 
 
 @dataclass(frozen=True)
 class ImageNeedle:
-    """Two digits side by side in a file, a tile each."""
+    """Two digits in a file, a tile each."""
 
     path: str  # relative to the image folder of the split
-    digits: tuple[int, int]  # left to right
+    digits: tuple[int, int]  # in reading order
     num_visual: int
+    cells: tuple[Cell, Cell] = ((0, 0), (1, 0))  # where they stand, in different columns
 
     @property
     def piece(self) -> Piece:
         """Its piece of a context."""
         return Piece(image=self.path, num_visual=self.num_visual, ending="")
+
+    def find_digit(self, word: str) -> int:
+        """The digit that is `first` or `second` in reading order, `left` or `right` in the picture."""
+        by_column = sorted(range(2), key=lambda number: self.cells[number][0])
+        return self.digits[dict(zip((*ORDINALS, *SIDES), (0, 1, *by_column), strict=True))[word]]
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class PoolSpec:
     image_tiles: tuple[int, ...]  # tile counts of haystack images
     tiles_per_pool: int = 96  # tiles that all images of one tile count have together; at least 6 images are made
     num_needles: int = 2800
+    layout: DigitLayout = PAIR  # of the digits in an image needle
 
     def count_variants(self, num_tiles: int) -> int:
         """Number of haystack images with `num_tiles` tiles."""
@@ -99,12 +107,16 @@ def _write_haystack(folder: Path, spec: PoolSpec, num_tiles: int, split: Split, 
 
 def _write_needles(folder: Path, spec: PoolSpec, split: Split, rng: Random) -> Iterator[ImageNeedle]:
     (folder / NEEDLE_FOLDER).mkdir(parents=True, exist_ok=True)
-    find_image_size(NEEDLE_GRID, tile=spec.tile, max_num=spec.max_num)  # two tiles, or an error
+    grid = spec.layout.grid
+    find_image_size(grid, tile=spec.tile, max_num=spec.max_num)  # these tiles, or an error
+    num_visual = grid[0] * grid[1] * spec.num_image_token
     digits = load_digits(split)
     for number, (first, second) in enumerate(_draw_pairs(digits, spec.num_needles, rng)):
         path = f"{NEEDLE_FOLDER}/{number:05d}.png"
-        draw_pair(first, second, tile=spec.tile).save(folder / path, compress_level=1)
-        yield ImageNeedle(path, (first.label, second.label), 2 * spec.num_image_token)
+        cells = spec.layout.places[number % len(spec.layout.places)]
+        image = draw_digits({cells[0]: first, cells[1]: second}, grid, tile=spec.tile)
+        image.save(folder / path, compress_level=1)
+        yield ImageNeedle(path, (first.label, second.label), num_visual, cells)
 
 
 def _draw_pairs(digits: Sequence[Digit], num_pairs: int, rng: Random) -> list[tuple[Digit, Digit]]:

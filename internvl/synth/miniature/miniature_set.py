@@ -16,7 +16,8 @@ from internvl.errors import ConfigError
 from internvl.synth.contexts import PieceCounter
 from internvl.synth.folders import Facts, Origin, make_folders
 from internvl.synth.forms import MM_NIAH, Split, describe_source, write_lines, write_meta
-from internvl.synth.miniature.benchmark_items import TASKS, BenchmarkSpec, draw_items
+from internvl.synth.miniature.benchmark_items import TEXT_TASK, BenchmarkSpec, draw_items
+from internvl.synth.miniature.digit_layouts import LAYOUTS, DigitLayout
 from internvl.synth.miniature.grids import TileShares
 from internvl.synth.miniature.image_pool import PoolSpec, make_pool
 from internvl.synth.miniature.photographs import PHOTOGRAPHS
@@ -46,6 +47,7 @@ class MiniatureSpec:
     num_text_needles: int  # text needles per test context
     num_train_text_needles: tuple[int, int]  # least and most text needles per training context
     num_filler_sentences: tuple[int, int]  # least and most filler sentences per context
+    digits: str  # layout of the image needles, a name of `LAYOUTS`
     max_num: int  # tile limit per image that models are run with
     tiles_per_pool: int  # see `PoolSpec`
     num_train_needles: int  # image needles in the training pool
@@ -54,6 +56,8 @@ class MiniatureSpec:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
             raise ConfigError(f"name is {self.name!r}, expected letters, digits, '_', '.', '-'")
+        if self.digits not in LAYOUTS:
+            raise ConfigError(f"digits is {self.digits!r}, expected {' or '.join(LAYOUTS)}")
         if self.num_items < 0:
             raise ConfigError(f"num_items is {self.num_items}, expected 0 or more")
         if not self.train_files and self.num_items == 0:
@@ -78,6 +82,16 @@ class MiniatureSpec:
             raise ConfigError(f"length_skew is {self.length_skew}, expected a number above 0")
         for split in ("train", "test"):
             self.context_spec(split, 0)  # checks the numbers of needles and sentences
+
+    @property
+    def layout(self) -> DigitLayout:
+        """Of the digits in an image needle."""
+        return LAYOUTS[self.digits]
+
+    @property
+    def test_tasks(self) -> tuple[str, ...]:
+        """Names of the annotation files of the test."""
+        return (TEXT_TASK, *self.layout.tasks)
 
     @property
     def annotation_folder(self) -> Path:
@@ -109,6 +123,7 @@ class MiniatureSpec:
             image_tiles=tuple(n for n in TileShares(self.max_num, max_tiles).image_tiles if n <= max_tiles),
             tiles_per_pool=self.tiles_per_pool,
             num_needles=self.num_train_needles if split == "train" else self.num_test_needles,
+            layout=self.layout,
         )
 
 
@@ -148,7 +163,7 @@ def _build_train(staging: Path, spec: MiniatureSpec, reader: ModelReader) -> Map
     annotations, images = staging / spec.annotation_folder, staging / spec.image_folder / "train"
     max_tiles = max(file.max_tiles for file in spec.train_files)
     maker, num_images = _make_maker(images, spec, reader, "train", max_tiles)
-    training = TrainingSpec(spec.length_skew, spec.num_questions)
+    training = TrainingSpec(spec.length_skew, spec.num_questions, spec.layout.words)
     for file in spec.train_files:
         records = draw_records(file, training, maker, _generator(spec.seed, file.name))
         write_lines(annotations / f"{file.name}.jsonl", tqdm(records, file.name, file.num_samples, mininterval=0.5))
@@ -180,12 +195,12 @@ def _build_test(staging: Path, spec: MiniatureSpec, reader: ModelReader) -> Mapp
     annotations, images = staging / BENCHMARK_FOLDER / "annotations", staging / BENCHMARK_FOLDER / "images"
     annotations.mkdir()
     maker, num_images = _make_maker(images, spec, reader, "test", spec.base_tiles * max(spec.factors))
-    benchmark = BenchmarkSpec(spec.base_tiles, spec.factors, spec.num_items)
+    benchmark = BenchmarkSpec(spec.base_tiles, spec.factors, spec.num_items, spec.layout)
     drawn = draw_items(benchmark, maker, PieceCounter(reader.count_text), _generator(spec.seed, "test items"))
     contexts = list(tqdm(drawn, "test contexts", len(spec.factors) * spec.num_items, mininterval=0.5))
-    for task in TASKS:
+    for task in spec.test_tasks:
         write_lines(annotations / f"{task}.jsonl", (items[task] for items in contexts))
-    return {"images": num_images, **dict.fromkeys(TASKS, len(contexts))}
+    return {"images": num_images, **dict.fromkeys(spec.test_tasks, len(contexts))}
 
 
 def _make_maker(
@@ -204,6 +219,7 @@ def _generator(seed: int, purpose: str) -> Random:
 
 def _write_readme(spec: MiniatureSpec, counts: Mapping[str, Mapping[str, int]]) -> str:
     train_needles = " to ".join(str(number) for number in spec.num_train_text_needles)
+    lengths = ", ".join(f"{factor}x" for factor in spec.factors)
     return f"""# long_mr_{spec.name}
 
 Multimodal retrieval in long contexts, made by `python -m {BUILDER}` (seed {spec.seed}; all arguments and counts are in
@@ -211,11 +227,11 @@ Multimodal retrieval in long contexts, made by `python -m {BUILDER}` (seed {spec
 
 - haystack: crops of photographs that scikit-learn and scikit-image ship, up to {spec.max_num} tiles per image
 - needles: sentences such as `Note "mango".` ({spec.num_text_needles} in a test context, {train_needles} in a training
-  context), and one image of two handwritten digits side by side (scikit-learn's digits)
+  context), and one image of two handwritten digits (scikit-learn's digits; layout `{spec.digits}`)
 - filler sentences: documentation that ships with Python
 
 - training: {json.dumps(counts.get("train", {}))}
-- test ({", ".join(TASKS)}; lengths {", ".join(f"{factor}x" for factor in spec.factors)} of {spec.base_tiles} tiles): \
+- test ({", ".join(spec.test_tasks)}; lengths {lengths} of {spec.base_tiles} tiles): \
 {json.dumps(counts.get("test", {}))}
 
 Training and test share no photograph, no digit, no filler sentence and no context. Guessing is right once in ten.

@@ -17,7 +17,7 @@ from internvl.model.constants import IMAGE_PLACEHOLDER
 from internvl.synth.contexts import Piece, find_needle, list_images, write_pieces
 from internvl.synth.miniature.grids import TileShares
 from internvl.synth.miniature.image_pool import ImageNeedle, ImagePool
-from internvl.synth.miniature.vocabulary import CATEGORIES, NUM_DIGITS, ORDINALS, ask_category, ask_digit, write_needle
+from internvl.synth.miniature.vocabulary import CATEGORIES, NUM_DIGITS, ask_category, ask_digit, write_needle
 from internvl.synth.questions import Question
 
 _MAX_TRIES = 10_000
@@ -93,11 +93,11 @@ class TileContext:
         chance = 1 / len(CATEGORIES[needle.category])
         return Question(ask_category(needle.category), needle.value, (self.needles.index(needle),), chance=chance)
 
-    def ask_for_digit(self, place: int) -> Question:
-        """The question for the first (0) or second (1) digit of the image needle."""
+    def ask_for_digit(self, word: str) -> Question:
+        """The question for the digit of the image needle that is `first`, `second`, `left` or `right`."""
         needle = self.image_needle
         asked = (self.needles.index(needle),)
-        return Question(ask_digit(ORDINALS[place]), str(needle.digits[place]), asked, chance=1 / NUM_DIGITS)
+        return Question(ask_digit(word), str(needle.find_digit(word)), asked, chance=1 / NUM_DIGITS)
 
 
 def write_context(needles: Sequence[Needle], parts: Sequence[Piece | Needle]) -> TileContext:

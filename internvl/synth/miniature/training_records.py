@@ -35,6 +35,7 @@ class TrainingSpec:
     # Tiles are `min + (max - min + 1) * u ** length_skew` for uniform u: 1 is uniform, 2 prefers short
     length_skew: float = 1.0
     num_questions: int | None = None  # questions per sample; None asks for every needle once
+    words: tuple[str, ...] = ORDINALS  # digits of the image needle that are asked for
 
 
 def draw_records(file: TrainFile, spec: TrainingSpec, maker: ContextMaker, rng: Random) -> Iterator[Record]:
@@ -43,7 +44,7 @@ def draw_records(file: TrainFile, spec: TrainingSpec, maker: ContextMaker, rng: 
         num_tiles = file.min_tiles + int((file.max_tiles - file.min_tiles + 1) * rng.random() ** spec.length_skew)
         context = maker.build(num_tiles, maker.draw_needles(rng), rng)
         questions = [context.ask_for_value(needle) for needle in context.text_needles]
-        questions += [context.ask_for_digit(place) for place in range(len(ORDINALS))]
+        questions += [context.ask_for_digit(word) for word in spec.words]
         # In a fixed order a model would learn the turn of a question instead of the question.
         asked = rng.sample(questions, min(spec.num_questions or len(questions), len(questions)))
         turns = write_conversation(context.text, asked)

@@ -6,8 +6,8 @@ right once in ten. The needle does not name its category: that would be a decoy 
 hardest, to see which category was asked for last. The value stands in quotes so that it is the same token there and in
 the answer, where no space precedes it.
 
-An image needle shows two digits side by side and is asked for the first and for the second: that takes the order of
-the visual tokens, and so their positions.
+An image needle shows two digits and is asked for the first and for the second: that takes the order of the visual
+tokens, and so their positions. In some layouts (digit_layouts.py) it is also asked for the left and for the right one.
 
 Bar charts are a task of their own: the answer is the colour of a bar ("Which bar is highest?").
 """
@@ -36,6 +36,7 @@ BAR_COLORS: dict[str, str] = {
 NUM_DIGITS = 10
 EXTREMES = ("highest", "lowest")
 ORDINALS = ("first", "second")
+SIDES = ("left", "right")
 
 
 def write_needle(value: str) -> str:
@@ -48,9 +49,9 @@ def ask_category(category: str) -> str:
     return f"Which {category}?"
 
 
-def ask_digit(ordinal: str) -> str:
-    """The question for the `first` or `second` digit of the image needle."""
-    return f"Which digit is {ordinal}?"
+def ask_digit(word: str) -> str:
+    """The question for the digit of the image needle that is `first`, `second`, `left` or `right`."""
+    return f"Which digit is {word}?"
 
 
 def ask_bar(extreme: str) -> str:
@@ -65,5 +66,5 @@ def list_values() -> list[str]:
 
 def list_words() -> list[str]:
     """Every word that needles, questions and answers are made of, each once."""
-    words = [*CATEGORIES, *ORDINALS, *EXTREMES, "Note", "Which", "digit", "bar", "is", *list_values()]
+    words = [*CATEGORIES, *ORDINALS, *SIDES, *EXTREMES, "Note", "Which", "digit", "bar", "is", *list_values()]
     return [*words, *(str(digit) for digit in range(NUM_DIGITS))]

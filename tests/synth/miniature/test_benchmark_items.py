@@ -8,12 +8,14 @@ from internvl.data.storage.media import read_image_size
 from internvl.data.tiling import Tiling
 from internvl.errors import ConfigError
 from internvl.synth.contexts import PieceCounter
-from internvl.synth.miniature.benchmark_items import TASKS, BenchmarkSpec, draw_items
+from internvl.synth.miniature.benchmark_items import TEXT_TASK, BenchmarkSpec, draw_items
+from internvl.synth.miniature.digit_layouts import PAIR
 from internvl.synth.miniature.miniature_set import BENCHMARK_FOLDER
 from internvl.synth.miniature.tile_contexts import write_context
 from internvl.synth.model_reader import TextCounter
 from tests.synth.miniature.test_tile_contexts import DIGITS, MAKER, MANGO, show
 
+TASKS = (TEXT_TASK, *PAIR.tasks)
 META = {
     "placed_depth",
     "context_length",
