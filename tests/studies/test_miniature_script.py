@@ -89,7 +89,9 @@ def test_schemes_are_trained_from_one_stage_1_and_asked_with_their_own_positions
     *first, control, v2pe, mrope = of_training(commands)
     assert {run.data.rope_pos_id_version for run in first} == {"default"}
     assert [run.data.rope_pos_id_version for run in (control, v2pe, mrope)] == ["default", "v2pe_rnd", "mrope"]
-    assert {run.model.model_name_or_path for run in (control, v2pe, mrope)} == {f"{tmp_path}/work/seed_0/stage1"}
+    assert {run.model.model_name_or_path for run in (control, v2pe, mrope)} == {
+        str(tmp_path / "work" / "seed_0" / "stage1")
+    }
     built = of_module(commands, "internvl.synth.miniature")
     assert {words[words.index("--digits") + 1] for words in built} == {"corners"}
     asked = [parse_options(words) for words in of_module(commands, "eval.run")][1:]
@@ -105,7 +107,7 @@ def test_schemes_are_trained_from_one_stage_1_and_asked_with_their_own_positions
         "mm_niah/retrieval-text-test,mm_niah/retrieval-image-order-test,mm_niah/reasoning-image-sides-test"
     }
     (collected,) = [words for words in commands if "collect" in words]
-    assert collected[-1] == f"{tmp_path}/work/miniature_schemes.json"
+    assert collected[-1] == str(tmp_path / "work" / "miniature_schemes.json")
 
 
 def test_own_positions_of_a_stride_are_that_stride(study):
