@@ -19,7 +19,8 @@ from eval.tasks.registry import select_tasks
 from internvl.errors import ConfigError
 from internvl.infer.checkpoint import fingerprint_checkpoint
 from internvl.infer.settings import DEFAULTS, InferenceSettings
-from internvl.model.positions import check_stride, inherit_stride, takes_stride
+from internvl.model import positions
+from internvl.model.positions import check_stride, takes_stride
 from internvl.model.v2pe import stride_to_units
 
 logger = logging.getLogger(__name__)
@@ -35,19 +36,21 @@ def choose_positions(settings: InferenceSettings, config: Mapping[str, object]) 
     A stride is none unless the version takes one, and the checkpoint's if none is given.
     `config` is the checkpoint's config.json. Raises ConfigError if `v2pe_fix` has no stride or one unfit for batches.
     """
-    version, stride = settings.chosen_version or DEFAULT_VERSION, settings.rope_pos_id_stride
-    saved, saved_version = config.get("rope_pos_id_stride"), config.get("rope_pos_id_version")
-    if version == "default" and saved_version not in (None, "default"):
+    saved, saved_version = config.get("rope_pos_id_stride"), str(config.get("rope_pos_id_version") or DEFAULT_VERSION)
+    version, stride = settings.rope_pos_id_version, settings.rope_pos_id_stride
+    if version is None and stride is None:
+        version = DEFAULT_VERSION
+    saved_stride = saved if isinstance(saved, int | float) else None
+    version, stride = positions.choose_positions(version, stride, saved_version, saved_stride)
+    if version == "default" and saved_version != "default":
         logger.warning(
             "the checkpoint was saved with --rope_pos_id_version %s and is evaluated with ordinary positions",
             saved_version,
         )
     if not takes_stride(version):
-        if stride is not None:
+        if settings.rope_pos_id_stride is not None:
             logger.warning("--rope_pos_id_stride %s has no effect with --rope_pos_id_version %s", stride, version)
         return replace(settings, rope_pos_id_version=version, rope_pos_id_stride=None)
-    if stride is None and isinstance(saved, int | float):
-        stride = inherit_stride(version, str(saved_version), saved)
     check_stride(version, stride)
     if stride is None:
         return replace(settings, rope_pos_id_version=version)
@@ -69,7 +72,7 @@ def choose_folder(options: RunOptions) -> Path:
         suffix += f"_logn-{settings.logn_scaling}"
     if options.ablate != NO_ABLATION:
         suffix += f"_{options.ablate}"
-    return options.out or default / f"eval_{settings.chosen_version or DEFAULT_VERSION}{suffix}"
+    return options.out or default / f"eval_{settings.rope_pos_id_version or DEFAULT_VERSION}{suffix}"
 
 
 def plan_jobs(options: RunOptions) -> list[Job]:

@@ -22,7 +22,7 @@ from internvl.errors import ConfigError
 from internvl.infer.flags import at_least, check_flags, flag, one_of
 from internvl.model.caches import KV_CACHES
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
-from internvl.model.positions import ROPE_POS_ID_VERSIONS, check_stride, check_version, inherit_stride
+from internvl.model.positions import ROPE_POS_ID_VERSIONS, check_stride, check_version, choose_positions
 from internvl.model.scaling import RopeScaling, check_logn_scaling, parse_rope_scaling
 from internvl.parallel.launch import RankEnv
 
@@ -63,8 +63,8 @@ class InferenceSettings:
 
     rope_pos_id_version: str | None = flag(
         None,
-        f"visual positions: {', '.join(ROPE_POS_ID_VERSIONS)}; default: v2pe_fix with a stride; without one "
-        "default in an evaluation, otherwise the checkpoint's own",
+        f"visual positions: {', '.join(ROPE_POS_ID_VERSIONS)}; default: with a stride v2pe_fix, or the checkpoint's "
+        "own on several axes; without one default in an evaluation, otherwise the checkpoint's own",
         check=lambda name, value: check_version(value),
         metavar="VERSION",
     )
@@ -150,16 +150,12 @@ class InferenceSettings:
     def __post_init__(self) -> None:
         """Refuse wrong values, as far as they can be known before a checkpoint is read."""
         check_flags(self)
-        version = self.chosen_version
-        if self.rope_pos_id_stride is not None and version is not None:
+        version = self.rope_pos_id_version
+        if self.rope_pos_id_stride is not None:
+            version = version or "v2pe_fix"  # or one of several axes, for which the same is refused
             check_stride(version, self.rope_pos_id_stride)
         if self.rope_scaling is not None and version is not None:
             self.rope_scaling.check_version(version)
-
-    @property
-    def chosen_version(self) -> str | None:
-        """The positions that are asked for, `v2pe_fix` by a stride alone; None: it is left to the checkpoint."""
-        return self.rope_pos_id_version or (None if self.rope_pos_id_stride is None else "v2pe_fix")
 
     def on_device(self, env: RankEnv | None = None) -> "InferenceSettings":
         """The same with device and dtype filled in; `env` gives every process of a machine a GPU of its own."""
@@ -176,24 +172,23 @@ class InferenceSettings:
         """
         # Random strides are drawn in training only. Without a stride there is no better choice than ordinary positions.
         saved = "default" if config.rope_pos_id_version == "v2pe_rnd" else config.rope_pos_id_version
-        version, stride = self.chosen_version or saved, self.rope_pos_id_stride
-        if stride is None:
-            stride = inherit_stride(version, saved, config.rope_pos_id_stride)
+        version, stride = choose_positions(
+            self.rope_pos_id_version, self.rope_pos_id_stride, saved, config.rope_pos_id_stride
+        )
         check_stride(version, stride)
         max_num = config.max_dynamic_patch if self.max_num is None else self.max_num
         return replace(self, rope_pos_id_version=version, rope_pos_id_stride=stride, max_num=max_num)
 
     def with_positions(self, version: str | None, stride: int | float | None) -> "InferenceSettings":
-        """The same with the positions that a question asks for; a stride alone asks for `v2pe_fix`.
+        """The same with the positions that a question asks for, as `choose_positions` decides.
 
         Raises:
             ConfigError: An unknown version, or one that does not fit the stride.
         """
         if version is None and stride is None:
             return self
-        version = version or "v2pe_fix"
-        if stride is None:
-            stride = inherit_stride(version, self.rope_pos_id_version, self.rope_pos_id_stride)
+        own = self.rope_pos_id_version or "default"
+        version, stride = choose_positions(version, stride, own, self.rope_pos_id_stride)
         check_stride(version, stride)
         return replace(self, rope_pos_id_version=version, rope_pos_id_stride=stride)
 

@@ -26,7 +26,7 @@ from internvl.infer.question import Turn
 from internvl.infer.session import Answer, Session
 from internvl.infer.settings import GREEDY, Sampling, read_stride
 from internvl.model.constants import IMAGE_PLACEHOLDER
-from internvl.model.positions import ROPE_POS_ID_VERSIONS, inherit_stride, takes_stride
+from internvl.model.positions import ROPE_POS_ID_VERSIONS, takes_stride
 
 QUIT = "/quit"
 
@@ -79,8 +79,8 @@ class Chat:
         self.session, self.opening, self.verbose = session, opening, verbose
         self.parallel = session.context_parallel or ContextParallel(None)
         self.max_new_tokens, self.sampling = max_new_tokens, sampling
-        # Of every question: its system message and positions.
-        self.details: dict[str, str | int | float | None] = {}
+        self.positions = session.settings  # with those of this conversation
+        self.system_message: str | None = None
         self.console = Console(stderr=True, quiet=not self.parallel.is_first, highlight=False)
         # What was said, and all that it showed; what waits for the next question.
         self.history: list[Turn] = []
@@ -104,7 +104,7 @@ class Chat:
             max_new_tokens=self.max_new_tokens,
             sampling=self.sampling,
             on_text=_write_answer if self.parallel.is_first else None,
-            **self.details,
+            **self._details(),
         )
         self.history.append((prompt, answer.text))
         self.images, self.videos, self.waiting = images, videos, Opening()
@@ -149,11 +149,16 @@ class Chat:
             )
 
     def _describe_positions(self) -> str:
-        settings = self.session.settings
-        version = str(self.details.get("rope_pos_id_version") or settings.rope_pos_id_version)
-        own = inherit_stride(version, settings.rope_pos_id_version, settings.rope_pos_id_stride)
-        stride = self.details.get("rope_pos_id_stride") or own
+        version, stride = self.positions.rope_pos_id_version or "default", self.positions.rope_pos_id_stride
         return f"positions {version}" + (f", stride {stride:g}" if takes_stride(version) and stride else "")
+
+    def _details(self) -> dict[str, str | int | float | None]:
+        """Of every question, beside what it says and shows."""
+        return {
+            "rope_pos_id_version": self.positions.rope_pos_id_version,
+            "rope_pos_id_stride": self.positions.rope_pos_id_stride,
+            "system_message": self.system_message,
+        }
 
     # Commands: the docstring of each is its help.
 
@@ -204,16 +209,14 @@ class Chat:
     def _set_stride(self, text: str) -> None:
         """[STRIDE]:positions that a tile spans, such as 64 or 1/16, or a version; alone: which ones hold now"""
         if text in ROPE_POS_ID_VERSIONS:
-            self.details |= {"rope_pos_id_version": text, "rope_pos_id_stride": None}
+            self.positions = self.session.settings.with_positions(text, None)
         elif text:
-            stride = read_stride(text)
-            self.session.settings.with_positions("v2pe_fix", stride)
-            self.details |= {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": stride}
+            self.positions = self.positions.with_positions(None, read_stride(text))
         self.console.print(self._describe_positions())
 
     def _set_system(self, text: str) -> None:
         """[TEXT]:system message from now on; alone: the template's own"""
-        self.details["system_message"] = text or None
+        self.system_message = text or None
 
     def _clear(self, _: str) -> None:
         """:forgets what was said and shown; what the command line gave comes with the next question again"""
@@ -226,7 +229,7 @@ class Chat:
         shown = {"images": [*map(str, self.images)], "videos": [*map(str, self.videos)]}
         if self.parallel.is_first:
             try:
-                write_json(Path(file), {"turns": turns, **shown, **self.details})
+                write_json(Path(file), {"turns": turns, **shown, **self._details()})
             except OSError as error:
                 raise DataError(f"{file} cannot be written ({error}); give another place") from error
             self.console.print(f"saved {len(turns)} turns: {file}", markup=False)

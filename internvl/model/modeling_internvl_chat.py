@@ -29,7 +29,7 @@ from .loading_options import translate_loading_options
 from .loss import shift_targets, weighted_cross_entropy
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
-from .positions import check_stride, find_scheme, has_axes, inherit_stride, positions_per_row
+from .positions import check_stride, choose_positions, find_scheme, has_axes, positions_per_row
 from .positions_scheme import Stride, Strides, read_row
 from .rotary import Sequences
 from .row_sharing import RowSharing
@@ -179,10 +179,7 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
             ConfigError: Unknown version, `v2pe_fix` without a stride, a stride that is not positive, or grids that do
                 not fit the images.
         """
-        version = self.choose_version(rope_pos_id_version, rope_pos_id_stride, image_strides)
-        stride = rope_pos_id_stride
-        if stride is None:
-            stride = inherit_stride(version, self.config.rope_pos_id_version, self.config.rope_pos_id_stride)
+        version, stride = self._choose_positions(rope_pos_id_version, rope_pos_id_stride, image_strides)
         if image_strides is None:
             check_stride(version, stride)
         row = read_row(
@@ -203,18 +200,21 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
         rope_pos_id_stride: Stride | None = None,
         image_strides: Int[Tensor, " images"] | None = None,
     ) -> str:
-        """The positions that a call is on: the version that it asks for, or `v2pe_fix` where it gives a stride only.
+        """The positions that a call is on, as `positions.choose_positions` decides.
 
-        Otherwise the checkpoint's own. One that was trained with `v2pe_rnd` has no stride of its own: it runs on
-        ordinary positions (which are among its strides) until one is chosen, or comes with the batch.
+        A checkpoint that was trained with `v2pe_rnd` has no stride of its own: it runs on ordinary positions (which are
+        among its strides) until one is chosen, or comes with the batch.
         """
-        if rope_pos_id_version is not None or rope_pos_id_stride is not None:
-            return rope_pos_id_version or "v2pe_fix"
-        version = self.config.rope_pos_id_version
-        if image_strides is None and version == "v2pe_rnd":
+        return self._choose_positions(rope_pos_id_version, rope_pos_id_stride, image_strides)[0]
+
+    def _choose_positions(
+        self, version: str | None, stride: Stride | None, image_strides: Tensor | None
+    ) -> tuple[str, Stride | None]:
+        saved = self.config.rope_pos_id_version
+        if version is None and stride is None and image_strides is None and saved == "v2pe_rnd":
             logger.info("no stride given for a v2pe_rnd checkpoint: default positions are used")
-            return "default"
-        return version
+            version = "default"
+        return choose_positions(version, stride, saved, self.config.rope_pos_id_stride)
 
     def _strides(self, input_ids: Tensor, version: str, stride: Stride | None, image_strides: Tensor | None) -> Strides:
         if version == "default":

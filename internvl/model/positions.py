@@ -15,6 +15,8 @@ generation and serving take positions as they are: float64, (batch, length) on o
 several; int64 under `default`, whose positions a decoder may scale.
 """
 
+from typing import TypeVar
+
 from torch import Tensor
 
 from .errors import ConfigError
@@ -38,6 +40,8 @@ SCHEMES: dict[str, Scheme] = {
     "hope": HOPE,
 }
 ROPE_POS_ID_VERSIONS = tuple(SCHEMES)
+
+AnyStride = TypeVar("AnyStride", bound=Stride)
 
 
 def find_scheme(version: str) -> Scheme:
@@ -76,10 +80,20 @@ def has_axes(version: str) -> bool:
     return find_scheme(version).num_axes > 1
 
 
-def inherit_stride(version: str, saved_version: str | None, saved_stride: float | None) -> float | None:
-    """The stride of a version that was chosen without one: on one axis any of one axis, on several its own."""
-    same_meaning = version == saved_version or not (has_axes(version) or has_axes(saved_version or "default"))
-    return saved_stride if same_meaning else None
+def choose_positions(
+    version: str | None, stride: AnyStride | None, saved_version: str, saved_stride: AnyStride | None
+) -> tuple[str, AnyStride | None]:
+    """Version and stride in effect: what is asked for, and from the checkpoint what is not.
+
+    A stride alone is one of the checkpoint's version if that is on several axes, and means `v2pe_fix` otherwise. A
+    version alone has the checkpoint's stride if that means the same to it: on one axis any of one axis, on several its
+    own. Whether they fit together is for `check_stride`. Raises ConfigError for an unknown version.
+    """
+    if version is None:
+        version = saved_version if stride is None or has_axes(saved_version) else "v2pe_fix"
+    if stride is None and (version == saved_version or not (has_axes(version) or has_axes(saved_version))):
+        stride = saved_stride
+    return version, stride
 
 
 def may_share_batch(first: str, second: str) -> bool:

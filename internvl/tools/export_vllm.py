@@ -24,6 +24,7 @@ from internvl.command import command
 from internvl.errors import ConfigError
 from internvl.infer.flags import add_flags, from_arguments
 from internvl.infer.settings import InferenceSettings
+from internvl.model import positions
 from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMG_CONTEXT_TOKEN, IMG_END_TOKEN, IMG_START_TOKEN
 from internvl.model.conversation import get_conversation
@@ -107,8 +108,9 @@ def choose_positions(config: InternVLChatConfig, settings: InferenceSettings) ->
         ConfigError: The checkpoint was trained with random strides, and neither it nor `settings` has one to serve;
             the version is on several axes; or the stride is not a multiple of 1/65536.
     """
-    stride = config.rope_pos_id_stride if settings.rope_pos_id_stride is None else settings.rope_pos_id_stride
-    version = settings.chosen_version or config.rope_pos_id_version
+    version, stride = positions.choose_positions(
+        settings.rope_pos_id_version, settings.rope_pos_id_stride, config.rope_pos_id_version, config.rope_pos_id_stride
+    )
     if version == "v2pe_rnd":
         if stride is None:
             raise ConfigError(

@@ -119,7 +119,13 @@ def test_options_reach_the_session(run, asked, make_image, tmp_path):
         2,
     )
     del options["history"], options["on_text"], options["videos"]
-    assert options == {"max_new_tokens": 6, "sampling": Sampling(0.5, 0.9, 3)}
+    assert options == {
+        "max_new_tokens": 6,
+        "sampling": Sampling(0.5, 0.9, 3),
+        "rope_pos_id_version": "v2pe_fix",
+        "rope_pos_id_stride": 1 / 16,
+        "system_message": None,
+    }
 
 
 @pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

@@ -8,10 +8,10 @@ from internvl.model.errors import ConfigError
 from internvl.model.positions import (
     SCHEMES,
     check_stride,
+    choose_positions,
     final_lengths,
     find_scheme,
     has_axes,
-    inherit_stride,
     next_text,
     takes_stride,
 )
@@ -195,10 +195,10 @@ def test_heads_that_differ_need_a_decoder_of_our_own(models):
 
 
 def test_a_stride_is_inherited_by_its_own_version_only():
-    assert inherit_stride("v2pe_fix", "v2pe_rnd", 64) == 64
-    assert inherit_stride("mrope", "mrope", 64) == 64
-    assert inherit_stride("mrope", "v2pe_fix", 64) is None
-    assert inherit_stride("v2pe_fix", "mrope", 64) is None
+    assert choose_positions("v2pe_fix", None, "v2pe_rnd", 64) == ("v2pe_fix", 64)
+    assert choose_positions("mrope", None, "mrope", 64) == ("mrope", 64)
+    assert choose_positions("mrope", None, "v2pe_fix", 64) == ("mrope", None)
+    assert choose_positions("v2pe_fix", None, "mrope", 64) == ("v2pe_fix", None)
     check_stride("mrope", None)
     with pytest.raises(ConfigError):
         check_stride("mrope", 0)
@@ -210,7 +210,7 @@ def test_a_stride_is_inherited_by_its_own_version_only():
         find_scheme,
         has_axes,
         takes_stride,
-        lambda version: inherit_stride(version, "default", 1.0),
+        lambda version: choose_positions(version, None, "default", 1.0),
         lambda version: next_text(torch.zeros(1, 1), version),
     ],
 )

@@ -11,9 +11,12 @@ from internvl.infer.settings import InferenceSettings
 from tests.model.tiny import document, tiny_config, tiny_model
 
 
-@pytest.mark.parametrize("saved", ["default", "v2pe_fix", "v2pe_rnd"])
-def test_a_stride_alone_means_v2pe_fix_at_every_door(saved):
-    """A command line (chat, an evaluation), options of a bridge, and `model.chat`, whatever the checkpoint says."""
+@pytest.mark.parametrize(
+    ("saved", "meant"),
+    [("default", "v2pe_fix"), ("v2pe_fix", "v2pe_fix"), ("v2pe_rnd", "v2pe_fix"), ("mrope", "mrope"), ("hope", "hope")],
+)
+def test_a_stride_alone_means_one_version_at_every_door(saved, meant):
+    """A command line (chat, an evaluation), options of a bridge, and `model.chat`."""
     stride = 16
     config = tiny_config()
     config.rope_pos_id_version, config.rope_pos_id_stride = saved, 64
@@ -25,11 +28,13 @@ def test_a_stride_alone_means_v2pe_fix_at_every_door(saved):
         from_options(InferenceSettings, {"rope_pos_id_stride": "16"}).for_checkpoint(config),
         choose_positions(evaluation.settings, config.to_dict()),
     ):
-        assert (settings.rope_pos_id_version, settings.rope_pos_id_stride) == ("v2pe_fix", stride)
+        assert (settings.rope_pos_id_version, settings.rope_pos_id_stride) == (meant, stride)
+    asked = InferenceSettings().for_checkpoint(config).with_positions(None, stride)  # in a conversation, or a request
+    assert (asked.rope_pos_id_version, asked.rope_pos_id_stride) == (meant, stride)
     model = tiny_model()
     model.config.rope_pos_id_version = saved
-    ids = document(1)[0].unsqueeze(0)
-    expected = model.build_positions(ids, rope_pos_id_version="v2pe_fix", rope_pos_id_stride=stride)
+    ids = document(1, tiles=(1, 1))[0].unsqueeze(0)
+    expected = model.build_positions(ids, rope_pos_id_version=meant, rope_pos_id_stride=stride)
     assert torch.equal(model.build_positions(ids, rope_pos_id_stride=stride), expected)
 
 
