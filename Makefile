@@ -36,6 +36,7 @@ endef
 $(STAMP): requirements.txt requirements-dev.txt requirements-lock.txt pyproject.toml setup.py
 	$(call INSTALL,$(LOCK))
 
+.venv-%/.installed: VENV = .venv-$*
 .venv-%/.installed: requirements.txt requirements-dev.txt requirements-%.txt pyproject.toml setup.py
 	$(call INSTALL,requirements-$*.txt)
 
