@@ -21,7 +21,7 @@
 #   SEED           of weights, data and training                  (0)
 #   STEPS_1        optimiser steps on contexts of 0 to 2 tiles    (500)
 #   STEPS_2        optimiser steps on contexts of 0 to 32 tiles   (1200)
-#   DIGITS         layout of the image needles                    (pair)
+#   DIGITS         layout of the image needles of phase 2; phase 1 has pairs, whose order is learned first (pair)
 #   NUM_TEST       test contexts and charts; 0: no evaluation     (200; with other DIGITS 0)
 #   PUBLISH        1: bring card, log and weights to pretrained/InternVL2-Tiny (0)
 #   NPROC          processes; a step has two rows for any number  (2)
@@ -58,15 +58,27 @@ step "random weights: $WORK/random"
 run "$PYTHON" -m internvl.tools.make_tiny --out "$WORK/random" --seed "$SEED" "$@"
 
 step "data: $DATA_ROOT"
-run "$PYTHON" -m internvl.synth.miniature --out "$DATA_ROOT" --tokenizer "$WORK/random" --name short --seed "$SEED" \
-    --digits "$DIGITS" --filler_sentences 0 1 --train 0-2:6500 0-32:12000 --factors 1 --num_items "$NUM_TEST"
+make_contexts() { # name, flags...
+    name=$1
+    shift
+    run "$PYTHON" -m internvl.synth.miniature --out "$DATA_ROOT" --tokenizer "$WORK/random" --name "$name" --seed "$SEED" \
+        --filler_sentences 0 1 --factors 1 "$@"
+}
+first=short # the set of phase 1
+if [ "$DIGITS" = pair ]; then
+    make_contexts short --train 0-2:6500 0-32:12000 --num_items "$NUM_TEST"
+else
+    first=pairs
+    make_contexts pairs --train 0-2:6500 --num_items 0
+    make_contexts short --digits "$DIGITS" --train 0-32:12000 --num_items "$NUM_TEST"
+fi
 run "$PYTHON" -m internvl.synth.miniature.charts --out "$DATA_ROOT" --tokenizer "$WORK/random" --name short --seed "$SEED" \
     --num_test "$NUM_TEST"
 merge='import json, sys; out, *parts = sys.argv[1:]
 json.dump({k: v for path in parts for k, v in json.load(open(path)).items()}, open(out, "w"))'
 annotation=$DATA_ROOT/annotation
-for tiles in 0_2 0_32; do
-    run "$PYTHON" -c "$merge" "$annotation/short_$tiles.json" "$annotation/long_mr_short/meta_$tiles.json" \
+for contexts in "$first/meta_0_2" short/meta_0_32; do
+    run "$PYTHON" -c "$merge" "$annotation/short_${contexts#*/meta_}.json" "$annotation/long_mr_$contexts.json" \
         "$annotation/charts_short/meta.json"
 done
 
