@@ -239,7 +239,7 @@ class ContextParallel:
         position_ids = positions_per_row(position_ids, input_ids)
         length = input_ids.shape[1]
         chunks = _list_chunks(length - 1, options.prefill_chunk_size or length)
-        visual = model._visual_mask(input_ids)
+        visual = model.find_visual_tokens(input_ids)
         if bool(visual[0, -1]):
             raise ConfigError("the prompt ends with a visual token, expected text after the last image (</img>)")
         if pixel_values is not None and visual_features is None:
@@ -253,7 +253,7 @@ class ContextParallel:
             max_length=length + num_new_tokens,
             num_chunks=len(chunks),
         )
-        named = model._name_version(position_ids, options)
+        named = model.name_version(position_ids, options)
         decoding = {
             "past_key_values": cache,
             "rope_lengths": final_lengths(position_ids, num_new_tokens, named.get("rope_pos_id_version")),

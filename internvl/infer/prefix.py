@@ -84,7 +84,7 @@ class KeptPrefix:
         length = _count_true(same)
         num_same_images = _count_equal(keys, kept.keys)
         if num_same_images < len(tiles):
-            visual = self._model._visual_mask(input_ids)[0].nonzero().squeeze(1)
+            visual = self._model.find_visual_tokens(input_ids)[0].nonzero().squeeze(1)
             length = min(length, int(visual[sum(tiles[:num_same_images]) * self._model.num_image_token]))
         if length < input_ids.shape[1] / 2:  # little would be saved, and another prompt's keys would stay in memory
             return KeyCastingCache()

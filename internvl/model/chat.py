@@ -374,7 +374,7 @@ class ChatMixin(PreTrainedModel):
             "attention_mask": attention_mask,
             "position_ids": positions_per_row(position_ids, input_ids),
         }
-        generate_kwargs |= self._name_version(prompt["position_ids"], options)
+        generate_kwargs |= self.name_version(prompt["position_ids"], options)
         cache = generate_kwargs.get("past_key_values")
         if options.prefill_chunk_size is not None and cache is not None:
             if num_new_tokens is None:
@@ -394,7 +394,7 @@ class ChatMixin(PreTrainedModel):
         processors = LogitsProcessorList([RefuseNonFiniteScores(self.name_or_path), *given])
         return self.language_model.generate(**prompt, logits_processor=processors, **generate_kwargs)
 
-    def _name_version(self, position_ids: Tensor, options: GenerateOptions) -> dict[str, str]:
+    def name_version(self, position_ids: Tensor, options: GenerateOptions) -> dict[str, str]:
         """The version as an argument of the decoder, which needs it where positions are on several axes."""
         if position_ids.dim() == 2:
             return {}

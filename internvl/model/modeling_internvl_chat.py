@@ -131,7 +131,7 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
         if visual_features is None:
             needed = self.training or row_sharing is not None
             visual_features = self._encode_images(pixel_values, image_flags, num_vit_batches, needed=needed)
-        visual = self._visual_mask(input_ids)
+        visual = self.find_visual_tokens(input_ids)
         if row_sharing is not None:
             assert visual_features is not None
             visual_features = row_sharing.exchange_features(visual_features, visual)
@@ -146,7 +146,7 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
             )
         return merge_visual_features(embeds, visual, visual_features)
 
-    def _visual_mask(self, input_ids: Int[Tensor, "batch length"]) -> Bool[Tensor, "batch length"]:
+    def find_visual_tokens(self, input_ids: Int[Tensor, "batch length"]) -> Bool[Tensor, "batch length"]:
         """True at visual tokens (nowhere while `img_context_token_id` is unknown)."""
         return input_ids == (-1 if self.img_context_token_id is None else self.img_context_token_id)
 
@@ -229,7 +229,7 @@ class InternVLChatModel(VisualFeaturesMixin, ChatMixin):
         if version != "v2pe_rnd":
             return stride
         # Random strides outside the data pipeline come from a fixed seed: the same call gives the same answer.
-        visual = self._visual_mask(input_ids)
+        visual = self.find_visual_tokens(input_ids)
         num_images = int((visual[:, 1:] & ~visual[:, :-1]).sum() + visual[:, 0].sum())
         generator = torch.Generator().manual_seed(0)
         return draw_strides(num_images, self.config.rope_pos_id_random_strides, generator)

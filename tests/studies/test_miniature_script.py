@@ -93,7 +93,9 @@ def test_schemes_are_trained_from_one_stage_1_and_asked_with_their_own_positions
         str(tmp_path / "work" / "seed_0" / "stage1")
     }
     built = of_module(commands, "internvl.synth.miniature")
-    assert {words[words.index("--digits") + 1] for words in built} == {"corners"}
+    pairs, *corners = sorted(built, key=lambda words: "--digits" in words)
+    assert pairs[pairs.index("--train") + 1] == "0-2:6500"  # of phase 1
+    assert {words[words.index("--digits") + 1] for words in corners} == {"corners"}
     asked = [parse_options(words) for words in of_module(commands, "eval.run")][1:]
     assert [options.out.name for options in asked] == ["own", "own+yarn-16"] * 3
     settings = [options.settings for options in asked]
