@@ -62,25 +62,22 @@ def score_by_length(scored: Sequence[Scored], edges: Sequence[int]) -> list[dict
 
 
 def score_by_place(scored: Sequence[Scored], edges: Sequence[int] | None) -> dict[str, object]:
-    """`by_length`, and with `metadata["placed_depth"]` of all questions `by_depth_and_length` (a `DepthGrid`).
+    """`by_length`, and of the questions with `metadata["placed_depth"]` `by_depth_and_length` (a `DepthGrid`).
 
     Nothing where lengths are not known, or all short and no `edges` given.
     """
-    if not _is_known(scored, "context_length"):
+    if any(item.metadata.get("context_length") is None for item in scored):
         return {}
     if edges is None and max(item.metadata["context_length"] for item in scored) < LONG_CONTEXT:
         return {}
     edges = edges or LENGTH_EDGES
     places: dict[str, object] = {"by_length": score_by_length(scored, edges)}
-    if _is_known(scored, "placed_depth"):
-        rows = ((item.metadata["context_length"], item.metadata["placed_depth"], item.score) for item in scored)
+    # Questions that the document does not answer, or whose answer is not in one place, have no depth.
+    placed = [item for item in scored if item.metadata.get("placed_depth") is not None]
+    if placed:
+        rows = ((item.metadata["context_length"], item.metadata["placed_depth"], item.score) for item in placed)
         places["by_depth_and_length"] = describe_grid(build_grid(rows, edges))
     return places
-
-
-def _is_known(scored: Sequence[Scored], name: str) -> bool:
-    """Whether every question has this in its metadata."""
-    return all(item.metadata.get(name) is not None for item in scored)
 
 
 def describe_grid(grid: Grid) -> dict[str, object]:
