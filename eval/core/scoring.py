@@ -9,7 +9,6 @@ Every score comes with its standard error, its count and its scoring rule.
 import json
 import logging
 import math
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -22,8 +21,9 @@ from eval.core.records import JsonObject
 from eval.core.result import SCORES_NAME, LengthBin, TaskResult, explain_damage, read_result
 from eval.core.sample import Prediction
 from eval.core.task import Scored, Task
+from eval.metrics.bins import find_bin, format_tokens
 from eval.metrics.estimate import estimate_mean
-from eval.metrics.mm_niah import DEPTH_STEP, NUM_DEPTHS, Grid, build_grid, format_length
+from eval.metrics.mm_niah import DEPTH_STEP, NUM_DEPTHS, Grid, build_grid
 from eval.metrics.protocol import read_protocol
 from internvl.errors import ConfigError, EvalError, MissingDependencyError
 
@@ -48,7 +48,7 @@ def score_by_length(scored: Sequence[Scored], edges: Sequence[int]) -> list[dict
     """The `LengthBin`s of `metadata["context_length"]` as JSON objects. Bins without samples are left out."""
     bins: dict[int, list[Scored]] = {}
     for item in scored:
-        bins.setdefault(bisect_right(edges, item.metadata["context_length"]), []).append(item)
+        bins.setdefault(find_bin(item.metadata["context_length"], edges), []).append(item)
     rows = []
     for index, items in sorted(bins.items()):
         row = LengthBin(
@@ -83,7 +83,7 @@ def score_by_place(scored: Sequence[Scored], edges: Sequence[int] | None) -> dic
 def describe_grid(grid: Grid) -> dict[str, object]:
     """A `DepthGrid` as a JSON object, with the sums of squares that standard errors are made from."""
     return {
-        "lengths": [f"<{format_length(grid.edges[0])}", *map(format_length, grid.edges)],
+        "lengths": [f"<{format_tokens(grid.edges[0])}", *map(format_tokens, grid.edges)],
         "depths": [round(cell * DEPTH_STEP, 1) for cell in range(NUM_DEPTHS)],
         "score_sums": grid.score_sums,
         "square_sums": grid.square_sums,
