@@ -9,7 +9,6 @@ Every score comes with its standard error, its count and its scoring rule.
 import json
 import logging
 import math
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -22,8 +21,9 @@ from eval.core.records import JsonObject
 from eval.core.result import SCORES_NAME, LengthBin, TaskResult, explain_damage, read_result
 from eval.core.sample import Prediction
 from eval.core.task import Scored, Task
+from eval.metrics.bins import find_bin, format_tokens
 from eval.metrics.estimate import estimate_mean
-from eval.metrics.mm_niah import DEPTH_STEP, NUM_DEPTHS, Grid, build_grid, format_length
+from eval.metrics.mm_niah import DEPTH_STEP, NUM_DEPTHS, Grid, build_grid
 from eval.metrics.protocol import read_protocol
 from internvl.errors import ConfigError, EvalError, MissingDependencyError
 
@@ -48,7 +48,7 @@ def score_by_length(scored: Sequence[Scored], edges: Sequence[int]) -> list[dict
     """The `LengthBin`s of `metadata["context_length"]` as JSON objects. Bins without samples are left out."""
     bins: dict[int, list[Scored]] = {}
     for item in scored:
-        bins.setdefault(bisect_right(edges, item.metadata["context_length"]), []).append(item)
+        bins.setdefault(find_bin(item.metadata["context_length"], edges), []).append(item)
     rows = []
     for index, items in sorted(bins.items()):
         row = LengthBin(
@@ -62,31 +62,28 @@ def score_by_length(scored: Sequence[Scored], edges: Sequence[int]) -> list[dict
 
 
 def score_by_place(scored: Sequence[Scored], edges: Sequence[int] | None) -> dict[str, object]:
-    """`by_length`, and with `metadata["placed_depth"]` of all questions `by_depth_and_length` (a `DepthGrid`).
+    """`by_length`, and of the questions with `metadata["placed_depth"]` `by_depth_and_length` (a `DepthGrid`).
 
     Nothing where lengths are not known, or all short and no `edges` given.
     """
-    if not _is_known(scored, "context_length"):
+    if any(item.metadata.get("context_length") is None for item in scored):
         return {}
     if edges is None and max(item.metadata["context_length"] for item in scored) < LONG_CONTEXT:
         return {}
     edges = edges or LENGTH_EDGES
     places: dict[str, object] = {"by_length": score_by_length(scored, edges)}
-    if _is_known(scored, "placed_depth"):
-        rows = ((item.metadata["context_length"], item.metadata["placed_depth"], item.score) for item in scored)
+    # Questions that the document does not answer, or whose answer is not in one place, have no depth.
+    placed = [item for item in scored if item.metadata.get("placed_depth") is not None]
+    if placed:
+        rows = ((item.metadata["context_length"], item.metadata["placed_depth"], item.score) for item in placed)
         places["by_depth_and_length"] = describe_grid(build_grid(rows, edges))
     return places
-
-
-def _is_known(scored: Sequence[Scored], name: str) -> bool:
-    """Whether every question has this in its metadata."""
-    return all(item.metadata.get(name) is not None for item in scored)
 
 
 def describe_grid(grid: Grid) -> dict[str, object]:
     """A `DepthGrid` as a JSON object, with the sums of squares that standard errors are made from."""
     return {
-        "lengths": [f"<{format_length(grid.edges[0])}", *map(format_length, grid.edges)],
+        "lengths": [f"<{format_tokens(grid.edges[0])}", *map(format_tokens, grid.edges)],
         "depths": [round(cell * DEPTH_STEP, 1) for cell in range(NUM_DEPTHS)],
         "score_sums": grid.score_sums,
         "square_sums": grid.square_sums,

@@ -1,10 +1,6 @@
 """Equality of short answers: OCR-VQA, AI2D as published by V2PE, and GQA."""
 
-import string
-
-from eval.metrics.text import read_golds, read_text
-
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+from eval.metrics.text import drop_punctuation, read_golds, read_text
 
 
 def score(answer: object, response: str | None, *, ignore_case: bool = True, ignore_punctuation: bool = False) -> float:
@@ -15,7 +11,7 @@ def score(answer: object, response: str | None, *, ignore_case: bool = True, ign
 
     def normalise(text: str) -> str:
         text = text.lower() if ignore_case else text
-        return " ".join(text.translate(_NO_PUNCTUATION).split()) if ignore_punctuation else text.strip()
+        return " ".join(drop_punctuation(text).split()) if ignore_punctuation else text.strip()
 
     said = normalise(read_text(response))
     return float(any(normalise(gold) == said for gold in read_golds(answer)))

@@ -8,10 +8,10 @@ scores are never lower. Inputs that crash those scripts count as wrong here.
 
 import json
 import math
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from eval.metrics.bins import find_bin, format_tokens
 from eval.metrics.protocol import Protocol
 from eval.metrics.text import (
     NUMBERS_TO_NINETY,
@@ -114,11 +114,6 @@ class Grid:
         return sum(count == 0 for row in self.counts[1:] for count in row)
 
 
-def find_length_bin(context_length: float, edges: Sequence[int]) -> int:
-    """0 below the first edge, i for `edges[i-1] <= context_length < edges[i]`, `len(edges)` from the last edge on."""
-    return bisect_right(edges, context_length)
-
-
 def find_depth_cell(placed_depth: float | Sequence[object]) -> int:
     """Cell of a needle's depth, or of the mean depth of several needles; 0 is the start of the context.
 
@@ -140,7 +135,7 @@ def build_grid(
     score_sums, square_sums = ([[0.0] * NUM_DEPTHS for _ in range(len(edges) + 1)] for _ in range(2))
     counts = [[0] * NUM_DEPTHS for _ in range(len(edges) + 1)]
     for context_length, placed_depth, score in rows:
-        column, cell = find_length_bin(context_length, edges), find_depth_cell(placed_depth)
+        column, cell = find_bin(context_length, edges), find_depth_cell(placed_depth)
         score_sums[column][cell] += score
         square_sums[column][cell] += score**2
         counts[column][cell] += 1
@@ -191,7 +186,7 @@ def summarise_grid(grid: Grid) -> dict[str, object]:
         "weighted_acc": [s / n if n else 0.0 for s, n in zip(sums[1:], counts[1:], strict=True)],
         "sample_number_array": counts[1:],
         "weighted_avg_acc": sum(sums) / sum(counts) if sum(counts) else 0.0,
-        "context_ranges": [format_length(edge) for edge in grid.edges],
+        "context_ranges": [format_tokens(edge) for edge in grid.edges],
         "num_empty_cells": grid.num_empty_cells,
     }
 
@@ -201,8 +196,3 @@ def average_tasks(scores: Sequence[Sequence[float]]) -> list[float] | None:
     if len(scores) != NUM_TASKS_FOR_OVERALL:
         return None
     return [round(sum(column) / NUM_TASKS_FOR_OVERALL, 6) for column in zip(*scores, strict=True)]
-
-
-def format_length(num_tokens: int) -> str:
-    """`4000` -> `4k`, `1500` -> `1500`: the name of a length bin is its left edge."""
-    return f"{num_tokens // 1000}k" if num_tokens >= 1000 and num_tokens % 1000 == 0 else str(num_tokens)

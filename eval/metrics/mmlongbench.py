@@ -10,13 +10,11 @@ An empty response is wrong here under every rule, and so is an answer on which t
 import json
 import math
 import re
-import string
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypedDict
 
 from eval.metrics.rouge import score_rouge_lsum
-from eval.metrics.text import read_golds, read_text
+from eval.metrics.text import blank_articles, drop_punctuation, measure_word_f1, read_golds, read_text
 
 Rule = Literal["contains", "yes_no", "counts", "letter", "label", "summary", "document"]
 Format = Literal["Integer", "Float", "String", "List", "None"]
@@ -25,8 +23,6 @@ FORMATS: tuple[Format, ...] = ("Integer", "Float", "String", "List", "None")
 DEFAULTS = (0, 1, 1, 0)  # what stands for a missing yes (1) or no (0), by the question's place in its file
 _PREFIXES: Mapping[Rule, str] = {"label": "label:", "summary": "Summary:"}
 _PREFIX = "Answer:"
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLE = re.compile(r"\b(a|an|the)\b")
 _UNITS = (*("kg", "meters", "acres", "minutes", "miles", "mile", "feet", "million", "thousand", "billion", "mm", "m"),)
 _MUST_BE_FOUND = re.compile(
     r"https://|\.(py|ipynb)$|^page|^\d+(-\d+|\s\d+)?$|(a\.m\.|p\.m\.)"
@@ -188,7 +184,9 @@ def _score_formatted(gold: object, said: str, kind: Format) -> float:
         forms = (value / 100, value, value * 100)
         return float(any(math.isclose(f, n, rel_tol=_RELATIVE_TOLERANCE) for f in forms for n in numbers))
     text = read_text(gold)
-    return float(text in said) if _MUST_BE_FOUND.search(text) else _score_words(text, said)
+    if _MUST_BE_FOUND.search(text):
+        return float(text in said)
+    return measure_word_f1(_normalise(text).split(), _normalise(said).split())
 
 
 def read_list(gold: object) -> list[object]:
@@ -237,19 +235,12 @@ def _find_numbers(text: str) -> list[float]:
     return [number for number in numbers if math.isfinite(number)]
 
 
-def _score_words(gold: str, said: str) -> float:
-    """F1 of the words, each counted as often as it occurs."""
-    golds, saids = _normalise(gold).split(), _normalise(said).split()
-    num_common = (Counter(golds) & Counter(saids)).total()
-    return 2 * num_common / (len(golds) + len(saids)) if num_common else 0.0
-
-
 def _normalise(text: str) -> str:
-    return _drop_articles(text.lower().translate(_PUNCTUATION))
+    return _drop_articles(drop_punctuation(text.lower()))
 
 
 def _drop_articles(text: str) -> str:
-    return " ".join(_ARTICLE.sub(" ", text).split())
+    return " ".join(blank_articles(text).split())
 
 
 _RULES: Mapping[Rule, Callable[..., float]] = {

@@ -4,12 +4,9 @@ What a text is normalised to depends on its question: the word after `how many` 
 is dropped. The steps and their order are the published ones, so `brand` is `br,`, before punctuation is dropped: `br`.
 """
 
-import re
-import string
-from collections import Counter
 from typing import TypedDict
 
-from eval.metrics.text import NUMBERS_TO_NINETY, read_text
+from eval.metrics.text import NUMBERS_TO_NINETY, blank_articles, drop_punctuation, measure_word_f1, read_text
 
 _MAX_WORD = 19  # the largest number whose word is read
 _NUMBER_WORDS = {word: digits for word, digits in NUMBERS_TO_NINETY.items() if int(digits) <= _MAX_WORD}
@@ -17,7 +14,6 @@ _REPLACED = {
     **{"this is ": "", "it is ": "", "&": ",", "and": ",", "percent": "", "organisation": "organization"},
     **{"because of": "", "because": "", "due to": "", "hours": "hrs", "minites": "min"},
 }
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class Answer(TypedDict):
@@ -29,9 +25,7 @@ class Answer(TypedDict):
 
 def score(answer: Answer, response: str | None) -> float:
     """F1 of the words, each counted as often as it occurs; 0 without a common word."""
-    golds, saids = _split_both(answer, response)
-    num_common = (Counter(golds) & Counter(saids)).total()
-    return 2 * num_common / (len(golds) + len(saids)) if num_common else 0.0
+    return measure_word_f1(*_split_both(answer, response))
 
 
 def score_exact(answer: Answer, response: str | None) -> float:
@@ -54,7 +48,7 @@ def normalise(text: str, question: str) -> str:
         _, found, rest = question.partition(start)
         if found and rest.split():
             text = text.replace(rest.split()[0], "")
-    text = re.sub(r"\b(a|an|the)\b", " ", text.translate(_PUNCTUATION))
+    text = blank_articles(drop_punctuation(text))
     words = text.split()
     if text.startswith(("yes", "no")):
         words = words[:1]

@@ -1,14 +1,17 @@
-"""Answer normalisation of the official VQA evaluation, in small steps that other benchmarks combine differently.
+"""What metrics share: reading answers, F1 of words, and steps of normalisation that benchmarks combine differently.
 
-The rules (punctuation, periods, number words, articles, contractions) are those of GT-Vision-Lab/VQA. Its quirks are
-kept, because scores are comparable only with them.
+The longer rules (punctuation, periods, number words, articles, contractions) are those of GT-Vision-Lab/VQA. Its quirks
+are kept, because scores are comparable only with them.
 """
 
 import re
+import string
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 ARTICLES = frozenset({"a", "an", "the"})
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 MAX_REMOVED_PERIODS = 32  # the official code passes a regex flag of this value where a count is expected
 
 _UNITS = (
@@ -108,6 +111,22 @@ def normalise_words(text: str, numbers: Mapping[str, str]) -> str:
 def normalise_m4c(text: str) -> str:
     """All steps of the TextVQA (M4C, EvalAI) scorer."""
     return normalise_words(remove_punctuation(flatten_whitespace(split_possessives(text))), NUMBERS_TO_TEN)
+
+
+def drop_punctuation(text: str) -> str:
+    """The text without ASCII's punctuation marks."""
+    return text.translate(_ASCII_PUNCTUATION)
+
+
+def blank_articles(text: str) -> str:
+    """A space for each English article in lower case."""
+    return re.sub(r"\b(a|an|the)\b", " ", text)
+
+
+def measure_word_f1(golds: Sequence[str], saids: Sequence[str]) -> float:
+    """F1 of the words of two texts, each counted as often as it occurs; 0 without a common word."""
+    num_common = (Counter(golds) & Counter(saids)).total()
+    return 2 * num_common / (len(golds) + len(saids)) if num_common else 0.0
 
 
 def contains_word(text: str, word: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from eval.core.baselines import Baselines
 from eval.core.result import TaskResult
+from eval.metrics.bins import format_tokens, label_bin
 from eval.metrics.estimate import Estimate
 from eval.metrics.protocol import PROTOCOLS
 
@@ -185,14 +186,7 @@ def make_harmless(cell: object) -> object:
 
 def label_length(low: int | None, high: int | None) -> str:
     """`<1k`, `1k-2k`, `64k+`."""
-    if low is None:
-        return f"<{format_tokens(high or 0)}"
-    return f"{format_tokens(low)}-{format_tokens(high)}" if high is not None else f"{format_tokens(low)}+"
-
-
-def format_tokens(num_tokens: int) -> str:
-    """`4000` -> `4k`, `1500` -> `1500`."""
-    return f"{num_tokens // 1000}k" if num_tokens >= 1000 and num_tokens % 1000 == 0 else str(num_tokens)
+    return label_bin(low, high, write=format_tokens)
 
 
 def group_rows(rows: Sequence[Row]) -> dict[tuple[str, str, str], dict[str, Row]]:

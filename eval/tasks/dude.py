@@ -19,8 +19,8 @@ from eval.core.records import JsonObject
 from eval.core.sample import Sample
 from eval.core.task import Scored, Task
 from eval.metrics import dude as metric
-from eval.tasks.pages import MAX_NUM, score_groups
-from eval.tasks.questions import collect_tasks, estimate_cost, put_images_first, use_one_rule
+from eval.tasks.pages import MAX_NUM, ask_about_pages, score_groups
+from eval.tasks.questions import collect_tasks, put_images_first, use_one_rule
 from internvl.data.natural_order import natural_key
 from internvl.errors import DataError
 
@@ -66,14 +66,12 @@ def read_samples(data_root: Root) -> list[Sample]:
         if not record.answers and record.answer_type != UNANSWERABLE:
             raise DataError(f"answers is empty, expected an answer, or the answer_type {UNANSWERABLE}")
         images = pages.get(record.docId) or [find_media(f"{record.docId}_0.jpg", data_root, (data_root / PAGES,))]
-        question = record.question + BRIEFLY
-        return Sample(
-            id=record.questionId,
-            prompt=put_images_first(question, len(images)),
-            images=tuple(images),
+        return ask_about_pages(
+            record.questionId,
+            put_images_first(record.question + BRIEFLY, len(images)),
+            images,
             answer={"texts": record.answers, "is_list": "list" in record.answer_type},
             metadata={"question": record.question, "answer_type": record.answer_type},
-            cost=estimate_cost(question, len(images) * (MAX_NUM + 1)),
         )
 
     rows = read_object(path, _File).data

@@ -17,8 +17,8 @@ from eval.core.records import JsonObject, read_records
 from eval.core.sample import Sample
 from eval.core.task import Scored
 from eval.metrics.documents import score_longdocurl
-from eval.tasks.pages import MAX_NUM, find_depth, find_places, make_tasks, read_answer, score_groups
-from eval.tasks.questions import SHORT_SENTENCE, collect_tasks, estimate_cost
+from eval.tasks.pages import ask_about_pages, make_tasks, read_answer, score_groups
+from eval.tasks.questions import SHORT_SENTENCE, collect_tasks
 from internvl.model.constants import IMAGE_PLACEHOLDER
 
 FOLDER = Path("LongDocURL")
@@ -49,28 +49,25 @@ def read_samples(data_root: Root, briefly: bool) -> list[Sample]:
 
     def build(row: int, record: _Record) -> Sample:
         names = [str(PurePosixPath(*PurePosixPath(name).parts[-2:])) for name in record.images]
-        images = tuple(find_media(name, data_root, (pages,)) for name in names)
+        images = [find_media(name, data_root, (pages,)) for name in names]
         head = _HEAD.format(question=record.question) + (f"{SHORT_SENTENCE}\n" if briefly else "")
         prompt = head + "".join(
             f"Below is the {number}-th image (total {len(images)} images).\n{IMAGE_PLACEHOLDER}"
             for number in range(1, len(images) + 1)
         )
-        metadata: dict[str, object] = {
-            "question": record.question,
-            "task": record.task_tag,
-            "sources": record.evidence_sources,
-            "num_evidence_pages": len(record.evidence_pages),
-        }
-        if record.evidence_pages and record.start_end_idx:
-            metadata["placed_depth"] = find_depth(record.evidence_pages[0] - record.start_end_idx[0], len(images))
-        return Sample(
-            id=str(record.question_id),
-            prompt=prompt,
-            images=images,
+        return ask_about_pages(
+            str(record.question_id),
+            prompt,
+            images,
             answer=read_answer(record.answer, record.answer_format),
-            metadata=metadata,
-            cost=estimate_cost(prompt, len(images) * (MAX_NUM + 1)),
-            needles=find_places(record.evidence_pages, len(images), first=(record.start_end_idx or [1])[0]),
+            metadata={
+                "question": record.question,
+                "task": record.task_tag,
+                "sources": record.evidence_sources,
+                "num_evidence_pages": len(record.evidence_pages),
+            },
+            evidence=record.evidence_pages,
+            first=(record.start_end_idx or [1])[0],
         )
 
     return parse_rows(path, read_records(path), _Record, build)

@@ -18,8 +18,8 @@ from eval.core.sample import Sample
 from eval.core.task import Scored
 from eval.metrics.documents import NOT_ANSWERABLE, measure_f1, read_entries, score_mmlongbench_doc
 from eval.metrics.estimate import bootstrap_stderr
-from eval.tasks.pages import MAX_NUM, find_depth, find_places, list_pages, make_tasks, read_answer, score_groups
-from eval.tasks.questions import collect_tasks, estimate_cost, put_images_first
+from eval.tasks.pages import ask_about_pages, list_pages, make_tasks, read_answer, score_groups
+from eval.tasks.questions import collect_tasks, put_images_first
 from internvl.errors import DataError
 
 FOLDER = Path("MMLongBench-Doc")
@@ -48,23 +48,18 @@ def read_samples(data_root: Root, briefly: bool) -> list[Sample]:
             raise DataError(f"doc_id is {record.doc_id!r:.80}, expected the name of a PDF file")
         images = list_pages(data_root / FOLDER / "pages" / name, most=MAX_PAGES)
         evidence, sources = (_read_list(text) for text in (record.evidence_pages, record.evidence_sources))
-        metadata: dict[str, object] = {
-            "question": record.question,
-            "document_type": record.doc_type,
-            "evidence": _name_evidence(len(evidence), is_answerable=record.answer != NOT_ANSWERABLE),
-            "sources": [str(source) for source in sources],
-        }
-        if len(evidence) == 1 and isinstance(evidence[0], int):
-            metadata["placed_depth"] = find_depth(evidence[0] - 1, len(images))
-        question = record.question + (BRIEFLY if briefly else "")
-        return Sample(
-            id=str(row),
-            prompt=put_images_first(question, len(images)),
-            images=images,
+        return ask_about_pages(
+            str(row),
+            put_images_first(record.question + (BRIEFLY if briefly else ""), len(images)),
+            images,
             answer=read_answer(record.answer, record.answer_format),
-            metadata=metadata,
-            cost=estimate_cost(question, len(images) * (MAX_NUM + 1)),
-            needles=find_places(evidence, len(images)),
+            metadata={
+                "question": record.question,
+                "document_type": record.doc_type,
+                "evidence": _name_evidence(len(evidence), is_answerable=record.answer != NOT_ANSWERABLE),
+                "sources": [str(source) for source in sources],
+            },
+            evidence=evidence,
         )
 
     return parse_rows(path, read_json(path, list), _Record, build)

@@ -9,7 +9,7 @@ versions of a file never mix; scorer and groups may change, and saved prediction
 
 import base64
 import json
-from bisect import bisect_right
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -24,6 +24,7 @@ from eval.core.records import JsonObject
 from eval.core.sample import Gold, PackedImage, Sample, SampleImage
 from eval.core.task import Scored, Task
 from eval.metrics import choice
+from eval.metrics.bins import format_number, label_value, order_label
 from eval.metrics.estimate import estimate_groups
 from eval.tasks.questions import Results, estimate_cost, letter_options, put_images_first, upload_list, use_one_rule
 from eval.tasks.scorers import Scorer, check_keys, make_scorer
@@ -335,17 +336,16 @@ def _put_media_first(text: str, *, num_images: int, num_videos: int) -> str:
 
 
 def name_group(row: Row, column: str, edges: Sequence[float]) -> str:
-    """The group of a row: its text, or with edges `<10`, `10-20`, `20+`. Raises DataError that names the column."""
+    """The group of a row: its text, or with edges the bin's label. Raises DataError that names the column."""
     text = _read_text(row, column)
-    if not edges:
-        return text
-    try:
-        place = bisect_right(edges, float(text))
-    except ValueError as error:
-        raise DataError(f"column {column!r} is {text!r}, expected a number (groups)") from error
-    if place == 0:
-        return f"<{edges[0]:g}"
-    return f"{edges[place - 1]:g}+" if place == len(edges) else f"{edges[place - 1]:g}-{edges[place]:g}"
+    return label_value(_read_number(text, column), edges) if edges else text
+
+
+def _read_number(text: str, column: str) -> float:
+    with suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise DataError(f"column {column!r} is {text!r}, expected a number (groups)")
 
 
 def _list_values(row: Row, column: str) -> list[object]:
@@ -370,7 +370,7 @@ def _read_text(row: Row, column: str) -> str:
 
 def _write(value: object) -> str:
     """A value as a model reads it: `3.0` is `3`, since tables do not always tell whole numbers from others."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return format_number(value) if isinstance(value, float) else str(value)
 
 
 def _is_short(value: object) -> bool:
@@ -378,12 +378,18 @@ def _is_short(value: object) -> bool:
 
 
 def _aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None, *, benchmark: Benchmark) -> JsonObject:
-    """`groups`: mean by column and group."""
-    groups = {
-        column: estimate_groups((name_group(item.metadata["row"], column, edges), item.score) for item in scored)
-        for column, edges in benchmark.edges.items()
-    }
+    """`groups`: mean by column and group, in the order of names, and of numbers."""
+    groups = {column: _average_by(scored, column, edges) for column, edges in benchmark.edges.items()}
     return {"groups": groups} if groups else {}
+
+
+def _average_by(scored: Sequence[Scored], column: str, edges: Sequence[float]) -> dict[str, dict[str, float]]:
+    def order(item: Scored) -> Any:
+        text = item.metadata["row"][column]
+        return float(text) if edges else order_label(text)
+
+    rows = ((name_group(item.metadata["row"], column, edges), item.score) for item in sorted(scored, key=order))
+    return estimate_groups(rows)
 
 
 def summarise(results: Results) -> dict[str, object]:

@@ -1,9 +1,12 @@
-"""Documents of many pages: what MMLongBench-Doc, LongDocURL and SlideVQA share.
+"""Documents of many pages: what MMLongBench-Doc, LongDocURL, SlideVQA and DUDE share, and how the first two are judged.
 
     response --a judge writes down the short answer that it gives--> short answer --rule--> score       `...-judged`
     response, asked for in a word or phrase                                       --rule--> score       without a judge
 
 The published numbers were made the first way; the second needs no other model, and its numbers stand for themselves.
+
+`placed_depth` of a question is a list: where each page that its answer needs stands among those shown, 0 first and 1
+last. Several pages count as their mean depth, as several needles do in MM-NIAH. A question without such pages has none.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,11 +16,12 @@ from typing import TypedDict
 from eval.core.data_root import Root
 from eval.core.judge import JudgeRule
 from eval.core.records import JsonObject
-from eval.core.sample import Prediction, Sample
+from eval.core.sample import Gold, Prediction, Sample
 from eval.core.task import Scored, Task
 from eval.metrics.documents import FORMATS
 from eval.metrics.estimate import estimate_groups
 from eval.metrics.protocol import Protocol
+from eval.tasks.questions import estimate_cost
 from internvl.data.natural_order import natural_key
 from internvl.errors import DataError
 
@@ -69,15 +73,44 @@ def list_pages(folder: Path, *, most: int) -> tuple[Path, ...]:
     return tuple(sorted(pages, key=lambda path: natural_key(path.name)))[:most] or (folder / "page-1.png",)
 
 
-def find_depth(place: int, num_pages: int) -> float | None:
-    """Where a page stands in a document, 0 first and 1 last; None outside of it."""
-    return place / max(1, num_pages - 1) if 0 <= place < num_pages else None
+def ask_about_pages(
+    sample_id: str,
+    prompt: str,
+    pages: Sequence[Path],
+    *,
+    answer: Gold,
+    metadata: Mapping[str, object],
+    evidence: Iterable[object] = (),
+    first: int = 1,
+) -> Sample:
+    """A question about the pages of a document.
+
+    Args:
+        sample_id: Unique within the task.
+        prompt: With one `<image>` per page.
+        pages: Their pictures.
+        answer: The gold answer.
+        metadata: What groups are made by; where the evidence stands is added.
+        evidence: Numbers of the pages that the answer needs.
+        first: Number of the first page.
+    """
+    places = find_places(evidence, len(pages), first=first)
+    depths = [place / max(1, len(pages) - 1) for place in places]
+    return Sample(
+        id=sample_id,
+        prompt=prompt,
+        images=tuple(pages),
+        answer=answer,
+        metadata={**metadata, **({"placed_depth": depths} if depths else {})},
+        cost=estimate_cost(prompt, len(pages) * (MAX_NUM + 1)),
+        needles=places,
+    )
 
 
 def find_places(pages: Iterable[object], num_pages: int, *, first: int = 1) -> tuple[int, ...]:
-    """Places of the pages that an answer needs, 0 first, by their numbers, of which `first` is the first page's."""
+    """Places of the pages that an answer needs, 0 first, each once; `first` is the number of the first page."""
     places = (page - first for page in pages if isinstance(page, int))
-    return tuple(place for place in places if 0 <= place < num_pages)
+    return tuple(dict.fromkeys(place for place in places if 0 <= place < num_pages))
 
 
 def make_tasks(

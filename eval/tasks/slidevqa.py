@@ -19,8 +19,8 @@ from eval.core.sample import Sample
 from eval.core.task import Scored, Task
 from eval.metrics import slidevqa as metric
 from eval.metrics.estimate import estimate_mean
-from eval.tasks.pages import MAX_NUM, find_depth, find_places, score_groups
-from eval.tasks.questions import collect_tasks, estimate_cost, put_images_first, use_one_rule
+from eval.tasks.pages import MAX_NUM, ask_about_pages, score_groups
+from eval.tasks.questions import collect_tasks, put_images_first, use_one_rule
 
 FOLDER = Path("SlideVQA")
 MAX_NEW_TOKENS = 128
@@ -45,23 +45,18 @@ def read_samples(data_root: Root, *, split: str) -> list[Sample]:
 
     def build(row: int, record: _Record) -> Sample:
         names = [f"{record.deck_name}/{PurePosixPath(url).name}" for url in record.image_urls]
-        images = tuple(find_media(name, data_root, (slides,)) for name in names)
-        question = record.question + BRIEFLY
-        metadata: dict[str, object] = {
-            "question": record.question,
-            "reasoning": record.reasoning_type,
-            "answer_type": record.answer_type,
-        }
-        if record.evidence_pages:
-            metadata["placed_depth"] = find_depth(record.evidence_pages[0] - 1, len(images))
-        return Sample(
-            id=str(record.qa_id),
-            prompt=put_images_first(question, len(images)),
-            images=images,
+        images = [find_media(name, data_root, (slides,)) for name in names]
+        return ask_about_pages(
+            str(record.qa_id),
+            put_images_first(record.question + BRIEFLY, len(images)),
+            images,
             answer={"text": str(record.answer), "question": record.question},
-            metadata=metadata,
-            cost=estimate_cost(question, len(images) * (MAX_NUM + 1)),
-            needles=find_places(record.evidence_pages, len(images)),
+            metadata={
+                "question": record.question,
+                "reasoning": record.reasoning_type,
+                "answer_type": record.answer_type,
+            },
+            evidence=record.evidence_pages,
         )
 
     return parse_rows(path, read_records(path), _Record, build)

@@ -4,22 +4,21 @@ A task shows 64 frames; `TASK-256frames` is the same task with 256.
 """
 
 import re
-from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eval.core.sample import FrameImage, Gold, Sample
 from eval.core.task import Scored, Task, TaskFamily
+from eval.metrics.bins import label_value, order_label
 from eval.metrics.estimate import estimate_groups
 from eval.tasks.questions import Results, estimate_cost
-from internvl.data.natural_order import natural_key
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip, VideoInfo, read_video_info
 from internvl.errors import DataError
 
 NUM_FRAMES = 64  # as in the examples of LongVideoBench, VNBench and Video-MME-v2
 _FRAMES = re.compile(r"(.+)-([1-9]\d{0,4})frames")
-_MINUTES = (1, 3, 10, 30, 60)  # borders of durations
+_MINUTES = (1, 3, 10, 30, 60)  # edges of durations
 
 
 def collect_video_tasks(
@@ -103,16 +102,15 @@ def read_fps(info: VideoInfo | None) -> float:
 
 
 def label_duration(seconds: float | None) -> str:
-    """`<1 min`, `1-3 min`, ... `>60 min`; `unknown` where the file does not say."""
-    if seconds is None:
-        return "unknown"
-    place = bisect_right(_MINUTES, seconds / 60)
-    if place in (0, len(_MINUTES)):
-        return f"<{_MINUTES[0]} min" if place == 0 else f">{_MINUTES[-1]} min"
-    return f"{_MINUTES[place - 1]}-{_MINUTES[place]} min"
+    """`<1 min`, `1-3 min`, ... `60+ min`; `unknown` where the file does not say."""
+    return "unknown" if seconds is None else f"{label_value(seconds / 60, _MINUTES)} min"
 
 
 def average_by(scored: Sequence[Scored], field: str) -> dict[str, dict[str, float]]:
-    """Mean score by a field of the metadata, sorted by name."""
-    rows = [(str(item.metadata[field]), item.score) for item in scored]
-    return estimate_groups(sorted(rows, key=lambda row: natural_key(row[0])))
+    """Mean score by a field of the metadata, in the order of its labels."""
+    return estimate_sorted((str(item.metadata[field]), item.score) for item in scored)
+
+
+def estimate_sorted(rows: Iterable[tuple[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean score by label from `(label, score)`, in the order of labels."""
+    return estimate_groups(sorted(rows, key=lambda row: order_label(row[0])))

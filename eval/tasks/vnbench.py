@@ -18,10 +18,9 @@ from eval.core.records import read_json
 from eval.core.sample import Sample
 from eval.core.task import Scored, Task
 from eval.metrics import choice, vnbench
-from eval.metrics.estimate import estimate_groups
 from eval.metrics.protocol import PROTOCOLS
 from eval.tasks.questions import OPTION_SENTENCE, letter_options, use_one_rule
-from eval.tasks.videos import Shown, ask_about_video, collect_video_tasks
+from eval.tasks.videos import Shown, ask_about_video, collect_video_tasks, estimate_sorted
 from internvl.errors import DataError
 
 FOLDER = Path("VNBench")
@@ -70,11 +69,10 @@ def aggregate(scored: Sequence[Scored], length_edges: Sequence[int] | None) -> d
     rows = [(item.metadata["video"], item.metadata["type"], item.score) for item in scored]
     lengths = {item.metadata["video"]: item.metadata["length"] for item in scored}
     questions = vnbench.merge_tries(rows)
-    by_length = sorted((lengths[video], right) for (_, video), right in questions.items())
     return {
         **vnbench.summarise(rows),
         "chance": fmean(item.metadata["chance"] ** vnbench.NUM_TRIES for item in scored),
-        "by_video_length": estimate_groups(by_length),
+        "by_video_length": estimate_sorted((lengths[video], right) for (_, video), right in questions.items()),
     }
 
 

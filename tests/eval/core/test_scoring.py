@@ -56,6 +56,8 @@ def test_tasks_of_long_questions_have_bins_of_length_and_depth_and_short_ones_wh
     ]  # fmt: skip
     grid = numbers["by_depth_and_length"]
     assert (grid["counts"][0], grid["counts"][4]) == ((1, 0, 0, 0, 0), (0, 0, 1, 0, 1))
+    half = score_predictions(make_task(), [*long, predict("a", context_length=9000)], protocol="official")
+    assert half["by_depth_and_length"]["counts"] == grid["counts"]
     short = [predict("a", context_length=500), predict("b", context_length=700)]
     assert "by_length" not in score_predictions(make_task(), short, protocol="official")
     asked = score_predictions(make_task(), short, protocol="official", length_edges=(600,))

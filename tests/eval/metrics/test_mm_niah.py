@@ -4,7 +4,6 @@ from eval.metrics.mm_niah import (
     average_tasks,
     build_grid,
     find_depth_cell,
-    find_length_bin,
     is_correct,
     score_length_bins,
     summarise_grid,
@@ -72,11 +71,6 @@ def test_upstream_strips_the_response_but_not_the_gold():
 def test_answers_of_unknown_kind_are_refused():
     with pytest.raises(TypeError, match="NoneType"):
         official(None, "x")
-
-
-def test_lengths_fall_into_right_open_bins():
-    edges = (1000, 2000, 4000)
-    assert [find_length_bin(x, edges) for x in (999, 1000, 1999, 2000, 3999, 4000, 10**6)] == [0, 1, 1, 2, 2, 3, 3]
 
 
 def test_depth_cells_follow_binary_floating_point():

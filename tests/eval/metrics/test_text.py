@@ -4,8 +4,11 @@ from eval.metrics.text import (
     CONTRACTIONS,
     NUMBERS_TO_NINETY,
     NUMBERS_TO_TEN,
+    blank_articles,
     contains_word,
+    drop_punctuation,
     flatten_whitespace,
+    measure_word_f1,
     normalise_words,
     remove_punctuation,
     split_possessives,
@@ -48,6 +51,16 @@ def test_punctuation_next_to_a_space_is_deleted_elsewhere_too():
 def test_only_the_first_32_periods_go():
     assert remove_punctuation("." * 40) == "." * 8
     assert remove_punctuation(".5") == ".5"
+
+
+def test_words_count_as_often_as_they_occur_in_their_f1():
+    assert measure_word_f1(["a", "a", "b"], ["a", "b", "b", "c"]) == pytest.approx(2 * 2 / 7)
+    assert measure_word_f1([], []) == measure_word_f1(["a"], ["b"]) == 0
+
+
+def test_articles_in_lower_case_leave_spaces_and_punctuation_leaves_none():
+    assert blank_articles("an apple, the a-b, The") == "  apple,    -b, The"
+    assert drop_punctuation("it's a-b: $5.0 – “x”") == "its ab 50 – “x”"
 
 
 def test_words_are_found_between_boundaries_only():

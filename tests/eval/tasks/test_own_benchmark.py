@@ -225,6 +225,20 @@ def test_another_scorer_and_other_groups_need_no_answers(write, evaluate, server
     assert len(server.requests) == asked
 
 
+def test_groups_stand_in_the_order_of_their_numbers(write, evaluate, tmp_path):
+    rows = [{**ROWS[0], "id": str(size), "size": size, "kind": f"kind {abs(size)}"} for size in (100, -7, 20, 20.5, 9)]
+    assert evaluate(write(rows=rows, groups={"size": [-5, 20], "kind": None})) == 0
+    groups = read_scores(tmp_path / "out")["results"]["official"]["groups"]
+    assert [(name, group["count"]) for name, group in groups["size"].items()] == [("<-5", 1), ("-5-20", 1), ("20+", 3)]
+    assert list(groups["kind"]) == ["kind 7", "kind 9", "kind 20", "kind 20.5", "kind 100"]
+
+
+@pytest.mark.parametrize("size", ["big", "nan", "1e999", "true"])
+def test_a_group_of_numbers_needs_numbers(write, size):
+    with pytest.raises(DataError, match=f"row 1: column 'size' is '{size}', expected a number"):
+        read(write(rows=[ROWS[0], {**ROWS[1], "size": size}], groups={"size": [10]}))
+
+
 def test_results_outlive_the_file_that_made_them(write, evaluate, tmp_path):
     path = write(groups=["size"])
     assert evaluate(path) == 0

@@ -10,7 +10,13 @@ from eval.core.scoring import write_scores
 from eval.tasks.pages import find_places, list_pages
 from eval.tasks.registry import find_task
 from internvl.errors import DataError
-from tests.eval.published_documents import write_dude, write_longdocurl, write_mmlongbench_doc, write_slidevqa
+from tests.eval.published_documents import (
+    write_documents,
+    write_dude,
+    write_longdocurl,
+    write_mmlongbench_doc,
+    write_slidevqa,
+)
 
 
 def test_pages_stand_before_the_question_in_natural_order(data_root):
@@ -22,7 +28,7 @@ def test_pages_stand_before_the_question_in_natural_order(data_root):
         "answer 'Not answerable'."
     )
     assert first.answer == {"text": "5", "format": "Int"}
-    assert first.metadata["placed_depth"] == pytest.approx(2 / 11)
+    assert first.metadata["placed_depth"] == pytest.approx([2 / 11])
     assert (last.metadata["evidence"], last.metadata["sources"]) == (["unanswerable"], [])
     judged = data_root.read("mmlongbench_doc/test-judged")
     assert judged[0].prompt.endswith("<image>\nWhat is it, 0?")
@@ -105,7 +111,7 @@ def test_longdocurl_names_every_page(data_root):
         "Below is the 3-th image (total 3 images).\n<image>"
     )
     assert sample.images[0] == data_root.root / "LongDocURL/pdf_pngs/4000-4999/4055/4055915_41.png"
-    assert sample.metadata["placed_depth"] == 0
+    assert (sample.metadata["placed_depth"], sample.needles) == ([0, 1], (0, 2))
     numbers = data_root.evaluate("longdocurl/test", ["5", "2.5", "merger", "['c d']", "page one", "no"])
     numbers = numbers["results"]["official"]
     assert numbers["score"] == pytest.approx((1 + 1 + 0 + 0.5 + 0 + 0) / 6)
@@ -142,7 +148,22 @@ def test_wrong_records_are_named(data_root, change, message):
 
 def test_the_pages_that_an_answer_needs_are_places_in_its_pictures():
     assert find_places([1, 3, 4, "x", 0], 3) == (0, 2)
-    assert find_places([12, 14], 5, first=10) == (2, 4)
+    assert find_places([12, 14, 12], 5, first=10) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "depths"),
+    [
+        ("mmlongbench_doc/test", [[2 / 11], [2 / 11, 1], [1], [0], None]),
+        ("longdocurl/test", [[0], [0, 1]] * 3),
+        ("slidevqa/test", [[1 / 19], [0, 1], [1]]),
+        ("dude/val", [None] * 5),
+    ],
+)
+def test_a_question_has_the_depths_of_all_pages_that_its_answer_needs(data_root, name, depths):
+    write_documents(data_root.root)
+    found = [sample.metadata.get("placed_depth") for sample in data_root.read(name)]
+    assert [entry and pytest.approx(entry) for entry in depths] == found
 
 
 def change_dude(root, **fields):
