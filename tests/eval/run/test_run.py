@@ -21,6 +21,7 @@ from internvl.errors import ConfigError
 from internvl.infer.session import Session
 from internvl.infer.settings import InferenceSettings
 from internvl.parallel.launch import RankEnv
+from tests.train.tiny_run import torchrun
 from tests.warm_python import warm_python
 
 ROOT = Path(__file__).parents[3]
@@ -352,9 +353,10 @@ def test_a_full_disk_ends_the_run_with_a_clear_error_and_it_continues_later(argu
         subprocess.run(["umount", disk], check=True)
 
 
-def start(arguments, *launcher):
+def start(arguments, num_processes=1):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [warm_python(), *launcher, "-m", "eval.run", *arguments]
+    launcher = torchrun(num_processes) if num_processes > 1 else [warm_python()]
+    command = [*launcher, "-m", "eval.run", *arguments]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -377,8 +379,7 @@ def test_a_killed_run_continues_under_torchrun_with_the_same_scores(arguments, b
     assert not list(broken.rglob("predictions.jsonl"))
     begun[0].write_bytes(begun[0].read_bytes()[:-7])
 
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    again = start(replace(arguments, "--out", str(broken)), *torchrun)
+    again = start(replace(arguments, "--out", str(broken)), 2)
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
     assert out.count("| task") == 1
@@ -396,9 +397,8 @@ def test_groups_that_answer_together_give_the_predictions_of_one_process(argumen
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     options = ["--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "1/4", "--prefill_chunk_size", "64"]
     assert main([*replace(arguments, "--out", str(whole)), *options]) == 0
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4")
     ring = [*options, "--ring_attn", "--gpus_per_task", "2"]
-    process = start([*replace(arguments, "--out", str(shared)), *ring], *torchrun)
+    process = start([*replace(arguments, "--out", str(shared)), *ring], 4)
     out, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
     assert out.count("| task") == 1
@@ -416,8 +416,7 @@ def test_two_ranks_whose_weights_are_nan_fail_every_question_and_say_so(argument
     weights = load_file(broken / "model.safetensors")
     weights["language_model.model.norm.weight"].fill_(float("nan"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    process = start(replace(arguments, "--checkpoint", str(broken)), *torchrun)
+    process = start(replace(arguments, "--checkpoint", str(broken)), 2)
     out, err = process.communicate(timeout=180)
     assert process.returncode == 1, err  # of torchrun, for our 3
     assert out.count("8 of 8 questions FAILED") == 2
