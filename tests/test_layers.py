@@ -1,11 +1,14 @@
 """Imports point one way, and importing a package does nothing."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.warm_python import warm_python
 
 ROOT = Path(__file__).parents[1]
 
@@ -128,12 +131,12 @@ def test_the_model_needs_little_and_imports_relatively():
 
 def test_shapes_load_without_jaxtyping():
     code = (
-        "import sys; sys.modules['jaxtyping'] = None\n"
+        "import sys; sys.modules['jaxtyping'] = None; del sys.modules['internvl.model.shapes']\n"
         "from torch import Tensor\n"
         "from internvl.model.shapes import Float, Int\n"
         "assert Float[Tensor, 'batch length'] is Int[Tensor, ''] is Tensor\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    subprocess.run([warm_python(), "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
 
 
 def test_light_packages_do_not_load_torch():
