@@ -159,25 +159,25 @@ def test_the_checkpoints_own_stride_is_used(arguments, checkpoint, tmp_path):
     assert settings["settings"]["rope_pos_id_stride"] == 2
 
 
-@pytest.mark.parametrize(
-    ("extra", "difference"),
-    [
-        (["--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "1"], "rope_pos_id_stride: saved None, asked 1"),
-        (["--max_num", "2"], "max_num: saved 5, asked 2"),
-        (["--prompts", "official"], "prompts: saved 'upstream', asked 'official'"),
-        (["--dtype", "bfloat16"], "dtype: saved 'float32', asked 'bfloat16'"),
-        (["--kv_cache", "quantized"], "kv_cache: saved None, asked 'quantized'"),
-        (["--rope_scaling", "yarn:4"], "rope_scaling: saved None, asked 'yarn:4'"),
-        (["--ablate", "no_image"], "ablate: saved None, asked 'no_image'"),
-    ],
+OTHER_SETTINGS = (
+    (["--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "1"], "rope_pos_id_stride: saved None, asked 1"),
+    (["--max_num", "2"], "max_num: saved 5, asked 2"),
+    (["--prompts", "official"], "prompts: saved 'upstream', asked 'official'"),
+    (["--dtype", "bfloat16"], "dtype: saved 'float32', asked 'bfloat16'"),
+    (["--kv_cache", "quantized"], "kv_cache: saved None, asked 'quantized'"),
+    (["--rope_scaling", "yarn:4"], "rope_scaling: saved None, asked 'yarn:4'"),
+    (["--ablate", "no_image"], "ablate: saved None, asked 'no_image'"),
 )
-def test_other_settings_are_refused_until_overwritten(arguments, tmp_path, capsys, extra, difference):
+
+
+def test_other_settings_are_refused_until_overwritten(arguments, tmp_path, capsys):
     assert main([*arguments, "--limit", "1"]) == 0
     before = (tmp_path / "out" / "summary.json").read_text()
-    assert main([*arguments, *extra]) == 2
-    assert difference in capsys.readouterr().err
-    assert (tmp_path / "out" / "summary.json").read_text() == before
-    assert main([*arguments, *extra, "--limit", "1", "--overwrite"]) == 0
+    for extra, difference in OTHER_SETTINGS:
+        assert main([*arguments, *extra]) == 2
+        assert difference in capsys.readouterr().err
+        assert (tmp_path / "out" / "summary.json").read_text() == before
+    assert main([*arguments, "--dtype", "bfloat16", "--limit", "1", "--overwrite"]) == 0
 
 
 def test_caches_that_give_the_same_answers_share_predictions(arguments, tmp_path, capsys):
