@@ -56,7 +56,7 @@ test-fast: $(STAMP)  ## run those of a minute, for the time between two edits, o
 	$(PYTEST) $(QUICK) -q $(FAST)
 
 test-all: $(STAMP)  ## run all tests that this machine can run, slow ones too
-	$(PYTEST) --durations=15
+	$(PYTEST) --durations=15 --hypothesis-profile thorough
 
 test-oldest: VENV = .venv-oldest
 test-oldest: .venv-oldest/.installed  ## run the tests with the oldest torch and transformers (requirements-oldest.txt)

@@ -4,6 +4,7 @@ import gc
 import os
 import tempfile
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -22,13 +23,32 @@ install_import_hook(CHECKED_PACKAGES, "tests.shapes.check_calls")
 
 gc.disable()  # until all is imported, which makes a million objects that stay
 
-settings.register_profile("shared", deadline=None)  # tests run on shared machines; time is measured in benchmarks/
-settings.load_profile("shared")
+# Tests run on shared machines; time is measured in benchmarks/. `make test-all` takes --hypothesis-profile thorough.
+settings.register_profile("quick", deadline=None, max_examples=30)
+settings.register_profile("thorough", deadline=None, max_examples=200)
+settings.load_profile("quick")
+
+# Folders whose files share what takes long to start: they stay in one of several test processes.
+KEPT_TOGETHER: tuple[str, ...] = ("tests/cuda_without_a_card",)
 
 
 def pytest_configure() -> None:
     """Processes that run tests at the same time share what costs ten seconds to start."""
     os.environ["WARM_PYTHON"] = warm_python()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Several test processes take files of tests one after the other."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            folder = os.path.dirname(file)
+            return folder if folder in KEPT_TOGETHER else file
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish() -> None:

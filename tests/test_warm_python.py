@@ -44,13 +44,29 @@ def test_environment_and_folder_are_those_it_is_started_with(interpreter, tmp_pa
     ("code", "status"),
     [
         ("raise SystemExit(3)", 3),
+        ("raise SystemExit('a word')", 1),
+        ("raise SystemExit", 0),
         ("1 / 0", 1),
+        ("raise KeyboardInterrupt", -2),
         ("import os; os.kill(os.getpid(), 9)", -9),
         ("import os; os.kill(os.getpid(), 15)", -15),
     ],
 )
 def test_it_ends_with_the_status_of_the_program(interpreter, code, status):
     assert run(interpreter(), "-c", code)[0] == status
+
+
+@INTERPRETERS
+def test_what_is_to_be_done_at_its_end_is_done(interpreter):
+    code = """
+import atexit, multiprocessing, sys, threading, time
+atexit.register(print, "at exit")
+multiprocessing.get_context("fork").Process(target=time.sleep, args=[600], daemon=True).start()
+threading.Thread(target=lambda: time.sleep(0.2) or print("thread")).start()
+sys.stdout.write("unflushed ")
+sys.exit("status")
+"""
+    assert run(interpreter(), "-c", code) == (1, "unflushed thread\nat exit\n", "status\n")
 
 
 @INTERPRETERS

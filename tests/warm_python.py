@@ -153,6 +153,16 @@ def receive(connection: socket.socket) -> tuple[list, list[int]]:
 
 # The process
 
+STATUS: list[int] = []  # with which it ends, when that is known
+
+
+def end() -> None:
+    """The last thing at its exit: end here, or Python takes a million imported objects apart, for most of a second."""
+    if STATUS:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(STATUS[0])
+
 
 def become(arguments: list[str], environ: dict[str, str], folder: str) -> None:
     """Run what Python runs with these arguments."""
@@ -181,11 +191,14 @@ if __name__ == "__main__":
     role, place, *words = sys.argv[1:]
     if role == "client":
         sys.exit(request(place, words))
+    import atexit
     import contextlib
     import gc
     import importlib
     import runpy
     import select
+
+    atexit.register(end)  # before what is imported registers its own
 
     listener = socket.socket(fileno=int(place))
     wait_for_client(listener)
@@ -200,4 +213,12 @@ if __name__ == "__main__":
     sys.executable = words[0]
     gc.freeze()  # so that collections neither look at what is imported nor copy its pages
     gc.enable()
-    become(*serve(listener))
+    try:
+        become(*serve(listener))
+        STATUS.append(0)
+    except SystemExit as error:
+        STATUS.append(error.code if isinstance(error.code, int) else int(error.code is not None))
+        raise
+    except Exception:
+        STATUS.append(1)
+        raise

@@ -83,7 +83,7 @@ def build_cases(size: int) -> dict[str, Case]:
         "double of ring-flash-attn": Case((50,), kernel="ring_flash_attn", dtypes=low),
     }
     few = ("one document", "40 documents", "single tokens between", "shorter than the padding", "empty documents")
-    return cases if size < 8 else {name: cases[name] for name in few}
+    return cases if size < 4 else {name: cases[name] for name in few}
 
 
 def measure(case: Case, dtype: torch.dtype, group: dist.ProcessGroup) -> dict[str, float]:

@@ -31,7 +31,7 @@ def groups(request, tmp_path_factory):
 
 
 def test_all_ranks_answer_as_one_process_does(groups):
-    assert len(groups[0][0]["answers"]) == 25
+    assert len(groups[0][0]["answers"]) == (25 if len(groups) == 1 else 11)
     for rank in chain(*groups):
         answers = rank["answers"]
         assert {case: a["tokens"] for case, a in answers.items()} == {
@@ -42,7 +42,8 @@ def test_all_ranks_answer_as_one_process_does(groups):
 
 def test_answers_are_not_all_alike(groups):
     """Or equality would show nothing."""
-    assert len({tuple(a["expected"]) for a in groups[0][0]["answers"].values()}) > 8
+    answers = groups[0][0]["answers"].values()
+    assert len({tuple(answer["expected"]) for answer in answers}) > len(answers) / 3
 
 
 def test_keys_and_values_are_spread_over_the_ranks(groups):

@@ -15,7 +15,7 @@ from internvl.errors import ParallelError
 from internvl.parallel.launch import RankEnv, find_free_port, init_distributed
 from internvl.train.checkpoint.contents import find_problem, list_checkpoints
 from internvl.train.run.state import read_run_state
-from tests.distributed.test_preemption import start_ranks
+from tests.distributed.test_preemption import Rank, start_ranks
 from tests.distributed.test_resume import assert_same_run
 from tests.distributed.test_training import zero_config
 from tests.train.tiny_run import clean_environment, flags, launch, make_data, read_losses, tail, train
@@ -145,12 +145,12 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on_when_started_again(check
     assert read_losses(tmp_path / "out") == read_losses(tmp_path / "whole")
 
 
-def wait_for_save(output: Path, step: int, ranks: list[subprocess.Popen[str]]) -> None:
+def wait_for_save(output: Path, step: int, ranks: list[Rank]) -> None:
     """Until files of a checkpoint are being written."""
     deadline = time.monotonic() + 120
     while not any((output / ".saving" / f"checkpoint-{step}").rglob("*")):
         assert time.monotonic() < deadline
-        assert [rank.poll() for rank in ranks] == [None] * len(ranks)
+        assert [rank.client.poll() for rank in ranks] == [None] * len(ranks)
         time.sleep(0.002)
 
 
@@ -163,8 +163,8 @@ def test_all_ranks_killed_during_a_save_lose_that_save_only(checkpoint, meta, tm
         wait_for_save(output, 8, ranks)
     finally:
         for rank in ranks:
-            os.killpg(rank.pid, signal.SIGKILL)
-            rank.communicate()
+            os.killpg(rank.group, signal.SIGKILL)
+            rank.client.communicate()
     assert [path.name for path in list_checkpoints(output)] == ["checkpoint-4"]
     assert (output / ".saving" / "checkpoint-8").is_dir()
     again = flags(checkpoint, meta, output, **options)

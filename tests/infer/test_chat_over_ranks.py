@@ -6,8 +6,7 @@ import subprocess
 import pytest
 
 from internvl.infer.chat import main
-from tests.train.tiny_run import clean_environment
-from tests.warm_python import warm_python
+from tests.train.tiny_run import clean_environment, torchrun
 
 
 @pytest.fixture
@@ -20,9 +19,8 @@ def arguments(checkpoint, make_image):
 
 
 def run_on_two_ranks(arguments, question):
-    command = [warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.run(
-        [*command, "-m", "internvl.infer.chat", *arguments],
+        [*torchrun(2), "-m", "internvl.infer.chat", *arguments],
         env=clean_environment(), input=question, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 

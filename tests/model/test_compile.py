@@ -26,7 +26,7 @@ def test_compiled_layers_equal_eager_ones_for_rows_of_any_documents_and_fraction
         vocab_size=32,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=2,
         bias=False,

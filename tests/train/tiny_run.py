@@ -15,6 +15,7 @@ from internvl.model.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.constants import IMG_CONTEXT_TOKEN, SPECIAL_TOKENS
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.tokenization_internlm2 import InternLM2Tokenizer
+from internvl.parallel.launch import find_free_port
 from tests.warm_python import warm_python
 
 REPOSITORY = Path(__file__).parents[2]
@@ -147,11 +148,15 @@ def train(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 def launch(script: Path, arguments: list[str], *, num_processes: int) -> subprocess.CompletedProcess[str]:
     """Run a script: plainly, or under torchrun for several processes."""
-    launcher = [warm_python()]
-    if num_processes > 1:
-        launcher = [warm_python(), "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    launcher = torchrun(num_processes) if num_processes > 1 else [warm_python()]
     command = [*launcher, str(script), *arguments]
     return subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=900)
+
+
+def torchrun(num_processes: int) -> list[str]:
+    """What starts ranks on this machine; finding each other by itself, with --standalone, takes it another second."""
+    port = f"--master_port={find_free_port()}"
+    return [warm_python(), "-m", "torch.distributed.run", port, f"--nproc_per_node={num_processes}"]
 
 
 def read_losses(output_dir: Path) -> list[float]:
