@@ -20,6 +20,7 @@ from eval.core.fields import parse_rows
 from eval.core.records import read_records
 from eval.core.sample import Prediction, Sample
 from eval.core.task import Task, TaskFamily, Upload
+from eval.metrics.choice import label_options
 from eval.metrics.estimate import average_estimates, read_estimate
 from eval.metrics.protocol import PROTOCOLS, Protocol
 from internvl.errors import DataError
@@ -136,8 +137,8 @@ def estimate_cost(text: str, num_tiles: int) -> float:
 
 
 def letter_options(options: Sequence[object]) -> str:
-    """`A. first`, `B. second`, ... on lines of their own."""
-    return "\n".join(f"{chr(65 + index)}. {option}" for index, option in enumerate(options))
+    """`A. first`, `B. second`, ... on lines of their own. Raises ValueError if there are more options than letters."""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(label_options(options), options, strict=True))
 
 
 def use_one_rule(score: Callable[[A, str], float]) -> Rule[A]:
