@@ -25,9 +25,17 @@ from eval.core.result import SETTINGS_NAME, explain_damage
 from eval.core.sample import Gold, PackedImage, Sample, SampleImage
 from eval.core.task import Scored, Task
 from eval.metrics import choice
-from eval.metrics.bins import format_number, label_value, order_label
+from eval.metrics.bins import format_number, label_value
 from eval.metrics.estimate import estimate_groups
-from eval.tasks.questions import Results, estimate_cost, letter_options, put_images_first, upload_list, use_one_rule
+from eval.tasks.questions import (
+    Results,
+    estimate_cost,
+    letter_options,
+    order_label,
+    put_images_first,
+    upload_list,
+    use_one_rule,
+)
 from eval.tasks.scorers import Scorer, check_keys, make_scorer
 from eval.tasks.tables import read_rows
 from eval.tasks.template import fill_template, list_fields

@@ -23,6 +23,7 @@ from eval.core.task import Task, TaskFamily, Upload
 from eval.metrics.choice import label_options
 from eval.metrics.estimate import average_estimates, read_estimate
 from eval.metrics.protocol import PROTOCOLS, Protocol
+from internvl.data.natural_order import natural_key
 from internvl.errors import DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
 
@@ -217,3 +218,8 @@ def average_tasks(results: Results, names: Sequence[str]) -> dict[str, object]:
     """Mean over some tasks by protocol, with its standard error; empty unless every task is there."""
     numbers = find_numbers(results, names)
     return {protocol: vars(average_estimates(list(map(read_estimate, rows)))) for protocol, rows in numbers.items()}
+
+
+def order_label(label: str) -> list[tuple[str, float]]:
+    """Sorting key of names of bins, and of any names with numbers: `<1 min`, `1-3 min`, `10+ min`."""
+    return natural_key(label.removeprefix("<"), decimals=True)
