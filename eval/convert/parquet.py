@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from eval.core.records import check_columns
 from internvl.errors import DataError, MissingDependencyError
 
 _ROWS_AT_A_TIME = 16  # a row may hold seven pictures
@@ -14,7 +15,7 @@ def read_rows(paths: Sequence[Path], *, columns: Sequence[str]) -> Iterator[dict
     """All rows of several files, in order, with a progress bar. Every file must have the given columns.
 
     Raises:
-        DataError: A file is not a parquet file or lacks a column.
+        DataError: A file is not a parquet file, lacks a column, or has two of one name.
         MissingDependencyError: pyarrow is not installed.
     """
     try:
@@ -25,9 +26,11 @@ def read_rows(paths: Sequence[Path], *, columns: Sequence[str]) -> Iterator[dict
     for path in tqdm(paths, unit="file", disable=None):
         try:
             file = parquet.ParquetFile(path)
-            missing = [name for name in columns if name not in file.schema_arrow.names]
+            names = file.schema_arrow.names
+            check_columns(names)
+            missing = [name for name in columns if name not in names]
             if missing:
-                raise DataError(f"no column {', '.join(missing)}; there are {', '.join(file.schema_arrow.names)}")
+                raise DataError(f"no column {', '.join(missing)}; there are {', '.join(names)}")
             for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME):
                 yield from batch.to_pylist()
         except (pyarrow.ArrowException, OSError, DataError) as error:

@@ -4,7 +4,7 @@ Benchmarks come from many hands, so every defect is a DataError that names the f
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -83,6 +83,15 @@ def read_text(path: Path) -> str:
     if not content.strip():
         raise DataError("the file is empty", source=str(path))
     return decode_text(content, str(path))
+
+
+def check_columns(names: Sequence[str]) -> None:
+    """Refuse a table in which several columns have one name. Raises DataError that names them."""
+    doubled = [name for name in dict.fromkeys(names) if name and names.count(name) > 1]
+    if doubled:
+        raise DataError(
+            f"several columns are called {', '.join(map(repr, doubled))}, expected a name of its own for each"
+        )
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:

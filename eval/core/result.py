@@ -19,7 +19,7 @@ from eval.core.records import JsonObject
 from eval.core.sample import Prediction
 from eval.metrics.estimate import Estimate
 from internvl.data.natural_order import natural_key
-from internvl.errors import DataError, EvalError
+from internvl.errors import ConfigError, DataError, EvalError
 
 SCORES_NAME = "scores.json"
 SETTINGS_NAME = "settings.json"
@@ -280,7 +280,7 @@ def explain_damage(problem: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, DataError) as error:
+    except (OSError, ValueError, ConfigError, DataError) as error:
         raise EvalError(f"{problem} ({error}); {remedy}") from error
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         raise EvalError(f"{problem} ({type(error).__name__}: {error}); {remedy}") from error

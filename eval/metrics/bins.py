@@ -1,4 +1,4 @@
-"""Bins of numbers: which one holds a number, what bins are called, and their order.
+"""Bins of numbers: which one holds a number, and what bins are called.
 
     edges 10, 20:    `<10` below 10        `10-20` from 10, below 20        `20+` from 20 on
 
@@ -7,8 +7,6 @@ A number that equals an edge is in the bin which begins there.
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-
-from internvl.data.natural_order import natural_key
 
 
 def format_number(number: float) -> str:
@@ -38,8 +36,3 @@ def label_bin(low: float | None, high: float | None, *, write: Callable[[float],
     if low is None:
         return f"<{write(high or 0)}"
     return f"{write(low)}+" if high is None else f"{write(low)}-{write(high)}"
-
-
-def order_label(label: str) -> list[tuple[str, float]]:
-    """Sorting key of names of bins, and of any names with numbers: `<1 min`, `1-3 min`, `10+ min`."""
-    return natural_key(label.removeprefix("<"), decimals=True)

@@ -21,6 +21,7 @@ from eval.report.published import Comparison
 from eval.report.rendering import embed, render, render_cards
 from eval.report.rows import Row, group_rows, order_lengths, tabulate
 from eval.report.tables import list_average_names
+from eval.tasks.own import CONTENT
 
 NUM_FIRST = 10  # questions of a task that need no script
 
@@ -56,16 +57,17 @@ class NamedResult:
         return None if baselines is None else max(_list_constants(baselines), key=lambda found: found.estimate.score)
 
     @property
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, str]:
         """Everything that is known about how the result was made."""
         result, baselines = self.result, self.result.headline.baselines
         constants = {} if baselines is None else {
             f"constant answer {found.response or '(nothing)'}": f"{found.estimate.score:.3f}"
             for found in _list_constants(baselines)
         }  # fmt: skip
-        judge = {f"judge: {name}": value for name, value in result.content.get("judge", {}).items()}
         made = {"source": result.source, "version of the task": result.version, "folder": result.folder}
-        return {**made, **result.settings.values, **result.info, **judge, **constants}
+        info = {name: value for name, value in result.info.items() if name != CONTENT}  # its file is among them
+        parts = ({**made, **result.settings.values}, info, {"judge": result.content.get("judge")}, constants)
+        return dict(fact for part in parts for fact in _list_facts(part))
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,17 @@ def _format_score(scores: Scores) -> str:
     if scores.needs_judge:
         return "needs a judge"
     return "no public answers" if estimate is None else f"{estimate.score:.3f}"
+
+
+def _list_facts(facts: Mapping[str, object], lead: str = "") -> Iterator[tuple[str, str]]:
+    """Facts as texts; those of an object inside are named after both: `judge: model`. None is left out."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _list_facts(value, f"{lead}{name}: ")
+        elif isinstance(value, (list, tuple)):
+            yield f"{lead}{name}", ", ".join(map(str, value))
+        elif value is not None:
+            yield f"{lead}{name}", f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _list_constants(baselines: Baselines) -> Iterator[ConstantAnswer]:

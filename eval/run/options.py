@@ -15,7 +15,7 @@ from eval.tasks.registry import GROUPS, PROMPT_STYLES, list_task_names
 from eval.tasks.scorers import describe_scorers
 from internvl.errors import ConfigError
 from internvl.infer.context_parallel import check_shareable
-from internvl.infer.flags import add_flags, at_least, check_flags, flag, from_arguments, one_of
+from internvl.infer.flags import add_flags, at_least, check_flags, flag, from_arguments, name_checkpoint, one_of
 from internvl.infer.session import check_batchable
 from internvl.infer.settings import DEFAULTS, GREEDY, InferenceSettings, Sampling
 from internvl.moved_names import EVALUATION_FLAGS, check_flag
@@ -168,9 +168,7 @@ def parse_options(argv: Sequence[str] | None = None) -> RunOptions:
 
     A malformed number ends the process with argparse's own message.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words and Path(words[0]).is_dir():  # v2pe eval CKPT
-        words.insert(0, "--checkpoint")
+    words = name_checkpoint(sys.argv[1:] if argv is None else argv)
     arguments = _build_parser().parse_args([_OPTION.sub(_name_option, word) for word in words])
     settings, sampling = from_arguments(InferenceSettings, arguments), from_arguments(Sampling, arguments)
     judging = from_arguments(JudgeOptions, arguments)

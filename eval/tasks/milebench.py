@@ -26,7 +26,7 @@ from eval.core.task import Scored, Task, TaskFamily
 from eval.metrics import milebench
 from eval.metrics.estimate import estimate_groups, estimate_mean, read_estimate
 from eval.metrics.protocol import PROTOCOLS
-from eval.tasks.questions import OPTION_SENTENCE, Results, estimate_cost, find_numbers, letter_options, use_one_rule
+from eval.tasks.questions import OPTION_SENTENCE, Results, estimate_cost, find_numbers, use_one_rule
 from internvl.errors import DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
 
@@ -128,9 +128,9 @@ def _find_instruction(instructions: list[object] | dict[str, object], key: str |
 def _list_choices(choices: Sequence[object], set_name: str, prompts: str) -> str:
     if not choices:
         return ""
-    # As officially, the options of GPR1200 get no letters.
-    lines = "\n".join(map(str, choices)) if set_name == "GPR1200" else letter_options(choices)
-    return f"\nChoice list: \n{lines}{ENDINGS[prompts]}"
+    # As officially, the options of GPR1200 get no letters, and after Z come the characters after it.
+    lines = (f"{'' if set_name == 'GPR1200' else f'{chr(65 + place)}. '}{text}" for place, text in enumerate(choices))
+    return "\nChoice list: \n" + "\n".join(lines) + ENDINGS[prompts]
 
 
 def _place_images(context: str, num_images: int) -> tuple[str, int]:

@@ -137,7 +137,7 @@ def read_free_questions(data_root: Root, *, name: str, num_frames: int) -> list[
             Shown(find_media(record.video, folder), num_frames),
             f"{FREE_SYSTEM}\n{record.question}",
             answer={"text": record.answer, "scoring_points": record.scoring_points or []},
-            metadata={"duration": label_duration(record.duration), "asked": record.question},
+            metadata={"duration": label_duration(record.duration), "question": record.question},
         )
 
     return parse_rows(path, read_json(path, list), _Free, build)
@@ -145,7 +145,7 @@ def read_free_questions(data_root: Root, *, name: str, num_frames: int) -> list[
 
 def _write_scene_prompt(prediction: Prediction) -> str:
     points = "\n".join(f"- {point}" for point in prediction.answer["scoring_points"])
-    return f"Question: {prediction.metadata['asked']}\nPoints:\n{points}\nAnswer: {prediction.response}"
+    return f"Question: {prediction.metadata['question']}\nPoints:\n{points}\nAnswer: {prediction.response}"
 
 
 def _write_summary_prompt(prediction: Prediction) -> str:

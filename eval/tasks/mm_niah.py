@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from string import ascii_uppercase
 from typing import Any
 
 from eval.core.data_root import Root, find_media
@@ -128,10 +127,7 @@ def _list_options(meta: _Meta) -> list[str]:
     texts = [str(choice) for choice in meta.choices]
     if any(IMAGE_PLACEHOLDER in text for text in texts):
         raise DataError(f"a text option holds {IMAGE_PLACEHOLDER}, which stands for an image that is not listed")
-    options = texts or [IMAGE_PLACEHOLDER] * len(meta.choices_image_path)
-    if len(options) > len(ascii_uppercase):
-        raise DataError(f"{len(options)} options, expected at most {len(ascii_uppercase)} (one per letter)")
-    return options
+    return texts or [IMAGE_PLACEHOLDER] * len(meta.choices_image_path)
 
 
 def _read_answer(answer: Answer, *, is_counting: bool) -> Answer:

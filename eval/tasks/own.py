@@ -21,12 +21,21 @@ from typing import Any
 from eval.core.data_root import Root
 from eval.core.fields import parse_record
 from eval.core.records import JsonObject
+from eval.core.result import SETTINGS_NAME, explain_damage
 from eval.core.sample import Gold, PackedImage, Sample, SampleImage
 from eval.core.task import Scored, Task
 from eval.metrics import choice
-from eval.metrics.bins import format_number, label_value, order_label
+from eval.metrics.bins import format_number, label_value
 from eval.metrics.estimate import estimate_groups
-from eval.tasks.questions import Results, estimate_cost, letter_options, put_images_first, upload_list, use_one_rule
+from eval.tasks.questions import (
+    Results,
+    estimate_cost,
+    letter_options,
+    order_label,
+    put_images_first,
+    upload_list,
+    use_one_rule,
+)
 from eval.tasks.scorers import Scorer, check_keys, make_scorer
 from eval.tasks.tables import read_rows
 from eval.tasks.template import fill_template, list_fields
@@ -149,14 +158,16 @@ def make_task(path: Path, prompts: str = "upstream") -> Task:
 def find_saved_task(name: str, info: Mapping[str, str], asked: object, *, prompts: str) -> Task:
     """The task of this name whose results have this `info`: of the file, so that changed scorers and groups count.
 
-    Where the file is gone, has another name by now, or asks something else, it is what the file said then.
+    Where the file is gone, has another name by now, or asks something else, it is what the file said then. Raises
+    EvalError if that is damaged.
     """
     path = Path(info[FILE])
     if path.is_file():
         benchmark = read_benchmark(path)
         if name == f"{GROUP}/{benchmark.name}" and asked in (None, benchmark.asked):
             return _build_task(benchmark, path, prompts)
-    return _build_task(_parse_benchmark(json.loads(info[CONTENT]), path), path, prompts)
+    with explain_damage(f"{name}: the description of the benchmark in {SETTINGS_NAME} is damaged", f"restore {path}"):
+        return _build_task(_parse_benchmark(json.loads(info[CONTENT]), path), path, prompts)
 
 
 def _build_task(benchmark: Benchmark, path: Path, prompts: str) -> Task:

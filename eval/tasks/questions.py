@@ -20,8 +20,10 @@ from eval.core.fields import parse_rows
 from eval.core.records import read_records
 from eval.core.sample import Prediction, Sample
 from eval.core.task import Task, TaskFamily, Upload
+from eval.metrics.choice import label_options
 from eval.metrics.estimate import average_estimates, read_estimate
 from eval.metrics.protocol import PROTOCOLS, Protocol
+from internvl.data.natural_order import natural_key
 from internvl.errors import DataError
 from internvl.model.constants import IMAGE_PLACEHOLDER
 
@@ -136,8 +138,8 @@ def estimate_cost(text: str, num_tiles: int) -> float:
 
 
 def letter_options(options: Sequence[object]) -> str:
-    """`A. first`, `B. second`, ... on lines of their own."""
-    return "\n".join(f"{chr(65 + index)}. {option}" for index, option in enumerate(options))
+    """`A. first`, `B. second`, ... on lines of their own. Raises ValueError if there are more options than letters."""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(label_options(options), options, strict=True))
 
 
 def use_one_rule(score: Callable[[A, str], float]) -> Rule[A]:
@@ -216,3 +218,8 @@ def average_tasks(results: Results, names: Sequence[str]) -> dict[str, object]:
     """Mean over some tasks by protocol, with its standard error; empty unless every task is there."""
     numbers = find_numbers(results, names)
     return {protocol: vars(average_estimates(list(map(read_estimate, rows)))) for protocol, rows in numbers.items()}
+
+
+def order_label(label: str) -> list[tuple[str, float]]:
+    """Sorting key of names of bins, and of any names with numbers: `<1 min`, `1-3 min`, `10+ min`."""
+    return natural_key(label.removeprefix("<"), decimals=True)

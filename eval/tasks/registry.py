@@ -83,9 +83,16 @@ def select_tasks(patterns: str, *, prompts: str = "upstream") -> list[Task]:
     for name in dict.fromkeys(names):
         task = own.make_task(Path(name), prompts) if name.endswith(own.SUFFIXES) else find_task(name, prompts=prompts)
         if task.name in tasks:
-            raise ConfigError(f"{name} is a second benchmark {task.name}; give one of them another `name`")
+            raise ConfigError(_explain_doubled(name, task.name))
         tasks[task.name] = task
     return list(tasks.values())
+
+
+def _explain_doubled(name: str, task: str) -> str:
+    if name.endswith(own.SUFFIXES):
+        return f"{name} is a second benchmark {task}; give one of them another `name`"
+    # The only other names of a task are those with its usual number of frames.
+    return f"{task} is asked for twice, with and without its usual number of frames in the name; leave one of them out"
 
 
 def find_saved_task(settings: Settings, info: Mapping[str, str]) -> Task:

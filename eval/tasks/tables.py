@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.convert import parquet
-from eval.core.records import read_json, read_records, read_text
+from eval.core.records import check_columns, read_json, read_records, read_text
 from internvl.errors import DataError, MissingDependencyError
 
 _MAX_DIGITS = 15  # that a number of a workbook keeps
@@ -38,25 +38,35 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"it is a {type(record).__name__}, expected an object", source=str(path), row=row)
     if not rows:
         raise DataError("the file holds no rows", source=str(path))
-    return rows
+    # What pandas writes for an empty cell of a column of numbers is not a number, and no value at all.
+    return [{name: None if value != value else value for name, value in record.items()} for record in rows]
 
 
 def read_table(path: Path, *, delimiter: str = "\t") -> list[dict[str, str]]:
-    """Rows by column name, without cells that are empty or `nan`.
+    """Rows by column name, without cells that are empty or `nan` or have no name. Blank lines are skipped.
 
     Raises:
-        DataError: Not UTF-8 or something else, no rows, or a row with another number of cells than the header.
+        DataError: Not UTF-8 or something else, no rows, a quote that does not end, two columns of one name, or a row
+            with another number of cells than the header.
     """
-    text = read_text(path)
-    with _allow_long_cells():
-        header, *rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)) or [[]]
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    try:
+        with _allow_long_cells():
+            header, *rows = [cells for cells in reader if len(cells) > 1 or "".join(cells).strip()]
+        check_columns(header)
+    except csv.Error as error:
+        raise DataError(
+            f"line {reader.line_num}: {error}, expected quotes around whole cells", source=str(path)
+        ) from error
+    except DataError as error:
+        raise DataError(error.message, source=str(path)) from error
     if not rows:
         raise DataError("the file holds no rows", source=str(path))
     for row, cells in enumerate(rows):
         if len(cells) != len(header):
             raise DataError(f"{len(cells)} cells, expected {len(header)} as in the header", source=str(path), row=row)
     return [
-        {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip() and cell != "nan"}
+        {name: cell for name, cell in zip(header, cells, strict=True) if name and cell.strip() and cell != "nan"}
         for cells in rows
     ]
 

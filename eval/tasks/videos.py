@@ -10,9 +10,9 @@ from pathlib import Path
 
 from eval.core.sample import FrameImage, Gold, Sample
 from eval.core.task import Scored, Task, TaskFamily
-from eval.metrics.bins import label_value, order_label
+from eval.metrics.bins import label_value
 from eval.metrics.estimate import estimate_groups
-from eval.tasks.questions import Results, estimate_cost
+from eval.tasks.questions import Results, estimate_cost, order_label
 from internvl.data.video import VIDEO_PLACEHOLDER, VideoClip, VideoInfo, read_video_info
 from internvl.errors import DataError
 

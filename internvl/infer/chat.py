@@ -1,11 +1,11 @@
 """Ask a checkpoint from the shell.
 
-    python -m internvl.infer.chat --checkpoint DIR --image a.png b.png "What differs?"
-    python -m internvl.infer.chat --checkpoint DIR --video clip.mp4 --num_frames 16 "What happens?"
-    python -m internvl.infer.chat --checkpoint DIR --text report.txt "What does it conclude?"
-    echo "Who are you?" | python -m internvl.infer.chat --checkpoint DIR -
-    python -m internvl.infer.chat --checkpoint DIR --image a.png            # a conversation; /help
-    torchrun --nproc_per_node 4 -m internvl.infer.chat --checkpoint DIR --text book.txt "Who is the gardener?"
+    python -m internvl.infer.chat DIR --image a.png b.png "What differs?"
+    python -m internvl.infer.chat DIR --video clip.mp4 --num_frames 16 "What happens?"
+    python -m internvl.infer.chat DIR --text report.txt "What does it conclude?"
+    echo "Who are you?" | python -m internvl.infer.chat DIR -
+    python -m internvl.infer.chat DIR --image a.png            # a conversation; /help
+    torchrun --nproc_per_node 4 -m internvl.infer.chat DIR --text book.txt "Who is the gardener?"
 
 The answer goes to standard output as it comes, everything else to standard error. Several processes (torchrun, srun)
 share one long prompt and its keys and values among them; the first one reads and writes.
@@ -30,7 +30,7 @@ from internvl.data.video import read_video_info
 from internvl.errors import DataError
 from internvl.infer.checkpoint import check_checkpoint
 from internvl.infer.context_parallel import ContextParallel, build_context_parallel
-from internvl.infer.flags import add_flags, from_arguments
+from internvl.infer.flags import add_flags, from_arguments, name_checkpoint
 from internvl.infer.session import Session
 from internvl.infer.settings import InferenceSettings, Sampling
 from internvl.infer.terminal import Chat, Opening
@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("question", nargs="?", help="the question; - reads it from standard input; none: a conversation")
-    add("--checkpoint", required=True, type=Path, help="folder of the model")
+    add("--checkpoint", required=True, type=Path, help="folder of the model; it may stand alone as the first word")
     add("--image", nargs="+", default=[], metavar="FILE",
         help="images: files, members of archives or URLs; the last word is the question when it is neither of these "
              "nor named like an image")  # fmt: skip
@@ -156,7 +156,8 @@ def _run(arguments: argparse.Namespace, env: RankEnv) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     transformers_logging.disable_progress_bar()
-    _run(build_parser().parse_args(argv), read_rank_env())
+    words = name_checkpoint(sys.argv[1:] if argv is None else argv)
+    _run(build_parser().parse_args(words), read_rank_env())
     return 0
 
 

@@ -8,7 +8,8 @@ values out of range wherever they came from.
 """
 
 import argparse
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, TypeVar
 
@@ -69,6 +70,12 @@ def one_of(choices: Collection[str]) -> Check:
             raise ConfigError(f"--{name} is {value!r}, expected one of {', '.join(choices)}")
 
     return check
+
+
+def name_checkpoint(words: Sequence[str]) -> list[str]:
+    """A command line whose first word is a folder, with `--checkpoint` in front of it unless that is there already."""
+    is_named = any(word.partition("=")[0] == "--checkpoint" for word in words)
+    return [*words] if is_named or not words or not os.path.isdir(words[0]) else ["--checkpoint", *words]
 
 
 def list_flags(record: type) -> dict[str, Field[object]]:

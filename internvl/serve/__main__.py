@@ -93,7 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     transformers_logging.disable_progress_bar()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    _run(build_parser().parse_args(argv))
+    words = sys.argv[1:] if argv is None else argv
+    # `--checkpoint FOLDER`, as `v2pe chat` and `v2pe eval` take it, is the folder alone.
+    words = [word.removeprefix("--checkpoint=") for word in words if word != "--checkpoint"]
+    _run(build_parser().parse_args(words))
     return 0
 
 

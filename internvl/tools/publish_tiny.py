@@ -20,6 +20,8 @@ from dataclasses import dataclass, fields
 from datetime import date
 from pathlib import Path
 
+from eval.metrics.estimate import Estimate, read_estimate
+from eval.report.tables import format_interval
 from internvl.atomic import stage_folders
 from internvl.command import command
 from internvl.errors import CheckpointError
@@ -52,15 +54,6 @@ class RunSummary:
         """The summary of a run's folder."""
         content = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         return cls(**{field.name: content[field.name] for field in fields(cls)})
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """Score of a task with its standard error, and the number of questions."""
-
-    score: float
-    stderr: float
-    count: int
 
 
 def publish(checkpoint: Path, runs: Sequence[Path], scores: Path, out: Path) -> None:
@@ -105,7 +98,7 @@ def write_log(runs: Sequence[Path]) -> str:
     return text.getvalue()
 
 
-def read_scores(folder: Path) -> dict[str, TaskScore]:
+def read_scores(folder: Path) -> dict[str, Estimate]:
     """Scores by task.
 
     Raises:
@@ -116,16 +109,13 @@ def read_scores(folder: Path) -> dict[str, TaskScore]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["task"] in _TASKS:
             numbers = content["results"][content["protocol"]]
-            found[content["task"]] = TaskScore(numbers["score"], numbers["stderr"], numbers["count"])
+            found[content["task"]] = read_estimate(numbers)
     return {task: found[task] for task in _TASKS}
 
 
-def write_card(summaries: Sequence[RunSummary], scores: Mapping[str, TaskScore]) -> str:
+def write_card(summaries: Sequence[RunSummary], scores: Mapping[str, Estimate]) -> str:
     """The model card."""
-    rows = (
-        f"| {text} | {scores[task].score:.3f} ± {scores[task].stderr:.3f} | {scores[task].count} (`{task}`) |"
-        for task, text in _TASKS.items()
-    )
+    rows = (_write_row(text, task, scores[task]) for task, text in _TASKS.items())
     steps = " + ".join(f"{summary.steps:,}" for summary in summaries)
     samples = sum(int(summary.samples) for summary in summaries)
     tokens = sum(int(summary.tokens) for summary in summaries)
@@ -135,7 +125,7 @@ def write_card(summaries: Sequence[RunSummary], scores: Mapping[str, TaskScore])
 A model of 324,096 parameters in the format of InternVL2 checkpoints, trained on short contexts with ordinary positions
 on a CPU. `make demo` starts from it; `studies/miniature/run.sh` makes one per seed. It knows nothing but this:
 
-| question | score | questions |
+| question | score, 95 % interval | questions |
 |---|---|---|
 {chr(10).join(rows)}
 
@@ -158,6 +148,10 @@ Bars are red, blue, green, yellow, purple, black, pink or gray; a picture of 112
   documentation of the Python that runs it
 - the code files are links into `internvl/model`; copy the folder with `cp -rL`
 """
+
+
+def _write_row(text: str, task: str, found: Estimate) -> str:
+    return f"| {text} | {found.score:.3f} {format_interval(found.interval)} | {found.count} (`{task}`) |"
 
 
 @command(go_on="start the same command again; nothing was left half-written")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from eval.run.__main__ import main
+from eval.tasks.mlvu import CHOICE_FILES
 from eval.tasks.registry import select_tasks
 from tests.eval.published import write_all, write_pope, write_scienceqa
 from tests.warm_python import warm_python
@@ -158,6 +159,7 @@ def test_missing_arguments_show_the_usage(run_script, script, arguments):
 
 
 PAGE_TASKS = "mmlongbench_doc/test,longdocurl/test,slidevqa/test,dude/val"
+MLVU_CHOICES = ",".join(f"mlvu/{name}" for name in (*CHOICE_FILES, "test"))
 SUITES = {
     "evaluate_auto.sh": ("eval_origin", None),
     "evaluate_mmniah.sh": ("eval_mm_niah", None),
@@ -165,7 +167,7 @@ SUITES = {
     "evaluate_milebench.sh": ("eval_milebench", "milebench"),
     "evaluate_longvqa.sh": ("eval_longvqa", "longvqa/*-32k"),
     "evaluate_video.sh": ("eval_video", "mvbench,videomme"),
-    "evaluate_long_video.sh": ("eval_long_video", "longvideobench,mlvu,lvbench,vnbench,videomme_v2"),
+    "evaluate_long_video.sh": ("eval_long_video", f"longvideobench,{MLVU_CHOICES},lvbench,vnbench,videomme_v2"),
     "evaluate_documents.sh": (
         "eval_documents",
         f"{PAGE_TASKS}," + ",".join(f"mmlongbench/*-{length}k" for length in (8, 16, 32, 64, 128)),
@@ -197,7 +199,7 @@ def test_a_script_evaluates_its_tasks_that_have_data_into_the_folder_of_the_stri
             "milebench": 29,
             "longvqa": 17,
             "video": 22,
-            "long_video": 19,
+            "long_video": 17,
             "documents": 99,
         }[script.removeprefix("evaluate_").removesuffix(".sh")]
     )
@@ -239,6 +241,18 @@ def test_tasks_that_are_asked_for_must_have_their_data(run_script, script, tasks
     assert code == 0
     assert value_of(command, "--tasks") == expected
     assert "--skip_missing" not in command
+
+
+@pytest.mark.parametrize("judge", [["--judge", "http://x"], ["--judge=http://x"]])
+def test_tasks_for_a_judge_are_asked_where_there_is_one(run_script, judge):
+    _, command, error = run_script("evaluate_long_video.sh", "ckpt", *judge, "--judge_model", "m")
+    assert value_of(command, "--tasks").endswith("mlvu/sub_scene,mlvu/summary")
+    assert "need a judge" not in error
+    _, command, error = run_script("evaluate_long_video.sh", "ckpt", "--judge_requests", "2")
+    assert "summary" not in value_of(command, "--tasks")
+    assert "mlvu/sub_scene mlvu/summary need a judge and are left out" in error
+    _, command, error = run_script("evaluate_long_video.sh", "ckpt", TASKS="mlvu/summary")
+    assert (value_of(command, "--tasks"), "left out" in error) == ("mlvu/summary", False)
 
 
 def test_longvqa_takes_one_or_several_lengths(run_script):
@@ -387,7 +401,7 @@ def test_every_benchmark_runs_end_to_end(script, checkpoint, published_root, tmp
     names = [task["task"] for task in summary["tasks"]]
     assert (
         len(names)
-        == {"auto": 11, "mmniah": 6, "mmniah_long": 4, "milebench": 29, "longvqa": 34, "video": 22, "long_video": 19}[
+        == {"auto": 11, "mmniah": 6, "mmniah_long": 4, "milebench": 29, "longvqa": 34, "video": 22, "long_video": 17}[
             script.removeprefix("evaluate_").removesuffix(".sh")
         ]
     )

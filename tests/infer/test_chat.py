@@ -13,6 +13,7 @@ import pytest
 from internvl.errors import ConfigError
 from internvl.infer import terminal
 from internvl.infer.chat import main
+from internvl.infer.flags import name_checkpoint
 from internvl.infer.session import Session
 from internvl.infer.settings import Sampling
 from internvl.infer.terminal import Chat, Opening
@@ -53,6 +54,28 @@ def run(checkpoint, capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+def test_the_folder_of_the_checkpoint_may_be_the_first_word(checkpoint, capsys):
+    assert main([str(checkpoint), "--device", "cpu", "--max_new_tokens", "2", "Who are you?"]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["DIR", "why?"], ["--checkpoint", "DIR", "why?"]),
+        (["DIR", "--checkpoint", "X"], ["DIR", "--checkpoint", "X"]),  # a question that is called like a folder
+        (["DIR", "--checkpoint=X"], ["DIR", "--checkpoint=X"]),
+        (["why " * 2000], ["why " * 2000]),
+        ([], []),
+    ],
+)
+def test_a_first_word_that_is_a_folder_is_the_checkpoint_unless_there_is_one(tmp_path, words, expected):
+    folder = str(tmp_path)
+    assert name_checkpoint([word.replace("DIR", folder) for word in words]) == [
+        word.replace("DIR", folder) for word in expected
+    ]
 
 
 def talk(monkeypatch, *lines):

@@ -61,6 +61,8 @@ def test_a_port_that_is_taken_is_said_before_the_model_loads(capsys):
     ("arguments", "line"),
     [
         (["missing"], "missing"),
+        (["--port", "0", "--checkpoint", "missing"], "missing"),
+        (["--checkpoint=missing"], "missing"),
         ([str(TINY), "--allowed_media_root", "missing"], "--allowed_media_root missing is no folder"),
         ([str(TINY), "--port", "80000"], "--port must be from 0 to 65535, got 80000"),
         ([str(TINY), "--max_batch", "0"], "--max_batch must be at least 1, got 0"),

@@ -60,7 +60,7 @@ def test_the_card_has_the_scores_and_the_log_has_the_losses(run, scores, tmp_pat
     out = tmp_path / "tiny"
     assert publish(run, scores, out) == 0
     card = (out / "README.md").read_text()
-    assert "0.875 ± 0.030 | 40 (`mm_niah/retrieval-image-test`)" in card
+    assert "0.875 [0.804, 0.923] | 40 (`mm_niah/retrieval-image-test`)" in card
     assert "20 + 20 steps" in card
     assert "2,400 samples, 100,000 tokens, 3.0 minutes" in card
     assert (out / "training_log.csv").read_text().splitlines() == [

@@ -1,4 +1,5 @@
-from eval.metrics.bins import find_bin, format_tokens, label_bin, label_value, order_label
+from eval.metrics.bins import find_bin, format_tokens, label_bin, label_value
+from eval.tasks.questions import order_label
 
 
 def test_a_number_at_an_edge_is_in_the_bin_that_begins_there():

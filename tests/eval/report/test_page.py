@@ -6,7 +6,7 @@ from eval.metrics.estimate import Estimate
 from eval.report.excerpt import Part
 from eval.report.gallery import Card, Response
 from eval.report.labels import name_runs
-from eval.report.page import render_page
+from eval.report.page import NamedResult, render_page
 from eval.report.pictures import Picture, Thumbnail
 from eval.report.published import ComparedRow, Comparison, Percent
 from tests.eval.report.results import make_result
@@ -23,6 +23,22 @@ def test_page_is_self_contained_and_escaped():
     assert page.count("<svg") == 3
     for loader in ('src="http', 'href="http', "url(http", "<script", "<link", "@import"):
         assert loader not in page
+
+
+def test_settings_are_facts_that_a_person_can_read():
+    settings = {"benchmark": {"prompt": "{q}?", "columns": {"image": ["p", "q"], "id": None}}, "temperature": 1 / 3}
+    result = make_result(settings=settings)
+    result.content["judge"] = {"model": "m", "again": {"kappa": {"score": 0.912345, "interval": [0.8, 1.0]}}}
+    result.info.update({"benchmark": "my.yaml", "benchmark_content": '{"prompt": "{q}?"}'})
+    facts = NamedResult("run", result).facts
+    expected = {
+        **{"benchmark": "my.yaml", "benchmark: prompt": "{q}?", "benchmark: columns: image": "p, q"},
+        **{"judge: model": "m", "judge: again: kappa: score": "0.9123", "judge: again: kappa: interval": "0.8, 1.0"},
+        "temperature": "0.3333",
+    }
+    assert expected.items() <= facts.items()
+    assert not any("{" in value for name, value in facts.items() if name != "benchmark: prompt")
+    assert not {"benchmark_content", "benchmark: columns: id"} & {*facts}
 
 
 def test_strides_of_one_checkpoint_are_drawn_in_one_plot():

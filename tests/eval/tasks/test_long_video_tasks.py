@@ -6,6 +6,7 @@ import pytest
 
 from eval.check_data import main as check_data
 from eval.core.sample import Prediction
+from eval.core.task import Scored
 from eval.metrics import videomme_v2, vnbench
 from eval.run.__main__ import main
 from eval.score import main as score
@@ -312,6 +313,25 @@ def test_vnbench_counts_a_question_if_all_of_its_tries_are_right(videos):
     assert numbers["by_video_length"]["30"]["score"] == 1
     assert numbers["chance"] == pytest.approx(1 / 256)
     assert max(numbers["floors"]["letters"].values()) == 0
+
+
+def test_vnbench_lists_lengths_in_the_order_of_their_numbers():
+    lengths = ("180", "9.5", "30")
+    scored = [
+        Scored(1.0, {"video": f"v{length}", "type": "ret_edit", "length": length, "chance": 0.25})
+        for length in lengths
+        for _ in range(4)
+    ]
+    assert list(find_task("vnbench/test").aggregate(scored, None)["by_video_length"]) == ["9.5", "30", "180"]
+
+
+def test_a_task_beside_its_usual_number_of_frames_is_the_same_task_twice():
+    for names in ("vnbench/test,vnbench/test-64frames", "vnbench/test-64frames,vnbench"):
+        with pytest.raises(
+            ConfigError, match="vnbench/test is asked for twice, with and without its usual number of fra"
+        ):
+            select_tasks(names)
+    assert len(select_tasks("vnbench/test,vnbench/test-32frames,vnbench/test")) == 2
 
 
 def test_vnbench_takes_a_question_with_too_few_tries_for_wrong():

@@ -21,6 +21,7 @@ from eval.run.__main__ import main as run
 from eval.run.options import parse_options
 from eval.tasks.registry import select_tasks
 from eval.tasks.scorers import SCORERS, make_scorer
+from eval.tasks.tables import read_rows
 from internvl.errors import ConfigError, DataError
 from tests.eval.run.chat_server_double import Server, answer
 
@@ -239,6 +240,53 @@ def test_a_group_of_numbers_needs_numbers(write, size):
         read(write(rows=[ROWS[0], {**ROWS[1], "size": size}], groups={"size": [10]}))
 
 
+TABLES = {
+    "blank lines": ("q,a\n\n1,x\n\n2,y\n  \n\n", 2),
+    "a mark and Windows' line ends": ("\ufeffq,a\r\n1,x\r\n2,y\r\n\r\n", 2),
+    "line breaks in quotes": ('q,a\n"one\n\nmore",x\n', 1),
+    "columns without a name": ("q,a,,\n1,x,,\n", 1),
+    "nothing": ("", "the file is empty"),
+    "blank lines only": ("\n \n", "the file is empty"),
+    "only a header": ("q,a\n\n", "the file holds no rows"),
+    "a doubled name": ("q,a,q\n1,x,2\n", "several columns are called 'q'"),
+    "a short row": ("q,a\n\n1,x\n2\n", "row 1: 1 cells, expected 2 as in the header"),
+    "a long row": ("q,a\n1,x,y\n", "row 0: 3 cells, expected 2 as in the header"),
+    "a quote that does not end": ('q,a\n"1,x\n2,y\n', "line 3: unexpected end of data, expected quotes around whole"),
+}
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+@pytest.mark.parametrize(("content", "expected"), TABLES.values(), ids=TABLES)
+def test_tables_of_text_are_read_as_csv_readers_do(tmp_path, content, expected, delimiter):
+    path = tmp_path / ("rows.csv" if delimiter == "," else "rows.tsv")
+    path.write_bytes(content.replace(",", delimiter).encode())
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=rf"rows\.[ct]sv.*{expected}"):
+            read_rows(path)
+    else:
+        rows = read_rows(path)
+        assert (len(rows), {*rows[0]}, rows[0]["a"]) == (expected, {"q", "a"}, "x")
+
+
+def test_parquet_files_have_no_doubled_columns_and_no_numbers_that_are_none(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    numbers, facts = arrow.array([1.5, float("nan")]), arrow.array([{"k": 1}, {"k": 2}])
+    parquet.write_table(arrow.Table.from_arrays([numbers, facts], names=["q", "a"]), tmp_path / "rows.parquet")
+    assert read_rows(tmp_path / "rows.parquet") == [{"q": 1.5, "a": {"k": 1}}, {"q": None, "a": {"k": 2}}]
+    parquet.write_table(arrow.Table.from_arrays([numbers, facts], names=["q", "q"]), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="several columns are called 'q'"):
+        read_rows(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize("answer", ["A", None])
+def test_options_end_at_the_letter_z(write, answer):
+    row = {**ROWS[0], "answer": answer}
+    last = read(write(rows=[{**row, "options": list(range(26))}]))[1][0].prompt.splitlines()[-1]
+    assert last == "Z. 25"
+    with pytest.raises(DataError, match="row 0: 27 options, expected at most 26"):
+        read(write(rows=[{**row, "options": list(range(27))}]))
+
+
 def test_results_outlive_the_file_that_made_them(write, evaluate, tmp_path):
     path = write(groups=["size"])
     assert evaluate(path) == 0
@@ -252,6 +300,21 @@ def test_results_outlive_the_file_that_made_them(write, evaluate, tmp_path):
     path.unlink()
     assert score.main([str(tmp_path / "out")]) == 0
     assert read_scores(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("content", ["{", "7", "[]", '{"prompt": 3}'])
+def test_a_damaged_description_is_named(write, evaluate, tmp_path, capsys, content):
+    path = write()
+    assert evaluate(path) == 0
+    path.unlink()
+    file = tmp_path / "out/own/mine/settings.json"
+    saved = json.loads(file.read_text())
+    saved["info"]["benchmark_content"] = content
+    file.write_text(json.dumps(saved))
+    assert score.main([str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "own/mine: the description of the benchmark in settings.json is damaged" in error
+    assert f"restore {path}" in error
 
 
 def test_responses_without_public_answers_are_written_for_upload(write, evaluate, tmp_path):
