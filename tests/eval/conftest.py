@@ -22,6 +22,13 @@ def checkpoint(tmp_path_factory):
     return _tiny.write_checkpoint(tmp_path_factory.mktemp("eval") / "tiny")
 
 
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch, request):
+    """No plots, except where a test's name asks for them: drawing takes longer than scoring, and than answering."""
+    if "plots" not in request.node.name:
+        monkeypatch.setattr("eval.score.write_task_plots", lambda folder, result: None)
+
+
 def make_record(index, *, answer="blue", num_images=1, **meta):
     return {
         "id": index,

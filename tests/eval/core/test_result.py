@@ -1,9 +1,7 @@
 """The three files of a result, whole and damaged in every way that a disk, an editor or a person can damage them."""
 
-import contextlib
 import copy
 import json
-import re
 
 import pytest
 
@@ -87,21 +85,20 @@ def test_a_prediction_comes_back_as_it_was(tmp_path):
 def test_a_wrong_field_is_an_error_with_the_file_or_does_no_harm(folder, name):
     path = folder / name
     text = path.read_text().splitlines()[0] if name.endswith("l") else path.read_text()
-    refused = set()
+    refused = []
     for place, content in damage_everywhere(json.loads(text)):
         path.write_text(json.dumps(content) + "\n")
-        with contextlib.suppress(EvalError):
+        try:
             READERS[name](folder)
-            continue
-        with pytest.raises(EvalError, match=re.escape(str(path))):
-            READERS[name](folder)
-        refused.add(place[-1])
+        except EvalError as error:
+            refused.append((place[-1], str(error)))
     expected = {
         "scores.json": {"task", "results", "official", "score", "count", "low", "by_length", "score_sums", "letters"},
         "settings.json": {"settings", "fingerprint", "rope_pos_id_version", "rope_pos_id_stride", "checkpoint"},
         "predictions.jsonl": {"id", "response", "answer", "metadata", "seconds", "failure", "num_tiles"},
     }
-    assert refused >= expected[name]
+    assert all(str(path) in message for _, message in refused)
+    assert {field for field, _ in refused} >= expected[name]
 
 
 @pytest.mark.parametrize("name", ["scores.json", "settings.json", "predictions.jsonl"])
