@@ -164,6 +164,8 @@ def attend_fused(
     if takes_flash(query):
         flash = torch.ops.aten._scaled_dot_product_flash_attention
         return flash(query, key, value, dropout, is_causal, scale=scaling)[0]
+    if not query.is_cuda:
+        key, value = (repeat_heads(x, query.shape[1]) for x in (key, value))
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(
         query, key, value, dropout_p=dropout, is_causal=is_causal, scale=scaling, enable_gqa=grouped

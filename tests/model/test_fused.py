@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from packaging.version import Version
 
 from internvl.model.fused import CompiledOnCuda
 from internvl.model.modeling_internlm2 import gated_silu, gated_silu_backward
@@ -34,7 +35,8 @@ def assert_compiles(name, backend, atol):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_are_one_graph_for_all_lengths(name):
-    assert_compiles(name, "aot_eager", atol=0)
+    one_rounding_more = Version(torch.__version__) < Version("2.9")  # in its derivative of silu
+    assert_compiles(name, "aot_eager", atol=2**-6 if one_rounding_more else 0)
 
 
 @pytest.mark.slow

@@ -297,7 +297,8 @@ def test_every_way_to_read_a_config_takes_a_released_one(name, read, tmp_path):
 def test_numbers_may_be_written_as_another_type_and_anything_may_be_null(name):
     def rewrite(value):
         if isinstance(value, dict):
-            return {key: rewrite(entry) for key, entry in value.items()}
+            # Labels of classifiers stay: releases of transformers differ in what they take for them.
+            return {key: entry if key == "label2id" else rewrite(entry) for key, entry in value.items()}
         if type(value) is int:
             return float(value)
         if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):

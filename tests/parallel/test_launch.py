@@ -109,7 +109,8 @@ def test_slurm_ranks_meet_without_an_address(tmp_path):
     ]
     outputs = [task.communicate(timeout=120)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0]
-    assert outputs == ["2 0 2 gloo\n", "2 1 2 gloo\n"]
+    # Older releases of torch say on standard output, too, that ranks have met.
+    assert [output.splitlines()[-1] for output in outputs] == ["2 0 2 gloo", "2 1 2 gloo"]
 
 
 def test_several_machines_need_an_address():
