@@ -84,14 +84,13 @@ train() { # method, version of the positions
 }
 
 ask() { # method, length in units of 1,024 tokens, name of the positions, flags...
-    out=$WORK/$1/evaluations/$3
-    tasks=mm_niah/retrieval-text-$2k-test
-    checkpoint=$WORK/$1
     step "$1, $2k, asked with $3"
+    model=$WORK/$1
+    task=mm_niah/retrieval-text-$2k-test
+    out=$model/evaluations/$3
     shift 3
-    if [ -f "$out/${tasks}/scores.json" ]; then return; fi
-    run "$PYTHON" -m eval.run --checkpoint "$checkpoint" --data_root "$WORK/contexts" --out "$out" --tasks "$tasks" \
-        --max_num 64 "$@"
+    if [ -f "$out/$task/scores.json" ]; then return; fi
+    run "$PYTHON" -m eval.run --checkpoint "$model" --data_root "$WORK/contexts" --out "$out" --tasks "$task" --max_num 64 "$@"
 }
 
 for method in $METHODS; do
