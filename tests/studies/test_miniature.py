@@ -355,9 +355,7 @@ def test_the_command_line_makes_data_tables_and_figures(tmp_path, capsys):
     assert main(["tables", str(tmp_path / "missing.json")]) == 2
 
 
-@pytest.mark.parametrize(
-    "results", sorted((REPOSITORY / "docs" / "results").glob("*.json")), ids=lambda path: path.name
-)
+@pytest.mark.parametrize("results", RESULTS, ids=lambda path: path.name)
 def test_the_documented_tables_are_those_of_the_results(results):
     page = (REPOSITORY / "docs" / "reproduction.md").read_text()
     assert update_page(page, results.name, format_tables(read_study(results))) == page
@@ -366,7 +364,7 @@ def test_the_documented_tables_are_those_of_the_results(results):
 def test_every_figure_of_the_study_stands_on_the_page():
     page = (REPOSITORY / "docs" / "reproduction.md").read_text()
     names = make_figures(read_study(REPOSITORY / "docs" / "results" / "miniature.json"), "miniature")
-    shown = re.findall(r"\(images/([^)]*)\.png\)", page)
+    shown = re.findall(r"\(images/(miniature_[^)]*)\.png\)", page)
     assert sorted(shown) == sorted(names)
     assert all((REPOSITORY / "docs" / "images" / f"{name}.png").is_file() for name in names)
 

@@ -51,7 +51,7 @@ def draw_items(
                 questions[task] = context.ask_for_digit(words[number % len(words)])
             items = {}
             for task, question in questions.items():
-                items[task] = _write_item(f"{task}-{factor}x-{number:04d}", context, question, counter)
+                items[task] = write_context_item(f"{task}-{factor}x-{number:04d}", context, question, counter)
                 items[task]["meta"]["length_factor"] = factor
             yield items
 
@@ -78,7 +78,8 @@ def measure_depth(context: TileContext, needle: Needle, counter: PieceCounter) -
     return counter.measure_depth(context.pieces, context.find(needle), sum(counter.count(context.pieces)))
 
 
-def _write_item(name: str, context: TileContext, question: Question, counter: PieceCounter) -> Record:
+def write_context_item(name: str, context: TileContext, question: Question, counter: PieceCounter) -> Record:
+    """The item that asks a question about a context, with its lengths, and the depth of the needle."""
     (asked,) = question.asked
     needle = context.needles[asked]
     num_visual = sum(piece.num_visual for piece in context.pieces)
