@@ -131,7 +131,7 @@ def draw_band_panels(
         axes.remove()
     for axes in grid[max(0, len(panels) - columns) : len(panels)]:  # the last one of every column
         axes.tick_params(labelbottom=True)
-    figure.suptitle(title, fontsize=10, color=INK)
+    figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=10, color=INK)  # clear of the legend
     figure.supxlabel(xlabel, fontsize=9, color=INK)
     figure.supylabel("accuracy", fontsize=9, color=INK)
     figure.legend(

@@ -363,7 +363,12 @@ def test_the_documented_tables_are_those_of_the_results(results):
 
 def test_every_figure_of_the_study_stands_on_the_page():
     page = (REPOSITORY / "docs" / "reproduction.md").read_text()
-    names = make_figures(read_study(REPOSITORY / "docs" / "results" / "miniature.json"), "miniature")
+    results = REPOSITORY / "docs" / "results"
+    names = [
+        name
+        for stem in ("miniature", "miniature_schemes")
+        for name in make_figures(read_study(results / f"{stem}.json"), stem)
+    ]
     shown = re.findall(r"\(images/(miniature_[^)]*)\.png\)", page)
     assert sorted(shown) == sorted(names)
     assert all((REPOSITORY / "docs" / "images" / f"{name}.png").is_file() for name in names)
