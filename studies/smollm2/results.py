@@ -47,7 +47,7 @@ class _Study:
 
 
 def collect_rows(work: Path) -> list[Row]:
-    """All finished evaluations, the trained ones first, by length. Raises EvalError if there are none."""
+    """All finished evaluations by method, positions and length. Raises EvalError if there are none."""
     rows = []
     for path in work.rglob(SCORES_NAME):
         place = _PLACE.fullmatch(path.relative_to(work).as_posix())

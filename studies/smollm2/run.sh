@@ -1,8 +1,8 @@
 #!/bin/sh
 # Words between pictures, asked of SmolLM2-135M-Instruct at a quarter to four times of its window of 8,192 tokens.
 #
-#   sh studies/smollm2/run.sh --quick        # one training, 2k and 8k; minutes
-#   sh studies/smollm2/run.sh                # everything; two to three hours of one core
+#   sh studies/smollm2/run.sh --quick        # whether it runs: one short training, 2k and 8k
+#   sh studies/smollm2/run.sh                # everything; hours
 #   sh studies/smollm2/run.sh --dry-run      # prints the commands and runs nothing
 #
 # Finished steps are skipped and an interrupted evaluation continues: start it again at any time. An interrupted training
@@ -24,7 +24,7 @@
 #   COUNTS      test contexts, LENGTH:COUNT, length in units of 1,024 tokens, eight questions each
 #               (2:8 8:4 16:2 32:1; quick: 2:2 8:1)
 #   TILES       of a training context at most             (8)
-#   STEPS       optimiser steps                           (40)
+#   STEPS       optimiser steps                           (300; quick: 40, too few to learn the task)
 #   LORA        rank                                      (16)
 #   SEED        of everything drawn                       (0)
 #   PYTHON      interpreter                               (.venv/bin/python, else python3)
@@ -33,7 +33,7 @@ set -eu
 
 for flag in "$@"; do
     case $flag in
-        --quick) : "${WORK:=work_dirs/smollm2_quick}" "${METHODS:=default}" "${COUNTS:=2:2 8:1}" ;;
+        --quick) : "${WORK:=work_dirs/smollm2_quick}" "${METHODS:=default}" "${COUNTS:=2:2 8:1}" "${STEPS:=40}" ;;
         *) die "$(show "$flag") is not known, expected --quick, --dry-run, --help or nothing" ;;
     esac
 done
@@ -45,7 +45,7 @@ check_texts WORK
 : "${METHODS:=default rnd}"
 : "${COUNTS:=2:8 8:4 16:2 32:1}"
 : "${TILES:=8}"
-: "${STEPS:=40}"
+: "${STEPS:=300}"
 : "${LORA:=16}"
 : "${SEED:=0}"
 for method in $METHODS; do

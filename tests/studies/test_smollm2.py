@@ -156,4 +156,3 @@ def test_rows_survive_the_file(tmp_path):
 def test_the_documented_table_is_that_of_the_results(results):
     page = (REPOSITORY / "docs" / "reproduction.md").read_text()
     assert update_page(page, results.name, format_rows(read_rows(results))) == page
-    assert f"images/{results.stem}.png" in page
